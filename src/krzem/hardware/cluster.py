@@ -1,0 +1,45 @@
+"""A cluster: how many devices of one kind, in what nodes, joined by what links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from krzem.hardware.device import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """``devices`` equal devices; every quantity here is known (unknown ones raised earlier).
+
+    Ranks fill a node, then a scale-up domain, then the network, as every framework maps them.
+    """
+
+    device: Device
+    devices: int
+    devices_per_node: int
+    memory_bytes: float
+    memory_bytes_per_s: float
+    scale_up_domain: int
+    """Devices joined by the scale-up links (at least 1)."""
+    scale_up_bytes_per_s: float
+    """Per device, one direction."""
+    scale_out_bytes_per_s: float
+    """Per device, one direction, through its share of the node's network interfaces."""
+    oversubscription: float = 1.0
+    """How much narrower the spine is than the leaves (1: non-blocking)."""
+    power_w: float | None = None
+    """Per device, the whole system's share when ``pue`` and host power are folded in by the user."""
+    pue: float | None = None
+    usd_per_device_hour: float | None = None
+    failures_per_device_day: float | None = None
+    """Interruptions of the whole job, per device and day."""
+    restart_seconds: float | None = None
+    checkpoint_write_bytes_per_s: float | None = None
+    """Aggregate rate into storage, whole job."""
+    host_memory_bytes_per_device: float | None = None
+    name: str = ""
+
+    @property
+    def nodes(self) -> int:
+        """Nodes, the last one possibly not full."""
+        return -(-self.devices // self.devices_per_node)

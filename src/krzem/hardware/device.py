@@ -1,0 +1,58 @@
+"""An accelerator as its data sheet and as a framework sees it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Mapping
+
+
+class Confidence(enum.StrEnum):
+    """How far a row of the catalogue can be trusted."""
+
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One *device*: what a training framework counts as one rank's accelerator.
+
+    Where a card holds two dies that software sees apart (MI250X, Ascend 910C, Trainium), a
+    ``Device`` is one die and ``dies_per_card`` is 2: rates, memory, links and power here are
+    those of the die.  Quantities nobody published are None: a plan that needs one stops and says
+    so.
+    """
+
+    id: str
+    """Catalogue id (``nvidia-h800-sxm``)."""
+    vendor: str
+    name: str
+    family: str
+    """Calibration family: chips that share an architecture (``nvidia-hopper``)."""
+    dies_per_card: int = 1
+    device_is: str = "card"
+    """What one device is, in words (``card``, ``half a card (one of two dies)``)."""
+    peak_flops: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Dense peak, FLOP/s, by arithmetic type: fp32, tf32, fp16, bf16, fp8, fp4, int8."""
+    memory_bytes: float | None = None
+    memory_bytes_per_s: float | None = None
+    scale_up_name: str = ""
+    scale_up_bytes_per_s: float | None = None
+    """Per device, one direction."""
+    scale_up_domain: int | None = None
+    """Devices reachable over the scale-up links."""
+    scale_out_bytes_per_s: float | None = None
+    """Network interface per device, one direction (typical node)."""
+    devices_per_node: int | None = None
+    power_w: float | None = None
+    price_usd: float | None = None
+    rental_usd_per_hour: float | None = None
+    software: str = ""
+    """Framework device string: cuda, hip, npu, tpu, …"""
+    released: str = ""
+    sources: str = ""
+    confidence: Confidence = Confidence.LOW
+    notes: str = ""
