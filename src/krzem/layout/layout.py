@@ -1,0 +1,161 @@
+"""How one training step is cut over devices: one layout, as a value."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, fields, replace
+
+from krzem.errors import LayoutError, nearest, shorten
+
+
+class Schedule(enum.StrEnum):
+    """Pipeline schedules, by the names their papers and PyTorch use."""
+
+    ONE_F_ONE_B = "1f1b"
+    INTERLEAVED = "interleaved"
+    ZB_H1 = "zb-h1"
+    ZB_V = "zb-v"
+    DUALPIPE = "dualpipe"
+    DUALPIPE_V = "dualpipev"
+
+
+class Recompute(enum.StrEnum):
+    """Activation recomputation.
+
+    ``attention`` recomputes the attention core (scores, softmax, dropout);
+    ``modules`` recomputes what is cheap: norms, activation functions, latent up-projections;
+    ``full`` recomputes whole layers (``recompute_layers`` of each stage, all where None).
+    """
+
+    NONE = "none"
+    ATTENTION = "attention"
+    MODULES = "modules"
+    FULL = "full"
+
+
+class ContextParallel(enum.StrEnum):
+    """How context-parallel ranks exchange keys and values."""
+
+    RING = "ring"
+    ALL_TO_ALL = "a2a"
+    ALL_GATHER = "allgather"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Degrees of parallelism and memory policy of one run.
+
+    ``tp * cp * pp * dp`` is the number of devices.  Experts are spread over ``ep`` ranks, each
+    expert cut ``etp`` ways; what is left, ``tp * cp * dp / (ep * etp)``, is the expert
+    data-parallel degree.  Ranks are ordered tensor, context, (expert), data, pipeline, as
+    Megatron-Core does by default.
+    """
+
+    tp: int = 1
+    cp: int = 1
+    pp: int = 1
+    vpp: int = 1
+    """Model chunks per pipeline rank (2 for the V-shaped schedules)."""
+    ep: int = 1
+    etp: int = 1
+    dp: int = 1
+    micro_batch: int = 1
+    """Sequences per micro-batch and data-parallel rank."""
+    zero: int = 1
+    """0: replicated, 1: optimiser states, 2: and gradients, 3: and weights sharded (FSDP)."""
+    shard: int = 0
+    """Ranks over which ZeRO shards; 0 means all data-parallel ranks, fewer means hybrid (HSDP)."""
+    sequence_parallel: bool = True
+    """Norms and residuals cut along the sequence over the tensor-parallel ranks."""
+    schedule: Schedule = Schedule.ONE_F_ONE_B
+    first_stage_layers: int | None = None
+    """Layers on the first pipeline rank; None: spread as evenly as the schedule allows."""
+    last_stage_layers: int | None = None
+    recompute: Recompute = Recompute.NONE
+    recompute_layers: int | None = None
+    """Layers per pipeline rank recomputed whole (with ``full``); None: all of them."""
+    context_parallel: ContextParallel = ContextParallel.RING
+    offload_optimizer: bool = False
+    """Optimiser states and their update live in host memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "cp", "pp", "vpp", "ep", "etp", "dp", "micro_batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10**7:
+                raise LayoutError(f"{name}={value!r}: a whole number from 1 to 10,000,000 is needed")
+        if self.zero not in (0, 1, 2, 3):
+            raise LayoutError(f"zero={self.zero!r}: the ZeRO stage is 0, 1, 2 or 3")
+        if not 0 <= self.shard <= self.dp * self.cp:
+            raise LayoutError(
+                f"shard={self.shard}: sharding spans at most dp*cp = {self.dp}*{self.cp} ranks"
+            )
+
+    @property
+    def devices(self) -> int:
+        """Devices the layout occupies."""
+        return self.tp * self.cp * self.pp * self.dp
+
+    def __str__(self) -> str:
+        """The short form that :func:`parse_layout` reads back; defaults are left out."""
+        parts = []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in _ALWAYS or value != item.default:
+                text = int(value) if isinstance(value, bool) else value
+                parts.append(f"{_SHORT.get(item.name, item.name)}={text}")
+        return ",".join(parts)
+
+
+_ALWAYS = frozenset({"tp", "pp", "dp", "micro_batch", "zero"})
+_SHORT = {
+    "micro_batch": "mbs",
+    "sequence_parallel": "sp",
+    "first_stage_layers": "first",
+    "last_stage_layers": "last",
+    "recompute_layers": "rlayers",
+    "context_parallel": "cpkind",
+    "offload_optimizer": "offload",
+}
+_LONG = {short: long for long, short in _SHORT.items()}
+_ENUMS: dict[str, type[Schedule] | type[Recompute] | type[ContextParallel]] = {
+    "schedule": Schedule,
+    "recompute": Recompute,
+    "context_parallel": ContextParallel,
+}
+
+
+def parse_layout(text: str) -> Layout:
+    """Read ``tp=1,pp=16,ep=64,mbs=1,...``; names are those of :class:`Layout` or its short forms.
+
+    Raises:
+        LayoutError: an unknown name, a value of the wrong kind, or the same name twice.
+    """
+    known = [item.name for item in fields(Layout)]
+    values: dict[str, object] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        key, sep, raw = part.partition("=")
+        name = _LONG.get(key.strip().lower(), key.strip().lower().replace("-", "_"))
+        if not sep or name not in known:
+            offer = ", ".join(nearest(name, [*known, *_LONG])) or ", ".join([*_LONG, *known])
+            raise LayoutError(
+                f"layout: {shorten(part)!r} is not name=value with a known name; nearest: {offer}"
+            )
+        if name in values:
+            raise LayoutError(f"layout: {key.strip()!r} is given twice")
+        values[name] = _value(name, raw.strip().lower())
+    return replace(Layout(), **values)  # type: ignore[arg-type]
+
+
+def _value(name: str, raw: str) -> object:
+    if name in _ENUMS:
+        choices = [member.value for member in _ENUMS[name]]
+        if raw not in choices:
+            raise LayoutError(f"layout: {name}={shorten(raw)!r} is not one of {', '.join(choices)}")
+        return _ENUMS[name](raw)
+    if name in ("sequence_parallel", "offload_optimizer"):
+        if raw not in ("0", "1", "true", "false"):
+            raise LayoutError(f"layout: {name}={shorten(raw)!r} is not 0 or 1")
+        return raw in ("1", "true")
+    if not raw.isascii() or not raw.isdigit() or len(raw) > 8:
+        raise LayoutError(f"layout: {name}={shorten(raw)!r} is not a whole number")
+    return int(raw)
