@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
+from krzem.facts.fact import Fact
 from krzem.hardware.device import Device
 
 
@@ -22,13 +25,20 @@ class Cluster:
     scale_up_domain: int
     """Devices joined by the scale-up links (at least 1)."""
     scale_up_bytes_per_s: float
-    """Per device, one direction."""
+    """Per device, one direction; the scale-out rate where a domain is a single device."""
     scale_out_bytes_per_s: float
-    """Per device, one direction, through its share of the node's network interfaces."""
+    """Per device, one direction, through its share of the node's network interfaces.
+
+    Nothing crosses the network where one domain holds the whole cluster: then, if unknown, this
+    is the scale-up rate."""
     oversubscription: float = 1.0
     """How much narrower the spine is than the leaves (1: non-blocking)."""
+    rails: int | None = None
+    """Separate network planes: device i of every node shares plane i modulo ``rails``."""
     power_w: float | None = None
-    """Per device, the whole system's share when ``pue`` and host power are folded in by the user."""
+    """Per device: the accelerator's own limit."""
+    system_power_ratio: float | None = None
+    """IT power of hosts, links and devices over that of the devices alone."""
     pue: float | None = None
     usd_per_device_hour: float | None = None
     failures_per_device_day: float | None = None
@@ -38,6 +48,10 @@ class Cluster:
     """Aggregate rate into storage, whole job."""
     host_memory_bytes_per_device: float | None = None
     name: str = ""
+    measured: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """What probes measured on this cluster, in base units (``bf16_flops``, ``launch_seconds``)."""
+    facts: Mapping[str, Fact] = field(default_factory=lambda: MappingProxyType({}))
+    """Range and source behind an optional quantity, by the name of its field here."""
 
     @property
     def nodes(self) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Mapping
 
 
 class Confidence(enum.StrEnum):
@@ -33,10 +33,13 @@ class Device:
     family: str
     """Calibration family: chips that share an architecture (``nvidia-hopper``)."""
     dies_per_card: int = 1
+    """Devices that software sees on one card by default."""
+    fraction: float = 1.0
+    """The part of a card that this device is (1.0 where whole cards were asked for)."""
     device_is: str = "card"
     """What one device is, in words (``card``, ``half a card (one of two dies)``)."""
     peak_flops: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    """Dense peak, FLOP/s, by arithmetic type: fp32, tf32, fp16, bf16, fp8, fp4, int8."""
+    """Dense peak, FLOP/s, by arithmetic type: fp64, tf32, fp16, bf16, fp8, fp4, int8."""
     memory_bytes: float | None = None
     memory_bytes_per_s: float | None = None
     scale_up_name: str = ""
@@ -44,6 +47,8 @@ class Device:
     """Per device, one direction."""
     scale_up_domain: int | None = None
     """Devices reachable over the scale-up links."""
+    die_link_bytes_per_s: float | None = None
+    """Between the devices of one card, per device, one direction."""
     scale_out_bytes_per_s: float | None = None
     """Network interface per device, one direction (typical node)."""
     devices_per_node: int | None = None

@@ -1,0 +1,34 @@
+"""A published figure with its range and where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """``low`` and ``high`` bound what is published, ``mid`` is the working value."""
+
+    what: str
+    low: float
+    mid: float
+    high: float
+    unit: str
+    source: str
+    date: str = ""
+    """Year-month of the source."""
+    confidence: str = "low"
+    """high, medium, low (as in the catalogue) or given (by the user)."""
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.low <= self.mid <= self.high):
+            raise ValueError(f"{self.what}: {self.low}, {self.mid}, {self.high} are out of order")
+
+    @classmethod
+    def given(cls, what: str, value: float, unit: str, source: str) -> Fact:
+        """What the user states: no range."""
+        return cls(
+            what=what, low=value, mid=value, high=value, unit=unit, source=source,
+            confidence="given",
+        )  # fmt: skip

@@ -1,0 +1,184 @@
+"""The catalogue of accelerators: ids and short names in, a Device with its facts out.
+
+A name is an id (``nvidia-h800-sxm``) or a short form: its parts, separated by hyphens, must
+appear in the id in that order (``h800``, ``910c``, ``ascend-910c``, ``a100-40``).  Where several
+ids hold them, those win where they come first (``v100`` is NVIDIA's, not ``iluvatar-bi-v100``);
+among these the first rule that leaves one id decides:
+
+1. nothing is left over at the end of the id (``gaudi3`` is ``intel-gaudi3``, not
+   ``intel-gaudi3-hl328``);
+2. only the module form is left over: sxm or oam before pcie and nvl (``h100`` is
+   ``nvidia-h100-sxm``);
+3. only the module form and the memory are left over: the larger memory (``a100`` is
+   ``nvidia-a100-sxm-80``).
+
+Anything else is ambiguous and refused with the candidates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+
+from krzem.errors import InputError, UnknownNameError
+from krzem.facts.table import read_table
+from krzem.hardware.device import Confidence, Device
+
+TABLE = "accelerators.csv"
+
+_PEAKS = {
+    "fp64": "fp64_tflops", "tf32": "tf32_tflops", "fp16": "fp16_tflops", "bf16": "bf16_tflops",
+    "fp8": "fp8_tflops", "fp4": "fp4_tflops", "int8": "int8_tops",
+}  # fmt: skip
+_MODULE = re.compile(r"(sxm\d?|oam)")
+_GIB = 2.0**30
+_MOST_PARTS = 16
+
+
+def device_ids() -> tuple[str, ...]:
+    """Every id, in the order of the table."""
+    return tuple(_rows())
+
+
+def device_row(name: str) -> Mapping[str, str]:
+    """All cells of one card's row as text, sources and notes included.
+
+    Raises UnknownNameError.
+    """
+    return _rows()[find_id(name)]
+
+
+def load_device(name: str, fraction: float | None = None) -> Device:
+    """The device that software sees on the card ``name`` (an id or a short form).
+
+    ``fraction`` is the part of a card that one device is: by default one over ``dies_per_card``
+    (half a card of Ascend 910C); 1.0 asks for whole cards, as some publications count them.
+    Rates, memory, links, power and price are those of the part; a domain or node of n cards
+    holds n / fraction devices.
+
+    Raises UnknownNameError, and InputError where ``fraction`` is not one over a whole number.
+    """
+    return _device(find_id(name), fraction)
+
+
+@cache
+def find_id(name: str) -> str:
+    """The id that ``name`` stands for, by the rules above; raises UnknownNameError."""
+    asked = re.sub(r"[\s_/]+", "-", name.strip().lower())
+    if asked in _rows():
+        return asked
+    wanted = tuple(re.sub(r"^(\d+)gi?b$", r"\1", part) for part in asked.split("-") if part)
+    ranks = {i: rank for i in _rows() if (rank := _rank(i, wanted)) is not None}
+    if not ranks:
+        raise UnknownNameError("device", name, _rows(), "`krzem devices` lists all of them.")
+    best = min(ranks.values())
+    first = [i for i, rank in ranks.items() if rank == best]
+    if len(first) > 1:
+        offer = ", ".join(first[:8])
+        raise UnknownNameError("device", name, (), f"It may be any of {offer}: write the whole id.")
+    return first[0]
+
+
+def _rank(device_id: str, wanted: tuple[str, ...]) -> tuple[int, int, float] | None:
+    """How well an id fits, lower being better: where it starts, which rule, how much memory.
+
+    None where it does not hold all parts in that order.
+    """
+    parts = device_id.split("-")
+    if not wanted or wanted[0] not in parts:
+        return None
+    start = parts.index(wanted[0])
+    rest = iter(parts[start:])
+    left: list[str] = []
+    for part in wanted:
+        for have in rest:
+            if have == part:
+                break
+            left.append(have)
+        else:
+            return None
+    left += rest
+    return start, *_rule(device_id, left)
+
+
+def _rule(device_id: str, left: list[str]) -> tuple[int, float]:
+    memory = _rows()[device_id]["mem_gib"]
+    others = [part for part in left if not _MODULE.fullmatch(part)]
+    if not left:
+        return 0, 0.0
+    if not others:
+        return 1, 0.0
+    return (2, -float(memory)) if others == [memory] else (3, 0.0)
+
+
+@cache
+def _rows() -> Mapping[str, Mapping[str, str]]:
+    return MappingProxyType({row["id"]: row for row in read_table(TABLE)})
+
+
+@cache
+def _device(device_id: str, fraction: float | None) -> Device:
+    row = _rows()[device_id]
+    dies = int(row["dies_per_card"])
+    parts = dies if fraction is None else _parts(device_id, fraction)
+    part = 1.0 / parts
+    return Device(
+        id=device_id,
+        vendor=row["vendor"],
+        name=f"{row['name']} {row['variant']}".strip(),
+        family=row["family"],
+        dies_per_card=dies,
+        fraction=part,
+        device_is=_what_it_is(row, dies, parts),
+        peak_flops=_peaks(row, part),
+        memory_bytes=_number(row["mem_visible_gib"] or row["mem_gib"], _GIB * part),
+        memory_bytes_per_s=_number(row["mem_gb_per_s"], 1e9 * part),
+        scale_up_name=row["scaleup_name"],
+        scale_up_bytes_per_s=_number(row["scaleup_gb_per_s"], 1e9 * part),
+        scale_up_domain=_whole(row["scaleup_domain"], parts),
+        die_link_bytes_per_s=_number(row["die_link_gb_per_s"], 1e9) if parts > 1 else None,
+        scale_out_bytes_per_s=_number(row["scaleout_gbit_per_s"], 1e9 / 8 * part),
+        devices_per_node=_whole(row["cards_per_node"], parts),
+        power_w=_number(row["tdp_w"], part),
+        price_usd=_number(row["price_usd"], part),
+        rental_usd_per_hour=_number(row["rental_usd_per_hour"], part),
+        software=row["framework_device"],
+        released=row["released"],
+        sources=row["sources"],
+        confidence=Confidence(row["confidence"]),
+        notes=row["notes"],
+    )
+
+
+def _parts(device_id: str, fraction: float) -> int:
+    parts = round(1 / fraction) if 1 / _MOST_PARTS <= fraction <= 1 else 0
+    if parts < 1 or abs(parts * fraction - 1) > 1e-6:
+        raise InputError(
+            f"a device of {device_id} cannot be {fraction:g} of a card: the part must be one over "
+            f"a whole number up to {_MOST_PARTS} (1, 0.5, 0.25, ...)."
+        )
+    return parts
+
+
+def _what_it_is(row: Mapping[str, str], dies: int, parts: int) -> str:
+    die = row["die_is"] or "part"
+    if parts == 1:
+        return "card" if dies == 1 else f"whole card ({dies} x {die}, which software sees apart)"
+    if parts == dies:
+        return f"one {die} of {dies} on a card"
+    return f"1/{parts} of a card"
+
+
+def _peaks(row: Mapping[str, str], part: float) -> Mapping[str, float]:
+    peaks = {kind: _number(row[column], 1e12 * part) for kind, column in _PEAKS.items()}
+    return MappingProxyType({kind: peak for kind, peak in peaks.items() if peak is not None})
+
+
+def _number(cell: str, factor: float) -> float | None:
+    return float(cell) * factor if cell else None
+
+
+def _whole(cell: str, factor: int) -> int | None:
+    return int(cell) * factor if cell else None

@@ -1,0 +1,151 @@
+"""The keys of a cluster file: how each is read, in what unit, and every fault at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from krzem.errors import ClusterError, QuantityError, nearest, shorten
+from krzem.quantity import (
+    parse_bytes,
+    parse_count,
+    parse_devices,
+    parse_duration,
+    parse_flops,
+    parse_power,
+    parse_price,
+    parse_rate,
+    parse_ratio,
+)
+
+MOST_DEVICES = 10_000_000
+"""Ten times the largest cluster announced so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key: its reader, its example, what it means."""
+
+    read: Callable[[Any], Any]
+    example: str
+    means: str
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or len(value) > 200:
+        raise QuantityError("it must be text of 1 to 200 characters in quotes.")
+    return value.strip()
+
+
+def _devices(value: Any) -> int:
+    count = parse_devices(value)
+    if count > MOST_DEVICES:
+        raise QuantityError(f"{count:,} is more than the {MOST_DEVICES:,} that can be planned for.")
+    return count
+
+
+def _at_least_one(value: Any) -> float:
+    ratio = parse_ratio(value)
+    if ratio < 1:
+        raise QuantityError(f"it is {ratio:g}, and less than 1 is not possible here.")
+    return ratio
+
+
+KEYS: Mapping[str, Key] = {
+    "device": Key(_text, '"h800"', "catalogue id or short form"),
+    "name": Key(_text, '"my cluster"', "how reports call it"),
+    "devices": Key(_devices, "2048", "devices as software sees them"),
+    "cards": Key(_devices, "1024", "cards, where a card holds several devices"),
+    "nodes": Key(_devices, "256", "full nodes"),
+    "devices_per_node": Key(_devices, "8", "devices of one server"),
+    "scale_up_domain": Key(_devices, "8", "devices joined by NVLink, UB, xGMI, ..."),
+    "scale_up_bandwidth": Key(parse_rate, '"200 GB/s"', "per device, one direction"),
+    "scale_out_bandwidth": Key(parse_rate, '"400 Gbit/s"', "per device, one direction"),
+    "nics_per_node": Key(parse_count, "8", "network interfaces of one server"),
+    "nic_bandwidth": Key(parse_rate, '"400 Gbit/s"', "each, one direction"),
+    "rails": Key(parse_count, "8", "separate network planes"),
+    "oversubscription": Key(_at_least_one, '"2:1"', "leaf to spine; 1 is non-blocking"),
+    "memory": Key(parse_bytes, '"80 GiB"', "per device"),
+    "memory_bandwidth": Key(parse_rate, '"3.35 TB/s"', "per device"),
+    "host_memory": Key(parse_bytes, '"2 TB"', "per node"),
+    "storage_bandwidth": Key(parse_rate, '"100 GB/s"', "writing checkpoints, all devices together"),
+    "price": Key(parse_price, '"$2/h"', "per device and hour"),
+    "power": Key(parse_power, '"700 W"', "per device"),
+    "system_power_ratio": Key(_at_least_one, "1.5", "power of all IT over that of the devices"),
+    "pue": Key(_at_least_one, "1.2", "power of the site over that of all IT"),
+    "device_days_between_interruptions": Key(
+        parse_count, "3000", "devices x days per interruption"
+    ),
+    "restart_time": Key(parse_duration, '"15 min"', "from an interruption to training again"),
+}
+
+MEASURED: Mapping[str, tuple[str, Key]] = {
+    **{
+        kind: (f"{kind}_flops", Key(parse_flops, '"650 TFLOP/s"', f"large {kind} matrix product"))
+        for kind in ("tf32", "fp16", "bf16", "fp8", "fp4")
+    },
+    **{
+        f"{tier}_bandwidth": (f"{tier}_bytes_per_s", Key(parse_rate, '"170 GB/s"', "large message"))
+        for tier in ("memory", "scale_up", "scale_out")
+    },
+    **{
+        f"{tier}_latency": (
+            f"{tier}_latency_seconds",
+            Key(parse_duration, '"5us"', "small message"),
+        )
+        for tier in ("scale_up", "scale_out")
+    },
+    "launch_time": ("launch_seconds", Key(parse_duration, '"6us"', "one kernel from the host")),
+    "power": ("power_w", Key(parse_power, '"680 W"', "per device, while training")),
+}
+"""Keys of the [measured] table: the name in Cluster.measured, how it is read."""
+
+
+def read_keys(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of a cluster file in base units, ``measured`` included.
+
+    Raises ClusterError that lists every fault with its key.
+    """
+    faults: list[str] = []
+    measured = table.get("measured", {})
+    if not isinstance(measured, dict):
+        faults.append("measured: it must be a table: write [measured] on its own line.")
+        measured = {}
+    plain = {key: value for key, value in table.items() if key != "measured"}
+    found = _read(plain, KEYS, "", faults)
+    names = {key: entry for key, (_, entry) in MEASURED.items()}
+    probes = _read(measured, names, "measured.", faults)
+    raise_faults(faults, where)
+    return found | {"measured": {MEASURED[key][0]: value for key, value in probes.items()}}
+
+
+def raise_faults(faults: list[str], where: str) -> None:
+    """One ClusterError for all of them; nothing where there is none."""
+    if faults:
+        title = f"{where} has {len(faults)} faults:" if len(faults) > 1 else f"{where}:"
+        raise ClusterError(
+            "\n  ".join([title, *faults]) if len(faults) > 1 else title + " " + faults[0]
+        )
+
+
+def _read(
+    table: Mapping[str, Any], keys: Mapping[str, Key], prefix: str, faults: list[str]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        key = keys.get(name)
+        if key is None:
+            faults.append(_unknown_key(name, keys, prefix))
+            continue
+        try:
+            found[name] = key.read(value)
+        except QuantityError as error:
+            faults.append(f"{prefix}{name}: {error} Here ({key.means}): {name} = {key.example}")
+    return found
+
+
+def _unknown_key(name: str, keys: Mapping[str, Key], prefix: str) -> str:
+    near = nearest(name, keys, 2)
+    offer = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(keys)}."
+    return f"{prefix}{shorten(name, 40)}: unknown key; {offer}"
