@@ -1,0 +1,39 @@
+"""Models: an architecture read from a config, its parameters and its FLOPs."""
+
+from __future__ import annotations
+
+from krzem.model.architecture import (
+    Architecture,
+    Attention,
+    AttentionKind,
+    FeedForward,
+    Indexer,
+    Layer,
+    LayerRun,
+    RouterKind,
+)
+from krzem.model.catalogue import ModelFact, PublishedCount, load_model, model_fact, model_ids
+from krzem.model.parameters import LayerParameters, ParameterCount, count, layer_parameters
+from krzem.model.reader import read_config, supported_types
+
+__all__ = [
+    "Architecture",
+    "Attention",
+    "AttentionKind",
+    "FeedForward",
+    "Indexer",
+    "Layer",
+    "LayerParameters",
+    "LayerRun",
+    "ModelFact",
+    "ParameterCount",
+    "PublishedCount",
+    "RouterKind",
+    "count",
+    "layer_parameters",
+    "load_model",
+    "model_fact",
+    "model_ids",
+    "read_config",
+    "supported_types",
+]

@@ -137,7 +137,7 @@ class Architecture:
     norm_bias: bool = False
     """True for LayerNorm (weight and bias), False for RMSNorm."""
     mtp_layers: int = 0
-    """Multi-token-prediction modules, each one more layer like the last plus a 2h x h projection."""
+    """Multi-token-prediction modules, each a layer like the last plus a 2h x h projection."""
     mtp_layer: Layer | None = None
     hyper_connections: int = 1
     """Residual streams; more than one for manifold-constrained hyper-connections (V4: 4)."""

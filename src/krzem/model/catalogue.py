@@ -1,0 +1,170 @@
+"""The built-in models: real configs with their sources and published sizes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from krzem.errors import UnknownNameError
+from krzem.model.architecture import Architecture
+from krzem.model.config_file import parse_config
+from krzem.model.reader import read_config
+
+_UNITS = {"M": 10**6, "B": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedCount:
+    """A parameter count as its source prints it, and what it counts."""
+
+    text: str
+    """As printed: ``671B``."""
+    value: float
+    rounding: float
+    """Half a unit of the last printed digit, in parameters."""
+    counts: tuple[str, ...]
+    """Which of embedding, head and mtp it includes; see ``ParameterCount.total_of``."""
+
+    def agrees(self, computed: float, tolerance: float = 0.005) -> bool:
+        """Whether ``computed`` lies within ``tolerance`` of it, allowing for its rounding."""
+        return abs(computed - self.value) <= tolerance * self.value + self.rounding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFact:
+    """Where a built-in model comes from and how large its source says it is."""
+
+    id: str
+    aliases: tuple[str, ...]
+    source: str
+    date: str
+    """Publication of the model, ISO 8601."""
+    total: PublishedCount
+    active: PublishedCount | None
+    """None for dense models, where all parameters are active."""
+    note: str
+
+
+def model_ids() -> tuple[str, ...]:
+    """The ids of all built-in models, in the order of the sources table."""
+    return tuple(_facts())
+
+
+def model_fact(name: str) -> ModelFact:
+    """Source and published counts of a built-in model, by id or alias.
+
+    Raises:
+        UnknownNameError: no built-in model has that name.
+    """
+    return _facts()[_resolve(name)]
+
+
+def load_model(name_or_path: str | os.PathLike[str]) -> Architecture:
+    """A built-in model by id or unambiguous alias, or the config at a path.
+
+    ``organisation/name`` is a path where that path exists, else the built-in ``name``.  A built-in
+    name wins over a file of that name in the working folder; ``./name`` is the file.
+
+    Raises:
+        UnknownNameError: neither a built-in name nor an existing path.
+        DataError, ModelError: the config at the path cannot be read.
+    """
+    text = os.fspath(name_or_path)
+    if not isinstance(name_or_path, str) or _is_path(text):
+        return read_config(name_or_path)
+    known = _find(text)
+    if known is None and (os.sep in text or text.endswith(".json") or _exists(text)):
+        return read_config(text)
+    return _load(known or _resolve(text))
+
+
+@cache
+def _load(model_id: str) -> Architecture:
+    raw = parse_config(_folder().joinpath(f"{model_id}.json").read_bytes(), model_id)
+    return read_config(raw, name=model_id, source=_facts()[model_id].source)
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith((".", os.sep)) or (os.sep in text and _exists(text))
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _resolve(name: str) -> str:
+    found = _find(name)
+    if found is None:
+        hint = "See `krzem models`, or give the path of a config.json."
+        raise UnknownNameError("model", name, _facts(), hint)
+    return found
+
+
+def _find(name: str) -> str | None:
+    """The id that ``name`` means: exactly, else as the only one that begins with it."""
+    if len(name) > 100:
+        return None
+    if name in _facts():
+        return name
+    spelt = _squeeze(name)
+    exact = _spellings().get(spelt)
+    if exact is not None or len(spelt) < 3:
+        return exact
+    begun = {known for spelling, known in _spellings().items() if spelling.startswith(spelt)}
+    return begun.pop() if len(begun) == 1 else None
+
+
+def _squeeze(name: str) -> str:
+    """``name`` without case, separators and the organisation before it (``org/Name-8B``)."""
+    return re.sub(r"[^a-z0-9]", "", name.lower().rsplit("/", 1)[-1])
+
+
+@cache
+def _spellings() -> dict[str, str]:
+    return {
+        _squeeze(spelling): fact.id
+        for fact in _facts().values()
+        for spelling in (fact.id, *fact.aliases)
+    }
+
+
+@cache
+def _facts() -> dict[str, ModelFact]:
+    table = _folder().joinpath("SOURCES.csv").read_text(encoding="utf-8")
+    return {row["id"]: _fact(row) for row in csv.DictReader(table.splitlines())}
+
+
+def _folder() -> Traversable:
+    return files("krzem.facts").joinpath("models")
+
+
+def _fact(row: dict[str, str]) -> ModelFact:
+    return ModelFact(
+        id=row["id"],
+        aliases=tuple(row["aliases"].split(";")) if row["aliases"] else (),
+        source=row["source"],
+        date=row["date"],
+        total=_published(row["total"], row["total_counts"]),
+        active=_published(row["active"], row["active_counts"]) if row["active"] else None,
+        note=row["note"],
+    )
+
+
+def _published(text: str, counts: str) -> PublishedCount:
+    digits, unit = text[:-1], _UNITS[text[-1]]
+    decimals = len(digits.partition(".")[2])
+    return PublishedCount(
+        text=text,
+        value=float(digits) * unit,
+        rounding=0.5 * unit / 10**decimals,
+        counts=tuple(counts.split()),
+    )
