@@ -1,0 +1,268 @@
+"""The whole run: from the time of one step to days, device-hours, energy, money and dates.
+
+Every answer is an 80 % interval.  The uncertain inputs (step time, interruption rate, restart
+time, storage rate, power, price) are log-normal, and so is nothing they add up to: so they are
+propagated by sampling (a fixed Latin hypercube, :mod:`krzem.plan.draws`), and the probabilities
+of keeping the deadline and the budget are shares of the same draws.  The luck of the run itself,
+how many interruptions it meets and when, is one more source of chance.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from krzem.errors import GoalError
+from krzem.estimate import Estimate
+from krzem.hardware.cluster import Cluster
+from krzem.plan import money
+from krzem.plan.draws import Draws, draw, normal, summary
+from krzem.plan.goal import Goal
+from krzem.plan.goodput import goodput, lost_variance, optimal_interval
+from krzem.plan.operation import missing, quantity
+
+DAY = 86_400.0
+_NEVER = 1e12
+"""Seconds between interruptions of a cluster that is said to have none."""
+FAULT_FIELDS = ("failures_per_device_day", "restart_seconds", "checkpoint_write_bytes_per_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A stretch of a batch ramp: ``tokens`` trained with ``global_batch`` sequences a step."""
+
+    tokens: float
+    global_batch: int
+    step_seconds: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpointing:
+    """What is saved, how long that stops the run, and how often it is done."""
+
+    bytes: float
+    """Weights, master weights and optimiser moments, without gradients."""
+    write_seconds: Estimate | None
+    interval_seconds: float | None
+    """Seconds of steps between two saves."""
+    interval_steps: int | None
+    optimal: bool
+    """Whether the interval was chosen here to lose the least time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeRun:
+    """The forecast; what is None is explained in ``unknown``."""
+
+    steps: int
+    training_days: Estimate
+    """Time in steps alone: what the run would take if nothing ever stopped it."""
+    days: Estimate | None
+    device_hours: Estimate | None
+    node_hours: Estimate | None
+    energy_mwh: Estimate | None
+    cost_usd: Estimate | None
+    goodput: Estimate | None
+    """Kept step time over wall clock."""
+    interruptions: Estimate | None
+    """Expected number over the run."""
+    recovery_seconds: Estimate | None
+    """From an interruption to training again, the loading of the checkpoint included."""
+    checkpoint: Checkpointing
+    finish: tuple[datetime.date, datetime.date, datetime.date] | None
+    """Early, middle and late end of the 80 % interval, where a start was given."""
+    deadline_probability: float | None
+    """Of finishing within ``goal.deadline_days``; None without a deadline."""
+    budget_probability: float | None
+    """Of costing at most ``goal.budget_usd``; None without a budget."""
+    unknown: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def forecast(
+    step_seconds: Estimate,
+    *,
+    goal: Goal,
+    cluster: Cluster,
+    parameters: float,
+    ramp: Sequence[Phase] = (),
+    start: datetime.date | None = None,
+    checkpoint_interval_seconds: float | None = None,
+) -> WholeRun:
+    """Forecast a run of ``goal.tokens`` whose full-batch step takes ``step_seconds``.
+
+    ``parameters`` is the total count, for the size of a checkpoint.  ``ramp`` holds what is
+    trained before, with smaller batches; its tokens count towards ``goal.tokens``.  The errors of
+    all step times are taken as one: if the full batch is slower than predicted, so is the ramp.
+
+    Raises GoalError where the ramp has more tokens than the goal, a batch above the goal's, or
+    the checkpoint interval is not above zero.
+    """
+    if checkpoint_interval_seconds is not None and not 0 < checkpoint_interval_seconds < math.inf:
+        raise GoalError(
+            f"a checkpoint every {checkpoint_interval_seconds} s: a number above 0 is needed"
+        )
+    phases = _phases(step_seconds, goal, ramp)
+    steps = sum(count for count, _ in phases)
+    training = np.sum([count * draw(time, "step_seconds") for count, time in phases], axis=0)
+    faults = _faults(training, step_seconds.mid, goal, cluster, parameters,
+                     checkpoint_interval_seconds)  # fmt: skip
+    hours = None if faults.wall is None else faults.wall / 3600.0 * cluster.devices
+    energy = None if hours is None else money.energy_mwh(hours, cluster)
+    cost = None if hours is None else money.cost_usd(hours, cluster)
+    days = None if faults.wall is None else faults.wall / DAY
+    middle = _summary(days)
+    return WholeRun(
+        steps=steps,
+        training_days=summary(training / DAY, step_seconds.basis),
+        days=middle,
+        device_hours=_summary(hours),
+        node_hours=_summary(hours, cluster.nodes / cluster.devices),
+        energy_mwh=_summary(energy),
+        cost_usd=_summary(cost),
+        goodput=_summary(faults.goodput),
+        interruptions=_summary(faults.interruptions),
+        recovery_seconds=_summary(faults.recovery),
+        checkpoint=faults.checkpoint,
+        finish=_dates(start, middle),
+        deadline_probability=_share(days, goal.deadline_days),
+        budget_probability=_share(cost, goal.budget_usd),
+        unknown=_unknown(cluster),
+        notes=_notes(faults, cluster),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Faults:
+    """Draws of what interruptions and checkpoints do to the run; None where unknown."""
+
+    checkpoint: Checkpointing
+    wall: Draws | None = None
+    goodput: Draws | None = None
+    interruptions: Draws | None = None
+    recovery: Draws | None = None
+
+
+def _phases(step: Estimate, goal: Goal, ramp: Sequence[Phase]) -> tuple[tuple[int, Estimate], ...]:
+    """Steps and step time of each phase, the full batch last."""
+    ramped = sum(phase.tokens for phase in ramp)
+    if ramped > goal.tokens:
+        raise GoalError(
+            f"the batch ramp holds {ramped:,.0f} tokens, more than the {goal.tokens:,.0f} of the"
+            " whole run; shorten the ramp or raise --tokens"
+        )
+    result = []
+    for phase in ramp:
+        if not (0 < phase.global_batch <= goal.global_batch and phase.tokens > 0):
+            raise GoalError(
+                f"batch ramp: {phase.tokens:,.0f} tokens at {phase.global_batch} sequences a step;"
+                f" tokens above 0 and a batch from 1 to the full {goal.global_batch} are needed"
+            )
+        result.append((_steps(phase.tokens, phase.global_batch * goal.sequence),
+                       phase.step_seconds))  # fmt: skip
+    rest = goal.tokens - ramped
+    if rest > 0:
+        result.append((_steps(rest, goal.tokens_per_step), step))
+    return tuple(result)
+
+
+def _steps(tokens: float, per_step: int) -> int:
+    return max(1, math.ceil(tokens / per_step))
+
+
+def _faults(
+    training: Draws, step: float, goal: Goal, cluster: Cluster, parameters: float,
+    interval: float | None,
+) -> _Faults:  # fmt: skip
+    """Draws of goodput and wall clock; the interval is one for all draws, as in a real run."""
+    saved = parameters * (goal.states.weight + goal.states.master + goal.states.moments)
+    bandwidth = quantity(cluster, "checkpoint_write_bytes_per_s")
+    rate = quantity(cluster, "failures_per_device_day")
+    restart = quantity(cluster, "restart_seconds")
+    write = None if bandwidth is None else bandwidth.inverse(saved)
+    optimal = interval is None
+    if write is None or bandwidth is None or rate is None or restart is None:
+        return _Faults(checkpoint=_checkpointing(saved, write, interval, step, optimal))
+    per_second = draw(rate, "failures_per_device_day") * cluster.devices / DAY
+    mean_times = 1.0 / np.maximum(per_second, 1.0 / _NEVER)
+    if interval is None:
+        best = float(optimal_interval(write.mid, np.median(mean_times)))
+        interval = max(min(best, float(np.median(training))), step)
+    writing = saved / draw(bandwidth, "checkpoint_write_bytes_per_s")
+    # Loading is taken to be as slow as writing: the one published pair reads 1.8 times faster.
+    recovery = draw(restart, "restart_seconds") + writing
+    kept = goodput(interval, writing, recovery, mean_times)
+    wall = training / kept
+    luck = normal("chance") * np.sqrt(lost_variance(interval, recovery, wall * per_second))
+    return _Faults(
+        checkpoint=_checkpointing(saved, write, interval, step, optimal),
+        wall=np.maximum(wall + luck, training * (1.0 + writing / interval)),
+        goodput=kept,
+        interruptions=wall * per_second,
+        recovery=recovery,
+    )
+
+
+def _checkpointing(
+    saved: float, write: Estimate | None, interval: float | None, step: float, optimal: bool
+) -> Checkpointing:
+    return Checkpointing(
+        bytes=saved,
+        write_seconds=write,
+        interval_seconds=interval,
+        interval_steps=None if interval is None else max(1, round(interval / step)),
+        optimal=optimal,
+    )
+
+
+def _summary(values: Draws | None, factor: float = 1.0) -> Estimate | None:
+    return None if values is None else summary(values).scaled(factor)
+
+
+def _share(values: Draws | None, limit: float | None) -> float | None:
+    if values is None or limit is None:
+        return None
+    return float(np.mean(values <= limit))
+
+
+def _dates(
+    start: datetime.date | None, days: Estimate | None
+) -> tuple[datetime.date, datetime.date, datetime.date] | None:
+    if start is None or days is None:
+        return None
+    last = (datetime.date.max - start).days
+    early, middle, late = (
+        start + datetime.timedelta(days=min(math.ceil(value), last))
+        for value in (days.low, days.mid, days.high)
+    )
+    return early, middle, late
+
+
+def _unknown(cluster: Cluster) -> tuple[str, ...]:
+    sentences = (
+        missing(cluster, FAULT_FIELDS, "Goodput, days, energy and cost are"),
+        missing(cluster, money.ENERGY_FIELDS, "Energy is"),
+        missing(cluster, money.PRICE_FIELDS, "Cost is"),
+    )
+    return tuple(sentence for sentence in sentences if sentence is not None)
+
+
+def _notes(faults: _Faults, cluster: Cluster) -> tuple[str, ...]:
+    share = money.RATED_SHARE
+    notes = [
+        f"estimated: a training system draws {share.low:.0%} to {share.high:.0%} of its rated"
+        " power (8-GPU H100 systems: 76 %, arXiv 2506.14551; at most 82 %, arXiv 2412.08602)"
+    ]
+    rate, kept, recovery = (cluster.failures_per_device_day, faults.goodput, faults.recovery)
+    if rate and kept is not None and recovery is not None and float(np.median(kept)) < 0.5:
+        mean_time = DAY / (rate * cluster.devices)
+        notes.append(
+            f"more than half of the time is lost: {cluster.devices:,} devices are interrupted"
+            f" every {mean_time:,.0f} s and a recovery takes {np.median(recovery):,.0f} s;"
+            " recover faster (restart_seconds) or train on fewer devices"
+        )
+    return tuple(notes)
