@@ -263,6 +263,6 @@ def _notes(faults: _Faults, cluster: Cluster) -> tuple[str, ...]:
         notes.append(
             f"more than half of the time is lost: {cluster.devices:,} devices are interrupted"
             f" every {mean_time:,.0f} s and a recovery takes {np.median(recovery):,.0f} s;"
-            " recover faster (restart_seconds) or train on fewer devices"
+            " recover faster (restart_time) or train on fewer devices"
         )
     return tuple(notes)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from krzem.estimate import Basis, Estimate
 from krzem.hardware.cluster import Cluster
+from krzem.hardware.cluster_keys import KEYS
 
-WHAT = {
-    "failures_per_device_day": "how often a job is interrupted, per device and day",
-    "restart_seconds": "the time from an interruption to training again, in seconds",
-    "checkpoint_write_bytes_per_s": "the rate at which the whole job writes to storage, in B/s",
-    "power_w": "the power limit of a device, in W",
-    "system_power_ratio": "the power of whole nodes and links over that of their devices",
-    "pue": "the power of the facility over that of its computers",
-    "usd_per_device_hour": "the price of a device-hour, in USD",
+KEY_OF = {
+    "failures_per_device_day": "device_days_between_interruptions",
+    "restart_seconds": "restart_time",
+    "checkpoint_write_bytes_per_s": "storage_bandwidth",
+    "power_w": "power",
+    "system_power_ratio": "system_power_ratio",
+    "pue": "pue",
+    "usd_per_device_hour": "price",
 }
-"""The optional fields of :class:`krzem.hardware.cluster.Cluster` that a forecast reads."""
+"""Optional fields of :class:`krzem.hardware.cluster.Cluster`: the key of a cluster file."""
 
 
 def quantity(cluster: Cluster, name: str) -> Estimate | None:
@@ -30,12 +31,12 @@ def quantity(cluster: Cluster, name: str) -> Estimate | None:
 
 def missing(cluster: Cluster, names: tuple[str, ...], answers: str) -> str | None:
     """One sentence: which of ``names`` are unknown, that ``answers`` wait for them, what to do."""
-    gaps = [name for name in names if getattr(cluster, name) is None]
-    if not gaps:
+    keys = [KEY_OF[name] for name in names if getattr(cluster, name) is None]
+    if not keys:
         return None
-    wanted = " and ".join(WHAT[name] for name in gaps)
-    lines = ", ".join(f"{name} = ..." for name in gaps)
+    wanted = " and ".join(f"{key} ({KEYS[key].means})" for key in keys)
+    lines = " ; ".join(f"{key} = {KEYS[key].example}" for key in keys)
     return (
         f"{answers} not known: nobody has published {wanted} for {cluster.device.id}."
-        f" Give it in the cluster's TOML: {lines}"
+        f" Give it in the cluster file, for example {lines}"
     )
