@@ -352,10 +352,5 @@ def _scaled(value: float, units: tuple[tuple[str, float], ...], digits: int, bas
 
 
 def _plain(value: float, digits: int) -> str:
-    """``digits`` significant digits, never in scientific notation where a table can hold it."""
-    text = f"{value:.{digits}g}"
-    return (
-        text
-        if "e" not in text
-        else (f"{float(text):.0f}" if abs(value) < 1e15 and abs(value) >= 1 else text)
-    )
+    """``digits`` significant digits, without an exponent."""
+    return f"{Decimal(f'{value:.{digits}g}'):f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,3 +32,18 @@ class Fact:
             what=what, low=value, mid=value, high=value, unit=unit, source=source,
             confidence="given",
         )  # fmt: skip
+
+    def scaled(self, factor: float) -> Fact:
+        """The same for ``factor`` of the thing (half a card)."""
+        return replace(self, low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
+
+    def inverse(self, what: str, unit: str, numerator: float = 1.0) -> Fact:
+        """``numerator`` over this: days between failures to failures a day."""
+        return replace(
+            self,
+            what=what,
+            unit=unit,
+            low=numerator / self.high,
+            mid=numerator / self.mid,
+            high=numerator / self.low,
+        )

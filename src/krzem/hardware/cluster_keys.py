@@ -38,7 +38,8 @@ def _text(value: object) -> str:
     return value.strip()
 
 
-def _devices(value: Any) -> int:
+def read_devices(value: Any) -> int:
+    """A number of devices that can be planned for; raises QuantityError."""
     count = parse_devices(value)
     if count > MOST_DEVICES:
         raise QuantityError(f"{count:,} is more than the {MOST_DEVICES:,} that can be planned for.")
@@ -54,12 +55,13 @@ def _at_least_one(value: Any) -> float:
 
 KEYS: Mapping[str, Key] = {
     "device": Key(_text, '"h800"', "catalogue id or short form"),
+    "device_fraction": Key(parse_ratio, "0.5", "part of a card that one device is; 1: whole cards"),
     "name": Key(_text, '"my cluster"', "how reports call it"),
-    "devices": Key(_devices, "2048", "devices as software sees them"),
-    "cards": Key(_devices, "1024", "cards, where a card holds several devices"),
-    "nodes": Key(_devices, "256", "full nodes"),
-    "devices_per_node": Key(_devices, "8", "devices of one server"),
-    "scale_up_domain": Key(_devices, "8", "devices joined by NVLink, UB, xGMI, ..."),
+    "devices": Key(read_devices, "2048", "devices as software sees them"),
+    "cards": Key(read_devices, "1024", "cards, where a card holds several devices"),
+    "nodes": Key(read_devices, "256", "full nodes"),
+    "devices_per_node": Key(read_devices, "8", "devices of one server"),
+    "scale_up_domain": Key(read_devices, "8", "devices joined by NVLink, UB, xGMI, ..."),
     "scale_up_bandwidth": Key(parse_rate, '"200 GB/s"', "per device, one direction"),
     "scale_out_bandwidth": Key(parse_rate, '"400 Gbit/s"', "per device, one direction"),
     "nics_per_node": Key(parse_count, "8", "network interfaces of one server"),

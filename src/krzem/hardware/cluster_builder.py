@@ -1,0 +1,130 @@
+"""Puts a cluster together from what is given and what the catalogue knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from krzem.errors import ClusterError, UnknownFactError, shorten
+from krzem.hardware.catalogue import load_device
+from krzem.hardware.cluster import Cluster
+from krzem.hardware.cluster_facts import optional_facts
+from krzem.hardware.cluster_keys import KEYS, MOST_DEVICES
+from krzem.hardware.device import Device
+
+_FIELDS = {
+    "devices_per_node": "devices_per_node",
+    "scale_up_domain": "scale_up_domain",
+    "memory": "memory_bytes",
+    "memory_bandwidth": "memory_bytes_per_s",
+    "scale_up_bandwidth": "scale_up_bytes_per_s",
+    "scale_out_bandwidth": "scale_out_bytes_per_s",
+}
+"""The quantities no plan can do without: key of a cluster file, field of Cluster and of Device."""
+
+
+def build_cluster(given: Mapping[str, Any], where: str) -> Cluster:
+    """The cluster of values in base units as read_keys returns them.
+
+    ``where`` names their origin in messages.  Raises ClusterError, UnknownNameError,
+    UnknownFactError.
+    """
+    if "device" not in given:
+        raise ClusterError(f'{where}: device is missing: write device = "h800".')
+    device = load_device(given["device"], given.get("device_fraction"))
+    known = _known(given, device, where)
+    devices = _count(given, device, known["devices_per_node"], where)
+    _spare_unused_links(known, devices)
+    missing = [key for key, value in known.items() if value is None]
+    if missing:
+        raise _unknown(device, where, missing)
+    facts = optional_facts(given, device, devices, where)
+    settled = {_FIELDS[key]: value for key, value in known.items()}
+    settled |= {name: fact.mid for name, fact in facts.items()}
+    host_memory = given.get("host_memory")
+    return Cluster(
+        device=device,
+        devices=devices,
+        oversubscription=given.get("oversubscription", 1.0),
+        rails=given.get("rails"),
+        host_memory_bytes_per_device=host_memory and host_memory / known["devices_per_node"],
+        name=given.get("name", f"{device.id}:{devices}"),
+        measured=MappingProxyType(dict(given.get("measured", {}))),
+        facts=MappingProxyType(facts),
+        **settled,
+    )
+
+
+def _known(given: Mapping[str, Any], device: Device, where: str) -> dict[str, Any]:
+    """Each quantity as given, else as the catalogue has it, else None."""
+    known = {key: given.get(key, getattr(device, name)) for key, name in _FIELDS.items()}
+    if "scale_up_domain" not in given and "devices_per_node" in given:
+        known["scale_up_domain"] = _domain_in_node(device, given["devices_per_node"])
+    if "nics_per_node" in given or "nic_bandwidth" in given:
+        known["scale_out_bandwidth"] = _share_of_nics(given, known["devices_per_node"], where)
+    return known
+
+
+def _domain_in_node(device: Device, per_node: int) -> int | None:
+    """A stated node size is the scale-up domain too where the catalogue's domain is its node."""
+    domain = device.scale_up_domain
+    if domain is None or device.devices_per_node is None or domain > device.devices_per_node:
+        return domain
+    return per_node if domain == device.devices_per_node else min(domain, per_node)
+
+
+def _share_of_nics(given: Mapping[str, Any], per_node: int | None, where: str) -> float | None:
+    if "nics_per_node" not in given or "nic_bandwidth" not in given:
+        raise ClusterError(f"{where}: nics_per_node and nic_bandwidth belong together: give both.")
+    if "scale_out_bandwidth" in given:
+        raise ClusterError(
+            f"{where}: scale_out_bandwidth (per device) and nics_per_node x nic_bandwidth say the "
+            f"same: keep one."
+        )
+    total: float = given["nics_per_node"] * given["nic_bandwidth"]
+    return None if per_node is None else total / per_node
+
+
+def _spare_unused_links(known: dict[str, Any], devices: int) -> None:
+    """A link that nothing crosses need not be known: it takes the rate of the one beside it."""
+    up, out, memory = (known[f"{link}_bandwidth"] for link in ("scale_up", "scale_out", "memory"))
+    domain = known["scale_up_domain"] or 0
+    if devices == 1 or domain == 1:
+        known["scale_up_bandwidth"] = up or out or memory
+    if devices == 1 or domain >= devices:
+        # Without the scale-up rate there is one fault to report, not two.
+        known["scale_out_bandwidth"] = out or up or memory
+
+
+def _count(given: Mapping[str, Any], device: Device, per_node: int | None, where: str) -> int:
+    """The number of devices; all ways of counting that are given must agree."""
+    if "nodes" in given and per_node is None:
+        raise _unknown(device, where, ["devices_per_node"])
+    size = {"devices": 1, "cards": round(1 / device.fraction), "nodes": per_node or 1}
+    counts = {key: given[key] * factor for key, factor in size.items() if key in given}
+    if not counts:
+        raise ClusterError(f"{where}: its size is missing: write devices = 2048 (or nodes, cards).")
+    if len(set(counts.values())) > 1:
+        sums = ", ".join(f"{k} = {given[k]:,} x {size[k]} = {n:,}" for k, n in counts.items())
+        raise ClusterError(f"{where}: the sizes disagree ({sums} devices): keep one of them.")
+    devices: int = next(iter(counts.values()))
+    if devices > MOST_DEVICES:
+        raise ClusterError(
+            f"{where}: {devices:,} devices; at most {MOST_DEVICES:,} can be planned."
+        )
+    return devices
+
+
+def _unknown(device: Device, where: str, missing: list[str]) -> UnknownFactError:
+    """Which quantities nobody published, what the row says, and the file that gives them."""
+    what = " and the ".join(key.replace("_", " ") for key in missing)
+    lines = [
+        f"{where} needs the {what} of {device.id}, which the catalogue does not know.",
+        f"Its notes: {shorten(device.notes, 300) or 'none'}",
+        "If you know, plan on a file cluster.toml that says so (the values are only examples):",
+        f'  device = "{device.id}"',
+        "  devices = 1024",
+        *(f"  {key} = {KEYS[key].example}   # {KEYS[key].means}" for key in missing),
+    ]
+    return UnknownFactError("\n".join(lines))
