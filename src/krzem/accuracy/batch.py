@@ -1,0 +1,93 @@
+"""All cases of a table evaluated at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from krzem.accuracy.case import Case
+from krzem.cost.assemble import Situation, machine
+from krzem.cost.coefficients import Coefficients
+from krzem.cost.engines import engines
+from krzem.cost.layers import layer_seconds
+from krzem.cost.machine import stack as stack_machines
+from krzem.cost.memory import MemoryBytes, StateSizes, memory_bytes
+from krzem.cost.step import Optim, StepSeconds, step_seconds
+from krzem.errors import UnknownFactError
+from krzem.layout.arrays import Layouts, cells, pack
+from krzem.model.table import ModelTable, stack, tabulate
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """N cases as arrays."""
+
+    cases: tuple[Case, ...]
+    table: ModelTable
+    layouts: Layouts
+    situations: tuple[Situation, ...]
+    global_batch: np.ndarray
+
+
+def situation(case: Case) -> Situation:
+    """The situation of a case; raises UnknownFactError where a needed quantity is not known."""
+    d = case.device
+    needed = {
+        "memory bandwidth": d.memory_bytes_per_s,
+        "memory capacity": d.memory_bytes,
+        "scale-up bandwidth": d.scale_up_bytes_per_s or (1.0 if case.devices == 1 else None),
+    }
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise UnknownFactError(f"{d.id}: not published: {', '.join(missing)}")
+    node = case.devices_per_node or d.devices_per_node or 8
+    domain = d.scale_up_domain or node
+    up = d.scale_up_bytes_per_s or 1.0
+    out = d.scale_out_bytes_per_s or up
+    return Situation(
+        device=d,
+        devices_per_node=node,
+        memory_bytes=d.memory_bytes or 0.0,
+        memory_bytes_per_s=d.memory_bytes_per_s or 0.0,
+        scale_up_domain=domain,
+        scale_up_bytes_per_s=up,
+        scale_out_bytes_per_s=out,
+        precision=case.precision,
+        engine=engines()[case.engine],
+        year=case.date,
+        traits=case.traits,
+    )
+
+
+def prepare(cases: Sequence[Case]) -> Batch:
+    """Arrays for ``cases`` (every situation must be known)."""
+    return Batch(
+        cases=tuple(cases),
+        table=stack([tabulate(c.architecture, c.sequence) for c in cases]),
+        layouts=pack([c.layout for c in cases]),
+        situations=tuple(situation(c) for c in cases),
+        global_batch=np.array([c.global_batch for c in cases], dtype=float),
+    )
+
+
+def predict(batch: Batch, coefficients: Coefficients) -> StepSeconds:
+    """Step time of every case."""
+    mc = stack_machines([machine(s, coefficients) for s in batch.situations])
+    parts = layer_seconds(batch.table, cells(batch.layouts), mc)
+    optim = Optim(weight_bytes=2.0, state_bytes=12.0, muon=0.0)
+    return step_seconds(batch.table, batch.layouts, parts, mc, batch.global_batch, optim)
+
+
+def memory(batch: Batch) -> MemoryBytes:
+    """Peak memory of every case."""
+    low = np.array([_low(s) for s in batch.situations])
+    old = np.array([float(s.year < 2022.9) for s in batch.situations])
+    gradient = np.array([s.engine.gradient_bytes for s in batch.situations])
+    sizes = StateSizes(weight=2.0, gradient=np.maximum(gradient, 4.0), optimizer=12.0)
+    return memory_bytes(batch.table, batch.layouts, sizes, low, batch.global_batch, old)
+
+
+def _low(s: Situation) -> float:
+    return {"fp8": 1.0, "fp4": 1.0}.get(s.precision.arithmetic, 2.0)

@@ -1,0 +1,46 @@
+"""One published measurement, read as a case that the cost model can be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from krzem.hardware.device import Device
+from krzem.layout.layout import Layout
+from krzem.model.architecture import Architecture
+from krzem.plan.goal import Precision
+
+
+class SkipRow(Exception):
+    """A row that cannot be asked; the text is the reason, the same for rows alike."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A row of a table of runs, as far as prediction needs it."""
+
+    id: str
+    source: str
+    family: str
+    date: float
+    """Year with fraction."""
+    architecture: Architecture
+    sequence: int
+    device: Device
+    devices: int
+    devices_per_node: int | None
+    layout: Layout
+    global_batch: float
+    precision: Precision
+    engine: str
+    recompute_known: bool
+    traits: frozenset[str]
+    """What notes say beyond columns: ``ep-overlap``, ``cuda-graph``, ``no-overlap``, …"""
+    seconds: float | None
+    """Measured seconds per step (converted from whatever the row publishes)."""
+    measured_by: str
+    """The column that ``seconds`` comes from."""
+    peak_memory_bytes: float | None
+    memory_allocated: bool
+    """True where the memory figure counts tensors only, False where it is what the device shows."""
+    guesses: tuple[str, ...] = field(default=())
+    """What the row does not say and was assumed."""

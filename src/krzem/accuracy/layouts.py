@@ -1,0 +1,155 @@
+"""The layout of a published row, and what its notes add to the columns."""
+
+from __future__ import annotations
+
+import re
+
+from krzem.accuracy.case import SkipRow
+from krzem.accuracy.cells import Row, number, text, whole
+from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
+from krzem.model.architecture import Architecture
+
+_FSDP = re.compile(r"^(3|fsdp|hsdp|zero-?3)")
+
+
+def read_layout(
+    row: Row, arch: Architecture, devices: int, year: float, sequence: int, engine: str
+) -> tuple[Layout, float, bool, tuple[str, ...]]:
+    """(layout, global batch in sequences, whether recomputation is known, what was assumed)."""
+    guesses: list[str] = []
+    zero, shard = _zero(row, engine, guesses)
+    tp, pp, cp = whole(row, "tp"), whole(row, "pp"), whole(row, "cp") or 1
+    if tp is None or pp is None:
+        if devices > 1 and zero != 3 and not (tp and pp):
+            raise SkipRow("layout not published (tensor or pipeline parallel degree)")
+        tp, pp = tp or 1, pp or 1
+    if devices % (tp * pp * cp):
+        raise SkipRow("row contradicts itself (devices are not a multiple of tp x pp x cp)")
+    dp = devices // (tp * pp * cp)
+    ep, etp = _experts(row, arch, tp * cp * dp, tp, year, guesses)
+    vpp = whole(row, "vpp") or 1
+    batch, micro = _batch(row, devices, dp, pp, sequence, guesses)
+    if batch < dp * 0.999:
+        raise SkipRow("row contradicts itself (fewer sequences than data-parallel ranks)")
+    schedule = _schedule(row, pp, vpp)
+    recompute, share, known = _recompute(row, engine, year)
+    per_rank = max(1, round(arch.layers / pp))
+    layout = Layout(
+        tp=tp, cp=cp, pp=pp, vpp=1 if pp == 1 else vpp, ep=ep, etp=etp, dp=dp,
+        micro_batch=micro, zero=zero, shard=min(shard, dp * cp), schedule=schedule,
+        sequence_parallel=_sequence_parallel(row, tp, arch, year),
+        recompute=recompute,
+        recompute_layers=None if share is None else max(0, round(share * per_rank)),
+        context_parallel=_context(row),
+    )  # fmt: skip
+    return layout, batch, known, tuple(guesses)
+
+
+def _zero(row: Row, engine: str, guesses: list[str]) -> tuple[int, int]:
+    raw = text(row, "zero_or_fsdp_stage")
+    shard = re.search(r"fsdp(\d+)", raw) or re.search(r"shard[= ](\d+)", text(row, "notes"))
+    group = int(shard.group(1)) if shard else 0
+    if _FSDP.match(raw):
+        return 3, group
+    if raw.startswith("optimizer-parallel"):
+        return 1, 0
+    if raw[:1] in "012" and raw:
+        return int(raw[0]), 0
+    guesses.append("zero stage")
+    if engine == "xla" and not whole(row, "tp"):
+        return 3, 0
+    return 1, 0
+
+
+def _experts(
+    row: Row, arch: Architecture, ranks: int, tp: int, year: float, guesses: list[str]
+) -> tuple[int, int]:
+    if not arch.is_moe:
+        return 1, 1
+    experts = arch.runs[-1].layer.feed_forward.experts
+    ep = whole(row, "ep")
+    if ep is None:
+        guesses.append("ep")
+        ep = next(e for e in (8, 4, 2, 1) if experts % e == 0 and ranks % e == 0)
+    if experts % ep or ranks % ep:
+        raise SkipRow("row contradicts itself (experts or ranks are not a multiple of ep)")
+    notes = text(row, "notes")
+    extended = year >= 2024.8 or "etp=1" in notes or "tp-extend-ep" in notes
+    etp = 1 if extended or ranks % (ep * tp) else tp
+    return ep, etp
+
+
+def _batch(
+    row: Row, devices: int, dp: int, pp: int, sequence: int, guesses: list[str]
+) -> tuple[float, int]:
+    batch, micro = number(row, "global_batch"), whole(row, "micro_batch")
+    step, rate = number(row, "metric_step_time_s"), number(row, "metric_tokens_per_s_per_device")
+    if batch is None and step and rate:
+        batch = rate * devices * step / sequence
+    if batch is None:
+        guesses.append("global batch")
+        micro = micro or 1
+        wanted = max(1.0, 4e6 / sequence / (dp * micro), 4.0 * pp)
+        steps = round(wanted) if pp > 1 else max(1, min(round(wanted), 8))
+        return float(dp * micro * steps), micro
+    if micro is None:
+        guesses.append("micro-batch")
+        local = max(1, round(batch / dp))
+        long = sequence >= 8192 or pp > 1
+        micro = 1 if long else min(local, max(1, 8192 // sequence))
+    if batch / (dp * micro) < 0.999:
+        micro = max(1, int(batch / dp))
+    return batch, micro
+
+
+def _schedule(row: Row, pp: int, vpp: int) -> Schedule:
+    notes = text(row, "notes")
+    if pp == 1:
+        return Schedule.ONE_F_ONE_B
+    if "dualpipev" in notes or "dualpipe-v" in notes:
+        return Schedule.DUALPIPE_V
+    if "dualpipe" in notes:
+        return Schedule.DUALPIPE
+    if "zbv" in notes or "v-half" in notes or "v-min" in notes:
+        return Schedule.ZB_V
+    if "zero-bubble" in notes or "zero bubble" in notes or "zbb" in notes:
+        return Schedule.ZB_H1
+    return Schedule.INTERLEAVED if vpp > 1 else Schedule.ONE_F_ONE_B
+
+
+def _sequence_parallel(row: Row, tp: int, arch: Architecture, year: float) -> bool:
+    if tp == 1:
+        return False
+    raw = text(row, "seq_parallel")
+    if raw in ("0", "1"):
+        return raw == "1"
+    # Megatron-Core refuses experts with tensor parallelism but without sequence parallelism.
+    return arch.is_moe or year >= 2022.8
+
+
+_LAYERS = re.compile(r"recompute[-_]num[-_]layers=(\d+)")
+_LIST = re.compile(r"recompute[^=]{0,12}=\s*\[([\d,\s]+)\]")
+
+
+def _recompute(row: Row, engine: str, year: float) -> tuple[Recompute, float | None, bool]:
+    """(mode, share of layers recomputed or None for all, whether the row says it)."""
+    raw, notes = text(row, "recompute"), text(row, "notes")
+    if raw == "full":
+        return Recompute.FULL, None, True
+    if raw == "none":
+        return Recompute.NONE, None, True
+    if raw == "selective":
+        if engine in ("torchtitan", "fsdp", "xla"):
+            # Every second matrix product is saved, the rest of the layer is run again.
+            return Recompute.FULL, 0.45, True
+        return (Recompute.ATTENTION if year < 2023.0 else Recompute.MODULES), None, True
+    if "recompute_modules=" in notes:
+        return Recompute.MODULES, None, True
+    return Recompute.NONE, None, False
+
+
+def _context(row: Row) -> ContextParallel:
+    notes = text(row, "notes")
+    if "ulysses" in notes or "cp_comm_type=a2a" in notes:
+        return ContextParallel.ALL_TO_ALL
+    return ContextParallel.RING

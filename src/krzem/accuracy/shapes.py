@@ -1,0 +1,173 @@
+"""The architecture of a published row: its columns, completed where only one answer is possible."""
+
+from __future__ import annotations
+
+from krzem.accuracy.case import SkipRow
+from krzem.accuracy.cells import Row, number, text, whole
+from krzem.model.architecture import (
+    Architecture,
+    Attention,
+    AttentionKind,
+    FeedForward,
+    Layer,
+    LayerRun,
+    RouterKind,
+)
+
+LATENT = {"q_lora_rank": 1536, "kv_lora_rank": 512, "rope_dim": 64, "head_dim": 192, "value": 128}
+"""Ranks that every published model with latent attention of this size uses (DeepSeek V2, V3)."""
+
+_HYBRID = ("mamba", "hybrid", "linear attention", "jamba", "rwkv")
+_LEARNED = ("gpt", "opt", "megatron", "mt-nlg", "bloom", "mpt", "turing")
+_TIED = ("gpt", "mpt", "bloom", "opt", "mt-nlg", "gemma")
+
+
+def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
+    """(architecture, sequence length, what was assumed); raises SkipRow."""
+    notes = text(row, "notes")
+    if any(word in notes for word in _HYBRID) and "hybrid dispatcher" not in notes:
+        raise SkipRow("model not a transformer throughout (state-space layers)")
+    layers, hidden = whole(row, "layers"), whole(row, "hidden")
+    sequence, heads = whole(row, "seq_len"), whole(row, "heads")
+    if layers is None or hidden is None:
+        raise SkipRow("model shape not published (layers or hidden width)")
+    if sequence is None:
+        raise SkipRow("sequence length not published")
+    guesses: list[str] = []
+    if heads is None:
+        heads = max(1, hidden // (whole(row, "head_dim") or 128))
+        guesses.append("heads")
+    if max(layers, hidden, sequence, heads) > 10_000_000:
+        raise SkipRow("model shape out of range")
+    vocab = whole(row, "vocab")
+    if vocab is None:
+        vocab = 50304 if hidden < 4096 else 64000
+        guesses.append("vocab")
+    attention = _attention(row, hidden, heads, guesses)
+    name = text(row, "model_name")
+    runs = _runs(row, attention, layers, hidden, vocab, guesses)
+    arch = Architecture(
+        name=row.get("model_name") or "?",
+        model_type="published-row",
+        hidden=hidden,
+        vocab=vocab,
+        runs=runs,
+        max_positions=sequence,
+        tied_embeddings=any(word in name for word in _TIED) and "oss" not in name,
+        norm_bias=any(word in name for word in _LEARNED),
+        mtp_layers=_mtp(row),
+        source=row.get("source") or "",
+    )
+    return arch, sequence, tuple(guesses)
+
+
+def _mtp(row: Row) -> int:
+    notes = text(row, "notes")
+    if "w/o mtp" in notes or "without mtp" in notes or "no mtp" in notes:
+        return 0
+    return 1 if "mtp" in notes else 0
+
+
+def _attention(row: Row, hidden: int, heads: int, guesses: list[str]) -> Attention:
+    head_dim = whole(row, "head_dim") or max(1, hidden // heads)
+    if text(row, "attention") == "mla":
+        name = text(row, "model_name")
+        guesses.append("latent ranks")
+        return Attention(
+            kind=AttentionKind.LATENT,
+            heads=heads,
+            kv_heads=heads,
+            head_dim=LATENT["head_dim"],
+            value_dim=LATENT["value"],
+            q_lora_rank=None if "lite" in name or "moonlight" in name else LATENT["q_lora_rank"],
+            kv_lora_rank=LATENT["kv_lora_rank"],
+            rope_dim=LATENT["rope_dim"],
+        )
+    kv = whole(row, "kv_heads") or heads
+    window = 128 if "gpt-oss" in text(row, "model_name") else None
+    return Attention(
+        kind=AttentionKind.GROUPED,
+        heads=heads,
+        kv_heads=min(kv, heads),
+        head_dim=head_dim,
+        value_dim=head_dim,
+        window=window,
+        qkv_bias=text(row, "attention") == "mha",
+        out_bias=text(row, "attention") == "mha",
+    )
+
+
+def _runs(
+    row: Row, attention: Attention, layers: int, hidden: int, vocab: int, guesses: list[str]
+) -> tuple[LayerRun, ...]:
+    moe = text(row, "family") == "moe" or (whole(row, "experts") or 0) > 1
+    if not moe:
+        width, gated = _dense(row, attention, layers, hidden, vocab, guesses)
+        dense = FeedForward(width=width, gated=gated, bias=not gated)
+        return _windowed(Layer(attention=attention, feed_forward=dense), layers)
+    sparse = _moe(row, guesses)
+    leading = min(whole(row, "dense_layers") or 0, layers - 1)
+    rest = _windowed(Layer(attention=attention, feed_forward=sparse), layers - leading)
+    if not leading:
+        return rest
+    width = whole(row, "ffn_hidden") or sparse.width * (sparse.experts_per_token + 1)
+    dense_ff = FeedForward(width=width, gated=True)
+    return (LayerRun(layer=Layer(attention=attention, feed_forward=dense_ff), count=leading), *rest)
+
+
+def _windowed(layer: Layer, count: int) -> tuple[LayerRun, ...]:
+    """Sliding windows on every other layer (GPT-OSS), where the attention has a window."""
+    if layer.attention.window is None or count < 2:
+        return (LayerRun(layer=layer, count=count),)
+    a = layer.attention
+    full = Attention(
+        kind=a.kind, heads=a.heads, kv_heads=a.kv_heads, head_dim=a.head_dim, value_dim=a.value_dim
+    )
+    whole_layer = Layer(attention=full, feed_forward=layer.feed_forward)
+    return (
+        LayerRun(layer=layer, count=(count + 1) // 2),
+        LayerRun(layer=whole_layer, count=count // 2),
+    )
+
+
+def _moe(row: Row, guesses: list[str]) -> FeedForward:
+    experts, per_token = whole(row, "experts"), whole(row, "experts_per_token")
+    width = whole(row, "moe_ffn_hidden") or whole(row, "ffn_hidden")
+    if experts is None or per_token is None or width is None:
+        raise SkipRow("model shape not published (experts)")
+    if per_token > experts:
+        raise SkipRow("row contradicts itself (more experts per token than experts)")
+    if whole(row, "shared_experts") is None and (row.get("shared_experts") or "").strip() != "0":
+        guesses.append("shared experts")
+    limited = text(row, "attention") == "mla" and experts in (160, 256) and per_token >= 6
+    return FeedForward(
+        width=width,
+        gated=True,
+        experts=experts,
+        experts_per_token=per_token,
+        shared_width=(whole(row, "shared_experts") or 0) * width,
+        router=RouterKind.SOFTMAX,
+        expert_groups=8 if limited else 1,
+        groups_per_token=(4 if experts == 256 else 3) if limited else 1,
+    )
+
+
+def _dense(
+    row: Row, a: Attention, layers: int, hidden: int, vocab: int, guesses: list[str]
+) -> tuple[int, bool]:
+    """Inner width and whether gated, told by the parameter count where it is published."""
+    width = whole(row, "ffn_hidden")
+    params = number(row, "params_b")
+    attention = hidden * a.head_dim * (2 * a.heads + 2 * a.kv_heads)
+    if width is None:
+        guesses.append("ffn width")
+        if params is None:
+            return 4 * hidden, False
+        left = params * 1e9 - 2 * vocab * hidden - layers * attention
+        return max(round(left / (layers * 3 * hidden)), hidden), True
+    if params is None:
+        return width, width != 4 * hidden
+    body = params * 1e9 - 1.5 * vocab * hidden
+    two = layers * (attention + 2 * hidden * width)
+    three = layers * (attention + 3 * hidden * width)
+    return width, abs(three - body) < abs(two - body)

@@ -1,0 +1,139 @@
+"""From a device, its links, a precision and an engine to a :class:`Machine`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from krzem.cost.coefficients import Coefficients
+from krzem.cost.engines import Engine
+from krzem.cost.machine import Machine
+from krzem.errors import UnknownFactError
+from krzem.hardware.device import Device
+from krzem.plan.goal import Precision
+
+FUSED_ATTENTION_SINCE = 2022.9
+"""Year from which engines are taken to use fused attention (FlashAttention in Megatron and FSDP)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """Everything about a run that is not its model or layout."""
+
+    device: Device
+    devices_per_node: int
+    memory_bytes: float
+    memory_bytes_per_s: float
+    scale_up_domain: int
+    scale_up_bytes_per_s: float
+    scale_out_bytes_per_s: float
+    precision: Precision
+    engine: Engine
+    year: float
+    traits: frozenset[str] = frozenset()
+
+
+COMPUTE_UNITS = {
+    "nvidia-volta": 80, "nvidia-ampere": 108, "nvidia-hopper": 132, "nvidia-blackwell": 148,
+    "nvidia-ada": 142, "nvidia-rubin": 224, "amd-cdna2": 110, "amd-cdna3": 304, "amd-cdna4": 256,
+    "huawei-ascend-910": 32, "huawei-ascend-910b": 24, "huawei-ascend-910c": 24,
+    "intel-gaudi": 4, "intel-xpu": 128,
+}  # fmt: skip
+"""Units that work on tiles of one product side by side: streaming multiprocessors (NVIDIA
+architecture white papers), compute units (AMD), AI cores (Huawei), matrix engines (Intel)."""
+TILE_AREA = 128 * 256
+SMALL_FILL = 512 * 512
+"""Output that fills a chip whose matrix units are few and large (TPU, Trainium, unknown)."""
+
+
+def machine(s: Situation, c: Coefficients) -> Machine:
+    """The machine of one situation.
+
+    Raises:
+        UnknownFactError: the device has no published peak in the precision asked for.
+    """
+    family, e = s.device.family, s.engine
+    base = _peak16(s.device)
+    share = c.common("matmul") * _power_term(s.device, base, c) * c.member("matmul", family)
+    share = min(share, 0.97)
+    low, rate = _low(s, base, share, c)
+    attention = c.common("attention") * c.member("attention", family) * base
+    graph = 0.25 if "full-graph" in s.traits else 0.6 if "cuda-graph" in s.traits else 1.0
+    host = e.host_us * 1e-6 * c.common("host") * graph
+    unfused = float(s.year < FUSED_ATTENTION_SINCE and s.device.software != "tpu")
+    hidden_tp = 0.6 if "async-tp" in s.traits else e.tp_overlap
+    hidden_ep = c.common("ep-hide") if "ep-overlap" in s.traits else e.ep_overlap
+    years = s.year - 2024.0
+    overhead = c.member("engine", e.name) * c.member("engine-year", e.name) ** years
+    return Machine(
+        matmul_flops=rate,
+        matmul16_flops=base * share,
+        attention_flops=attention,
+        memory_bytes_per_s=s.memory_bytes_per_s * min(0.97, c.common("memory")
+                                                      * c.member("memory", family)),
+        memory_bytes=s.memory_bytes,
+        fill=float(COMPUTE_UNITS[family] * TILE_AREA) if family in COMPUTE_UNITS else SMALL_FILL,
+        depth=c.common("depth"),
+        tail=c.common("tail"),
+        low_bytes=low,
+        cast_bytes=0.0 if low == 2.0 else c.common("cast"),
+        node=float(s.devices_per_node),
+        domain=float(s.scale_up_domain),
+        up_bytes_per_s=s.scale_up_bytes_per_s * min(0.97, c.common("up") * c.member("up", family)),
+        out_bytes_per_s=s.scale_out_bytes_per_s * min(0.97, c.common("out")
+                                                      * c.member("out", family)),
+        up_latency=c.common("up-latency"),
+        out_latency=c.common("out-latency"),
+        host_seconds=host,
+        gap_seconds=e.gap_us * 1e-6 * graph,
+        elementwise=e.elementwise * c.common("elementwise"),
+        unfused_attention=unfused,
+        unfused_bytes=c.common("unfused"),
+        tp_overlap=min(0.95, hidden_tp * c.common("tp-hide")),
+        dp_overlap=e.dp_overlap,
+        ep_overlap=min(0.95, hidden_ep),
+        pp_exposed=min(1.0, c.common("pp-exposed")),
+        dedup=e.dedup,
+        dispatch_bytes=2.0,
+        gradient_bytes=e.gradient_bytes,
+        imbalance=1.0 if "balanced" in s.traits else 1.0 + c.common("imbalance"),
+        jitter=c.common("jitter"),
+        overhead=overhead,
+        fixed_seconds=c.common("fixed"),
+    )  # fmt: skip
+
+
+def _peak16(device: Device) -> float:
+    for kind in ("bf16", "fp16"):
+        if kind in device.peak_flops:
+            return device.peak_flops[kind]
+    raise UnknownFactError(
+        f"{device.id}: no 16-bit peak is published, so no step can be timed;"
+        " give it in the cluster file: [measured] bf16 = \"... TFLOP/s\""
+    )
+
+
+def _power_term(device: Device, peak: float, c: Coefficients) -> float:
+    """Chips with few watts per TFLOP/s cannot hold their clock: a power law, 1 at 1 W/TFLOP/s."""
+    if device.power_w is None:
+        return 1.0
+    exponent = 0.15 + c.log("matmul-power")
+    return min((device.power_w / (peak / 1e12)) ** exponent, 1.15)
+
+
+def _low(s: Situation, base: float, share: float, c: Coefficients) -> tuple[float, float]:
+    """(bytes per operand element, FLOP/s) of the products in the precision in use."""
+    kind = s.precision.arithmetic
+    if kind in ("bf16", "fp16"):
+        return 2.0, base * share
+    peak = s.device.peak_flops.get("tf32" if kind == "fp32" else kind)
+    if peak is None:
+        known = ", ".join(k for k in s.device.peak_flops)
+        raise UnknownFactError(
+            f"{s.device.id}: no peak is published for {s.precision.value}; known: {known}."
+            " Plan in one of these, or give the rate under [measured] in the cluster file."
+        )
+    if kind == "fp32":
+        return 4.0, peak * share
+    if kind == "fp4":
+        return 0.5, peak * share * c.common("low4") * c.member("low", s.device.family)
+    return 1.0, peak * share * c.common("low") * c.member("low", s.device.family)

@@ -1,0 +1,106 @@
+"""Calibrated coefficients: what physics leaves open, fitted on published runs.
+
+Every coefficient is a logarithm, so that a fitted 0 leaves the stated prior value untouched.
+Names are ``kind`` or ``kind/member``: ``matmul`` is common to all chips, ``matmul/nvidia-hopper``
+is that family's deviation from it and is shrunk towards 0, so that a family nobody has measured
+is predicted by the common part, with a wider interval.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prior:
+    """What is believed before any run is seen."""
+
+    value: float
+    """Value that a logarithm of 0 stands for."""
+    sigma: float
+    """Standard deviation of the logarithm."""
+    meaning: str
+
+
+COMMON: Mapping[str, Prior] = MappingProxyType(
+    {
+        "matmul": Prior(value=0.80, sigma=0.10, meaning="share of the 16-bit peak that large"
+                        " products sustain at 1 W per TFLOP/s"),
+        "matmul-power": Prior(value=1.0, sigma=0.15, meaning="exponent of watts per TFLOP/s in"
+                              " that share (added to 0.15)"),
+        "low": Prior(value=0.85, sigma=0.15, meaning="the same share in fp8, relative to 16 bits"),
+        "low4": Prior(value=0.62, sigma=0.2, meaning="the same share in fp4, relative to 16 bits"),
+        "cast": Prior(value=3.0, sigma=0.5, meaning="bytes moved per operand element to quantise"),
+        "attention": Prior(value=0.55, sigma=0.2, meaning="share of the 16-bit peak that a fused"
+                           " attention forward kernel sustains"),
+        "memory": Prior(value=0.80, sigma=0.1, meaning="share of memory bandwidth"),
+        "up": Prior(value=0.75, sigma=0.2, meaning="share of scale-up bandwidth"),
+        "out": Prior(value=0.70, sigma=0.25, meaning="share of network bandwidth"),
+        "up-latency": Prior(value=4e-6, sigma=0.5, meaning="seconds per hop, scale-up"),
+        "out-latency": Prior(value=1.5e-5, sigma=0.5, meaning="seconds per hop, network"),
+        "depth": Prior(value=96.0, sigma=0.5, meaning="inner dimension of half rate"),
+        "tail": Prior(value=0.35, sigma=0.5, meaning="filling lost at the end of a product"),
+        "host": Prior(value=1.0, sigma=0.4, meaning="host time per kernel, relative to the engine"),
+        "elementwise": Prior(value=1.0, sigma=0.3, meaning="element-wise traffic, relative"),
+        "jitter": Prior(value=0.008, sigma=0.7, meaning="slow-down per doubling of nodes"),
+        "imbalance": Prior(value=0.10, sigma=0.5, meaning="excess load of the busiest experts"),
+        "unfused": Prior(value=12.0, sigma=0.3, meaning="bytes per score, unfused attention"),
+        "tp-hide": Prior(value=1.0, sigma=0.5, meaning="hidden tensor-parallel share, relative"),
+        "ep-hide": Prior(value=0.6, sigma=0.4, meaning="hidden share where all-to-all overlaps"),
+        "pp-exposed": Prior(value=0.7, sigma=0.5, meaning="exposed share of pipeline transfers"),
+        "fixed": Prior(value=0.02, sigma=0.7, meaning="fixed seconds per step"),
+        "moe-host": Prior(value=1.0, sigma=0.5, meaning="unused share"),
+    }
+)  # fmt: skip
+
+GROUPED: Mapping[str, Prior] = MappingProxyType(
+    {
+        "matmul": Prior(value=1.0, sigma=0.12, meaning="a family's own share"),
+        "attention": Prior(value=1.0, sigma=0.2, meaning="a family's own share"),
+        "memory": Prior(value=1.0, sigma=0.08, meaning="a family's own share"),
+        "low": Prior(value=1.0, sigma=0.15, meaning="a family's own share"),
+        "up": Prior(value=1.0, sigma=0.25, meaning="a family's own share"),
+        "out": Prior(value=1.0, sigma=0.25, meaning="a family's own share"),
+        "engine": Prior(value=1.08, sigma=0.12, meaning="an engine's overhead factor"),
+        "engine-year": Prior(value=1.0, sigma=0.04, meaning="its change per year"),
+    }
+)
+
+
+class Coefficients:
+    """A point in coefficient space: logarithms by name, 0 where a name is absent."""
+
+    __slots__ = ("_logs",)
+
+    def __init__(self, logs: Mapping[str, float]) -> None:
+        self._logs = dict(logs)
+
+    def common(self, name: str) -> float:
+        """Value of a common coefficient."""
+        return COMMON[name].value * math.exp(self._logs.get(name, 0.0))
+
+    def member(self, kind: str, member: str) -> float:
+        """Value of a member's own factor (its prior value where it was never fitted)."""
+        return GROUPED[kind].value * math.exp(self._logs.get(f"{kind}/{member}", 0.0))
+
+    def log(self, name: str) -> float:
+        """The logarithm itself."""
+        return self._logs.get(name, 0.0)
+
+    def as_dict(self) -> dict[str, float]:
+        """All logarithms by name."""
+        return dict(self._logs)
+
+
+@cache
+def fitted() -> Coefficients:
+    """The coefficients shipped with krzem (``facts/coefficients.json``)."""
+    path = resources.files("krzem.facts").joinpath("coefficients.json")
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return Coefficients({str(k): float(v) for k, v in raw["logs"].items()})

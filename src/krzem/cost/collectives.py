@@ -1,0 +1,67 @@
+"""Seconds of collectives over groups of ranks laid on two tiers of links.
+
+A group of ``size`` ranks spaced ``stride`` apart covers ``k`` scale-up domains with ``g`` members
+in each.  Rings run over all network interfaces at once (each of the ``g`` members carries its
+share), so the two tiers work in parallel and the slower one decides; latency grows with the hops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from krzem.cost.machine import Machine
+
+Array = Any
+
+
+def members(size: Array, stride: Array, domain: Array) -> Array:
+    """Ranks of a group that share one scale-up domain (at least 1).
+
+    Groups and domains are aligned powers of two in practice; where they are not, the mean number
+    of members per domain is what bandwidth sees.
+    """
+    inside = np.maximum(1.0, np.floor(domain / stride))
+    return np.minimum(size, inside)
+
+
+def _hops(size: Array, g: Array, machine: Machine) -> Array:
+    k = size / g
+    # Rings inside a domain; between domains NCCL and its kin switch to trees as groups grow.
+    across = np.minimum(k - 1.0, 4.0 * np.log2(np.maximum(k, 1.0)))
+    return (g - 1.0) * machine.up_latency + across * machine.out_latency
+
+
+def ring(total_bytes: Array, size: Array, stride: Array, machine: Machine) -> Array:
+    """Seconds of an all-gather or reduce-scatter of ``total_bytes`` (the gathered size)."""
+    g = members(size, stride, machine.domain)
+    k = size / g
+    inside = total_bytes * (size - 1.0) / size / machine.up_bytes_per_s
+    across = total_bytes * (k - 1.0) / (k * g) / machine.out_bytes_per_s
+    seconds = np.maximum(np.where(g > 1.0, inside, 0.0), across) + _hops(size, g, machine)
+    return np.where(size > 1.0, seconds, 0.0)
+
+
+def all_to_all(
+    copies_bytes: Array, once_bytes: Array, size: Array, stride: Array, machine: Machine
+) -> Array:
+    """Seconds of an all-to-all of ``copies_bytes`` sent per rank.
+
+    ``once_bytes`` is what one copy per reached domain would weigh: with deduplication only that
+    crosses the network and is fanned out over the scale-up links.
+    """
+    g = members(size, stride, machine.domain)
+    k = size / g
+    crossing = np.where(machine.dedup > 0, np.minimum(once_bytes, copies_bytes), copies_bytes)
+    across = crossing * (k - 1.0) / k / machine.out_bytes_per_s
+    inside = copies_bytes * (g - 1.0) / g / machine.up_bytes_per_s
+    hops = (g - 1.0) * machine.up_latency + np.sqrt(k - 1.0) * 2.0 * machine.out_latency
+    return np.where(size > 1.0, np.maximum(across, inside) + hops, 0.0)
+
+
+def transfer(sent_bytes: Array, stride: Array, machine: Machine) -> Array:
+    """Seconds to send ``sent_bytes`` to the rank ``stride`` further on."""
+    near = stride < machine.domain
+    rate = np.where(near, machine.up_bytes_per_s, machine.out_bytes_per_s)
+    return sent_bytes / rate + np.where(near, machine.up_latency, machine.out_latency)

@@ -1,0 +1,53 @@
+"""Training engines: what a design does with the hardware, and which one a source speaks of."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Design facts of one engine (see ``facts/engines.toml`` for units)."""
+
+    name: str
+    match: tuple[str, ...]
+    elementwise: float
+    host_us: float
+    gap_us: float
+    tp_overlap: float
+    dp_overlap: float
+    ep_overlap: float
+    dedup: float
+    gradient_bytes: float
+
+
+@cache
+def engines() -> Mapping[str, Engine]:
+    """All engines by name."""
+    raw = tomllib.loads(
+        resources.files("krzem.facts").joinpath("engines.toml").read_text(encoding="utf-8")
+    )
+    found = {}
+    for name, values in raw.items():
+        words = tuple(values.pop("match"))
+        found[name] = Engine(name=name, match=words, **values)
+    return MappingProxyType(found)
+
+
+def engine_of(source: str, notes: str) -> str:
+    """The engine whose word stands earliest in the source, else in the notes, else ``other``."""
+    for text in (source.lower(), notes.lower()):
+        hits = [
+            (text.index(word), -len(word), e.name)
+            for e in engines().values()
+            for word in e.match
+            if word in text
+        ]
+        if hits:
+            return min(hits)[2]
+    return "other"

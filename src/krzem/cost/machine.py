@@ -1,0 +1,90 @@
+"""The machine as the formulas see it: rates that work gets done at, not data-sheet peaks.
+
+A :class:`Machine` joins a cluster, a precision, an engine and the calibrated coefficients.  Its
+fields are floats for one cluster or arrays ``[N]`` for a batch of published runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Sustained rates and overheads of one device among many."""
+
+    matmul_flops: Array
+    """FLOP/s a large matrix product sustains in the precision in use, under the power limit."""
+    matmul16_flops: Array
+    """The same in 16 bits (head, router, attention projections kept in 16 bits)."""
+    attention_flops: Array
+    """FLOP/s of a fused attention kernel on long sequences."""
+    memory_bytes_per_s: Array
+    memory_bytes: Array
+    fill: Array
+    """Output elements of a matrix product that keep every compute unit busy once."""
+    depth: Array
+    """Inner dimension at which a matrix product reaches half of its rate."""
+    tail: Array
+    """Part of one filling that is lost at the end of a product."""
+    low_bytes: Array
+    """Bytes per element of matrix operands (2 in 16 bits, 1 in fp8, 0.5 in fp4)."""
+    cast_bytes: Array
+    """Bytes moved per operand element to quantise it (0 in 16 bits)."""
+    node: Array
+    """Devices per node."""
+    domain: Array
+    """Devices per scale-up domain."""
+    up_bytes_per_s: Array
+    out_bytes_per_s: Array
+    up_latency: Array
+    """Seconds per hop inside a scale-up domain."""
+    out_latency: Array
+    host_seconds: Array
+    """Host time to launch one kernel; bounds small shapes."""
+    gap_seconds: Array
+    """Device time lost between two kernels."""
+    elementwise: Array
+    """Memory traffic of element-wise operators relative to the fused minimum."""
+    unfused_attention: Array
+    """1 where attention scores go through memory (software before fused kernels), else 0."""
+    unfused_bytes: Array
+    """Bytes moved per score element by unfused attention, forward."""
+    tp_overlap: Array
+    """Share of tensor-parallel communication hidden behind matrix products."""
+    dp_overlap: Array
+    """Share of data-parallel communication that may hide behind the backward pass."""
+    ep_overlap: Array
+    """Share of expert all-to-all that may hide behind computation."""
+    pp_exposed: Array
+    """Share of pipeline transfers that is not hidden."""
+    dedup: Array
+    """1 where a token is sent once per node and fanned out there, 0 where once per expert."""
+    dispatch_bytes: Array
+    """Bytes per element of dispatched tokens."""
+    gradient_bytes: Array
+    """Bytes per element of reduced gradients."""
+    imbalance: Array
+    """Load of the busiest expert-parallel rank over the mean."""
+    jitter: Array
+    """Relative slow-down per doubling of the number of nodes."""
+    overhead: Array
+    """Everything the engine adds that is proportional to time (1: nothing)."""
+    fixed_seconds: Array
+    """Per step: optimiser launch, logging, data loading."""
+
+
+def stack(machines: Sequence[Machine]) -> Machine:
+    """N machines as one with fields ``[N]``."""
+    return Machine(
+        **{
+            item.name: np.array([getattr(m, item.name) for m in machines], dtype=float)
+            for item in fields(Machine)
+        }
+    )

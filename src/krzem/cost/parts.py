@@ -1,0 +1,42 @@
+"""What one micro-batch costs on one device, part by part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Array = Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSeconds:
+    """Seconds per micro-batch of the parts of a model on one device, arrays ``[U]``.
+
+    Forward parts end in ``_f``, backward in ``_b``; ``*_comm`` is what stays exposed of tensor-
+    and context-parallel communication and is contained in the part it belongs to.
+    """
+
+    attention_f: Array
+    attention_b: Array
+    core_f: Array
+    """Attention core alone: what recomputing ``attention`` repeats."""
+    cheap_f: Array
+    """Norms, activations and latent up-projections: what recomputing ``modules`` repeats."""
+    dense_f: Array
+    dense_b: Array
+    moe_f: Array
+    """Mixture-of-experts network without its all-to-all."""
+    moe_b: Array
+    dispatch_f: Array
+    """All-to-all of one forward pass (dispatch and combine)."""
+    dispatch_b: Array
+    head_f: Array
+    head_b: Array
+    embed: Array
+    """Embedding look-up, forward and backward."""
+    mtp_f: Array
+    mtp_b: Array
+    weight_share: Array
+    """Share of the backward pass that computes weight gradients (zero-bubble schedules)."""
+    comm_f: Array
+    """Exposed tensor- and context-parallel communication in a forward layer."""

@@ -1,0 +1,69 @@
+"""How layers fall on pipeline ranks: the first, the fullest middle and the last one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from krzem.layout.arrays import Layouts
+from krzem.model.table import ModelTable
+
+Array = Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """Layers per pipeline rank, arrays ``[N]``; ``*_moe`` counts those with routed experts."""
+
+    first: Array
+    middle: Array
+    last: Array
+    first_moe: Array
+    middle_moe: Array
+    last_moe: Array
+
+    @property
+    def first_dense(self) -> Array:
+        return self.first - self.first_moe
+
+    @property
+    def middle_dense(self) -> Array:
+        return self.middle - self.middle_moe
+
+    @property
+    def last_dense(self) -> Array:
+        return self.last - self.last_moe
+
+
+def stages(t: ModelTable, x: Layouts) -> Stages:
+    """Spread ``layers`` over ``pp`` ranks.
+
+    Without wishes for the first and last rank the layers go as evenly as whole layers allow, the
+    last rank (which holds the output matrix) and then the first getting the smaller share.
+    """
+    pp = x.pp.astype(float)
+    even = np.ceil(t.layers / pp)
+    spare = even * pp - t.layers
+    last = np.where(x.last_stage_layers >= 0, x.last_stage_layers, even - (spare >= 1))
+    first = np.where(x.first_stage_layers >= 0, x.first_stage_layers, even - (spare >= 2))
+    given = (x.last_stage_layers >= 0) | (x.first_stage_layers >= 0)
+    rest = np.ceil((t.layers - first - last) / np.maximum(pp - 2.0, 1.0))
+    middle = np.where(given & (pp > 2), rest, even)
+    middle = np.where(pp > 2, middle, np.maximum(first, last))
+    first = np.where(pp > 1, first, t.layers)
+    last = np.where(pp > 1, last, t.layers)
+    middle = np.where(pp > 1, middle, t.layers)
+    dense = t.layers - t.moe_layers
+    first_dense = np.minimum(first, dense)
+    left = (dense - first_dense) / np.maximum(t.layers - first, 1.0)
+    whole = pp <= 1
+    return Stages(
+        first=first,
+        middle=middle,
+        last=last,
+        first_moe=np.where(whole, t.moe_layers, first - first_dense),
+        middle_moe=np.where(whole, t.moe_layers, middle * (1.0 - left)),
+        last_moe=np.where(whole, t.moe_layers, last * (1.0 - left)),
+    )

@@ -1,0 +1,294 @@
+"""Seconds of one optimiser step, term by term, for arrays of layouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from krzem.cost import collectives
+from krzem.cost.machine import Machine
+from krzem.cost.parts import LayerSeconds
+from krzem.cost.schedule import fill_factor, overlaps_dispatch
+from krzem.cost.stages import Stages, stages
+from krzem.layout.arrays import RECOMPUTES, Layouts
+from krzem.layout.layout import Recompute
+from krzem.model.table import ModelTable
+
+Array = Any
+
+DUAL_TAX = 1.06
+"""Slow-down of computation while communication kernels occupy part of the compute units."""
+HIDE = 0.9
+"""Largest share of a computation that communication can hide behind."""
+OFFLOAD_BYTES_PER_S = 12e9
+"""Host memory and PCIe traffic per device for an offloaded optimiser."""
+NEWTON_SCHULZ_FLOPS = 30.0
+"""Muon: FLOPs per parameter and unit of the shorter matrix side, five iterations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optim:
+    """Bytes per parameter of the optimiser and its kind (floats or arrays)."""
+
+    weight_bytes: Array
+    state_bytes: Array
+    """Master weights and moments."""
+    muon: Array
+    """1 for Muon, 0 for AdamW."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSeconds:
+    """One optimiser step, arrays ``[N]``; the parts add up to ``total``."""
+
+    compute: Array
+    """Matrix products, attention and element-wise work of the busiest pipeline rank."""
+    recompute: Array
+    """Forward work repeated in the backward pass."""
+    tensor_parallel: Array
+    """Exposed tensor- and context-parallel communication."""
+    expert_parallel: Array
+    """Exposed all-to-all."""
+    pipeline_transfer: Array
+    bubble: Array
+    """Idle time of the pipeline, and of ranks with fewer layers."""
+    data_parallel: Array
+    """Exposed reduction of gradients and gathering of weights."""
+    optimizer: Array
+    overhead: Array
+    """Engine overhead, stragglers and fixed time per step."""
+    micro_batches: Array
+
+    @property
+    def total(self) -> Array:
+        """Seconds per optimiser step."""
+        return sum(getattr(self, f.name) for f in fields(self) if f.name != "micro_batches")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """Seconds per micro-batch of one pipeline rank."""
+
+    forward: Array
+    backward: Array
+    recompute: Array
+    dispatch: Array
+    comm: Array
+
+    @property
+    def total(self) -> Array:
+        return self.forward + self.backward
+
+
+def step_seconds(
+    t: ModelTable,
+    x: Layouts,
+    parts: LayerSeconds,
+    mc: Machine,
+    global_batch: Array,
+    optim: Optim,
+) -> StepSeconds:
+    """Assemble a step from the parts of a micro-batch (``parts`` aligned with ``x``)."""
+    s = stages(t, x)
+    ranks = _ranks(t, x, parts, s, mc)
+    sharded = _sharded_weights(t, x, s, mc, ranks)
+    m = global_batch / (x.dp * x.micro_batch)
+    slowest = sharded.total
+    everything = _sum_over_ranks(x, ranks, sharded)
+    transfer, ramp = _transfer(t, x, mc, m)
+    factor = fill_factor(
+        x.schedule, x.vpp, sharded.forward, sharded.backward, parts.weight_share * sharded.backward
+    )
+    bubble = np.maximum(everything - slowest, 0.0) * factor + ramp
+    data, optimizer = _update(t, x, s, mc, optim, sharded)
+    busy = m * slowest
+    recompute = m * sharded.recompute
+    expert = m * sharded.dispatch
+    tensor = m * sharded.comm
+    base = busy + m * transfer + bubble + data + optimizer
+    nodes = np.maximum(x.tp * x.cp * x.pp * x.dp / mc.node, 1.0)
+    stretch = mc.overhead * (1.0 + mc.jitter * np.log2(nodes)) - 1.0
+    return StepSeconds(
+        compute=busy - recompute - expert - tensor,
+        recompute=recompute,
+        tensor_parallel=tensor,
+        expert_parallel=expert,
+        pipeline_transfer=m * transfer,
+        bubble=bubble,
+        data_parallel=data,
+        optimizer=optimizer,
+        overhead=base * stretch + mc.fixed_seconds,
+        micro_batches=m,
+    )
+
+
+def _recomputed(t: ModelTable, x: Layouts, parts: LayerSeconds, layers: Array) -> Array:
+    """Share of a rank's layers recomputed whole, 0 to 1."""
+    full = x.recompute == RECOMPUTES.index(Recompute.FULL)
+    share = np.where(x.recompute_layers < 0, 1.0, x.recompute_layers / np.maximum(layers, 1.0))
+    return np.where(full, np.minimum(share, 1.0), 0.0)
+
+
+def _rank(
+    t: ModelTable,
+    x: Layouts,
+    parts: LayerSeconds,
+    mc: Machine,
+    counts: tuple[Array, Array, Array],
+    extra: tuple[Array, Array],
+) -> _Rank:
+    """One rank with (all, dense, expert) layers and extra forward and backward seconds."""
+    n, dense, moe = counts
+    f = n * parts.attention_f + dense * parts.dense_f + moe * parts.moe_f
+    b = n * parts.attention_b + dense * parts.dense_b + moe * parts.moe_b
+    share = _recomputed(t, x, parts, n)
+    cheap = x.recompute == RECOMPUTES.index(Recompute.MODULES)
+    core = x.recompute == RECOMPUTES.index(Recompute.ATTENTION)
+    again = share * f + n * np.where(cheap, parts.cheap_f, np.where(core, parts.core_f, 0.0))
+    dual = overlaps_dispatch(x.schedule)
+    hidden = np.where(dual, 0.95, mc.ep_overlap)
+    sent = moe * (parts.dispatch_f * (1.0 + share) + parts.dispatch_b)
+    exposed = sent - np.minimum(hidden * sent, HIDE * (f + b))
+    tax = np.where(dual & (sent > 0), DUAL_TAX, 1.0)
+    out_f = exposed * parts.dispatch_f / np.maximum(parts.dispatch_f + parts.dispatch_b, 1e-30)
+    forward = f * tax + out_f + extra[0]
+    backward = (b + again) * tax + (exposed - out_f) + extra[1]
+    comm = n * parts.comm_f * (2.1 + share)
+    return _Rank(forward, backward, again, exposed, comm)
+
+
+def _ranks(
+    t: ModelTable, x: Layouts, parts: LayerSeconds, s: Stages, mc: Machine
+) -> tuple[_Rank, _Rank, _Rank]:
+    """The first, the fullest middle and the last pipeline rank."""
+    alone = x.pp <= 1
+    mtp_f, mtp_b = t.mtp_layers * parts.mtp_f, t.mtp_layers * parts.mtp_b
+    head_f, head_b = parts.head_f + mtp_f, parts.head_b + mtp_b
+    embed = parts.embed
+    # With V-shaped schedules the first rank also holds the last chunk, and so the head.
+    first_extra = (np.where(alone, head_f, 0.0) + embed / 3, np.where(alone, head_b, 0.0) + embed)
+    zero = np.zeros_like(np.asarray(embed))
+    first = _rank(t, x, parts, mc, (s.first, s.first_dense, s.first_moe), first_extra)
+    middle = _rank(t, x, parts, mc, (s.middle, s.middle_dense, s.middle_moe), (zero, zero))
+    last = _rank(t, x, parts, mc, (s.last, s.last_dense, s.last_moe), (head_f, head_b))
+    return first, middle, last
+
+
+def _pick(x: Layouts, ranks: tuple[_Rank, _Rank, _Rank]) -> _Rank:
+    """The slowest rank, field by field."""
+    first, middle, last = ranks
+    alone = x.pp <= 1
+    two = x.pp == 2
+    a = np.where(alone, first.total, np.maximum(first.total, last.total))
+    b = np.where(alone | two, 0.0, middle.total)
+    use_middle = b > a
+    use_last = ~use_middle & ~alone & (last.total > first.total)
+
+    def choose(name: str) -> Array:
+        i, j, k = (getattr(r, name) for r in ranks)
+        return np.where(use_middle, j, np.where(use_last, k, i))
+
+    return _Rank(*(choose(f.name) for f in fields(_Rank)))
+
+
+def _sharded_weights(
+    t: ModelTable, x: Layouts, s: Stages, mc: Machine, ranks: tuple[_Rank, _Rank, _Rank]
+) -> _Rank:
+    """The slowest rank, slowed by gathering weights layer by layer where they are sharded."""
+    slow = _pick(x, ranks)
+    dense, expert = _parameters(t, x, s)
+    group, stride = _shard_group(x)
+    gathered = _expert_group(x)
+    once = collectives.ring(2.0 * dense, group, stride, mc)
+    once = once + collectives.ring(2.0 * expert, gathered, x.ep * x.etp, mc)
+    fully = (x.zero == 3) & (x.dp * x.cp > 1)
+    forward = np.where(fully, _overlap(slow.forward, once, mc), slow.forward)
+    reduce = once * (1.0 + mc.gradient_bytes / 2.0)
+    backward = np.where(fully, _overlap(slow.backward, reduce, mc), slow.backward)
+    return _Rank(forward, backward, slow.recompute, slow.dispatch, slow.comm)
+
+
+def _overlap(compute: Array, comm: Array, mc: Machine) -> Array:
+    """Two streams side by side: the longer one, rounded off where they are equally long."""
+    hidden = mc.dp_overlap * comm
+    return (compute**4 + hidden**4) ** 0.25 + (comm - hidden)
+
+
+def _shard_group(x: Layouts) -> tuple[Array, Array]:
+    """Size and stride of the group over which ZeRO shards dense weights."""
+    whole = x.dp * x.cp
+    size = np.where(x.shard > 0, np.minimum(x.shard, whole), whole)
+    return size.astype(float), x.tp.astype(float)
+
+
+def _expert_group(x: Layouts) -> Array:
+    """Ranks that hold the same experts."""
+    return np.maximum(x.tp * x.cp * x.dp / (x.ep * x.etp), 1.0)
+
+
+def _parameters(t: ModelTable, x: Layouts, s: Stages) -> tuple[Array, Array]:
+    """Dense and expert parameters of the fullest rank before sharding over data parallelism."""
+    n = np.maximum(s.middle, s.first)
+    moe = np.where(s.middle >= s.first, s.middle_moe, s.first_moe)
+    layer = t.attention_split / x.tp + t.attention_whole + t.norm_params
+    dense = n * layer + (n - moe) * t.dense_params / x.tp
+    dense = dense + moe * (t.shared_params / x.tp + t.router_params)
+    dense = dense + (t.embedding_params + np.where(x.pp <= 1, t.head_params, 0.0)) / x.tp
+    return dense, moe * t.expert_params / (x.ep * x.etp)
+
+
+def _sum_over_ranks(x: Layouts, ranks: tuple[_Rank, _Rank, _Rank], slow: _Rank) -> Array:
+    first, middle, last = ranks
+    stretch = slow.total / np.maximum(_pick(x, ranks).total, 1e-30)
+    between = np.maximum(x.pp - 2, 0) * middle.total
+    whole = first.total + last.total + between
+    return np.where(x.pp > 1, whole * stretch, slow.total)
+
+
+def _transfer(t: ModelTable, x: Layouts, mc: Machine, m: Array) -> tuple[Array, Array]:
+    """Exposed pipeline transfers per micro-batch, and those of filling and draining."""
+    own = x.micro_batch * t.sequence / x.cp / np.where(x.sequence_parallel > 0, x.tp, 1)
+    sent = 2.0 * t.hidden * t.streams * own
+    once = collectives.transfer(sent, x.tp * x.cp * x.dp, mc)
+    chunks = np.where(x.schedule == 0, 1.0, x.vpp)
+    steady = 2.0 * chunks * once * mc.pp_exposed
+    ramp = 2.0 * (x.pp - 1.0) * once * (1.0 - mc.pp_exposed)
+    some = x.pp > 1
+    return np.where(some, steady, 0.0), np.where(some, ramp, 0.0)
+
+
+def _update(
+    t: ModelTable, x: Layouts, s: Stages, mc: Machine, optim: Optim, slow: _Rank
+) -> tuple[Array, Array]:
+    """Exposed data-parallel communication and the optimiser step."""
+    dense, expert = _parameters(t, x, s)
+    group, stride = _shard_group(x)
+    whole = (x.dp * x.cp).astype(float)
+    edp = _expert_group(x)
+    reduce = collectives.ring(mc.gradient_bytes * dense, whole, stride, mc)
+    reduce = reduce + collectives.ring(mc.gradient_bytes * expert, edp, x.ep * x.etp, mc)
+    gather = collectives.ring(optim.weight_bytes * dense, whole, stride, mc)
+    gather = gather + collectives.ring(optim.weight_bytes * expert, edp, x.ep * x.etp, mc)
+    # Without sharding an all-reduce carries the gradients back instead of the weights.
+    second = np.where(x.zero == 0, reduce, gather)
+    open_reduce = reduce - np.minimum(mc.dp_overlap * reduce, HIDE * slow.backward)
+    open_second = second - np.minimum(mc.dp_overlap * second, HIDE * slow.forward)
+    # With sharded weights only the hybrid part (between shard groups) is left for the end.
+    between = collectives.ring(
+        mc.gradient_bytes * dense / group, whole / group, stride * group, mc
+    ) * 2.0
+    hybrid = between - np.minimum(mc.dp_overlap * between, HIDE * slow.backward)
+    data = np.where(x.zero == 3, hybrid, open_reduce + open_second)
+    share_dense = dense / np.where(x.zero >= 1, np.where(x.zero == 3, group, whole), 1.0)
+    share_expert = expert / np.where(x.zero >= 1, edp, 1.0)
+    owned = share_dense + share_expert
+    moved = owned * (2.0 * optim.state_bytes + 8.0 + optim.weight_bytes) + 4.0 * (
+        dense / np.where(x.zero == 3, group, 1.0) + expert / np.where(x.zero == 3, edp, 1.0)
+    )
+    seconds = moved / mc.memory_bytes_per_s
+    side = np.minimum(t.hidden, np.where(t.experts > 0, t.expert_width, t.dense_width))
+    muon = optim.muon * NEWTON_SCHULZ_FLOPS * side * owned / mc.matmul16_flops
+    hosted = owned * 2.0 * optim.state_bytes / OFFLOAD_BYTES_PER_S
+    return data, np.where(x.offload_optimizer > 0, hosted, seconds) + muon

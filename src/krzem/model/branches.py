@@ -1,0 +1,86 @@
+"""Which keys a query reads: the score products of one attention module.
+
+Means are exact over the positions of a sequence under causal masking.  They are tested against
+enumeration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from krzem.model.architecture import Attention, AttentionKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """One product of queries with keys (and of scores with values, where ``v_dim`` > 0)."""
+
+    heads: int
+    qk_dim: int
+    v_dim: int
+    """0 for an indexer, which only scores."""
+    keys: float
+    """Mean keys read per query, causal."""
+    span: float
+    """Keys a kernel without block skipping would compute per query."""
+    sparse: bool = False
+    """Keys are chosen one by one, so that they are gathered instead of streamed."""
+
+
+def mean_limited(sequence: int, limit: float, stride: int = 1) -> float:
+    """Mean over positions ``i = 1 … sequence`` of ``min(floor(i / stride), limit)``."""
+    full = sequence // stride
+    capped = min(full, int(limit))
+    # Entries 1 … capped are each seen from their own position to the end.
+    seen = capped * (sequence + 1) - stride * capped * (capped + 1) / 2
+    return seen / sequence
+
+
+def branches(attention: Attention, sequence: int) -> tuple[Branch, ...]:
+    """The score products of ``attention`` over sequences of ``sequence`` tokens."""
+    a = attention
+    if a.kind is AttentionKind.SHARED_KV:
+        return _compressed(a, sequence)
+    limit = sequence if a.window is None else a.window
+    topk = a.indexer.topk if a.indexer else sequence
+    main = Branch(
+        heads=a.heads,
+        qk_dim=a.head_dim,
+        v_dim=a.value_dim,
+        keys=mean_limited(sequence, min(limit, topk)),
+        span=float(sequence),
+        sparse=topk < limit,
+    )
+    return (main, *_indexer(a, sequence, 1))
+
+
+def _compressed(a: Attention, sequence: int) -> tuple[Branch, ...]:
+    window = min(sequence, a.window or sequence)
+    near = mean_limited(sequence, window)
+    found = [
+        Branch(heads=a.heads, qk_dim=a.head_dim, v_dim=a.value_dim, keys=near, span=float(window))
+    ]
+    if a.compression:
+        entries = sequence // a.compression
+        topk = a.indexer.topk if a.indexer else entries
+        far = Branch(
+            heads=a.heads,
+            qk_dim=a.head_dim,
+            v_dim=a.value_dim,
+            keys=mean_limited(sequence, topk, a.compression),
+            span=float(min(entries, topk)),
+            sparse=topk < entries,
+        )
+        found.append(far)
+    return (*found, *_indexer(a, sequence, a.compression or 1))
+
+
+def _indexer(a: Attention, sequence: int, stride: int) -> tuple[Branch, ...]:
+    i = a.indexer
+    if i is None or i.shared:
+        return ()
+    keys = mean_limited(sequence, sequence, stride)
+    score = Branch(
+        heads=i.heads, qk_dim=i.head_dim, v_dim=0, keys=keys, span=float(sequence // stride)
+    )
+    return (score,)
