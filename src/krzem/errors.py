@@ -11,6 +11,8 @@
     │   ├── LayoutError       a layout that is not legal for this model, cluster and batch
     │   ├── GoalError         tokens, batch, sequence or precision that make no run
     │   └── DataError         a file that cannot be read as what it should be
+    ├── StorageError          a disk that does not take what must be written (exit code 3)
+    ├── CheckpointError       a checkpoint that is incomplete, altered or of another model
     └── UnknownFactError      a quantity nobody has published (exit code 2): say it, do not guess
 
 A message says what was asked, shows the arithmetic, lists the valid choices and names the next
@@ -66,6 +68,16 @@ class GoalError(InputError):
 
 class DataError(InputError):
     """A file that cannot be read as what it should be."""
+
+
+class StorageError(KrzemError):
+    """A disk that is full, read-only or failing: nothing that was there before is harmed."""
+
+    exit_code = 3
+
+
+class CheckpointError(KrzemError):
+    """A checkpoint that is incomplete, altered, or of another model than the one that loads it."""
 
 
 class UnknownFactError(KrzemError):

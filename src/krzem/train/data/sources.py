@@ -1,0 +1,209 @@
+"""Which files hold the text, and how each is cut into spans that can be read apart.
+
+One pass over every file gives its SHA-256 and, for uncompressed lines, places to cut at line
+ends with the number of the line that starts there: so a bad record far inside a large file is
+still reported with its line.  Compressed files cannot be entered in the middle and stay whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from krzem.errors import DataError
+from krzem.train.data._optional import optional
+
+Format = Literal["text", "jsonl", "parquet"]
+Documents = Literal["file", "blank-line", "line"]
+
+FORMATS: dict[str, Format] = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+COMPRESSIONS = (".gz", ".zst")
+
+_BLOCK = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One file of text."""
+
+    path: Path
+    format: Format
+    compression: str = ""
+    """``.gz``, ``.zst`` or nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A piece of one source: a byte range, or for Parquet a range of row groups."""
+
+    source: Source
+    start: int
+    stop: int
+    first_line: int
+    """Number of the line (Parquet: row) the span starts with, counted from one."""
+    bytes: int
+    """Size on disk, for the progress bar and for balancing."""
+    source_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What one pass over a source found."""
+
+    source: Source
+    bytes: int
+    sha256: str
+    spans: tuple[Span, ...]
+
+
+def discover(paths: Iterable[Path], force: Format | None) -> tuple[list[Source], list[Path]]:
+    """The sources under ``paths`` in a fixed order, and the files in folders that are skipped.
+
+    Files named outright must have a known ending (or ``force``); folders are searched for known
+    endings and the rest is returned so that it can be told.
+    """
+    sources: list[Source] = []
+    skipped: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
+            for file in files:
+                found = _source(file, force)
+                skipped.append(file) if found is None else sources.append(found)
+        elif path.is_file():
+            sources.append(_source(path, force) or _unknown(path))
+        else:
+            raise DataError(f"no such file or folder: {path}")
+    if not sources:
+        raise DataError(
+            f"no text found in {', '.join(map(str, paths)) or 'nothing'}: looked for "
+            f"{', '.join(FORMATS)} (each also with {' or '.join(COMPRESSIONS)})"
+        )
+    return sources, skipped
+
+
+def scan(source: Source, documents: Documents, part_bytes: int) -> Scan:
+    """Hash ``source`` and cut it into spans of about ``part_bytes`` bytes.
+
+    A text file that is one document (``documents="file"``) is not cut.
+    """
+    try:
+        if source.format == "parquet":
+            return _scan_parquet(source, part_bytes)
+        splittable = not source.compression and (source.format == "jsonl" or documents != "file")
+        separator = b"\n\n" if source.format == "text" and documents == "blank-line" else b"\n"
+        return _scan_lines(source, part_bytes if splittable else None, separator)
+    except OSError as error:
+        raise DataError(f"cannot read {source.path}: {error.strerror or error}") from error
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _source(path: Path, force: Format | None) -> Source | None:
+    compression = path.suffix if path.suffix in COMPRESSIONS else ""
+    inner = Path(path.stem).suffix if compression else path.suffix
+    form = force or FORMATS.get(inner)
+    if form is None or (form == "parquet" and compression):
+        return None
+    return Source(path=path, format=form, compression=compression)
+
+
+def _unknown(path: Path) -> Source:
+    raise DataError(
+        f"cannot tell what {path} holds from its name; endings known: {', '.join(FORMATS)} (text "
+        f"and JSONL also with {' or '.join(COMPRESSIONS)}), or say it with --format"
+    )
+
+
+def _scan_lines(source: Source, part_bytes: int | None, separator: bytes) -> Scan:
+    digest = hashlib.sha256()
+    cuts = [(0, 1)]
+    position, newlines = 0, 0
+    for block in _blocks(source.path):
+        digest.update(block)
+        if part_bytes is not None and position + len(block) >= cuts[-1][0] + part_bytes:
+            for at in _cuts(block, position, cuts[-1][0], part_bytes, separator):
+                cuts.append((position + at, 1 + newlines + block.count(b"\n", 0, at)))
+        newlines += block.count(b"\n")
+        position += len(block)
+    sha256 = digest.hexdigest()
+    ends = [start for start, _ in cuts[1:]] + [position]
+    spans = tuple(
+        Span(
+            source=source,
+            start=start,
+            stop=stop,
+            first_line=line,
+            bytes=stop - start,
+            source_sha256=sha256,
+        )
+        for (start, line), stop in zip(cuts, ends, strict=True)
+        if stop > start or position == 0
+    )
+    return Scan(source=source, bytes=position, sha256=sha256, spans=spans)
+
+
+def _cuts(block: bytes, base: int, last: int, part_bytes: int, separator: bytes) -> Iterator[int]:
+    """Offsets in ``block`` just after a separator, each a part or more after the cut before it."""
+    while True:
+        wanted = max(0, last + part_bytes - base)
+        found = block.find(separator, wanted)
+        if found < 0:
+            return
+        at = found + len(separator)
+        last = base + at
+        yield at
+
+
+def _scan_parquet(source: Source, part_bytes: int) -> Scan:
+    digest = hashlib.sha256()
+    size = 0
+    for block in _blocks(source.path):
+        digest.update(block)
+        size += len(block)
+    sha256 = digest.hexdigest()
+    meta = open_parquet(source.path).metadata
+    spans, start, row, held, rows = [], 0, 1, 0, 0
+    for group in range(meta.num_row_groups):
+        held += meta.row_group(group).total_byte_size
+        rows += meta.row_group(group).num_rows
+        if held >= part_bytes or group == meta.num_row_groups - 1:
+            spans.append(
+                Span(
+                    source=source,
+                    start=start,
+                    stop=group + 1,
+                    first_line=row,
+                    bytes=held,
+                    source_sha256=sha256,
+                )
+            )
+            start, row, held, rows = group + 1, row + rows, 0, 0
+    return Scan(source=source, bytes=size, sha256=sha256, spans=tuple(spans))
+
+
+def open_parquet(path: Path) -> Any:
+    """The Parquet file at ``path``; raises DataError where it is none or pyarrow is missing."""
+    parquet = optional("pyarrow.parquet", path, "krzem[data]")
+    try:
+        return parquet.ParquetFile(path)
+    except Exception as error:  # pyarrow's errors do not share a base with the file errors
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            yield block

@@ -1,0 +1,168 @@
+"""Text to token ids: bytes without any dependency, or a Hugging Face ``tokenizer.json``.
+
+A document's tokens are followed by one *end of document* token.  Which token that is, is part of
+the tokenizer here: a Hugging Face file does not say, so it is looked for in the files that usually
+lie beside it and otherwise asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from krzem.errors import DataError, nearest
+from krzem.train.data._optional import optional
+
+Ids = NDArray[np.uint32]
+
+BYTES = "bytes"
+
+
+class Tokenizer(Protocol):
+    """What building and reading token files needs of a tokenizer."""
+
+    @property
+    def name(self) -> str:
+        """``bytes``, or the name of the tokenizer file."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids: one more than the largest id the tokenizer can give."""
+
+    @property
+    def end_of_document(self) -> int:
+        """Id written after every document."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that decides the ids."""
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of each text, without special tokens; one array of shape [ids] per text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``; what cannot be decoded shows as the replacement character."""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0-255, and 256 for the end of a document."""
+
+    name = BYTES
+    vocabulary = 257
+    end_of_document = 256
+    sha256 = hashlib.sha256(b"krzem bytes, end of document 256").hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of each text; one array of shape [bytes] per text."""
+        return [np.frombuffer(t.encode(), dtype=np.uint8).astype(np.uint32) for t in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``; an end of document shows as a line of its own."""
+        parts = (b"\n---\n" if i >= 256 else bytes((i,)) for i in ids)
+        return b"".join(parts).decode(errors="replace")
+
+
+class FileTokenizer:
+    """A Hugging Face ``tokenizer.json``, through the ``tokenizers`` library."""
+
+    def __init__(self, path: Path, end_of_document: str | None = None) -> None:
+        self.path = path
+        self.name = path.name
+        content = _read(path)
+        self._inner = _parse(path, content)
+        self.vocabulary = int(self._inner.get_vocab_size(with_added_tokens=True))
+        self.vocabulary = max(self.vocabulary, 1 + max(self._inner.get_vocab().values(), default=0))
+        self.end_of_document = self._end(end_of_document)
+        digest = hashlib.sha256(content)
+        digest.update(f"end of document {self.end_of_document}".encode())
+        self.sha256 = digest.hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of each text, without special tokens; one array of shape [ids] per text."""
+        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(e.ids, dtype=np.uint32) for e in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, special tokens included."""
+        return str(self._inner.decode(list(ids), skip_special_tokens=False))
+
+    def _end(self, asked: str | None) -> int:
+        wanted = asked or _declared_end(self.path.parent)
+        if wanted is None:
+            raise DataError(
+                f"{self.path} does not say which token ends a document; name it with --eod. "
+                f"Special tokens in it: {', '.join(self._special()) or 'none'}"
+            )
+        found = self._inner.token_to_id(wanted)
+        if found is None:
+            near = nearest(wanted, self._special() or self._inner.get_vocab())
+            raise DataError(
+                f"{self.path} has no token {wanted!r} to end documents with; name another with "
+                f"--eod, for example {', '.join(near) or ', '.join(self._special()[:6]) or 'none'}"
+            )
+        return int(found)
+
+    def _special(self) -> list[str]:
+        added = self._inner.get_added_tokens_decoder().values()
+        return [t.content for t in added if t.special]
+
+
+def load_tokenizer(name: str | Path, end_of_document: str | None = None) -> Tokenizer:
+    """The tokenizer called ``name``: ``bytes``, a tokenizer file, or a folder that holds one.
+
+    Raises DataError where the file is missing, is no tokenizer, or the end-of-document token is
+    neither given nor declared in ``tokenizer_config.json`` beside it.
+    """
+    if str(name) == BYTES:
+        return ByteTokenizer()
+    path = Path(name)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    return FileTokenizer(path, end_of_document)
+
+
+def check_vocabulary(tokenizer_vocabulary: int, model_vocabulary: int, largest_id: int) -> None:
+    """Raise DataError where the model has fewer embeddings than the tokenizer has ids."""
+    if tokenizer_vocabulary > model_vocabulary:
+        raise DataError(
+            f"the tokenizer has {tokenizer_vocabulary:,} ids (largest used: {largest_id:,}) but "
+            f"the model's vocabulary is {model_vocabulary:,}: set vocab_size to "
+            f"{tokenizer_vocabulary:,} or more in the model's config, or tokenise with the "
+            "model's own tokenizer"
+        )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"cannot read the tokenizer {path}: {error.strerror}; give a tokenizer.json, a folder "
+            f"with one, or {BYTES!r} for the byte-level tokenizer"
+        ) from error
+
+
+def _parse(path: Path, content: bytes) -> Any:
+    library = optional("tokenizers", path, "krzem[train]")
+    try:
+        return library.Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises bare Exception for any fault in the file
+        raise DataError(f"{path} is not a Hugging Face tokenizer.json: {error}") from error
+
+
+def _declared_end(folder: Path) -> str | None:
+    """The end-of-sequence token that the configs beside a tokenizer declare, if any."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    token = config.get("eos_token") if isinstance(config, dict) else None
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None

@@ -1,0 +1,96 @@
+"""Files that are either whole or not there.
+
+A file is written beside its place under a name of its own, forced to the disk, and renamed into
+place; then the folder is forced to the disk too, because the rename lives there.  A crash at any
+instant leaves the old file or the new one.  A full disk or a read-only folder becomes one sentence
+(:class:`~krzem.errors.StorageError`) that says what was being written and what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from krzem.errors import StorageError
+
+TEMPORARY = ".part"
+"""Ending of files that are still being written; anything with it may be deleted."""
+
+
+def fsync_folder(folder: Path) -> None:
+    """Force the names in ``folder`` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(
+    path: Path, content: bytes, before_rename: Callable[[], None] | None = None
+) -> None:
+    """Replace ``path`` by ``content``, all or nothing; ``before_rename`` may still refuse.
+
+    Raises StorageError where the disk does not take it; whatever ``before_rename`` raises passes
+    through, with ``path`` as it was.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with storing(path), temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if before_rename is not None:
+            before_rename()
+        with storing(path):
+            temporary.replace(path)
+            fsync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def canonical_json(value: Any) -> bytes:
+    """``value`` as JSON that depends on nothing but the value: sorted keys, no spaces, no NaN."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn an operating-system error while writing ``path`` into one clear sentence."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(_sentence(path, error)) from error
+
+
+def _sentence(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"cannot write {path}: the disk is full{_free(path)}; make room and start again"
+    if error.errno == errno.EFBIG:
+        return f"cannot write {path}: larger than the file-size limit here (see ulimit -f)"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return (
+            f"cannot write {path}: {error.strerror}; choose a folder you may write to, or change "
+            "its permissions"
+        )
+    return f"cannot write {path}: {error.strerror or error}"
+
+
+def _free(path: Path) -> str:
+    folder = next((p for p in (path, *path.parents) if p.is_dir()), None)
+    with contextlib.suppress(OSError):
+        if folder is not None:
+            return f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB free)"
+    return ""
