@@ -13,6 +13,8 @@ from krzem.model.architecture import (
     RouterKind,
 )
 from krzem.model.catalogue import ModelFact, PublishedCount, load_model, model_fact, model_ids
+from krzem.model.flops import ModelFlops, flops_by_part, flops_per_token
+from krzem.model.keys import mean_keys
 from krzem.model.parameters import LayerParameters, ParameterCount, count, layer_parameters
 from krzem.model.reader import read_config, supported_types
 
@@ -26,12 +28,16 @@ __all__ = [
     "LayerParameters",
     "LayerRun",
     "ModelFact",
+    "ModelFlops",
     "ParameterCount",
     "PublishedCount",
     "RouterKind",
     "count",
+    "flops_by_part",
+    "flops_per_token",
     "layer_parameters",
     "load_model",
+    "mean_keys",
     "model_fact",
     "model_ids",
     "read_config",

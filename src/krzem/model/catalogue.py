@@ -96,7 +96,7 @@ def _is_path(text: str) -> bool:
 
 def _exists(text: str) -> bool:
     try:
-        return Path(text).exists()
+        return bool(text) and Path(text).exists()
     except (OSError, ValueError):
         return False
 
@@ -110,28 +110,31 @@ def _resolve(name: str) -> str:
 
 
 def _find(name: str) -> str | None:
-    """The id that ``name`` means: exactly, else as the only one that begins with it."""
+    """The id that ``name`` means: exactly, else as the only one that begins with its words."""
     if len(name) > 100:
         return None
-    if name in _facts():
-        return name
-    spelt = _squeeze(name)
-    exact = _spellings().get(spelt)
-    if exact is not None or len(spelt) < 3:
+    words = _words(name)
+    exact = _spellings().get(_squeeze(words))
+    if exact is not None or not words:
         return exact
-    begun = {known for spelling, known in _spellings().items() if spelling.startswith(spelt)}
+    begun = {fact.id for fact in _facts().values() if _words(fact.id)[: len(words)] == words}
     return begun.pop() if len(begun) == 1 else None
 
 
-def _squeeze(name: str) -> str:
-    """``name`` without case, separators and the organisation before it (``org/Name-8B``)."""
-    return re.sub(r"[^a-z0-9]", "", name.lower().rsplit("/", 1)[-1])
+def _words(name: str) -> tuple[str, ...]:
+    """``org/Name-8B_it`` as ("name", "8b", "it")."""
+    return tuple(re.findall(r"[^-_ ]+", name.lower().rsplit("/", 1)[-1]))
+
+
+def _squeeze(words: tuple[str, ...]) -> str:
+    """Words without what people leave out or add: separators and dots."""
+    return "".join(words).replace(".", "")
 
 
 @cache
 def _spellings() -> dict[str, str]:
     return {
-        _squeeze(spelling): fact.id
+        _squeeze(_words(spelling)): fact.id
         for fact in _facts().values()
         for spelling in (fact.id, *fact.aliases)
     }

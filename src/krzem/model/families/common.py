@@ -78,15 +78,19 @@ def mixture(
     shared_gate: bool = False,
     router_bias: bool = False,
     bias: bool = False,
-    grouped: bool = False,
+    groups: tuple[int, int] | None = None,
 ) -> FeedForward:
-    """A mixture of experts; ``experts`` are the names of the field with their number."""
+    """A mixture of experts; ``experts`` are the names of the field with their number.
+
+    ``groups`` is what the class defaults ``n_group`` and ``topk_group`` to, None where the family
+    has no group-limited routing.
+    """
     total = fields.count(*experts, high=MAX_EXPERTS)
     per_token = fields.count("num_experts_per_tok", high=MAX_EXPERTS)
-    groups, reach = expert_groups(fields, total) if grouped else (1, 1)
-    within = total // groups * reach
+    parts, reach = expert_groups(fields, total, groups) if groups else (1, 1)
+    within = total // parts * reach
     if per_token > within:
-        limit = f" in the {reach} of {groups} groups a token may reach" if groups > 1 else ""
+        limit = f" in the {reach} of {parts} groups a token may reach" if parts > 1 else ""
         fields.fail(f"num_experts_per_tok = {per_token} exceeds the {within} experts{limit}")
     return FeedForward(
         width=width,
@@ -97,15 +101,15 @@ def mixture(
         shared_gate=shared_gate,
         router=router,
         router_bias=router_bias,
-        expert_groups=groups,
+        expert_groups=parts,
         groups_per_token=reach,
     )
 
 
-def expert_groups(fields: Fields, experts: int) -> tuple[int, int]:
+def expert_groups(fields: Fields, experts: int, default: tuple[int, int]) -> tuple[int, int]:
     """Groups of experts and how many of them one token may reach (1, 1 without a limit)."""
-    groups = fields.optional_count("n_group", default=1) or 1
-    reach = fields.optional_count("topk_group", default=groups) or groups
+    groups = fields.optional_count("n_group", default=default[0]) or 1
+    reach = fields.optional_count("topk_group", default=min(default[1], groups)) or groups
     fields.divides("n_group", groups, "the number of experts", experts)
     if reach > groups:
         fields.fail(f"topk_group = {reach} exceeds n_group = {groups}")

@@ -20,6 +20,8 @@ from krzem.model.families.common import assemble, layer_count, mixture, mtp_coun
 from krzem.model.families.llama import dense
 from krzem.model.fields import MAX_LAYERS, Fields
 
+GROUPS = {"deepseek_v3": (8, 4), "deepseek_v32": (8, 4)}
+"""Groups of experts, and how many a token may reach, where the config names neither."""
 SPARSE_TYPES = ("full_attention", "indexed_attention", "deepseek_sparse_attention")
 
 
@@ -58,12 +60,16 @@ def latent_attention(fields: Fields) -> Attention:
     """Multi-head latent attention, in DeepSeek's or in Pangu's spelling."""
     heads = fields.count("num_attention_heads")
     rope = fields.count("qk_rope_head_dim", "attention_qk_rope_dim")
+    nope = fields.count("qk_nope_head_dim", "attention_qk_dim")
+    whole = fields.optional_count("qk_head_dim", default=None)
+    if whole is not None and whole != nope + rope:
+        fields.fail(f"qk_head_dim = {whole}, but its parts add to {nope} + {rope} = {nope + rope}")
     bias = fields.flag("attention_bias", default=False)
     return Attention(
         kind=AttentionKind.LATENT,
         heads=heads,
         kv_heads=heads,
-        head_dim=fields.count("qk_nope_head_dim", "attention_qk_dim") + rope,
+        head_dim=nope + rope,
         value_dim=fields.count("v_head_dim", "attention_v_dim"),
         q_lora_rank=fields.optional_count("q_lora_rank", "attention_q_lora_dim"),
         kv_lora_rank=fields.count("kv_lora_rank", "attention_kv_lora_dim"),
@@ -91,7 +97,7 @@ def experts_of(fields: Fields, router: RouterKind) -> FeedForward:
         router=RouterKind(scoring),
         shared_width=shared * width,
         router_bias=method == "noaux_tc",
-        grouped=True,
+        groups=GROUPS.get(fields.model_type, (1, 1)),
     )
 
 

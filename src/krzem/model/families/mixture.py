@@ -90,7 +90,7 @@ def glm4_moe(fields: Fields) -> Architecture:
         router=RouterKind.SIGMOID,
         shared_width=width * fields.count("n_shared_experts", low=0, high=1000),
         router_bias=True,
-        grouped=True,
+        groups=(1, 1),
     )
     layers = layer_count(fields)
     leading = fields.count("first_k_dense_replace", low=0, high=MAX_LAYERS)
