@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,6 +102,10 @@ def test_a_shared_choice_is_not_scored_again() -> None:
 def test_a_mask_never_adds_keys(sequence: int, limit: int, stride: int) -> None:
     causal = mean_visible(sequence, limit=limit, stride=stride)
     assert 0 <= causal <= mean_visible(sequence, limit=limit, stride=stride, causal=False)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    assert mean_keys(attention(), int(np.int64(64))) == mean_keys(attention(), np.int64(64))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sequence", [0, -1, 1.5, True, "4096", None])

@@ -7,6 +7,8 @@ top-k.  Both are one closed form.
 
 from __future__ import annotations
 
+from numbers import Integral
+
 from krzem.errors import GoalError
 from krzem.model.architecture import Attention, AttentionKind
 
@@ -55,5 +57,5 @@ def mean_visible(sequence: int, *, limit: int, stride: int = 1, causal: bool = T
 
 def check_sequence(sequence: int) -> None:
     """Refuse a sequence length that is not a whole number above zero."""
-    if isinstance(sequence, bool) or not isinstance(sequence, int) or sequence < 1:
+    if isinstance(sequence, bool) or not isinstance(sequence, Integral) or sequence < 1:
         raise GoalError(f"the sequence length is {sequence!r}; it has to be a whole number >= 1")
