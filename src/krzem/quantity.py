@@ -41,7 +41,9 @@ LARGEST = 10**30
 """Beyond this (in base units) a number is taken for a slip or an attack."""
 
 _MAX_TEXT = 64
-_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d[\d_]*)?(?:\.\d+|\.)?(?:[eE][+-]?\d{1,3})?"
+_MAX_EXPONENT = 4
+"""Characters, sign included: an exact 1e9999999 would not fit in memory."""
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d[\d_]*)?(?:\.\d+|\.)?(?:[eE][+-]?\d+)?"
 _TERM = re.compile(rf"([+-]?)\s*({_NUMBER})\s*([^\s\d.,+-][^\d]*)?", re.ASCII)
 
 
@@ -271,6 +273,8 @@ def _terms(written: str, kind: _Kind) -> list[tuple[str, str, str]]:
 
 
 def _term(sign: str, number: str, unit: str, written: str, kind: _Kind) -> Fraction:
+    if len(number.lower().partition("e")[2]) > _MAX_EXPONENT:
+        raise _refusal(written, kind.what, "its exponent is out of range", kind.examples)
     try:
         value = Fraction(Decimal(number.replace(",", "").replace("_", "")))
     except (InvalidOperation, ValueError):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
+
+_FOLDER = Path(__file__).parent
+"""Beside this module; importlib.resources would take longer to import than the tables to read."""
 
 
 @cache
@@ -24,4 +27,4 @@ def manual(name: str) -> str:
 
 
 def _text(name: str) -> str:
-    return resources.files("krzem.facts").joinpath(name).read_text(encoding="utf-8")
+    return (_FOLDER / name).read_text(encoding="utf-8")

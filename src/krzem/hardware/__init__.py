@@ -1,0 +1,17 @@
+"""Accelerators and clusters: what is known about them, and how a user's cluster is read."""
+
+from krzem.hardware.catalogue import device_ids, device_row, load_device
+from krzem.hardware.cluster import Cluster
+from krzem.hardware.cluster_reader import cluster_of, read_cluster
+from krzem.hardware.device import Confidence, Device
+
+__all__ = [
+    "Cluster",
+    "Confidence",
+    "Device",
+    "cluster_of",
+    "device_ids",
+    "device_row",
+    "load_device",
+    "read_cluster",
+]

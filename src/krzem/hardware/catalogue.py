@@ -17,12 +17,13 @@ Anything else is ambiguous and refused with the candidates.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
 
-from krzem.errors import InputError, UnknownNameError
+from krzem.errors import InputError, UnknownNameError, nearest
 from krzem.facts.table import read_table
 from krzem.hardware.device import Confidence, Device
 
@@ -72,13 +73,23 @@ def find_id(name: str) -> str:
     wanted = tuple(re.sub(r"^(\d+)gi?b$", r"\1", part) for part in asked.split("-") if part)
     ranks = {i: rank for i in _rows() if (rank := _rank(i, wanted)) is not None}
     if not ranks:
-        raise UnknownNameError("device", name, _rows(), "`krzem devices` lists all of them.")
+        alike = ", ".join(_alike(asked))
+        offer = f"Did you mean {alike}? " if alike else ""
+        raise UnknownNameError("device", name, (), f"{offer}`krzem devices` lists all of them.")
     best = min(ranks.values())
     first = [i for i, rank in ranks.items() if rank == best]
     if len(first) > 1:
         offer = ", ".join(first[:8])
         raise UnknownNameError("device", name, (), f"It may be any of {offer}: write the whole id.")
     return first[0]
+
+
+def _alike(asked: str) -> tuple[str, ...]:
+    """Ids to offer for a name that none holds: compared whole and without vendor and module."""
+    whole = nearest(asked, _rows())
+    short = {re.sub(r"^[a-z]+-|-(sxm\d?|oam)\b.*$", "", i): i for i in reversed(device_ids())}
+    parts = difflib.get_close_matches(asked[:80], short, n=4, cutoff=0.6)
+    return tuple(dict.fromkeys([*(short[part] for part in parts), *whole]))[:4]
 
 
 def _rank(device_id: str, wanted: tuple[str, ...]) -> tuple[int, int, float] | None:
