@@ -82,7 +82,9 @@ class Layout:
         for name in ("tp", "cp", "pp", "vpp", "ep", "etp", "dp", "micro_batch"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10**7:
-                raise LayoutError(f"{name}={value!r}: a whole number from 1 to 10,000,000 is needed")
+                raise LayoutError(
+                    f"{name}={value!r}: a whole number from 1 to 10,000,000 is needed"
+                )
         if self.zero not in (0, 1, 2, 3):
             raise LayoutError(f"zero={self.zero!r}: the ZeRO stage is 0, 1, 2 or 3")
         if not 0 <= self.shard <= self.dp * self.cp:

@@ -1,0 +1,331 @@
+"""Plan a run: the best layouts, what the whole run takes, where the wall is."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+
+import numpy as np
+
+from krzem.cost.memory import RankBytes
+from krzem.cost.step import StepSeconds
+from krzem.errors import ClusterError, GoalError
+from krzem.estimate import Basis, Estimate
+from krzem.layout.arrays import pack
+from krzem.layout.layout import Layout, Schedule
+from krzem.layout.rules import check
+from krzem.layout.space import Space
+from krzem.model.parameters import count
+from krzem.plan.forecast import WholeRun, forecast
+from krzem.plan.interval import memory_sigma, step_sigma
+from krzem.plan.price import Pricer, Task
+from krzem.plan.search import SURE, Found, front, search
+from krzem.plan.wall import Gain, binding, gains
+
+GIB = 2.0**30
+TIE = 0.03
+"""Step times closer than this are not told apart: errors of two layouts of one model on one
+cluster are nearly the same error, and what is left of their difference is about this large."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMemory:
+    """Bytes on one pipeline rank, by what they hold."""
+
+    rank: str
+    """``first``, ``middle`` or ``last``."""
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    transient: float
+    """Logits, unsharded weights, dispatch buffers, one recomputed layer."""
+    reserve: float
+    """What allocator, context and communication library hold beside tensors (median)."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(getattr(self, f.name) for f in fields(self) if f.name != "rank")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutPlan:
+    """One layout with everything that is predicted of it."""
+
+    layout: Layout
+    step_seconds: Estimate
+    tokens_per_s_per_device: Estimate
+    mfu: Estimate
+    """Model FLOPs (causal attention once, no recomputation) over the dense peak of the precision."""
+    memory_bytes: Estimate
+    """Peak on the fullest rank."""
+    fits_probability: float
+    terms: Mapping[str, float]
+    """Seconds of the step by cause; they add up to the middle of ``step_seconds``."""
+    ranks: tuple[RankMemory, ...]
+    micro_batches: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """A layout that no other beats in both time and memory."""
+
+    layout: Layout
+    step_seconds: float
+    memory_bytes: float
+    fits_probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer to one question."""
+
+    task: Task
+    parameters: int
+    active_parameters: int
+    best: LayoutPlan
+    alternatives: tuple[LayoutPlan, ...]
+    """The next best layouts, at most one per parallel shape (degrees and schedule)."""
+    ties: int
+    """Layouts within the error bar of the best one."""
+    front: tuple[FrontPoint, ...]
+    wall: str
+    """The resource of which 10 % more gains most."""
+    gains: tuple[Gain, ...]
+    whole_run: WholeRun
+    layouts_evaluated: int
+    layouts_timed: int
+    search_seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """One given layout, term by term."""
+
+    task: Task
+    parameters: int
+    active_parameters: int
+    plan: LayoutPlan
+    wall: str
+    gains: tuple[Gain, ...]
+    whole_run: WholeRun
+    notes: tuple[str, ...] = ()
+
+
+def plan(
+    task: Task,
+    *,
+    space: Space | None = None,
+    alternatives: int = 5,
+    sure: float = SURE,
+    start: datetime.date | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Plan:
+    """Search every legal layout and forecast the run with the best one.
+
+    A layout is recommended only if it fits with probability ``sure``.
+
+    Raises:
+        GoalError: no layout divides the batch.
+        ClusterError: the model does not fit this cluster; the message says by how much.
+    """
+    pricer = Pricer(task)
+    found = search(pricer, space, progress)
+    best = _choose(task, found, sure)
+    top = [describe(pricer, found.layouts.at(i)) for i in best[:1]]
+    others = _distinct(found, best, alternatives)
+    first = top[0]
+    ties = int(np.sum(found.seconds[best] <= found.seconds[best[0]] * (1.0 + TIE)))
+    resources = gains(pricer, found, first.layout, sure)
+    total = count(task.architecture)
+    run = _forecast(task, first, total.total, start)
+    return Plan(
+        task=task,
+        parameters=total.total,
+        active_parameters=total.active,
+        best=first,
+        alternatives=tuple(describe(pricer, found.layouts.at(i)) for i in others),
+        ties=ties,
+        front=_front(found),
+        wall=binding(resources),
+        gains=resources,
+        whole_run=run,
+        layouts_evaluated=found.evaluated,
+        layouts_timed=found.timed,
+        search_seconds=found.search_seconds,
+        notes=_notes(task, first.layout),
+    )
+
+
+def explain(task: Task, layout: Layout, *, start: datetime.date | None = None) -> Explanation:
+    """Price one layout.
+
+    Raises LayoutError where it is not legal, with the arithmetic of every rule it breaks.
+    """
+    check(task.problem, layout)
+    pricer = Pricer(task)
+    described = describe(pricer, layout)
+    resources = gains(pricer, None, layout, SURE)
+    total = count(task.architecture)
+    return Explanation(
+        task=task,
+        parameters=total.total,
+        active_parameters=total.active,
+        plan=described,
+        wall=binding(resources),
+        gains=resources,
+        whole_run=_forecast(task, described, total.total, start),
+        notes=_notes(task, layout),
+    )
+
+
+def describe(pricer: Pricer, layout: Layout) -> LayoutPlan:
+    """Everything predicted of one layout."""
+    x = pack([layout])
+    step = pricer.step(x)
+    memory = pricer.memory(x)
+    task = pricer.task
+    seconds = Estimate.lognormal(_one(step.total), step_sigma(pricer, x), Basis.CALIBRATED)
+    tokens = task.goal.tokens_per_step / task.cluster.devices
+    flops = pricer.step_flops() / task.cluster.devices / pricer.peak_flops()
+    peak = _one(memory.peak)
+    named = zip(
+        ("first", "middle", "last"), (memory.first, memory.middle, memory.last), strict=True
+    )
+    reserve = max(peak - _one(memory.tensors), 0.0)
+    return LayoutPlan(
+        layout=layout,
+        step_seconds=seconds,
+        tokens_per_s_per_device=seconds.inverse(tokens),
+        mfu=seconds.inverse(flops),
+        memory_bytes=Estimate.lognormal(peak, memory_sigma(pricer, peak), Basis.CALIBRATED),
+        fits_probability=_one(pricer.fits(memory)),
+        terms=_terms(step),
+        ranks=tuple(
+            _rank(name, rank, reserve)
+            for name, rank in named
+            if layout.pp > 2 or (layout.pp == 2 and name != "middle") or name == "first"
+        ),
+        micro_batches=round(_one(step.micro_batches)),
+    )
+
+
+def _one(values: object) -> float:
+    return float(np.ravel(np.asarray(values, dtype=float))[0])
+
+
+def _terms(step: StepSeconds) -> Mapping[str, float]:
+    names = [f.name for f in fields(StepSeconds) if f.name != "micro_batches"]
+    return MappingProxyType({name: _one(getattr(step, name)) for name in names})
+
+
+def _rank(name: str, rank: RankBytes, reserve: float) -> RankMemory:
+    parts = {f.name: _one(getattr(rank, f.name)) for f in fields(RankBytes)}
+    return RankMemory(rank=name, reserve=reserve, **parts)
+
+
+def _choose(task: Task, found: Found, sure: float) -> np.ndarray:
+    if not found.evaluated:
+        raise GoalError(_nothing_legal(task))
+    best = found.best(sure)
+    if len(best):
+        return best
+    have, need = task.cluster.memory_bytes / GIB, found.least_bytes / GIB
+    if len(found.fits):
+        chance = float(np.max(found.fits))
+        raise ClusterError(
+            f"{task.architecture.name} on {task.cluster.devices:,} x {task.cluster.device.id}: no "
+            f"layout fits with {sure:.0%} certainty; the best chance is {chance:.0%}. Lower "
+            "--sure, add devices, shorten the sequence, or allow an offloaded optimiser (--offload)"
+        )
+    raise ClusterError(
+        f"{task.architecture.name} does not fit {task.cluster.devices:,} x "
+        f"{task.cluster.device.id}: the leanest of {found.evaluated:,} legal layouts needs "
+        f"{need:.1f} GiB per device and {have:.1f} GiB are there, {need / have:.1f} times too "
+        "little. Use more devices, devices with more memory, a shorter sequence, or --offload"
+    )
+
+
+def _nothing_legal(task: Task) -> str:
+    goal, devices = task.goal, task.cluster.devices
+    return (
+        f"no legal layout: a global batch of {goal.global_batch:,} sequences over {devices:,} "
+        f"devices. The data-parallel degree must divide both the devices ({devices:,} = "
+        f"{_factors(devices)}) and the batch ({goal.global_batch:,} = "
+        f"{_factors(goal.global_batch)}), and what is left must be tensor, context and pipeline "
+        f"degrees that divide {sorted(task.problem.heads)} heads and at most "
+        f"{task.architecture.layers} layers. Choose a batch that shares factors with the devices"
+    )
+
+
+def _factors(number: int) -> str:
+    found, rest, d = [], number, 2
+    while d * d <= rest:
+        while rest % d == 0:
+            found.append(d)
+            rest //= d
+        d += 1
+    if rest > 1 or not found:
+        found.append(rest)
+    return " x ".join(map(str, found))
+
+
+def _distinct(found: Found, best: np.ndarray, wanted: int) -> list[int]:
+    """The best layouts of different parallel shape, the very best left out."""
+    names = ("tp", "cp", "pp", "ep", "etp", "schedule", "zero")
+    shapes: set[tuple[int, ...]] = set()
+    chosen: list[int] = []
+    for i in best:
+        shape = tuple(int(getattr(found.layouts, n)[i]) for n in names)
+        if shape not in shapes:
+            shapes.add(shape)
+            chosen.append(int(i))
+        if len(chosen) > wanted:
+            break
+    return chosen[1:]
+
+
+def _front(found: Found, most: int = 40) -> tuple[FrontPoint, ...]:
+    index = front(found.seconds, found.peak_bytes)
+    if len(index) > most:
+        index = index[np.linspace(0, len(index) - 1, most).round().astype(int)]
+    return tuple(
+        FrontPoint(
+            layout=found.layouts.at(int(i)),
+            step_seconds=float(found.seconds[i]),
+            memory_bytes=float(found.peak_bytes[i]),
+            fits_probability=float(found.fits[i]),
+        )
+        for i in index
+    )
+
+
+def _forecast(
+    task: Task, described: LayoutPlan, parameters: int, start: datetime.date | None
+) -> WholeRun:
+    return forecast(
+        described.step_seconds,
+        goal=task.goal,
+        cluster=task.cluster,
+        parameters=float(parameters),
+        start=start,
+    )
+
+
+_BEYOND_MEGATRON: Sequence[Schedule] = (
+    Schedule.ZB_H1, Schedule.ZB_V, Schedule.DUALPIPE, Schedule.DUALPIPE_V,
+)  # fmt: skip
+
+
+def _notes(task: Task, layout: Layout) -> tuple[str, ...]:
+    notes = [f"one device is {task.cluster.device.device_is} of {task.cluster.device.name}"]
+    if task.engine.name.startswith("megatron") and layout.schedule in _BEYOND_MEGATRON:
+        notes.append(
+            f"schedule {layout.schedule} is not in Megatron-LM: use --engine torchtitan or krzem,"
+            " or restrict the search with --schedules 1f1b,interleaved"
+        )
+    return tuple(notes)
