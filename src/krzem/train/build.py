@@ -1,0 +1,73 @@
+"""A model with values on one device: the single-process case."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from krzem.errors import ModelError
+from krzem.model import count
+from krzem.train.config import ModelSpec
+from krzem.train.model.context import LossWeights
+from krzem.train.model.initial import Region, initial_values
+from krzem.train.model.router import Router, hash_table
+from krzem.train.model.transformer import Transformer
+
+
+def build_model(
+    spec: ModelSpec,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    weights: LossWeights | None = None,
+) -> Transformer:
+    """The whole model on ``device``: float32 parameters, computing in ``dtype``.
+
+    Raises:
+        ModelError: its parameters are not as many as the planner counts.
+    """
+    with torch.device("meta"):
+        model = Transformer(spec, dtype=dtype, weights=weights)
+    check_count(spec, sum(p.numel() for p in model.parameters()))
+    model.to_empty(device=device)
+    whole = {n: tuple(slice(0, s) for s in p.shape) for n, p in model.named_parameters()}
+    fill(model, dict(model.named_parameters()), whole, seed)
+    return model
+
+
+def fill(
+    model: Transformer, parts: dict[str, Tensor], regions: dict[str, Region], seed: int
+) -> None:
+    """Give ``parts`` (this rank's part of each parameter of ``model``) their initial values."""
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    with torch.no_grad():
+        for name, part in parts.items():
+            values = initial_values(name, shapes[name], regions[name], model.spec.init_std, seed)
+            part.copy_(values)
+        for name, module in model.named_modules():
+            if isinstance(module, Router):
+                _fill_router(module, name, seed)
+
+
+def check_count(spec: ModelSpec, parameters: int) -> None:
+    """Refuse a model whose parameters are not as many as the planner counts for its config."""
+    counted = count(spec.arch)
+    expected = counted.total + counted.mtp
+    if parameters != expected:
+        raise ModelError(
+            f"{spec.arch.name}: the trainer holds {parameters:,} parameters, the planner counts "
+            f"{counted.total:,} + {counted.mtp:,} (MTP) = {expected:,}; they have to agree, "
+            "so this is a fault in one of them: please report the config"
+        )
+
+
+def _fill_router(router: Router, name: str, seed: int) -> None:
+    router.load.zero_()
+    if router.shape.router_bias:
+        router.e_score_correction_bias.zero_()
+    if router.hashed:
+        vocab, choices = router.tid2eid.shape
+        layer = int("".join(c for c in name if c.isdigit()) or 0)
+        table = hash_table(vocab, router.shape.experts, choices, seed + 7919 * (layer + 1))
+        router.tid2eid.copy_(table)

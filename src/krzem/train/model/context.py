@@ -1,0 +1,72 @@
+"""What all layers of one forward pass share: positions, documents, tokens, axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from krzem.train.config import Rope
+from krzem.train.model.rotary import angles
+from krzem.train.parallel.axis import Axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossWeights:
+    """Weights of the losses beside next-token prediction."""
+
+    mtp: float = 0.3
+    """Multi-token prediction, mean over its modules (DeepSeek-V3 4.2: 0.3, later 0.1)."""
+    balance: float = 1e-4
+    """Sequence-wise balance of expert load (DeepSeek-V3 4.2)."""
+    z: float = 0.0
+    """Squared log-partition of the output (PaLM, section 5: 1e-4)."""
+    router_z: float = 0.0
+    """Squared log-partition of routers (ST-MoE: 1e-3)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """One micro-batch, seen from one rank.
+
+    ``S`` is the whole sequence.  ``own`` are the tokens this rank holds between layers, ``chunk``
+    those of its context-parallel part (what tensor-parallel ranks gather).
+    """
+
+    axes: Axes
+    length: int
+    """S."""
+    device: torch.device
+    tokens: Tensor | None = None
+    """[B, S] input ids."""
+    documents: Tensor | None = None
+    """[B, S] an id per token; attention stays within a document."""
+    sequences: int = 1
+    """Sequences in the global batch, over which losses are averaged."""
+    weights: LossWeights = LossWeights()
+    _tables: dict[Rope, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def own(self) -> slice:
+        """This rank's tokens between layers."""
+        part = self.length // self.axes.sequence.size
+        return slice(self.axes.sequence.rank * part, (self.axes.sequence.rank + 1) * part)
+
+    @property
+    def chunk(self) -> slice:
+        """The tokens of this rank's context-parallel part."""
+        part = self.length // self.axes.cp.size
+        return slice(self.axes.cp.rank * part, (self.axes.cp.rank + 1) * part)
+
+    def angles(self, rope: Rope, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions in ``part``; the table is computed once."""
+        if rope not in self._tables:
+            self._tables[rope] = angles(rope, torch.arange(self.length, device=self.device))
+        cos, sin = self._tables[rope]
+        return cos[part], sin[part]
+
+    def own_tokens(self) -> Tensor:
+        """[B, S/n] input ids of this rank's tokens."""
+        assert self.tokens is not None
+        return self.tokens[:, self.own]

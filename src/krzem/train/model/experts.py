@@ -1,0 +1,86 @@
+"""Routed experts, on one rank or spread over expert-parallel ranks.
+
+Shape letters: M tokens, K choices, P rows grouped by expert, R rows received, E this rank's
+experts, I expert width, D hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from krzem.model import FeedForward
+from krzem.train.config import ModelSpec
+from krzem.train.model.weights import Cut, local, weight
+from krzem.train.ops import Groups, combine, dispatch, grouped_linear, permute, place, swiglu
+from krzem.train.parallel.axis import Axes
+from krzem.train.parallel.collectives import (
+    exchange_counts,
+    gather,
+    gather_no_grad,
+    max_over,
+    reduce_scatter,
+)
+
+
+class Experts(nn.Module):
+    """``experts`` gated networks; each row goes through the one it was routed to."""
+
+    def __init__(self, spec: ModelSpec, shape: FeedForward, axes: Axes) -> None:
+        super().__init__()
+        self.axes, self.limit = axes, spec.swiglu_limit
+        self.experts = shape.experts
+        self.own = shape.experts // axes.ep.size
+        E, D, width = shape.experts, spec.hidden, shape.width
+        self.gate_up_proj = weight(E, 2, width, D, cut=Cut.EXPERT_ROWS)
+        self.down_proj = weight(E, D, width, cut=Cut.EXPERT_COLUMNS)
+
+    def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """``x [M, D], index [M, K], weights [M, K] -> [M, D]``."""
+        spread = self.axes.ep.size * self.axes.etp.size > 1
+        flat = index.reshape(-1)
+        position, groups = place(flat, self.experts, 1) if spread else place(flat, self.experts)
+        position = position.view(index.shape)
+        rows = permute(x, position, sum(groups.sizes))
+        y = self._spread(rows, groups) if spread else self._compute(rows, groups)
+        return combine(y, position, weights)
+
+    def _compute(self, rows: Tensor, groups: Groups) -> Tensor:
+        """``[P, D] -> [P, D]`` through this rank's experts (a partial sum where width is cut)."""
+        up = local(self.gate_up_proj, rows.dtype).flatten(1, 2)
+        gate, value = grouped_linear(rows, up, groups).chunk(2, dim=-1)
+        down = local(self.down_proj, rows.dtype)
+        return grouped_linear(swiglu(gate, value, self.limit), down, groups)
+
+    def _spread(self, rows: Tensor, groups: Groups) -> Tensor:
+        """Rows travel to the ranks of their experts, through them, and back."""
+        ep = self.axes.ep
+        counts = torch.tensor(groups.sizes, device=rows.device).view(ep.size, self.own)
+        received = exchange_counts(counts, ep)
+        send, receive = counts.sum(1).tolist(), received.sum(1).tolist()
+        arrived = dispatch(rows, ep, send, receive)
+        y = self._arrived(arrived, received)
+        return dispatch(y, ep, receive, send)
+
+    def _arrived(self, rows: Tensor, received: Tensor) -> Tensor:
+        """Group received rows ``[R, D]`` by expert, compute, and restore their order.
+
+        With expert-tensor parallelism the ranks that share an expert first put their rows
+        together, padded to the longest, and afterwards sum their parts of the result.
+        """
+        etp, count = self.axes.etp, len(rows)
+        longest = int(max_over(torch.tensor(count, device=rows.device), etp))
+        joined = gather(F.pad(rows, (0, 0, 0, longest - count)), etp, 0)
+        tables = gather_no_grad(received.unsqueeze(0), etp, 0)
+        expert = torch.cat([self._expert_of_rows(table, longest) for table in tables])
+        position, groups = place(expert, self.own)
+        grouped = permute(joined, position.unsqueeze(1), sum(groups.sizes))
+        y = self._compute(grouped, groups).index_select(0, position)
+        return reduce_scatter(y, etp, 0)[:count]
+
+    def _expert_of_rows(self, received: Tensor, rows: int) -> Tensor:
+        """[rows] the expert of each row: by source rank, then expert; padding goes to expert 0."""
+        experts = torch.arange(self.own, device=received.device).repeat(len(received))
+        known = experts.repeat_interleave(received.reshape(-1))
+        return F.pad(known, (0, rows - len(known)))

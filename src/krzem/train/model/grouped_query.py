@@ -1,0 +1,78 @@
+"""Multi-head and grouped-query attention (Llama, Mistral, Qwen).
+
+Shape letters: B batch, S sequence of a context-parallel part, H and G this rank's query and
+key-value heads, N head width, D hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from krzem.layout.layout import Recompute
+from krzem.model import Attention
+from krzem.train.config import ModelSpec
+from krzem.train.model.context import Context
+from krzem.train.model.recompute import recomputed_core
+from krzem.train.model.weights import Cut, Linear, Norm, RowLinear
+from krzem.train.ops import attention, rotate
+from krzem.train.parallel.axis import Axes
+from krzem.train.parallel.collectives import exchange, gather
+
+
+class GroupedQueryAttention(nn.Module):
+    """Queries in groups that share a key-value head."""
+
+    def __init__(self, spec: ModelSpec, shape: Attention, axes: Axes) -> None:
+        super().__init__()
+        self.spec, self.shape, self.axes = spec, shape, axes
+        self.recompute = Recompute.NONE
+        width, bias = shape.head_dim, shape.qkv_bias
+        # Fewer key-value heads than ranks: every rank computes all of them and takes what it needs.
+        self.kv_split = shape.kv_heads % axes.tp.size == 0
+        kv_cut = Cut.ROWS if self.kv_split else Cut.WHOLE
+        self.q_proj = Linear(spec.hidden, shape.heads * width, Cut.ROWS, bias=bias)
+        self.k_proj = Linear(spec.hidden, shape.kv_heads * width, kv_cut, bias=bias)
+        self.v_proj = Linear(spec.hidden, shape.kv_heads * width, kv_cut, bias=bias)
+        self.o_proj = RowLinear(shape.heads * width, spec.hidden, axes.tp, bias=shape.out_bias)
+        self.q_norm = Norm(width, spec.norm_eps) if shape.qk_norm else nn.Identity()
+        self.k_norm = Norm(width, spec.norm_eps) if shape.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """``[B, S/tp, D] -> [B, S/tp, D]``."""
+        x = gather(x, self.axes.tp, 1)
+        heads = (*x.shape[:2], -1, self.shape.head_dim)
+        q = self.q_norm(self.q_proj(x).view(heads))
+        k = self.k_norm(self.k_proj(x).view(heads))
+        v = self.v_proj(x).view(heads)
+        cos, sin = context.angles(self.spec.rope, context.chunk)
+        q = rotate(q, cos, sin, self.spec.rope_interleaved)
+        k = rotate(k, cos, sin, self.spec.rope_interleaved)
+        out = self._core(q, self._own_heads(k), self._own_heads(v), context)
+        return self.o_proj(out)
+
+    def _own_heads(self, kv: Tensor) -> Tensor:
+        """The key-value heads that this rank's query heads read, in a number cp divides."""
+        heads = self.shape.heads // self.axes.tp.size
+        if not self.kv_split:
+            first = self.axes.tp.rank * heads
+            query = torch.arange(first, first + heads, device=kv.device)
+            return kv.index_select(2, query // (self.shape.heads // self.shape.kv_heads))
+        copies = self.axes.cp.size // math.gcd(kv.shape[2], self.axes.cp.size)
+        return kv if copies == 1 else kv.repeat_interleave(copies, dim=2)
+
+    def _core(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """Attention over the whole sequence with this rank's share of heads."""
+        q, k, v = (exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2) for t in (q, k, v))
+        core = partial(
+            attention,
+            scale=self.shape.head_dim**-0.5,
+            window=self.shape.window,
+            documents=context.documents,
+        )
+        out = recomputed_core(core, self.recompute, q, k, v)
+        out = exchange(out.transpose(1, 2), self.axes.cp, split=1, join=2)
+        return out.flatten(2)

@@ -1,0 +1,84 @@
+"""Multi-head latent attention (DeepSeek V3).
+
+Shape letters: B batch, S sequence of a context-parallel part, H this rank's heads, Q and C ranks
+of the query and key-value latents, R rotated width, N unrotated width, V value width, D hidden.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from krzem.layout.layout import Recompute
+from krzem.model import Attention
+from krzem.train.config import ModelSpec
+from krzem.train.model.context import Context
+from krzem.train.model.recompute import recomputed_core
+from krzem.train.model.weights import Cut, Linear, Norm, RowLinear
+from krzem.train.ops import attention, rotate
+from krzem.train.parallel.axis import Axes
+from krzem.train.parallel.collectives import exchange, gather
+
+
+class LatentAttention(nn.Module):
+    """Queries, keys and values come from low-rank latents; one rotated key part serves all heads.
+
+    Latents are computed on each rank's own tokens and gathered over tensor-parallel ranks: they
+    are narrower than the residual.
+    """
+
+    def __init__(self, spec: ModelSpec, shape: Attention, axes: Axes) -> None:
+        super().__init__()
+        self.spec, self.shape, self.axes = spec, shape, axes
+        self.recompute = Recompute.NONE
+        self.rotated = shape.rope_dim or 0
+        self.plain = shape.head_dim - self.rotated
+        self.latent = shape.kv_lora_rank or 0
+        queries = shape.heads * shape.head_dim
+        if shape.q_lora_rank:
+            self.q_a_proj = Linear(spec.hidden, shape.q_lora_rank)
+            self.q_a_layernorm = Norm(shape.q_lora_rank, spec.latent_eps)
+            self.q_b_proj = Linear(shape.q_lora_rank, queries, Cut.ROWS)
+        else:
+            self.q_proj = Linear(spec.hidden, queries, Cut.ROWS)
+        self.kv_a_proj_with_mqa = Linear(spec.hidden, self.latent + self.rotated)
+        self.kv_a_layernorm = Norm(self.latent, spec.latent_eps)
+        expanded = shape.heads * (self.plain + shape.value_dim)
+        self.kv_b_proj = Linear(self.latent, expanded, Cut.ROWS)
+        self.o_proj = RowLinear(shape.heads * shape.value_dim, spec.hidden, axes.tp)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """``[B, S/tp, D] -> [B, S/tp, D]``."""
+        source, c, k_rot = self._latents(x, context)
+        heads = (*c.shape[:2], -1)
+        up = self.q_b_proj if self.shape.q_lora_rank else self.q_proj
+        q = up(source).view(*heads, self.shape.head_dim)
+        cos, sin = context.angles(self.spec.rope, context.chunk)
+        q_plain, q_rot = q.split([self.plain, self.rotated], dim=-1)
+        q = torch.cat((q_plain, rotate(q_rot, cos, sin, self.spec.rope_interleaved)), dim=-1)
+        kv = self.kv_b_proj(c).view(*heads, self.plain + self.shape.value_dim)
+        k_plain, v = kv.split([self.plain, self.shape.value_dim], dim=-1)
+        k = torch.cat((k_plain, k_rot.unsqueeze(2).expand(-1, -1, k_plain.shape[2], -1)), dim=-1)
+        return self.o_proj(self._core(q, k, v, context))
+
+    def _latents(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """What queries are made from ``[B, S, Q or D]``, ``c [B, S, C]``, ``k_rot [B, S, R]``."""
+        source = self.q_a_layernorm(self.q_a_proj(x)) if self.shape.q_lora_rank else x
+        c, k_rot = self.kv_a_proj_with_mqa(x).split([self.latent, self.rotated], dim=-1)
+        cos, sin = context.angles(self.spec.rope, context.own)
+        k_rot = rotate(k_rot.unsqueeze(2), cos, sin, self.spec.rope_interleaved).squeeze(2)
+        joined = torch.cat((source, self.kv_a_layernorm(c), k_rot), dim=-1)
+        parts = gather(joined, self.axes.tp, 1)
+        a, b, d = parts.split([source.shape[-1], self.latent, self.rotated], dim=-1)
+        return a, b, d
+
+    def _core(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """Attention over the whole sequence with this rank's share of heads."""
+        q, k, v = (exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2) for t in (q, k, v))
+        scale = self.shape.head_dim**-0.5 * self.spec.attention_scale
+        core = partial(attention, scale=scale, documents=context.documents)
+        out = recomputed_core(core, self.recompute, q, k, v)
+        out = exchange(out.transpose(1, 2), self.axes.cp, split=1, join=2)
+        return out.flatten(2)

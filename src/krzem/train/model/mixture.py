@@ -1,0 +1,50 @@
+"""A mixture of experts: router, routed experts and shared expert."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from krzem.model import FeedForward
+from krzem.train.config import ModelSpec
+from krzem.train.model.balance import attach, router_z, sequence_balance
+from krzem.train.model.context import Context
+from krzem.train.model.experts import Experts
+from krzem.train.model.feed_forward import FeedForwardNetwork
+from krzem.train.model.router import Router, Routing
+from krzem.train.parallel.axis import Axes
+
+
+class Mixture(nn.Module):
+    """Routed plus shared experts on ``[B, S, D]``, each rank with its own tokens."""
+
+    def __init__(self, spec: ModelSpec, shape: FeedForward, axes: Axes) -> None:
+        super().__init__()
+        self.axes = axes
+        self.gate = Router(spec, shape)
+        self.experts = Experts(spec, shape, axes)
+        self.shared_experts = None
+        if shape.shared_width:
+            self.shared_experts = FeedForwardNetwork(
+                spec.hidden, shape.shared_width, axes, limit=spec.swiglu_limit
+            )
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """``[B, S, D] -> [B, S, D]``."""
+        flat = x.flatten(0, 1)
+        routing: Routing = self.gate(flat, context)
+        y: Tensor = self.experts(flat, routing.index, routing.weights).view_as(x)
+        if self.shared_experts is not None:
+            y = y + self.shared_experts(x)
+        return self._with_losses(y, routing, context)
+
+    def _with_losses(self, y: Tensor, routing: Routing, context: Context) -> Tensor:
+        weights = context.weights
+        if not self.training:
+            return y
+        if weights.balance and not self.gate.hashed:
+            loss = sequence_balance(routing, len(y), context.length, self.axes.sequence)
+            y = attach(y, loss * (weights.balance / context.sequences))
+        if weights.router_z and not self.gate.hashed:
+            tokens = context.sequences * context.length
+            y = attach(y, router_z(routing) * (weights.router_z / tokens))
+        return y

@@ -1,0 +1,129 @@
+"""Attention of DeepSeek V4: near keys in a window, far keys compressed, one key-value head.
+
+Shape letters: B batch, S whole sequence, s a context-parallel part, H this rank's heads, N head
+width, G output groups, T compressed entries, D hidden.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from krzem.layout.layout import Recompute
+from krzem.model import Attention
+from krzem.train.config import ModelSpec
+from krzem.train.model.compressor import Compressor, rotate_tail
+from krzem.train.model.context import Context
+from krzem.train.model.indexer import LightningIndexer, visible_entries
+from krzem.train.model.recompute import recomputed_core
+from krzem.train.model.weights import Cut, Linear, Norm, RowLinear, local, weight
+from krzem.train.ops import rms_norm, sink_attention
+from krzem.train.ops.attention import causal_mask
+from krzem.train.parallel.axis import Axes
+from krzem.train.parallel.collectives import exchange, gather, gather_no_grad
+
+
+class KeyValueCompressor(Compressor):
+    """The compressor of an attention layer; with an indexer it reads few entries (CSA)."""
+
+    def __init__(self, spec: ModelSpec, shape: Attention, axes: Axes) -> None:
+        rate = shape.compression or 1
+        overlap = shape.indexer is not None
+        super().__init__(spec, shape.head_dim, rate, axes, overlap=overlap)
+        if shape.indexer is not None:
+            latent = shape.q_lora_rank or 0
+            self.indexer = LightningIndexer(spec, shape.indexer, latent, rate, axes)
+
+    def mask(self, x: Tensor, latent: Tensor, context: Context) -> Tensor:
+        """[B or 1, S, T]: the entries each query reads."""
+        entries = context.length // self.rate
+        if not self.overlap:
+            return visible_entries(context, self.rate, entries, overlap=False)
+        best = self.indexer.choose(x, latent, context)
+        best = gather_no_grad(best, self.axes.sequence, 1)
+        # Entry T stands for "none" and is cut off again.
+        chosen = best.new_zeros(*best.shape[:2], entries + 1, dtype=torch.bool)
+        none = torch.where(best < 0, entries, best)
+        return chosen.scatter_(-1, none, True)[..., :entries]
+
+
+class GroupedOutput(nn.Module):
+    """Heads in groups, each projected to a low rank of its own."""
+
+    def __init__(self, shape: Attention) -> None:
+        super().__init__()
+        groups, rank = shape.output_groups or 1, shape.output_lora_rank or 0
+        self.rank = rank
+        inputs = shape.heads * shape.head_dim // groups
+        self.weight = weight(groups * rank, inputs, cut=Cut.ROWS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, s, H * N] -> [B, s, G * rank]`` for this rank's groups."""
+        w = local(self.weight, x.dtype).unflatten(0, (-1, self.rank))
+        grouped = x.flatten(0, 1).unflatten(1, (w.shape[0], -1)).transpose(0, 1)
+        y = torch.bmm(grouped, w.transpose(1, 2))
+        return y.transpose(0, 1).reshape(*x.shape[:2], -1)
+
+
+class SharedKeyValueAttention(nn.Module):
+    """Sliding-window attention, with or without compressed entries (CSA, HCA).
+
+    Keys are values, so values carry a rotation too; the output is rotated back.
+    """
+
+    def __init__(self, spec: ModelSpec, shape: Attention, axes: Axes) -> None:
+        super().__init__()
+        self.spec, self.shape, self.axes = spec, shape, axes
+        self.recompute = Recompute.NONE
+        self.rope = spec.rope_compressed if shape.compression else spec.rope
+        latent, groups = shape.q_lora_rank or 0, shape.output_groups or 1
+        self.q_a_proj = Linear(spec.hidden, latent)
+        self.q_a_norm = Norm(latent, spec.norm_eps)
+        self.q_b_proj = Linear(latent, shape.heads * shape.head_dim, Cut.ROWS)
+        self.kv_proj = Linear(spec.hidden, shape.head_dim)
+        self.kv_norm = Norm(shape.head_dim, spec.norm_eps)
+        self.o_a_proj = GroupedOutput(shape)
+        self.o_b_proj = RowLinear(groups * (shape.output_lora_rank or 0), spec.hidden, axes.tp)
+        self.sinks = weight(shape.heads)
+        self.compressor = KeyValueCompressor(spec, shape, axes) if shape.compression else None
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """``[B, S/n, D] -> [B, S/n, D]``."""
+        latent = self.q_a_norm(self.q_a_proj(x))
+        kv = rotate_tail(self.kv_norm(self.kv_proj(x)), context.angles(self.rope, context.own))
+        keys = gather(kv, self.axes.sequence, 1)
+        mask = causal_mask(context.length, x.device, self.shape.window, context.documents)
+        if mask is None:
+            mask = torch.ones(context.length, context.length, device=x.device).tril().bool()[None]
+        mask = mask.flatten(0, -3)
+        if self.compressor is not None:
+            keys = torch.cat((keys, self.compressor(x, context)), dim=1)
+            far = self.compressor.mask(x, latent, context)
+            batch = max(len(mask), len(far))
+            mask = torch.cat([m.expand(batch, -1, -1) for m in (mask, far)], dim=-1)
+        out = self._core(self._queries(latent, context), keys, mask)
+        out = rotate_tail(out, self._back(context))
+        return self.o_b_proj(self.o_a_proj(out.flatten(2)))
+
+    def _queries(self, latent: Tensor, context: Context) -> Tensor:
+        """[B, s, H, N] of the context-parallel part, normalised without gain and rotated."""
+        q = self.q_b_proj(gather(latent, self.axes.tp, 1))
+        q = rms_norm(q.unflatten(-1, (-1, self.shape.head_dim)), None, self.spec.norm_eps)
+        return rotate_tail(q, context.angles(self.rope, context.chunk))
+
+    def _back(self, context: Context) -> tuple[Tensor, Tensor]:
+        cos, sin = context.angles(self.rope, context.chunk)
+        return cos, -sin
+
+    def _core(self, q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """``[B, s, H, N]`` queries over all keys; context-parallel ranks share out the heads."""
+        cp, tp = self.axes.cp, self.axes.tp
+        q = exchange(q, cp, split=2, join=1).transpose(1, 2)
+        heads = q.shape[1]
+        first = (tp.rank * cp.size + cp.rank) * heads
+        sinks = local(self.sinks)[first : first + heads]
+        core = partial(sink_attention, scale=self.shape.head_dim**-0.5)
+        out = recomputed_core(core, self.recompute, q, keys, sinks, mask)
+        return exchange(out.transpose(1, 2), cp, split=1, join=2)

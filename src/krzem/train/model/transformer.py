@@ -1,0 +1,147 @@
+"""The language model, or the part of it that one pipeline stage holds.
+
+Shape letters: B batch, S sequence, M streams, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from krzem.train.config import ModelSpec
+from krzem.train.model.block import Block
+from krzem.train.model.context import Context, LossWeights
+from krzem.train.model.embedding import Embedding
+from krzem.train.model.hyper import StreamHead
+from krzem.train.model.loss import IGNORE, token_losses
+from krzem.train.model.mtp import MultiTokenPrediction
+from krzem.train.model.weights import Cut, Linear, Norm, local
+from krzem.train.parallel.axis import SINGLE, Axes
+from krzem.train.parallel.collectives import gather
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which layers a stage holds, and whether it begins or ends the model."""
+
+    layers: range
+    first: bool = True
+    last: bool = True
+
+
+class Transformer(nn.Module):
+    """Embedding, layers, output; build it on the meta device and initialise it afterwards.
+
+    ``forward`` takes token ids ``[B, S + 1]`` (the target of a token is the next one) and gives
+    the loss on the last stage, the residual on others.  The loss is this rank's part of the mean
+    over the global batch: the sum over ranks, divided by the tensor-parallel size, is the mean.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        part: Part | None = None,
+        axes: Axes = SINGLE,
+        *,
+        dtype: torch.dtype = torch.float32,
+        weights: LossWeights | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec, self.axes, self.dtype = spec, axes, dtype
+        self.part = part or Part(layers=range(len(spec.layers)))
+        self.weights = weights or LossWeights()
+        self.sequences = 0
+        """Sequences in the global batch; 0 means those of the micro-batch."""
+        self.losses: dict[str, Tensor] = {}
+        """Sums of this rank's parts of the mean losses since last cleared."""
+        tied, mtp = spec.arch.tied_embeddings, spec.arch.mtp_layers
+        if self.part.first or (self.part.last and (tied or mtp)):
+            self.embed_tokens = Embedding(spec.vocab, spec.hidden, axes.tp)
+        self.layers = nn.ModuleDict(
+            {str(i): Block(spec, spec.layers[i], axes) for i in self.part.layers}
+        )
+        if self.part.last:
+            self.norm = Norm(spec.hidden, spec.norm_eps)
+            self.hc_head = StreamHead(spec) if spec.streams > 1 else None
+            self.lm_head = None if tied else Linear(spec.hidden, spec.vocab, Cut.ROWS)
+            self.mtp = nn.ModuleList(MultiTokenPrediction(spec, axes) for _ in range(mtp))
+
+    def forward(
+        self, x: Tensor, tokens: Tensor | None = None, documents: Tensor | None = None
+    ) -> Tensor:
+        """Run this stage on ``x``: token ids ``[B, S + 1]`` on the first stage, else the residual.
+
+        ``tokens [B, S + 1]`` are needed on later stages; ``documents [B, S]`` everywhere or
+        nowhere.
+        """
+        tokens = x if tokens is None else tokens
+        context = self._context(tokens, documents)
+        x = self._embed(tokens[:, :-1], context) if self.part.first else x
+        for block in self.layers.values():
+            x = block(x, context)
+        return self._loss(x, tokens, context) if self.part.last else x
+
+    def logits(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
+        """``[B, S] -> [B, S, V]`` of the whole model, on one rank."""
+        context = self._context(F.pad(tokens, (0, 1)), documents)
+        x = self._embed(tokens, context)
+        for block in self.layers.values():
+            x = block(x, context)
+        return F.linear(self._output(x), self._head(x.dtype))
+
+    def _context(self, tokens: Tensor, documents: Tensor | None) -> Context:
+        return Context(
+            axes=self.axes,
+            length=tokens.shape[1] - 1,
+            device=tokens.device,
+            tokens=tokens[:, :-1],
+            documents=documents,
+            sequences=self.sequences or len(tokens),
+            weights=self.weights,
+        )
+
+    def _embed(self, tokens: Tensor, context: Context) -> Tensor:
+        x = self.embed_tokens(tokens[:, context.chunk], self.dtype)
+        if self.spec.streams > 1:
+            return x.unsqueeze(2).expand(-1, -1, self.spec.streams, -1)
+        return x
+
+    def _output(self, x: Tensor) -> Tensor:
+        """The residual, collapsed and normalised: ``[B, S/n, D]``."""
+        return self.norm(x if self.hc_head is None else self.hc_head(x))
+
+    def _head(self, dtype: torch.dtype) -> Tensor:
+        source = self.embed_tokens if self.lm_head is None else self.lm_head
+        return local(source.weight, dtype)
+
+    def _loss(self, x: Tensor, tokens: Tensor, context: Context) -> Tensor:
+        """Next-token loss, and the weighted mean of the further predictions."""
+        out = self._output(x)
+        total = self._predict(out, tokens, context, ahead=0, name="loss")
+        if not self.training or not self.weights.mtp:
+            return total
+        before = x if self.spec.streams > 1 else out
+        for ahead, module in enumerate(self.mtp, start=1):
+            later = F.pad(tokens, (0, ahead))[:, ahead : ahead + context.length]
+            embedded = self.embed_tokens(later[:, context.chunk], self.dtype)
+            before, out = module(before, embedded, context)
+            loss = self._predict(out, tokens, context, ahead=ahead, name=f"mtp_{ahead}")
+            total = total + loss * (self.weights.mtp / len(self.mtp))
+        return total
+
+    def _predict(
+        self, out: Tensor, tokens: Tensor, context: Context, *, ahead: int, name: str
+    ) -> Tensor:
+        """The mean loss of predicting the token ``ahead + 1`` places after each."""
+        length, tp = context.length, self.axes.tp
+        target = F.pad(tokens, (0, ahead), value=IGNORE)[:, ahead + 1 : ahead + 1 + length]
+        target = target[:, context.chunk].reshape(-1)
+        x = gather(out, tp, 1).flatten(0, 1)
+        plain, full = token_losses(x, self._head(x.dtype), target, tp, self.weights.z)
+        count = context.sequences * (length - ahead)
+        value = plain.detach() / (count * tp.size)
+        self.losses[name] = self.losses[name] + value if name in self.losses else value
+        return full / count

@@ -1,0 +1,98 @@
+"""Parameters that know how they may be cut, and the plain layers made of them.
+
+A parameter carries a ``Cut`` until the model is placed on its ranks; afterwards it may be a
+``DTensor``, and :func:`local` gives the part that this rank computes with.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate
+
+from krzem.train.ops import rms_norm
+from krzem.train.parallel.axis import Axis
+from krzem.train.parallel.collectives import reduce_scatter
+
+
+class Cut(enum.Enum):
+    """How tensor or expert parallelism cuts a parameter."""
+
+    WHOLE = "whole"
+    """Held whole: its gradient is summed over the ranks that hold different tokens."""
+    ROWS = "rows"
+    """Output features (dim 0) over tensor-parallel ranks."""
+    COLUMNS = "columns"
+    """Input features (dim 1) over tensor-parallel ranks."""
+    EXPERT_ROWS = "expert-rows"
+    """Experts (dim 0) over expert-parallel ranks, width (dim 2) over expert-tensor ranks."""
+    EXPERT_COLUMNS = "expert-columns"
+    """The same for the down projection."""
+
+
+def weight(*shape: int, cut: Cut = Cut.WHOLE) -> nn.Parameter:
+    """An uninitialised float32 parameter (the model is built on the meta device)."""
+    parameter = nn.Parameter(torch.empty(*shape, dtype=torch.float32))
+    parameter.cut = cut  # type: ignore[attr-defined]
+    return parameter
+
+
+def local(parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """This rank's part of ``parameter``, in ``dtype``.
+
+    The gradient of a part that other ranks hold too is partial: those ranks see other tokens.
+    """
+    if isinstance(parameter, DTensor):
+        grads = [Partial() if isinstance(p, Replicate) else p for p in parameter.placements]
+        parameter = parameter.to_local(grad_placements=grads)
+    return parameter if dtype is None else parameter.to(dtype)
+
+
+class Linear(nn.Module):
+    """``y = x W^T + b`` with a weight of ``[outputs, inputs]``, cast to the type of ``x``."""
+
+    def __init__(
+        self, inputs: int, outputs: int, cut: Cut = Cut.WHOLE, *, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.weight = weight(outputs, inputs, cut=cut)
+        self.bias = None
+        if bias:
+            self.bias = weight(outputs, cut=Cut.ROWS if cut is Cut.ROWS else Cut.WHOLE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., inputs] -> [..., outputs]``."""
+        bias = None if self.bias is None else local(self.bias, x.dtype)
+        return F.linear(x, local(self.weight, x.dtype), bias)
+
+
+class RowLinear(Linear):
+    """A linear layer whose inputs are cut over tensor-parallel ranks.
+
+    The ranks' partial results are summed, and each rank keeps its part of the sequence (dim 1).
+    """
+
+    def __init__(self, inputs: int, outputs: int, axis: Axis, *, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, Cut.COLUMNS, bias=bias)
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, S, inputs/tp] -> [B, S/tp, outputs]``."""
+        y = reduce_scatter(F.linear(x, local(self.weight, x.dtype)), self.axis, 1)
+        return y if self.bias is None else y + local(self.bias, x.dtype)
+
+
+class Norm(nn.Module):
+    """RMSNorm with a gain."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = weight(width)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        return rms_norm(x, local(self.weight, x.dtype), self.eps)

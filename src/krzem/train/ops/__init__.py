@@ -1,0 +1,37 @@
+"""Operators: a portable version each, vendor versions where one helps.
+
+Vendor versions live in :mod:`krzem.train.ops.cuda` and :mod:`krzem.train.ops.ascend` and register
+themselves here; importing them needs neither a device nor a vendor's library.
+"""
+
+from __future__ import annotations
+
+from krzem.train.ops import ascend, cuda
+from krzem.train.ops.attention import attention, sink_attention
+from krzem.train.ops.dispatch import dispatch
+from krzem.train.ops.grouped import Groups, grouped_linear
+from krzem.train.ops.norm import rms_norm
+from krzem.train.ops.permute import combine, permute, place
+from krzem.train.ops.registry import OPERATORS, Operator, find_operator, operator
+from krzem.train.ops.rope import rotate
+from krzem.train.ops.swiglu import swiglu
+
+__all__ = [
+    "OPERATORS",
+    "Groups",
+    "Operator",
+    "ascend",
+    "attention",
+    "combine",
+    "cuda",
+    "dispatch",
+    "find_operator",
+    "grouped_linear",
+    "operator",
+    "permute",
+    "place",
+    "rms_norm",
+    "rotate",
+    "sink_attention",
+    "swiglu",
+]

@@ -1,0 +1,91 @@
+"""Attention: causal over all or a window of keys, and V4's over near and compressed keys.
+
+Shape letters: B batch, H query heads, G key-value heads, S queries, T keys, N query-key width,
+V value width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from krzem.train.ops.registry import operator
+
+
+@operator
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    documents: Tensor | None = None,
+) -> Tensor:
+    """Causal attention ``[B, H, S, N], [B, G, S, N], [B, G, S, V] -> [B, H, S, V]``.
+
+    ``window`` limits a query to that many latest keys, itself included; ``documents [B, S]``
+    (an id per token) to keys of its own document.  Values narrower than keys are padded: kernels
+    that never form the score matrix want equal widths.
+    """
+    width = v.shape[-1]
+    if width < q.shape[-1]:
+        v = F.pad(v, (0, q.shape[-1] - width))
+    mask = causal_mask(q.shape[2], q.device, window, documents)
+    out = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=k.shape[1] != q.shape[1],
+    )
+    return out[..., :width]
+
+
+def causal_mask(
+    length: int, device: torch.device, window: int | None, documents: Tensor | None
+) -> Tensor | None:
+    """True where a query may read a key, ``[B or 1, 1, S, S]``; None where plainly causal."""
+    if documents is None and (window is None or window >= length):
+        return None
+    position = torch.arange(length, device=device)
+    behind = position[:, None] - position[None, :]
+    mask = behind >= 0
+    if window is not None:
+        mask = mask & (behind < window)
+    mask = mask[None, None]
+    if documents is not None:
+        mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
+    return mask
+
+
+@operator
+def sink_attention(q: Tensor, kv: Tensor, sinks: Tensor, mask: Tensor, *, scale: float) -> Tensor:
+    """Attention of all heads over one key-value head, with a learned sink in the denominator.
+
+    ``q [B, H, S, N]``; ``kv [B, T, N]`` is read as key and as value; ``sinks [H]`` is the logit of
+    a key without value; ``mask [B or 1, S, T]`` is True where a query may read a key.
+
+    The sink is one more key: queries get a channel that holds their head's logit, and only the
+    sink's key is one there.  So a kernel that knows no sinks computes them, gradient included.
+    """
+    B, H, S, N = q.shape
+    T = kv.shape[1]
+    extra = 8  # Kernels want widths in multiples of eight.
+    logit = (sinks / scale).to(q.dtype).view(1, H, 1, 1).expand(B, H, S, 1)
+    q = torch.cat((q, logit, q.new_zeros(()).expand(B, H, S, extra - 1)), dim=-1)
+    keys = F.pad(kv, (0, extra, 0, 1))
+    keys = keys + F.pad(kv.new_ones(1, 1, 1), (N, extra - 1, T, 0))
+    values = F.pad(kv, (0, extra, 0, 1))
+    full = F.pad(mask, (0, 1), value=True).unsqueeze(1)
+    out = F.scaled_dot_product_attention(
+        q,
+        keys.unsqueeze(1).expand(B, H, T + 1, N + extra),
+        values.unsqueeze(1).expand(B, H, T + 1, N + extra),
+        attn_mask=full,
+        scale=scale,
+    )
+    return out[..., :N]

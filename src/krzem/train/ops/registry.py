@@ -1,0 +1,72 @@
+"""Operators with a portable version and, per device type, a vendor's own.
+
+A version is chosen when the operator is called, by the device type of its first tensor; a vendor
+version is taken only where its ``ready`` says that its library is there.  Every version of an
+operator computes the same thing; the tests hold each against float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, ParamSpec, TypeVar
+
+import torch
+
+from krzem.errors import UnknownNameError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+OPERATORS: dict[str, Operator[..., object]] = {}
+"""Every operator by name."""
+
+
+class Operator(Generic[P, R]):
+    """One operator: called like its portable version."""
+
+    def __init__(self, name: str, portable: Callable[P, R]) -> None:
+        self.name = name
+        self.portable = portable
+        self.versions: dict[str, tuple[Callable[P, R], Callable[[], bool]]] = {}
+        self.__doc__ = portable.__doc__
+        OPERATORS[name] = self  # type: ignore[assignment]
+
+    def version(
+        self, device_type: str, ready: Callable[[], bool] = lambda: True
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Decorator that adds the version for tensors on ``device_type``."""
+
+        def add(function: Callable[P, R]) -> Callable[P, R]:
+            self.versions[device_type] = (function, ready)
+            return function
+
+        return add
+
+    def chosen(self, device_type: str) -> Callable[P, R]:
+        """The version that tensors on ``device_type`` get."""
+        function, ready = self.versions.get(device_type, (self.portable, lambda: True))
+        return function if ready() else self.portable
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Compute with the version for the first argument's device."""
+        if not self.versions:
+            return self.portable(*args, **kwargs)
+        tensor = args[0]
+        assert isinstance(tensor, torch.Tensor)
+        return self.chosen(tensor.device.type)(*args, **kwargs)
+
+
+def operator(function: Callable[P, R]) -> Operator[P, R]:
+    """Make ``function`` the portable version of an operator of its name."""
+    return Operator(function.__name__, function)
+
+
+def find_operator(name: str) -> Operator[..., object]:
+    """The operator called ``name``.
+
+    Raises:
+        UnknownNameError: no such operator.
+    """
+    if name not in OPERATORS:
+        raise UnknownNameError("operator", name, OPERATORS)
+    return OPERATORS[name]

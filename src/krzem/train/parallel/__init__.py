@@ -1,0 +1,1 @@
+"""How one step is cut over ranks: process groups, collectives, sharding, pipeline stages."""
