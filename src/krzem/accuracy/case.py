@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from krzem.hardware.device import Device
 from krzem.layout.layout import Layout
+from krzem.layout.precision import Precision
 from krzem.model.architecture import Architecture
-from krzem.plan.goal import Precision
 
 
 class SkipRow(Exception):

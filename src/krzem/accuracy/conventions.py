@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from krzem.accuracy.cells import Row, number, text
 from krzem.hardware.device import Device
+from krzem.layout.precision import Precision
 from krzem.model.architecture import Architecture
 from krzem.model.branches import branches
 from krzem.model.table import projections
-from krzem.plan.goal import Precision
 
 
 def forward_flops(arch: Architecture, sequence: int, attention: str, logits: bool = True) -> float:

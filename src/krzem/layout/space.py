@@ -77,7 +77,7 @@ def layouts(problem: Problem, space: Space) -> Iterator[Layouts]:
 
 
 def _block(p: Problem, s: Space, tp: int, cp: int, pp: int, dp: int) -> Layouts:
-    axes = [
+    axes: list[Sequence[tuple[int, ...]]] = [
         _micro_batches(p, s, dp),
         _schedules(p, s, pp),
         _expert_degrees(p, s, tp, tp * cp * dp),

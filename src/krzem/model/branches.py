@@ -1,7 +1,6 @@
 """Which keys a query reads: the score products of one attention module.
 
-Means are exact over the positions of a sequence under causal masking.  They are tested against
-enumeration.
+Means are exact over the positions of a sequence under causal masking (:mod:`krzem.model.keys`).
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from krzem.model.architecture import Attention, AttentionKind
+from krzem.model.keys import mean_visible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +27,6 @@ class Branch:
     """Keys are chosen one by one, so that they are gathered instead of streamed."""
 
 
-def mean_limited(sequence: int, limit: float, stride: int = 1) -> float:
-    """Mean over positions ``i = 1 … sequence`` of ``min(floor(i / stride), limit)``."""
-    full = sequence // stride
-    capped = min(full, int(limit))
-    # Entries 1 … capped are each seen from their own position to the end.
-    seen = capped * (sequence + 1) - stride * capped * (capped + 1) / 2
-    return seen / sequence
-
-
 def branches(attention: Attention, sequence: int) -> tuple[Branch, ...]:
     """The score products of ``attention`` over sequences of ``sequence`` tokens."""
     a = attention
@@ -47,7 +38,7 @@ def branches(attention: Attention, sequence: int) -> tuple[Branch, ...]:
         heads=a.heads,
         qk_dim=a.head_dim,
         v_dim=a.value_dim,
-        keys=mean_limited(sequence, min(limit, topk)),
+        keys=mean_visible(sequence, limit=min(limit, topk)),
         span=float(sequence),
         sparse=topk < limit,
     )
@@ -56,7 +47,7 @@ def branches(attention: Attention, sequence: int) -> tuple[Branch, ...]:
 
 def _compressed(a: Attention, sequence: int) -> tuple[Branch, ...]:
     window = min(sequence, a.window or sequence)
-    near = mean_limited(sequence, window)
+    near = mean_visible(sequence, limit=window)
     found = [
         Branch(heads=a.heads, qk_dim=a.head_dim, v_dim=a.value_dim, keys=near, span=float(window))
     ]
@@ -67,7 +58,7 @@ def _compressed(a: Attention, sequence: int) -> tuple[Branch, ...]:
             heads=a.heads,
             qk_dim=a.head_dim,
             v_dim=a.value_dim,
-            keys=mean_limited(sequence, topk, a.compression),
+            keys=mean_visible(sequence, limit=topk, stride=a.compression),
             span=float(min(entries, topk)),
             sparse=topk < entries,
         )
@@ -79,7 +70,7 @@ def _indexer(a: Attention, sequence: int, stride: int) -> tuple[Branch, ...]:
     i = a.indexer
     if i is None or i.shared:
         return ()
-    keys = mean_limited(sequence, sequence, stride)
+    keys = mean_visible(sequence, limit=sequence, stride=stride)
     score = Branch(
         heads=i.heads, qk_dim=i.head_dim, v_dim=0, keys=keys, span=float(sequence // stride)
     )

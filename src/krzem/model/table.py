@@ -105,13 +105,17 @@ _SLOTS = {
 }  # fmt: skip
 
 
-def projections(attention: Attention, hidden: int) -> list[tuple[float, float, float, int]]:
-    """The matrices of an attention module: (count, inputs, outputs, cut) of each."""
+Projection = tuple[float, float, float, int]
+"""(count, inputs, outputs, cut) of a matrix."""
+
+
+def projections(attention: Attention, hidden: int) -> list[Projection]:
+    """The matrices of an attention module."""
     a = attention
     q, o = a.heads * a.head_dim, a.heads * a.value_dim
     if a.kind is AttentionKind.GROUPED:
         kv = a.kv_heads * (a.head_dim + a.value_dim)
-        found = [(1.0, hidden, q + kv, COLUMN), (1.0, o, hidden, ROW)]
+        found: list[Projection] = [(1.0, hidden, q + kv, COLUMN), (1.0, o, hidden, ROW)]
     elif a.kind is AttentionKind.LATENT:
         found = _latent(a, hidden, q, o)
     else:
@@ -119,7 +123,7 @@ def projections(attention: Attention, hidden: int) -> list[tuple[float, float, f
     return [(float(c), float(k), float(n), s) for c, k, n, s in found + _indexer(a, hidden)]
 
 
-def _latent(a: Attention, hidden: int, q: int, o: int) -> list[tuple[float, float, float, int]]:
+def _latent(a: Attention, hidden: int, q: int, o: int) -> list[Projection]:
     rank, rope = a.kv_lora_rank or 0, a.rope_dim or 0
     down = rank + rope + (a.q_lora_rank or 0)
     query = (a.q_lora_rank, q) if a.q_lora_rank else (hidden, q)
@@ -131,9 +135,9 @@ def _latent(a: Attention, hidden: int, q: int, o: int) -> list[tuple[float, floa
     ]
 
 
-def _shared_kv(a: Attention, hidden: int, q: int, o: int) -> list[tuple[float, float, float, int]]:
+def _shared_kv(a: Attention, hidden: int, q: int, o: int) -> list[Projection]:
     groups, rank = a.output_groups or 1, a.output_lora_rank or 0
-    found: list[tuple[float, float, float, int]] = [
+    found: list[Projection] = [
         (1, hidden, (a.q_lora_rank or 0) + a.head_dim, REPLICATED),
         (1, a.q_lora_rank or hidden, q, COLUMN),
         (groups, o / groups, rank, COLUMN),
@@ -145,7 +149,7 @@ def _shared_kv(a: Attention, hidden: int, q: int, o: int) -> list[tuple[float, f
     return found
 
 
-def _indexer(a: Attention, hidden: int) -> list[tuple[float, float, float, int]]:
+def _indexer(a: Attention, hidden: int) -> list[Projection]:
     i = a.indexer
     if i is None or i.shared:
         return []

@@ -2,47 +2,10 @@
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from krzem.errors import GoalError
-
-
-class Precision(enum.StrEnum):
-    """Arithmetic of the matrix products; master weights and reductions as :class:`StateBytes`."""
-
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP8 = "fp8"
-    """Tensor-wise (current or delayed) scaling, as Transformer Engine and torchao do."""
-    FP8_BLOCK = "fp8-block"
-    """DeepSeek's 1x128 and 128x128 block scaling."""
-    MXFP8 = "mxfp8"
-    NVFP4 = "nvfp4"
-    FP32 = "fp32"
-
-    @property
-    def arithmetic(self) -> str:
-        """The key of :attr:`krzem.hardware.device.Device.peak_flops` that matrix products use."""
-        return {"fp8-block": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}.get(self.value, self.value)
-
-
-class Optimizer(enum.StrEnum):
-    """Optimisers whose states and time are modelled."""
-
-    ADAMW = "adamw"
-    MUON = "muon"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateBytes:
-    """Bytes per parameter of what training keeps."""
-
-    weight: float = 2.0
-    gradient: float = 4.0
-    master: float = 4.0
-    moments: float = 8.0
-    """All optimiser moments together (AdamW: two, Muon: one on matrices)."""
+from krzem.layout.precision import Optimizer, Precision, StateBytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +18,7 @@ class Goal:
     """Sequences per optimiser step (the largest of a ramp)."""
     precision: Precision = Precision.BF16
     optimizer: Optimizer = Optimizer.ADAMW
-    states: StateBytes = StateBytes()
+    states: StateBytes = field(default_factory=StateBytes)
     deadline_days: float | None = None
     budget_usd: float | None = None
 
@@ -77,3 +40,6 @@ class Goal:
     def tokens_per_step(self) -> int:
         """Tokens in one optimiser step."""
         return self.global_batch * self.sequence
+
+
+__all__ = ["Goal", "Optimizer", "Precision", "StateBytes"]

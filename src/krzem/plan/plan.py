@@ -48,7 +48,7 @@ class RankMemory:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(getattr(self, f.name) for f in fields(self) if f.name != "rank")
+        return float(sum(getattr(self, f.name) for f in fields(self) if f.name != "rank"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class LayoutPlan:
     step_seconds: Estimate
     tokens_per_s_per_device: Estimate
     mfu: Estimate
-    """Model FLOPs (causal attention once, no recomputation) over the dense peak of the precision."""
+    """Model FLOPs (causal attention once, nothing recomputed) over the dense peak."""
     memory_bytes: Estimate
     """Peak on the fullest rank."""
     fits_probability: float
