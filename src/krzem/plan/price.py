@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,17 @@ BLOCK = 16384
 DEFAULT_ENGINE = {"cuda": "megatron-core", "npu": "mindspeed", "hip": "primus", "tpu": "xla",
                   "neuron": "neuron", "hpu": "gaudi"}  # fmt: skip
 """The engine that large runs on a software stack use most (published runs in the catalogue)."""
+
+
+HABITS: Mapping[str, tuple[float, frozenset[str]]] = MappingProxyType(
+    {
+        "megatron-core": (2025.4, frozenset({"ep-overlap"})),
+        "mindspeed": (2024.5, frozenset({"async-tp"})),
+    }
+)
+"""What careful users of an engine switch on, and since which year it can be: the overlap of expert
+all-to-all (Megatron-Core 0.13, ``--overlap-moe-expert-parallel-comm``), fused communication and
+matrix product (MindSpeed ``--use-ascend-mc2``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +87,13 @@ class Task:
             precision=self.goal.precision,
             engine=self.engine,
             year=self.year,
-            traits=self.traits,
+            traits=self.traits | _habits(self.engine.name, self.year),
         )
+
+
+def _habits(engine: str, year: float) -> frozenset[str]:
+    since, traits = HABITS.get(engine, (0.0, frozenset()))
+    return traits if year >= since else frozenset()
 
 
 def engine_for(cluster: Cluster, name: str | None = None) -> Engine:
