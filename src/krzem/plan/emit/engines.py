@@ -1,0 +1,57 @@
+"""The engines a plan can be emitted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from krzem.errors import LayoutError, UnknownNameError
+from krzem.hardware.cluster import Cluster
+from krzem.layout.layout import Layout
+from krzem.model.architecture import Architecture
+from krzem.plan.emit import megatron, mindspeed, native, torchtitan
+from krzem.plan.emit.launch import Launch, Request
+from krzem.plan.goal import Goal
+
+ENGINES: Mapping[str, Callable[[Request], Launch]] = MappingProxyType(
+    {
+        "megatron-lm": megatron.launch,
+        "mindspeed-llm": mindspeed.launch,
+        "torchtitan": torchtitan.launch,
+        "krzem": native.launch,
+    }
+)
+"""Emitters by the name of their engine."""
+
+
+def emit(
+    engine: str,
+    layout: Layout,
+    goal: Goal,
+    arch: Architecture,
+    cluster: Cluster,
+    config: Mapping[str, object] | None = None,
+    save_steps: int | None = None,
+) -> Launch:
+    """The launch of ``arch`` with ``layout`` on ``engine``.
+
+    ``config`` is the model's ``config.json`` as a dictionary; what it would answer (rotary base,
+    norm epsilon, router scaling) is otherwise asked of the user when the script starts.
+    ``save_steps`` is the checkpoint interval of the forecast.
+
+    Raises UnknownNameError for an engine that is not in ``ENGINES``, LayoutError where the engine
+    has no way to run the layout and nothing near it, ModelError where it cannot build the model.
+    """
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES, f"Choose from {', '.join(ENGINES)}.")
+    ranks = layout.micro_batch * layout.dp
+    if goal.global_batch % ranks:
+        raise LayoutError(
+            f"a global batch of {goal.global_batch} sequences does not divide into micro-batches:"
+            f" micro_batch * dp = {layout.micro_batch} * {layout.dp} = {ranks}"
+        )
+    request = Request(
+        layout=layout, goal=goal, arch=arch, cluster=cluster, config=config or {},
+        save_steps=save_steps,
+    )  # fmt: skip
+    return ENGINES[engine](request)

@@ -1,0 +1,238 @@
+"""Megatron-LM's arguments that say how the work is cut, stored and computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from krzem.errors import GoalError, LayoutError
+from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
+from krzem.model.architecture import AttentionKind
+from krzem.plan.emit.launch import Flag, Request, ask
+from krzem.plan.emit.model_shape import Shape
+from krzem.plan.emit.stages import chunks_per_rank, stage_layers
+from krzem.plan.goal import Optimizer, Precision
+
+_CONTEXT = {
+    ContextParallel.RING: ("p2p", "keys and values travel round a ring"),
+    ContextParallel.ALL_TO_ALL: ("a2a", "all-to-all turns sequence shards into head shards"),
+    ContextParallel.ALL_GATHER: ("allgather", "keys and values are gathered whole"),
+}
+_STATE_TYPES = {4.0: "fp32", 2.0: "bf16", 1.0: "fp8"}
+
+
+def parallel(request: Request, shape: Shape) -> Iterator[Flag]:
+    """Tensor, context, expert parallel degrees."""
+    x = request.layout
+    yield Flag("--tensor-model-parallel-size", str(x.tp), "ranks that cut every matrix")
+    if x.tp > 1 and x.sequence_parallel:
+        yield Flag("--sequence-parallel", "", "norms and residuals cut over the tensor ranks")
+    yield Flag("--context-parallel-size", str(x.cp), "ranks that cut a sequence")
+    if x.cp > 1:
+        kind, why = _CONTEXT[x.context_parallel]
+        yield Flag("--cp-comm-type", kind, why)
+    if shape.experts is not None:
+        yield Flag("--expert-model-parallel-size", str(x.ep), "ranks that share the experts")
+        yield Flag("--expert-tensor-parallel-size", str(x.etp),
+                   "ranks that cut one expert (the default is the tensor degree)")  # fmt: skip
+
+
+def substituted(layout: Layout) -> Schedule:
+    """The schedule Megatron-LM runs where it has not the one of the layout."""
+    if layout.schedule in (Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED):
+        return layout.schedule
+    return Schedule.ONE_F_ONE_B if chunks(layout) == 1 else Schedule.INTERLEAVED
+
+
+def chunks(layout: Layout) -> int:
+    """Model chunks per rank; DualPipe's two directions become two chunks."""
+    return 2 if layout.schedule is Schedule.DUALPIPE else chunks_per_rank(layout)
+
+
+def pipeline(request: Request, shape: Shape) -> Iterator[Flag]:
+    """Pipeline degree and, where stages are uneven, what each one holds."""
+    x, arch = request.layout, shape.arch
+    yield Flag("--pipeline-model-parallel-size", str(x.pp), "pipeline stages")
+    if x.pp == 1:
+        return
+    # Megatron-LM's interleaved schedule loops, also where the layout asked for a V.
+    looped = Layout(pp=x.pp, vpp=chunks(x), first_stage_layers=x.first_stage_layers,
+                    last_stage_layers=x.last_stage_layers)  # fmt: skip
+    stages = stage_layers(arch.layers, looped)
+    even = len(set(stages)) == 1
+    if even and looped.vpp > 1:
+        yield Flag("--num-layers-per-virtual-pipeline-stage", str(stages[0]),
+                   f"{looped.vpp} model chunks on every rank (interleaved 1F1B)")  # fmt: skip
+    elif not even:
+        yield Flag("--pipeline-model-parallel-layout", stage_text(stages, arch.mtp_layers),
+                   f"{arch.layers} layers on {len(stages)} stages: E embedding, t layer,"
+                   " m multi-token prediction, L loss")  # fmt: skip
+    if _overlaps_experts(request):
+        yield Flag(
+            "--overlap-moe-expert-parallel-comm",
+            "",
+            "one micro-batch's all-to-all behind another's compute, as DualPipe does",
+        )
+        yield Flag("--delay-wgrad-compute", "",
+                   "weight gradients are computed later, to fill the waiting")  # fmt: skip
+
+
+def stage_text(stages: tuple[int, ...], mtp: int) -> str:
+    """``Ettt|(tt|)*29,tmL``: the stages in forward order as Megatron-LM reads them."""
+    texts = ["t" * count for count in stages]
+    texts[0] = f"E{texts[0]}"
+    texts[-1] = f"{texts[-1]}{'m' * mtp}L"
+    parts: list[str] = []
+    index = 0
+    while index < len(texts) - 1:
+        run = index
+        while run < len(texts) - 1 and texts[run] == texts[index]:
+            run += 1
+        count = run - index
+        parts.append(f"({texts[index]}|)*{count}" if count > 1 else f"{texts[index]}|")
+        index = run
+    return "".join((*parts, texts[-1]))
+
+
+def _overlaps_experts(request: Request) -> bool:
+    x = request.layout
+    dual = x.schedule in (Schedule.DUALPIPE, Schedule.DUALPIPE_V)
+    return dual and x.ep > 1 and x.recompute is not Recompute.FULL
+
+
+def data_parallel(request: Request) -> Iterator[Flag]:
+    """ZeRO stage, sharding group, overlap of its collectives."""
+    x = request.layout
+    if x.zero >= 2:
+        kept = "optim_grads" if x.zero == 2 else "optim_grads_params"
+        yield Flag("--use-megatron-fsdp", "", f"ZeRO stage {x.zero}")
+        yield Flag("--data-parallel-sharding-strategy", kept, "what is sharded")
+        yield Flag("--ckpt-format", "fsdp_dtensor", "the checkpoint format of Megatron-FSDP")
+        yield Flag("--no-gradient-accumulation-fusion", "", "sharded gradients are not fused")
+    if x.zero >= 1:
+        yield Flag("--use-distributed-optimizer", "", "optimiser states sharded (ZeRO stage 1)")
+        group = x.shard or x.dp * x.cp
+        if x.dp * x.cp % group:
+            raise LayoutError(
+                f"shard = {group} does not divide the dp * cp = {x.dp} * {x.cp} ranks it splits"
+            )
+        if group < x.dp * x.cp:
+            yield Flag("--num-distributed-optimizer-instances", str(x.dp * x.cp // group),
+                       f"shards stay within groups of {group} ranks")  # fmt: skip
+    if x.dp * x.cp > 1:
+        yield Flag("--overlap-grad-reduce", "", "gradients are reduced during backward")
+        if x.zero >= 1:
+            yield Flag("--overlap-param-gather", "", "weights are gathered during forward")
+
+
+def recompute(request: Request, shape: Shape) -> Iterator[Flag]:
+    """Activation recomputation."""
+    x = request.layout
+    if x.recompute is Recompute.NONE:
+        return
+    if x.recompute is Recompute.FULL:
+        yield Flag("--recompute-granularity", "full", "whole layers are computed again")
+        if x.recompute_layers is None:
+            yield Flag("--recompute-method", "uniform", "every layer")
+            yield Flag("--recompute-num-layers", "1", "one layer is kept open at a time")
+        else:
+            each = -(-x.recompute_layers // chunks(x))
+            yield Flag("--recompute-method", "block", "the first layers of every chunk")
+            yield Flag("--recompute-num-layers", str(each),
+                       f"{x.recompute_layers} per rank in {chunks(x)} chunks")  # fmt: skip
+        return
+    modules = ["core_attn"]
+    if x.recompute is Recompute.MODULES:
+        latent = shape.attention.kind is AttentionKind.LATENT
+        modules = ["layernorm", *["mla_up_proj"] * latent, *["moe_act"] * bool(shape.experts)]
+    yield Flag("--recompute-granularity", "selective", "parts of a layer are computed again")
+    yield Flag("--recompute-modules", " ".join(modules), "which parts")
+
+
+def precision(request: Request) -> Iterator[Flag]:
+    """Arithmetic of the matrix products and what is kept per parameter.
+
+    Raises GoalError for a state width that has no argument.
+    """
+    kind, states = request.goal.precision, request.goal.states
+    if kind is not Precision.FP32:
+        name = "--fp16" if kind is Precision.FP16 else "--bf16"
+        yield Flag(name, "", "weights and activations of 2 bytes")
+    recipes = {
+        Precision.FP8: ("hybrid", "tensorwise", "one current scale per tensor"),
+        Precision.FP8_BLOCK: ("e4m3", "blockwise", "scales per 1x128 and 128x128 block"),
+        Precision.MXFP8: ("e4m3", "mxfp8", "a shared exponent per 32 values"),
+    }
+    if kind in recipes:
+        form, recipe, why = recipes[kind]
+        yield Flag("--fp8-format", form, "matrix products in 8 bits")
+        yield Flag("--fp8-recipe", recipe, why)
+        if states.weight < 2:
+            yield Flag("--fp8-param-gather", "", "weights are kept and gathered in 8 bits")
+    elif kind is Precision.NVFP4:
+        yield Flag("--fp4-format", "e2m1", "matrix products in 4 bits")
+        yield Flag("--fp4-recipe", "nvfp4", "a scale per 16 values")
+    if states.gradient <= 2:
+        yield Flag("--grad-reduce-in-bf16", "", "gradients of 2 bytes")
+    yield from _optimizer_states(request)
+
+
+def _optimizer_states(request: Request) -> Iterator[Flag]:
+    """Precision of moments, where it is not the default of 4 bytes each."""
+    goal, x = request.goal, request.layout
+    count = 2 if goal.optimizer is Optimizer.ADAMW else 1
+    each = goal.states.moments / count
+    if each == 4.0 and not x.offload_optimizer:
+        return
+    if each not in _STATE_TYPES:
+        raise GoalError(
+            f"moments of {goal.states.moments:g} bytes for {count} of them are {each:g} bytes each;"
+            f" choose from {', '.join(f'{width:g}' for width in _STATE_TYPES)}"
+        )
+    yield Flag("--use-precision-aware-optimizer", "", "states need not be fp32")
+    yield Flag("--exp-avg-dtype", _STATE_TYPES[each], "first moment")
+    if count == 2:
+        yield Flag("--exp-avg-sq-dtype", _STATE_TYPES[each], "second moment")
+
+
+def batch(request: Request) -> Iterator[Flag]:
+    """Sequence, batches, length of the run."""
+    goal, x = request.goal, request.layout
+    yield Flag("--seq-length", str(goal.sequence), "tokens per sequence")
+    yield Flag("--micro-batch-size", str(x.micro_batch), "sequences per micro-batch and rank")
+    yield Flag("--global-batch-size", str(goal.global_batch),
+               f"sequences per step: {x.micro_batch} x dp {x.dp} x {request.micro_batches}"
+               " micro-batches")  # fmt: skip
+    yield Flag("--train-samples", str(request.steps * goal.global_batch),
+               f"{request.steps} steps, {goal.tokens:.4g} tokens")  # fmt: skip
+
+
+def optimizer(request: Request) -> Iterator[Flag]:
+    """The optimiser; its hyperparameters belong to the recipe."""
+    adam = request.goal.optimizer is Optimizer.ADAMW
+    yield Flag(
+        "--optimizer",
+        "adam" if adam else "muon",
+        "AdamW (weight decay is decoupled)" if adam else "Muon, AdamW on vectors",
+    )
+    yield Flag("--lr", ask("LR", "peak learning rate"), "belongs to the recipe")
+    if request.layout.offload_optimizer:
+        yield Flag("--optimizer-cpu-offload", "", "states and update live in host memory")
+        yield Flag("--overlap-cpu-optimizer-d2h-h2d", "", "copies behind the update")
+
+
+def storage(request: Request) -> Iterator[Flag]:
+    """Data and checkpoints: paths only the user knows."""
+    folder = ask("CHECKPOINTS", "folder for checkpoints")
+    yield Flag("--data-path", ask("DATA", "prefix of the tokenised data"), "training data")
+    yield Flag("--save", folder, "where checkpoints go")
+    yield Flag("--load", folder, "and where a restart looks")
+    steps = request.save_steps
+    yield Flag("--save-interval",
+               ask("SAVE_STEPS", "steps between checkpoints") if steps is None else str(steps),
+               "steps between checkpoints, as the plan forecasts")  # fmt: skip
+
+
+def tokenizer() -> Iterator[Flag]:
+    """The model's own tokenizer."""
+    yield Flag("--tokenizer-type", "HuggingFaceTokenizer", "tokenizer of the model")
+    yield Flag("--tokenizer-model", ask("TOKENIZER", "name or folder of the tokenizer"), "which")

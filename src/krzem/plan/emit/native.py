@@ -1,0 +1,61 @@
+"""The plan as the TOML that krzem's own tools read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+
+from krzem.plan.emit.launch import Flag, Launch, Request, Section, section
+
+SCHEMA = "plan file, schema 1"
+
+
+def launch(request: Request) -> Launch:
+    """Tables ``model``, ``layout``, ``goal`` and ``cluster``."""
+    return Launch(
+        engine="krzem",
+        version=SCHEMA,
+        sections=(
+            section("model", _model(request)),
+            section("layout", _layout(request)),
+            section("goal", _goal(request)),
+            Section(title="cluster", flags=_cluster(request)),
+        ),
+    )
+
+
+def _model(request: Request) -> Iterator[Flag]:
+    arch = request.arch
+    yield Flag("name", json.dumps(arch.name), "built-in name, or the folder of its config.json")
+    yield Flag("source", json.dumps(arch.source), "where its config comes from")
+
+
+def _layout(request: Request) -> Iterator[Flag]:
+    layout = request.layout
+    yield Flag("text", json.dumps(str(layout)), "the layout as the --layout option reads it")
+    yield Flag("devices", str(layout.devices), "tp * cp * pp * dp")
+
+
+def _goal(request: Request) -> Iterator[Flag]:
+    goal = request.goal
+    yield Flag("tokens", repr(float(goal.tokens)), "tokens of the whole run")
+    yield Flag("sequence", str(goal.sequence), "tokens per sequence")
+    yield Flag("global_batch", str(goal.global_batch), "sequences per optimiser step")
+    yield Flag("precision", json.dumps(goal.precision.value), "arithmetic of matrix products")
+    yield Flag("optimizer", json.dumps(goal.optimizer.value), "optimiser")
+    states = ", ".join(f"{f.name} = {getattr(goal.states, f.name)!r}" for f in fields(goal.states))
+    yield Flag("states", f"{{ {states} }}", "bytes per parameter that training keeps")
+    if goal.deadline_days is not None:
+        yield Flag("deadline_days", repr(goal.deadline_days), "days from the first step")
+    if goal.budget_usd is not None:
+        yield Flag("budget_usd", repr(goal.budget_usd), "money for device-hours")
+
+
+def _cluster(request: Request) -> tuple[Flag, ...]:
+    cluster = request.cluster
+    return (
+        Flag("device", json.dumps(cluster.device.id), "catalogue id"),
+        Flag("devices", str(cluster.devices), cluster.device.device_is),
+        Flag("devices_per_node", str(cluster.devices_per_node), "devices of one server"),
+    )

@@ -1,0 +1,287 @@
+"""torchtitan 0.3.0: a Python recipe, the form that its configurations have.
+
+Names are fields of the dataclasses behind ``Trainer.Config`` in the 0.3.0 wheel; each is also an
+option of its command line (``--parallelism.tensor_parallel_degree``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from krzem.errors import GoalError, LayoutError
+from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
+from krzem.plan.emit.launch import Flag, Launch, Request, Section, ask, section, torchrun
+from krzem.plan.emit.stages import chunks_per_rank, stage_layers
+from krzem.plan.emit.titan_models import Recipe, recipe_of
+from krzem.plan.goal import Optimizer, Precision
+
+VERSION = "0.3.0"
+ENGINE = "torchtitan"
+
+_SCHEDULES = {
+    Schedule.ONE_F_ONE_B: "1F1B",
+    Schedule.INTERLEAVED: "Interleaved1F1B",
+    Schedule.ZB_H1: "1F1B",
+    Schedule.ZB_V: "ZBVZeroBubble",
+    Schedule.DUALPIPE: "DualPipeV",
+    Schedule.DUALPIPE_V: "DualPipeV",
+}
+_CHECKPOINTING = {
+    Recompute.NONE: ("None", "all activations are kept"),
+    Recompute.ATTENTION: ("None", "fused attention computes its scores again by itself"),
+    Recompute.MODULES: ("SelectiveAC.Config()", "all but matrix products and attention again"),
+    Recompute.FULL: ("FullAC.Config()", "whole layers are computed again"),
+}
+_IMPORTS = (
+    "import dataclasses",
+    "import os",
+    "",
+    "from torchtitan.components.optimizer import default_adamw",
+    "from torchtitan.components.quantization import (",
+    "    Float8GroupedExpertsConverter,",
+    "    Float8LinearConverter,",
+    "    MXFP8GroupedExpertsConverter,",
+    "    MXFP8LinearConverter,",
+    ")",
+    "from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC",
+)
+_STAGES = (
+    "",
+    "",
+    "def stages(counts):",
+    '    """Module names per pipeline stage, from layers per stage."""',
+    "    starts = [sum(counts[:i]) for i in range(len(counts))]",
+    '    names = [[f"layers.{s + i}" for i in range(n)] for s, n in zip(starts, counts)]',
+    '    names[0].insert(0, "tok_embeddings")',
+    '    names[-1] += ["norm", "lm_head"]',
+    "    return names",
+)
+
+
+def launch(request: Request) -> Launch:
+    """Everything torchtitan needs; see :func:`krzem.plan.emit.emit` for the errors."""
+    recipe = recipe_of(request.arch)
+    _check(request)
+    return Launch(
+        engine=ENGINE,
+        version=VERSION,
+        sections=_sections(request, recipe),
+        environment=tuple(_environment(request)),
+        preamble=tuple(_preamble(request, recipe)),
+        command=torchrun(request, "-m torchtitan.train --module krzem_recipe --config run"),
+        notes=tuple(_notes(request)),
+    )
+
+
+def _sections(request: Request, recipe: Recipe) -> tuple[Section, ...]:
+    sections = (
+        section("Model", _model(request, recipe)),
+        section("Parallelism", _parallel(request)),
+        section("Pipeline", _pipeline(request)),
+        section("Recomputation", _recompute(request.layout)),
+        section("Batch", _batch(request)),
+        section("Optimiser", _optimizer(request)),
+        section("Data and checkpoints", _storage(request)),
+    )
+    return tuple(part for part in sections if part.flags)
+
+
+def _preamble(request: Request, recipe: Recipe) -> Iterator[str]:
+    yield from _IMPORTS
+    package = f"torchtitan.models.{recipe.package}"
+    yield f"from {package} import model_registry"
+    yield f"from {package}.config_registry import {recipe.function}"
+    if _predicts(request):
+        yield f"from {package}.mtp import MTPLoss"
+    yield "from torchtitan.trainer import Trainer"
+    if request.layout.pp > 1:
+        yield from _STAGES
+
+
+def _model(request: Request, recipe: Recipe) -> Iterator[Flag]:
+    yield Flag("recipe", f"{recipe.function}()", f"{recipe.package} {recipe.flavor}")
+    converters = _converters(request)
+    mtp = request.arch.mtp_layers if _predicts(request) else 0
+    if not recipe.own or converters or mtp:
+        extra = f", converters=[{', '.join(converters)}]" if converters else ""
+        extra += f", num_mtp_layers={mtp}" if mtp else ""
+        yield Flag("model_spec", f'model_registry("{recipe.flavor}"{extra})', "the model")
+    if mtp:
+        yield Flag("loss", f"MTPLoss.Config(global_vocab_size={request.arch.vocab})",
+                   "loss of the multi-token prediction modules added")  # fmt: skip
+
+
+def _predicts(request: Request) -> bool:
+    """Whether multi-token prediction is built: only without pipeline stages."""
+    return request.arch.mtp_layers > 0 and request.layout.pp == 1
+
+
+def _converters(request: Request) -> list[str]:
+    names = {Precision.FP8: "Float8", Precision.MXFP8: "MXFP8"}
+    name = names.get(request.goal.precision)
+    if name is None:
+        return []
+    skip = '"attention", "shared_experts", "feed_forward"'
+    arguments = 'filter_fqns=["lm_head", "router.gate"]' if name == "Float8" else f"fqns=[{skip}]"
+    linear = f"{name}LinearConverter.Config({arguments})"
+    experts = [f"{name}GroupedExpertsConverter.Config()"] if request.arch.is_moe else []
+    return [linear, *experts]
+
+
+def _parallel(request: Request) -> Iterator[Flag]:
+    x = request.layout
+    shards = _shards(x)
+    yield Flag("parallelism.data_parallel_replicate_degree", str(x.dp // shards),
+               "copies of the sharded weights")  # fmt: skip
+    yield Flag("parallelism.data_parallel_shard_degree", str(shards),
+               "ranks that share weights, gradients and states (FSDP)")  # fmt: skip
+    if x.zero:
+        policy = "always" if x.zero == 3 else "never"
+        yield Flag("parallelism.fsdp_reshard_after_forward", f'"{policy}"',
+                   "weights are dropped after forward (ZeRO 3)" if x.zero == 3
+                   else "weights stay whole from forward to backward (ZeRO 2)")  # fmt: skip
+    yield Flag("parallelism.tensor_parallel_degree", str(x.tp), "ranks that cut every matrix")
+    yield Flag("parallelism.enable_sequence_parallel", str(x.sequence_parallel),
+               "norms and residuals cut over the tensor ranks")  # fmt: skip
+    yield Flag("parallelism.context_parallel_degree", str(x.cp), "ranks that cut a sequence")
+    if request.arch.is_moe:
+        yield Flag("parallelism.expert_parallel_degree", str(x.ep), "ranks that share the experts")
+
+
+def _shards(x: Layout) -> int:
+    """Data-parallel ranks of one shard group; context ranks shard along with them."""
+    if x.zero == 0:
+        return 1
+    return max(1, (x.shard or x.dp * x.cp) // x.cp)
+
+
+def _pipeline(request: Request) -> Iterator[Flag]:
+    x = request.layout
+    yield Flag("parallelism.pipeline_parallel_degree", str(x.pp), "pipeline ranks")
+    if x.pp == 1:
+        return
+    counts = stage_layers(request.arch.layers, _staged(x))
+    yield Flag("parallelism.pipeline_parallel_schedule", f'"{_SCHEDULES[x.schedule]}"',
+               "order of forward and backward")  # fmt: skip
+    yield Flag("parallelism.pipeline_parallel_microbatch_size", str(x.micro_batch),
+               "sequences per micro-batch")  # fmt: skip
+    yield Flag("parallelism.module_fqns_per_model_part", f"stages({list(counts)})",
+               "layers per stage, in forward order")  # fmt: skip
+
+
+def _staged(x: Layout) -> Layout:
+    """The pipeline of the schedule that is emitted."""
+    schedule = Schedule.DUALPIPE_V if x.schedule is Schedule.DUALPIPE else x.schedule
+    return Layout(pp=x.pp, vpp=x.vpp, schedule=schedule, first_stage_layers=x.first_stage_layers,
+                  last_stage_layers=x.last_stage_layers)  # fmt: skip
+
+
+def _recompute(x: Layout) -> Iterator[Flag]:
+    value, why = _CHECKPOINTING[x.recompute]
+    yield Flag("activation_checkpoint", value, why)
+
+
+def _batch(request: Request) -> Iterator[Flag]:
+    x, goal = request.layout, request.goal
+    local = goal.global_batch // x.dp if x.pp > 1 else x.micro_batch
+    yield Flag("training.seq_len", str(goal.sequence), "tokens per sequence")
+    yield Flag("training.local_batch_size", str(local),
+               f"sequences per data-parallel rank, {request.micro_batches} micro-batches"
+               if x.pp > 1 else "sequences per micro-batch and rank")  # fmt: skip
+    yield Flag("training.global_batch_size", str(goal.global_batch), "sequences per step")
+    yield Flag("training.steps", str(request.steps), f"{goal.tokens:.4g} tokens")
+    param = "float32" if goal.precision is Precision.FP32 else "bfloat16"
+    yield Flag("training.mixed_precision_param", f'"{param}"', "type of gathered weights")
+    if x.pp > 1 or x.ep > 1:
+        yield Flag("training.disable_cuda_graphs", "True",
+                   "graphs exclude pipelines and the standard expert dispatch")  # fmt: skip
+
+
+def _optimizer(request: Request) -> Iterator[Flag]:
+    yield Flag("optimizer", 'default_adamw(lr=float(os.environ["LR"]))', "AdamW, fp32 states")
+    if request.layout.offload_optimizer:
+        yield Flag("training.enable_cpu_offload", "True",
+                   "weights, gradients and states in host memory")  # fmt: skip
+
+
+def _storage(request: Request) -> Iterator[Flag]:
+    yield Flag("hf_assets_path", 'os.environ["TOKENIZER"]', "folder of the tokenizer")
+    yield Flag("dataloader.dataset", 'os.environ["DATASET"]', "name of a registered data set")
+    yield Flag("dump_folder", 'os.environ["CHECKPOINTS"]', "where checkpoints go")
+    yield Flag("checkpoint.enable", "True", "save checkpoints, resume from the last")
+    steps = request.save_steps
+    yield Flag("checkpoint.interval",
+               'int(os.environ["SAVE_STEPS"])' if steps is None else str(steps),
+               "steps between checkpoints, as the plan forecasts")  # fmt: skip
+
+
+def _environment(request: Request) -> Iterator[Flag]:
+    yield Flag("PYTHONPATH", ".", "where the recipe below is written")
+    yield Flag("LR", ask("LR", "peak learning rate"), "belongs to the recipe")
+    yield Flag("TOKENIZER", ask("TOKENIZER", "folder of the tokenizer"), "of the model")
+    yield Flag("DATASET", ask("DATASET", "name of a registered data set"), "training data")
+    yield Flag("CHECKPOINTS", ask("CHECKPOINTS", "folder for checkpoints"), "on shared storage")
+    if request.save_steps is None:
+        yield Flag("SAVE_STEPS", ask("SAVE_STEPS", "steps between checkpoints"), "see the forecast")
+
+
+def _check(request: Request) -> None:
+    x, goal = request.layout, request.goal
+    sharded = _shards(x) * x.cp * x.tp
+    v_shaped = _SCHEDULES[x.schedule] in ("ZBVZeroBubble", "DualPipeV") and x.pp > 1
+    stages = stage_layers(request.arch.layers, _staged(x))
+    faults = (
+        (x.zero > 0 and x.shard > 0 and x.shard % x.cp != 0,
+         f"shard = {x.shard} is no multiple of cp = {x.cp}, whose ranks shard together"),
+        (x.dp % _shards(x) != 0, f"shards of {_shards(x)} ranks do not divide dp = {x.dp}"),
+        (request.arch.is_moe and x.etp != 1 and not (x.ep == 1 and x.etp == x.tp),
+         f"etp = {x.etp}: experts are not cut further when ep > 1; plan with etp=1"),
+        (sharded % x.ep != 0,
+         f"ep = {x.ep} does not divide the dp_shard * cp * tp = {_shards(x)} * {x.cp} * {x.tp}"
+         f" = {sharded} ranks it borrows"),
+        (v_shaped and x.recompute is Recompute.MODULES,
+         f"{_SCHEDULES[x.schedule]} with selective recomputation: the engine tries to run backward"
+         " twice and stops; plan with recompute=none"),
+        (x.pp > 1 and min(stages) < 1,
+         f"{request.arch.layers} layers leave a stage of {len(stages)} empty"),
+    )  # fmt: skip
+    for bad, text in faults:
+        if bad:
+            raise LayoutError(f"{ENGINE} cannot run this layout: {text}")
+    if goal.optimizer is Optimizer.MUON:
+        raise GoalError(
+            f"{ENGINE} {VERSION} has Muon for its own choice of matrices only (DistMuon parameter"
+            " groups written by hand); choose AdamW, or add the groups to an emitted AdamW recipe"
+        )
+    if goal.precision in (Precision.FP16, Precision.FP8_BLOCK, Precision.NVFP4):
+        raise GoalError(
+            f"{ENGINE} {VERSION} has no {goal.precision} here; choose bf16, fp8 or mxfp8"
+        )
+
+
+def _notes(request: Request) -> Iterator[str]:
+    x, goal = request.layout, request.goal
+    name = _SCHEDULES[x.schedule]
+    if x.pp > 1 and x.schedule in (Schedule.DUALPIPE, Schedule.ZB_H1):
+        near = Schedule.DUALPIPE_V if x.schedule is Schedule.DUALPIPE else Schedule.ONE_F_ONE_B
+        yield (
+            f"{ENGINE} has no {x.schedule} schedule. Emitted instead: {name} with"
+            f" {chunks_per_rank(_staged(x))} stage(s) per rank; its bubble and memory differ, so"
+            f" explain the plan again with schedule={near}"
+        )
+    if x.zero == 1:
+        yield "FSDP shards gradients along with optimiser states: ZeRO 1 is emitted as ZeRO 2"
+    if request.arch.mtp_layers and not _predicts(request):
+        yield "multi-token prediction is left out: 0.3.0 has it without pipeline stages only"
+    if x.cp > 1 and x.context_parallel is not ContextParallel.ALL_GATHER:
+        yield f"context parallelism gathers keys and values; {x.context_parallel} has no setting"
+    if x.recompute is Recompute.FULL and x.recompute_layers is not None:
+        yield f"full recomputation is for all layers, not {x.recompute_layers} per rank"
+    if goal.precision is Precision.FP8:
+        yield "8-bit products scale per row, not per tensor"
+    if goal.states.weight != 4 or goal.states.master != 0:
+        yield (
+            "weights are kept sharded in fp32 and gathered in bf16: there is no second copy as the"
+            f" plan's {goal.states.weight:g} + {goal.states.master:g} bytes per parameter assume"
+        )
+    yield "learning-rate schedule, warm-up and initialisation are those of the base recipe"
