@@ -1,0 +1,54 @@
+"""Trade rules on accelerators as computable tests: what may be sent where, on which day.
+
+Reading order: ``facts/rules.toml`` (the rules), ``ruleset`` (the same as values), ``expression``
+(the language of their tests), ``chip`` (what is tested), ``evaluate`` (the verdict).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from krzem.rules.alternatives import Alternative, alternatives
+from krzem.rules.chip import Chip, Disagreement, disagreements, load_chip
+from krzem.rules.evaluate import Finding, Outcome, Verdict, evaluate
+from krzem.rules.places import find_country
+from krzem.rules.ruleset import Rule, RuleSet, Side, Status, load_rules
+
+__all__ = [
+    "Alternative",
+    "Chip",
+    "Disagreement",
+    "Finding",
+    "Outcome",
+    "Rule",
+    "RuleSet",
+    "Side",
+    "Status",
+    "Verdict",
+    "alternatives",
+    "disagreements",
+    "evaluate",
+    "find_country",
+    "load_chip",
+    "load_rules",
+    "verdict",
+]
+
+
+def verdict(
+    chip: str,
+    on: dt.date,
+    to: str = "CN",
+    parent: str | None = None,
+    *,
+    rules: RuleSet | None = None,
+) -> Verdict:
+    """The verdict on a chip of the catalogue; countries as codes or English names.
+
+    Raises UnknownNameError for a chip or country that is not known.
+    """
+    ruleset = rules or load_rules()
+    country = find_country(to)
+    return evaluate(
+        load_chip(chip, ruleset), ruleset, on, country, find_country(parent) if parent else country
+    )

@@ -1,0 +1,63 @@
+"""``krzem rules``: what may be sent where, on which day, with the arithmetic."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command("rules")
+@click.option("--chip", metavar="ID", help="One chip in full; without it a table of all.")
+@click.option("--on", "day", metavar="DATE", help="Year-month-day.  [default: today]")
+@click.option(
+    "--to", default="CN", show_default=True, metavar="COUNTRY", help="Where the buyer is."
+)
+@click.option(
+    "--parent",
+    metavar="COUNTRY",
+    help="Seat of the buyer's ultimate parent, where it is another country.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page to this file."
+)
+def rules_command(
+    chip: str | None, day: str | None, to: str, parent: str | None, as_json: bool, html: Path | None
+) -> None:
+    """Export and import status of accelerators on a date, computed from their figures.
+
+    \b
+    krzem rules --chip h20                        one chip: arithmetic, rules, sources
+    krzem rules --chip h20 --on 2024-06-01        the same on an earlier day
+    krzem rules --chip b200-sxm --to SG --parent CN
+    krzem rules --to AE                           all chips of the catalogue
+
+    A figure that nobody has published is never guessed: the verdict then says on what it depends
+    and where it turns. This is not legal advice.
+    """
+    from krzem.hardware.catalogue import device_ids
+    from krzem.quantity import parse_date
+    from krzem.rules import alternatives, load_rules, verdict
+    from krzem.rules.document import document
+    from krzem.rules.text import format_table, format_verdict
+
+    ruleset = load_rules()
+    on = parse_date(day) if day else dt.date.today()
+    chips = [chip] if chip else device_ids()
+    verdicts = [verdict(c, on, to, parent, rules=ruleset) for c in chips]
+    full = [(v, alternatives(v, ruleset)) for v in verdicts]
+    if html is not None:
+        from krzem.report.selfcontained import write_text
+        from krzem.rules.page import rules_page
+
+        write_text(html, rules_page(full, ruleset))
+    if as_json:
+        click.echo(json.dumps(document(full, ruleset), indent=2))
+    elif html is None:
+        one = format_verdict(verdicts[0], ruleset, full[0][1]) if chip else ""
+        click.echo(one or format_table(verdicts, ruleset))
+    else:
+        click.echo(f"wrote {html}")

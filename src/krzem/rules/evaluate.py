@@ -1,0 +1,259 @@
+"""The verdict on one chip, one day, one buyer.
+
+A figure that nobody has published is not guessed: every rule is evaluated over all cases the
+figure could fall into (the points where some test turns, and the stretches between them).  Where
+the outcome is the same in all cases it is given; where it moves, the verdict says on what it
+depends and where it turns.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from krzem.rules.chip import Chip
+from krzem.rules.expression import Truth, Values
+from krzem.rules.ruleset import Effect, Rule, RuleSet, Side, Status
+
+Codes = NDArray[np.int64]
+
+WORDS = {
+    "tpp": "TPP",
+    "performance_density": "performance density",
+    "dram_gb_per_s": "DRAM bandwidth",
+    "io_gb_per_s": "I/O bandwidth",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one rule says of a chip."""
+
+    rule: Rule
+    meets: bool | None
+    """Whether the test holds for the chip's figures; None where that depends on an unknown one."""
+    depends_on: tuple[str, ...]
+    out_of_scope: str
+    """Why the rule does not reach this chip or buyer; its test is then an as-if."""
+    effect: Effect | None
+    """For this destination and day; None where the rule has none."""
+    counts: bool | None
+    """Whether its effect enters the verdict."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """The outcome while an unknown quantity lies between two values (None: no bound)."""
+
+    quantity: str
+    low: float | None
+    high: float | None
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The strictest effect of the rules of one side."""
+
+    possible: tuple[Status, ...]
+    """One status, or every one that the unknown figures leave open, the mildest first."""
+    depends_on: tuple[str, ...]
+    bands: tuple[Band, ...]
+    """Where the outcome turns, if it depends on a single quantity."""
+
+    @property
+    def status(self) -> Status | None:
+        """The status where it is certain."""
+        return self.possible[0] if len(self.possible) == 1 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Everything the rules say of one chip for one buyer on one day."""
+
+    chip: Chip
+    on: dt.date
+    to: str
+    parent: str
+    findings: tuple[Finding, ...]
+    outcomes: Mapping[Side, Outcome]
+
+
+def evaluate(chip: Chip, ruleset: RuleSet, on: dt.date, to: str, parent: str) -> Verdict:
+    """Apply the rules in force on ``on`` to a sale of ``chip`` to a buyer in ``to``.
+
+    ``parent`` is the country of the buyer's ultimate parent (its own where it has none).
+    """
+    rules = ruleset.in_force(on)
+    values, axes = _cases(chip, rules)
+    truths = _truths(rules, values)
+    scopes = {rule.id: rule.out_of_scope(chip.id, chip.vendor, chip.country) for rule in rules}
+    effects = {rule.id: _effect(ruleset, rule, to, parent, on) for rule in rules}
+    counts = _counting(rules, truths, scopes, effects, truths | dict(values))
+    findings = tuple(
+        Finding(
+            rule=rule,
+            meets=_certain(truths[rule.id]),
+            depends_on=_moves_with(truths[rule.id], axes),
+            out_of_scope=scopes[rule.id],
+            effect=effects[rule.id],
+            counts=_certain(counts[rule.id]),
+        )
+        for rule in rules
+    )
+    outcomes = {
+        side: _outcome(side, rules, effects, counts, ruleset.statuses, values, axes)
+        for side in (Side.EXPORT, Side.USE, Side.IMPORT)
+    }
+    return Verdict(
+        chip=chip, on=on, to=to, parent=parent, findings=findings, outcomes=outcomes
+    )  # fmt: skip
+
+
+def _effect(ruleset: RuleSet, rule: Rule, to: str, parent: str, on: dt.date) -> Effect | None:
+    return next((e for e in rule.effects if ruleset.reaches(e, to, parent, on)), None)
+
+
+def _cases(chip: Chip, rules: Iterable[Rule]) -> tuple[Values, tuple[str, ...]]:
+    """The chip's figures; an unknown one as the values of its own axis.  And the axes' names."""
+    known: dict[str, NDArray[np.float64] | NDArray[np.bool_]] = {
+        "data_centre": np.asarray(chip.data_centre)
+    }
+    for name in WORDS:
+        value = getattr(chip, name)
+        if value is not None:
+            known[name] = np.asarray(float(value))
+    derived = chip.tpp is None and chip.die_area_mm2 is not None
+    unknown = tuple(n for n in WORDS if n not in known and not (derived and n.endswith("density")))
+    values = dict(known)
+    for axis, name in enumerate(unknown):
+        turns = _turns(name, rules, known, chip.die_area_mm2 if derived else None)
+        shape = [1] * len(unknown)
+        shape[axis] = -1
+        values[name] = np.asarray(_representatives(turns)).reshape(shape)
+    if chip.tpp is None and chip.die_area_mm2 is not None:
+        values["performance_density"] = _numbers(values["tpp"]) / chip.die_area_mm2
+    return values, unknown
+
+
+def _numbers(value: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(value, dtype=np.float64)
+
+
+def _turns(name: str, rules: Iterable[Rule], known: Values, area: float | None) -> list[float]:
+    turns: set[float] = set()
+    for rule in rules:
+        for test in (rule.test, rule.applies_if):
+            if test is not None:
+                turns.update(test.thresholds(name, known))
+                if area is not None and name == "tpp":
+                    turns.update(x * area for x in test.thresholds("performance_density", known))
+    return sorted(turns)
+
+
+def _representatives(turns: list[float]) -> list[float]:
+    """One value inside every stretch between turning points, and the points themselves."""
+    if not turns:
+        return [1.0]
+    between = [x for a, b in pairwise(turns) for x in (a, (a + b) / 2)]
+    return [turns[0] / 2, *between, turns[-1], 2 * turns[-1]]
+
+
+def _truths(rules: Iterable[Rule], values: Values) -> dict[str, Truth]:
+    truths: dict[str, Truth] = {}
+    for rule in rules:
+        named = {**values, **truths}
+        missing = rule.test.names - set(named) if rule.test else ()
+        named |= {name: np.asarray(False) for name in missing}  # a rule not in force is not met
+        truths[rule.id] = rule.test.evaluate(named) if rule.test else np.asarray(True)
+    return truths
+
+
+def _counting(
+    rules: tuple[Rule, ...],
+    truths: Mapping[str, Truth],
+    scopes: Mapping[str, str],
+    effects: Mapping[str, Effect | None],
+    named: Values,
+) -> dict[str, Truth]:
+    """Where each rule's effect enters the verdict: met, in scope, applicable and not replaced."""
+    counts: dict[str, Truth] = {}
+    for rule in rules:
+        silent = bool(scopes[rule.id]) or effects[rule.id] is None
+        truth = np.asarray(False) if silent else truths[rule.id]
+        if rule.applies_if is not None:
+            missing = rule.applies_if.names - set(named)
+            truth = truth & rule.applies_if.evaluate({**named, **dict.fromkeys(missing, _FALSE)})
+        counts[rule.id] = truth
+        for other in rule.replaces:
+            if other in counts:
+                counts[other] = counts[other] & ~truth
+    return counts
+
+
+_FALSE = np.asarray(False)
+
+
+def _outcome(
+    side: Side,
+    rules: Iterable[Rule],
+    effects: Mapping[str, Effect | None],
+    counts: Mapping[str, Truth],
+    statuses: Mapping[str, Status],
+    values: Values,
+    axes: tuple[str, ...],
+) -> Outcome:
+    order = sorted(statuses.values(), key=lambda s: s.rank)
+    place = {status.code: i for i, status in enumerate(order)}
+    codes: Codes = np.zeros((1,) * len(axes), dtype=np.int64) + place["free"]
+    for rule in rules:
+        effect = effects[rule.id]
+        if rule.side is side and effect is not None:
+            codes = np.maximum(codes, np.where(counts[rule.id], place[effect.status.code], 0))
+    depends = _moves_with(codes, axes)
+    return Outcome(
+        possible=tuple(order[code] for code in np.unique(codes)),
+        depends_on=depends,
+        bands=_bands(depends[0], values, codes, axes, order) if len(depends) == 1 else (),
+    )
+
+
+def _bands(
+    name: str, values: Values, codes: Codes, axes: tuple[str, ...], order: list[Status]
+) -> tuple[Band, ...]:
+    """The stretches of one unknown quantity over which the outcome stays the same.
+
+    Even places are stretches between turning points, odd places the points themselves.
+    """
+    axis = axes.index(name)
+    first = tuple(slice(None) if i == axis else 0 for i in range(len(axes)))
+    line = np.broadcast_to(codes, np.broadcast_shapes(codes.shape, np.shape(values[name])))[first]
+    points = _numbers(values[name]).ravel()
+    bands: list[Band] = []
+    low: float | None = None
+    for i in range(len(line)):
+        last = i + 1 == len(line)
+        if last or line[i + 1] != line[i]:
+            turn = None if last else float(points[i if i % 2 else i + 1])
+            bands.append(Band(quantity=name, low=low, high=turn, status=order[line[i]]))
+            low = turn
+    return tuple(bands)
+
+
+def _certain(truth: Truth) -> bool | None:
+    return bool(truth.flat[0]) if truth.min() == truth.max() else None
+
+
+def _moves_with(codes: Truth | Codes, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """The unknown quantities along whose axis ``codes`` is not constant."""
+    if codes.ndim < len(axes):
+        return ()
+    return tuple(
+        name for axis, name in enumerate(axes) if (codes != np.take(codes, [0], axis=axis)).any()
+    )

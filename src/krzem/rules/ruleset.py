@@ -1,0 +1,238 @@
+"""The rules file as values: what is tested, since when, for whom, with which effect."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import fnmatch
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Any
+
+from krzem.errors import DataError
+from krzem.rules.expression import Test, parse
+
+FILE = "rules.toml"
+
+
+class Side(enum.StrEnum):
+    """Who a rule speaks to."""
+
+    EXPORT = "export"
+    USE = "use"
+    IMPORT = "import"
+    CONTEXT = "context"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Period:
+    """Days from ``first`` to ``last``, both included; None is open."""
+
+    first: dt.date | None = None
+    last: dt.date | None = None
+
+    def holds(self, day: dt.date) -> bool:
+        """Whether ``day`` lies in the period."""
+        return (self.first is None or self.first <= day) and (self.last is None or day <= self.last)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """An outcome; a larger rank is stricter."""
+
+    code: str
+    rank: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A named set of countries, some of them for a time only."""
+
+    id: str
+    title: str
+    members: tuple[tuple[str, Period], ...]
+    source: str
+
+    def holds(self, country: str, day: dt.date) -> bool:
+        """Whether ``country`` belonged to the group on ``day``."""
+        return any(code == country and period.holds(day) for code, period in self.members)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """What follows where a rule is met, for some destinations."""
+
+    to: tuple[str, ...]
+    period: Period
+    status: Status
+    text: str
+    parent: bool
+    """The seat of the ultimate parent counts like the destination."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One rule of the file."""
+
+    id: str
+    title: str
+    side: Side
+    period: Period
+    precision: str
+    """``day``, or ``month`` or ``year`` where the sources do not give the day."""
+    test: Test | None
+    applies_if: Test | None
+    chips: tuple[str, ...]
+    vendors: tuple[str, ...]
+    vendor_countries: tuple[str, ...]
+    not_vendor_countries: tuple[str, ...]
+    replaces: tuple[str, ...]
+    conditions: tuple[str, ...]
+    effects: tuple[Effect, ...]
+    source: tuple[str, ...]
+    confidence: str
+    note: str
+
+    def out_of_scope(self, chip_id: str, vendor: str, country: str) -> str:
+        """Why this rule does not speak of a chip; empty where it does."""
+        if self.chips and not any(fnmatch.fnmatchcase(chip_id, p) for p in self.chips):
+            return f"speaks of {', '.join(self.chips)}"
+        if self.vendors and vendor not in self.vendors:
+            return f"addressed to {', '.join(self.vendors)}"
+        if self.vendor_countries and country not in self.vendor_countries:
+            return f"speaks of chips designed in {', '.join(self.vendor_countries)}"
+        if country in self.not_vendor_countries:
+            return f"does not reach chips designed in {country}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleSet:
+    """Everything in the rules file."""
+
+    rules: tuple[Rule, ...]
+    groups: Mapping[str, Group]
+    statuses: Mapping[str, Status]
+    bit_length: Mapping[str, int]
+    chip_facts: tuple[Mapping[str, Any], ...]
+    compiled: dt.date
+    newest_text: dt.date
+    disclaimer: str
+    not_covered: tuple[str, ...]
+
+    def in_force(self, day: dt.date) -> tuple[Rule, ...]:
+        """The rules in force on ``day``, in the order of the file."""
+        return tuple(rule for rule in self.rules if rule.period.holds(day))
+
+    def reaches(self, effect: Effect, to: str, parent: str, day: dt.date) -> bool:
+        """Whether an effect holds for a buyer in ``to`` with its ultimate parent in ``parent``."""
+        places = {to, parent} if effect.parent else {to}
+        return effect.period.holds(day) and any(
+            self._matches(pattern, place, day) for pattern in effect.to for place in places
+        )
+
+    def _matches(self, pattern: str, place: str, day: dt.date) -> bool:
+        group = self.groups.get(pattern)
+        return pattern in ("*", place) or (group is not None and group.holds(place, day))
+
+
+@cache
+def load_rules() -> RuleSet:
+    """The shipped rules; raises DataError where the file contradicts itself."""
+    return read_rules(resources.files("krzem.facts").joinpath(FILE).read_text(encoding="utf-8"))
+
+
+def read_rules(text: str) -> RuleSet:
+    """Rules from TOML text; raises DataError."""
+    try:
+        data = tomllib.loads(text)
+        statuses = {k: Status(code=k, **v) for k, v in data["status"].items()}
+        groups = {g["id"]: _group(g) for g in data["group"]}
+        rules = tuple(_rule(table, statuses) for table in data["rule"])
+        ruleset = RuleSet(
+            rules=rules,
+            groups=MappingProxyType(groups),
+            statuses=MappingProxyType(statuses),
+            bit_length=MappingProxyType(data["bit_length"]),
+            chip_facts=tuple(data.get("chip", ())),
+            compiled=data["compiled"],
+            newest_text=data["newest_text"],
+            disclaimer=data["disclaimer"],
+            not_covered=tuple(data["not_covered"]),
+        )
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the rules cannot be read: {error!r}.") from None
+    _check_names(ruleset)
+    return ruleset
+
+
+def _group(table: Mapping[str, Any]) -> Group:
+    always = [(code, Period()) for code in table["countries"]]
+    dated = [(d["country"], _period(d)) for d in table.get("dated", ())]
+    return Group(
+        id=table["id"],
+        title=table["title"],
+        members=(*always, *dated),
+        source=table["source"],
+    )
+
+
+def _rule(table: Mapping[str, Any], statuses: Mapping[str, Status]) -> Rule:
+    def test(key: str) -> Test | None:
+        return parse(table[key]) if key in table else None
+
+    def words(key: str) -> tuple[str, ...]:
+        return tuple(table.get(key, ()))
+
+    return Rule(
+        id=table["id"],
+        title=table["title"],
+        side=Side(table["side"]),
+        period=_period(table),
+        precision=table.get("precision", "day"),
+        test=test("test"),
+        applies_if=test("applies_if"),
+        chips=words("chips"),
+        vendors=words("vendors"),
+        vendor_countries=words("vendor_countries"),
+        not_vendor_countries=words("not_vendor_countries"),
+        replaces=words("replaces"),
+        conditions=words("conditions"),
+        effects=tuple(_effect(e, statuses) for e in table.get("effect", ())),
+        source=tuple(table["source"]),
+        confidence=table["confidence"],
+        note=table.get("note", ""),
+    )
+
+
+def _effect(table: Mapping[str, Any], statuses: Mapping[str, Status]) -> Effect:
+    return Effect(
+        to=tuple(table["to"]),
+        period=_period(table),
+        status=statuses[table["status"]],
+        text=table["text"],
+        parent=table.get("parent", False),
+    )
+
+
+def _period(table: Mapping[str, Any]) -> Period:
+    return Period(first=table.get("from"), last=table.get("until"))
+
+
+def _check_names(ruleset: RuleSet) -> None:
+    """Every name in a test is a quantity or a rule above it, so that no test reads a ghost."""
+    known = {"tpp", "performance_density", "dram_gb_per_s", "io_gb_per_s", "data_centre"}
+    for rule in ruleset.rules:
+        for test in (rule.test, rule.applies_if):
+            unknown = sorted(test.names - known) if test else []
+            if unknown:
+                raise DataError(
+                    f"rule {rule.id} tests {', '.join(unknown)}; known there are "
+                    f"{', '.join(sorted(known))}."
+                )
+        known.add(rule.id)

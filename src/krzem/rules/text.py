@@ -1,0 +1,235 @@
+"""Verdicts as text for a terminal: pure functions."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from krzem.rules.alternatives import Alternative
+from krzem.rules.chip import Chip
+from krzem.rules.evaluate import WORDS, Band, Finding, Outcome, Verdict
+from krzem.rules.places import names
+from krzem.rules.ruleset import Rule, RuleSet, Side
+
+WIDTH = 100
+
+SIDES = {
+    Side.EXPORT: "Export (US rules)",
+    Side.USE: "Use (US rules)",
+    Side.IMPORT: "Import (buyer's country)",
+}
+_UNITS = {
+    "tpp": "", "performance_density": "", "dram_gb_per_s": " GB/s", "io_gb_per_s": " GB/s",
+}  # fmt: skip
+
+
+def format_verdict(verdict: Verdict, ruleset: RuleSet, others: Sequence[Alternative] = ()) -> str:
+    """Everything about one chip: verdict, arithmetic, rules one by one, what is not known."""
+    blocks = [
+        _head(verdict, ruleset),
+        "\n".join(f"{SIDES[s]:<26}{outcome_words(o)}" for s, o in verdict.outcomes.items()),
+        *filter(None, ("\n".join(_turning(o, verdict.chip)) for o in verdict.outcomes.values())),
+        _section("Arithmetic", map(_bullet, verdict.chip.arithmetic)),
+        _section("Rules in force that day", _findings(verdict)),
+        _section("Where sources disagree", map(_other, others)),
+        _section("Not covered", map(_bullet, ruleset.not_covered)),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def format_table(verdicts: Sequence[Verdict], ruleset: RuleSet) -> str:
+    """One line per chip, then the rules in force."""
+    head = f"{'chip':<27}{'TPP':>9}{'PD':>8}  {'export, or use where Chinese':<39} {'import'}"
+    rows = (_row(v) for v in verdicts)
+    first = verdicts[0]
+    title = f"To a buyer in {place(first)}, on {first.on}. {_one_line(ruleset.disclaimer)}"
+    rules = [rule_line(r) for r in ruleset.in_force(first.on)]
+    blocks = [
+        _wrap(title),
+        "\n".join([head, "-" * len(head), *rows]),
+        "* not yet released that day" if any(map(_later, verdicts)) else "",
+        _section("Rules in force that day", rules) or "No rule of this file was in force that day.",
+        _section("Not covered", map(_bullet, ruleset.not_covered)),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def outcome_words(outcome: Outcome) -> str:
+    """``licence, case by case``, or what it depends on and between which outcomes."""
+    if outcome.status is not None:
+        return outcome.status.words
+    on = " and ".join(WORDS[name] for name in outcome.depends_on)
+    return f"depends on {on}: {' / '.join(s.words for s in outcome.possible)}"
+
+
+def place(verdict: Verdict) -> str:
+    """``China``, or ``Singapore, ultimate parent in China``."""
+    where = names()[verdict.to]
+    if verdict.parent == verdict.to:
+        return where
+    return f"{where}, ultimate parent in {names()[verdict.parent]}"
+
+
+def rule_line(rule: Rule) -> str:
+    """Title, first day and sources on one line."""
+    day = _day(rule)
+    return _bullet(f"{rule.title} ({day}). {'; '.join(rule.source)}")
+
+
+def mark(finding: Finding) -> str:
+    """``met``, ``not met``, ``depends`` or ``as if met`` (the rule does not reach this chip)."""
+    if finding.rule.side is Side.CONTEXT and finding.rule.test is None:
+        return "note"
+    word = {True: "met", False: "not met", None: "depends"}[finding.meets]
+    return f"as if {word}" if finding.out_of_scope and finding.meets is not False else word
+
+
+def with_figures(text: str, chip: Chip) -> str:
+    """The text of a test with the chip's figures put after their names."""
+    for name in WORDS:
+        value = getattr(chip, name)
+        shown = "unknown" if value is None else f"{value:,.4g}" if value < 100 else f"{value:,.0f}"
+        text = re.sub(rf"\b{name}\b", f"{WORDS[name]} [{shown}]", text)
+    centre = "data centre [yes]" if chip.data_centre else "data centre [no]"
+    return text.replace("data_centre", centre)
+
+
+def _head(verdict: Verdict, ruleset: RuleSet) -> str:
+    chip = verdict.chip
+    title = f"{chip.name} ({chip.id}) to {place(verdict)} on {verdict.on}"
+    note = f" Released {chip.released}, after that day." if _later(verdict) else ""
+    return f"{title}\n{_wrap(_one_line(ruleset.disclaimer) + note)}"
+
+
+def _later(verdict: Verdict) -> bool:
+    """Whether the chip came out after the day asked for."""
+    released = verdict.chip.released
+    return released > f"{verdict.on:%Y-%m}"[: len(released)]
+
+
+def _turning(outcome: Outcome, chip: Chip) -> list[str]:
+    return [f"  {_band(band, chip)}" for band in outcome.bands]
+
+
+def _band(band: Band, chip: Chip) -> str:
+    """``performance density below 3.2 (die above 640 mm2): ...``."""
+    unit = _UNITS[band.quantity]
+    low = "" if band.low is None else f"from {band.low:,g}{unit}"
+    high = "" if band.high is None else f"to {band.high:,g}{unit}"
+    line = " ".join(filter(None, [WORDS[band.quantity], low, high]))
+    if band.quantity == "performance_density" and chip.tpp is not None:
+        line += f" ({_die(band, chip.tpp)})"
+    return f"{line}: {band.status.words}"
+
+
+def _die(band: Band, tpp: float) -> str:
+    least = None if band.high is None else tpp / band.high
+    most = None if band.low is None else tpp / band.low
+    if least is None:
+        return f"a die of at most {most:,.0f} mm2"
+    if most is None:
+        return f"a die of at least {least:,.0f} mm2"
+    return f"a die of {least:,.0f} to {most:,.0f} mm2"
+
+
+def _findings(verdict: Verdict) -> Iterable[str]:
+    for finding in verdict.findings:
+        rule = finding.rule
+        if rule.side is Side.CONTEXT and (rule.test is not None or finding.out_of_scope):
+            continue
+        elsewhere = finding.effect is None and rule.side is Side.IMPORT
+        if elsewhere or (rule.test is None and finding.out_of_scope):
+            continue
+        yield "\n".join(_finding(finding, verdict.chip))
+
+
+def _finding(finding: Finding, chip: Chip) -> Iterable[str]:
+    rule = finding.rule
+    yield _bullet(f"[{mark(finding)}] {rule.title} ({_day(rule)})")
+    if rule.test is not None:
+        yield _wrap(with_figures(rule.test.text, chip), "    ")
+    if finding.depends_on:
+        yield f"    depends on {', '.join(WORDS[n] for n in finding.depends_on)}"
+    if finding.out_of_scope:
+        yield f"    {finding.out_of_scope}"
+    elif finding.effect is None and rule.effects:
+        yield "    has no effect for this buyer"
+    elif finding.meets is not False and finding.effect is not None:
+        yield from _effect(finding)
+    if rule.note and finding.meets is not False and not finding.out_of_scope:
+        yield _wrap(f"note: {rule.note}", "    ")
+    yield _wrap(f"source: {'; '.join(rule.source)} (confidence: {rule.confidence})", "    ")
+
+
+def _effect(finding: Finding) -> Iterable[str]:
+    assert finding.effect is not None
+    if finding.counts is False:
+        yield "    another rule takes its place here"
+    yield _wrap(f"effect: {finding.effect.text}", "    ")
+    for condition in finding.rule.conditions:
+        yield _wrap(f"condition, for the parties to show: {condition}", "    ")
+
+
+def _other(item: Alternative) -> str:
+    what = item.disagreement
+    number = "" if what.value is None else f" {WORDS[what.quantity]} {what.value:,g}"
+    if item.outcomes is None:
+        after = ""
+    elif item.changes:
+        after = " With it: " + "; ".join(
+            f"{SIDES[s]}: {outcome_words(item.outcomes[s])}" for s in item.changes
+        )
+    else:
+        after = " The verdict is the same with it."
+    return _bullet(f"{what.who}:{number} {what.explanation}{after}")
+
+
+def _row(verdict: Verdict) -> str:
+    chip = verdict.chip
+    tpp = "?" if chip.tpp is None else f"{chip.tpp:,.0f}"
+    density = chip.performance_density
+    pd = "?" if density is None else f"{density:.2f}"
+    sides = verdict.outcomes
+    export = _short(sides[Side.USE if chip.country == "CN" else Side.EXPORT])
+    name = f"{chip.id}*" if _later(verdict) else chip.id
+    return f"{name:<27}{tpp:>9}{pd:>8}  {export:<39} {_short(sides[Side.IMPORT])}"
+
+
+def _short(outcome: Outcome) -> str:
+    if outcome.status is not None:
+        return "-" if outcome.status.rank == 0 else outcome.status.words
+    return "depends on " + ", ".join(
+        {"performance_density": "PD", "tpp": "TPP"}.get(n, WORDS[n]) for n in outcome.depends_on
+    )
+
+
+def _day(rule: Rule) -> str:
+    first = rule.period.first
+    assert first is not None, "every rule has a first day"
+    shown = {"day": f"{first}", "month": f"{first:%Y-%m}", "year": f"{first:%Y}"}[rule.precision]
+    last = "" if rule.period.last is None else f" to {rule.period.last}"
+    return f"{shown}{last}"
+
+
+def _section(title: str, lines: Iterable[str]) -> str:
+    lines = list(lines)
+    return "\n".join([title, *(textwrap.indent(line, "  ") for line in lines)]) if lines else ""
+
+
+def _bullet(text: str) -> str:
+    return textwrap.fill(
+        text, WIDTH - 4, initial_indent="- ", subsequent_indent="  ", break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
