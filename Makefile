@@ -1,0 +1,30 @@
+# Everything here makes its own virtual environment in .venv: Python 3.11+, pip, git and make do.
+.PHONY: demo test check bench clean
+.DELETE_ON_ERROR:
+
+PINS := pyproject.toml constraints.txt scripts/setup
+
+demo: .venv/demo.done  ## plan DeepSeek-V3 on 2,048 H800, compare with Ascend 910C: terminal and out/*.html
+	@scripts/demo
+
+test: .venv/test.done  ## the whole test suite, the trainer's included
+	@.venv/bin/python -m pytest
+
+check: .venv/test.done  ## lint, formatting, strict types
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+bench: .venv/demo.done  ## how fast the planner answers
+	@.venv/bin/python benchmarks/speed.py --json out/speed.json
+
+.venv/demo.done: $(PINS)
+	@scripts/setup report
+	@touch $@
+
+.venv/test.done: $(PINS)
+	@scripts/setup dev,data,parity || scripts/setup dev,data
+	@touch $@ .venv/demo.done
+
+clean:
+	rm -rf .venv out
