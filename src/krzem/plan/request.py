@@ -1,0 +1,377 @@
+"""From what a user writes to a task: recipe, precision and schedules settled, each choice noted.
+
+Whatever the user leaves out is taken from the model's published recipe and said in ``notes``; what
+is not published either is asked for.  Nothing is guessed silently.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from krzem.errors import GoalError, UnknownFactError, UnknownNameError, shorten
+from krzem.hardware.cluster import Cluster
+from krzem.hardware.cluster_reader import read_cluster
+from krzem.layout.space import Space
+from krzem.model.architecture import Architecture
+from krzem.model.catalogue import load_model
+from krzem.plan.goal import Goal, Optimizer, Precision, StateBytes
+from krzem.plan.price import Task, engine_for
+from krzem.plan.recipe import Recipe, recipe_of
+from krzem.plan.search import SURE
+from krzem.plan.support import ALIASES, parse_schedules, schedules_of
+from krzem.quantity import (
+    Written,
+    parse_count,
+    parse_date,
+    parse_duration,
+    parse_length,
+    parse_money,
+)
+
+DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked, as written: numbers or text such as ``14.8T``, ``4k``, ``60d``, ``$5M``."""
+
+    model: str | Path | Architecture
+    on: str | Path | Cluster
+    tokens: Written | None = None
+    sequence: Written | None = None
+    """Tokens; 4k is 4,096."""
+    global_batch: Written | None = None
+    """Sequences per optimiser step."""
+    batch_tokens: Written | None = None
+    """The same in tokens."""
+    precision: str | None = None
+    optimizer: str | None = None
+    state_bytes: str | None = None
+    """``weight=2,gradient=4,master=4,moments=8``; bytes per parameter."""
+    engine: str | None = None
+    schedules: str | None = None
+    """Names separated by commas, or ``all``; None: what the engine can run."""
+    deadline: str | None = None
+    """A duration, or a date."""
+    budget: Written | None = None
+    """US dollars."""
+    sure: float = SURE
+    """Chance of fitting into memory that a recommended layout has at least."""
+    offload: bool = False
+    """Also try optimiser states in host memory."""
+    start: str | datetime.date | None = None
+    date: str | datetime.date | None = None
+    """Age of the software stack; None: today."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A question that can be computed."""
+
+    task: Task
+    space: Space
+    recipe: Recipe | None
+    from_recipe: tuple[str, ...]
+    """Names of what was taken from ``recipe``: tokens, sequence, ..."""
+    start: datetime.date | None
+    date: datetime.date
+    sure: float
+    notes: tuple[str, ...]
+    """Every choice that was made for the user."""
+
+
+def settle(question: Question) -> Asked:
+    """The task that ``question`` asks for.
+
+    Raises:
+        UnknownNameError: model, device, engine, precision, optimiser or schedule.
+        QuantityError: a number that cannot be read.
+        GoalError: something is neither given nor published, or makes no run.
+        ClusterError, DataError, ModelError: a description or file that cannot be used.
+        UnknownFactError: a quantity of the device that nobody has published.
+    """
+    architecture = _architecture(question.model)
+    cluster = question.on if isinstance(question.on, Cluster) else read_cluster(question.on)
+    date = datetime.date.today() if question.date is None else parse_date(question.date)
+    start = None if question.start is None else parse_date(question.start)
+    picker = _Picker(question, architecture, recipe_of(architecture.name))
+    engine = engine_for(cluster, _engine_name(question.engine, picker.notes))
+    goal = _goal(picker, cluster, start or date)
+    task = Task(
+        architecture=architecture,
+        cluster=cluster,
+        goal=goal,
+        engine=engine,
+        year=_year(date),
+    )
+    schedules = _schedules(question.schedules, engine.name, picker.notes)
+    return Asked(
+        task=task,
+        space=replace(task.space, schedules=schedules,
+                      offload=(False, True) if question.offload else (False,)),
+        recipe=picker.recipe,
+        from_recipe=tuple(picker.taken),
+        start=start,
+        date=date,
+        sure=_share(question.sure),
+        notes=tuple(picker.sentences()),
+    )  # fmt: skip
+
+
+class _Picker:
+    """Picks each part of the goal from the question or the recipe, and keeps account of it."""
+
+    def __init__(
+        self, question: Question, architecture: Architecture, recipe: Recipe | None
+    ) -> None:
+        self.question = question
+        self.name = architecture.name
+        self.recipe = recipe
+        self.taken: list[str] = []
+        self.notes: list[str] = []
+        self.wanting: list[str] = []
+
+    def published(self, field: str) -> Any:
+        """The recipe's value, noted as taken; None where it is not published."""
+        value = None if self.recipe is None else getattr(self.recipe, field)
+        if value is not None:
+            self.taken.append(field)
+        return value
+
+    def number(self, field: str, written: Written | None, read: Any, option: str) -> int:
+        """The number given, else published; 1 stands in for what will be asked for."""
+        if written is not None:
+            return int(read(written))
+        value = self.published(field)
+        if value is None:
+            self.wanting.append(option)
+            return 1
+        return int(value)
+
+    def ask_for_the_rest(self) -> None:
+        """Raise GoalError that names every option that is wanting."""
+        if self.wanting:
+            whose = f"the training recipe of {shorten(self.name, 60)} is not published"
+            if self.recipe is not None:
+                whose = f"not all of {self.name}'s training recipe is published"
+            raise GoalError(f"{whose}: give {' and '.join(self.wanting)}")
+
+    def sentences(self) -> list[str]:
+        """The notes, first what the recipe supplied."""
+        if not self.taken or self.recipe is None:
+            return self.notes
+        names = ", ".join(name.replace("_", " ") for name in self.taken)
+        first = f"{names}: as published for {self.name} ({self.recipe.source})"
+        return [first, *self.notes]
+
+
+def _architecture(model: str | Path | Architecture) -> Architecture:
+    return model if isinstance(model, Architecture) else load_model(model)
+
+
+def _engine_name(written: str | None, notes: list[str]) -> str | None:
+    if written is None:
+        return None
+    name = written.strip().lower()
+    if name in ALIASES:
+        notes.append(f"engine {name} is priced as {ALIASES[name]}")
+    return ALIASES.get(name, name)
+
+
+def _goal(picker: _Picker, cluster: Cluster, start: datetime.date) -> Goal:
+    question = picker.question
+    tokens = picker.number("tokens", question.tokens, parse_count, "--tokens (such as 15T)")
+    sequence = picker.number("sequence", question.sequence, parse_length, "--seq (such as 4k)")
+    batch = _batch(picker, sequence)
+    precision = _precision(picker, cluster)
+    optimizer = _optimizer(picker)
+    states = _states(picker, optimizer)
+    picker.ask_for_the_rest()
+    return Goal(
+        tokens=tokens,
+        sequence=sequence,
+        global_batch=batch,
+        precision=precision,
+        optimizer=optimizer,
+        states=states,
+        deadline_days=_deadline(question.deadline, start),
+        budget_usd=None if question.budget is None else parse_money(question.budget),
+    )
+
+
+def _batch(picker: _Picker, sequence: int) -> int:
+    """Sequences per step, from sequences, from tokens, or from the recipe at this length."""
+    given, tokens = picker.question.global_batch, picker.question.batch_tokens
+    if given is not None and tokens is not None:
+        raise GoalError("--batch (sequences) and --batch-tokens say the same: keep one of them")
+    if tokens is not None:
+        return _sequences(parse_count(tokens), sequence, picker.notes)
+    recipe = picker.recipe
+    other = recipe is not None and recipe.sequence not in (None, sequence)
+    if given is None and other and recipe is not None and recipe.global_batch:
+        picker.taken.append("global_batch")
+        same = recipe.global_batch * (recipe.sequence or sequence)
+        return _sequences(same, sequence, picker.notes)
+    return picker.number(
+        "global_batch", given, parse_count, "--batch (sequences) or --batch-tokens"
+    )
+
+
+def _sequences(tokens: int, sequence: int, notes: list[str]) -> int:
+    """The batch in sequences: exact, else the roundest number within half a per cent.
+
+    Published batches are rounded (94.4M tokens are 23,040 sequences of 4,096), and a number
+    without factors of two fits no layout.
+    """
+    exact = tokens / sequence
+    if exact < 1:
+        raise GoalError(
+            f"a batch of {tokens:,} tokens is less than one sequence of {sequence:,}: raise"
+            " --batch-tokens or lower --seq"
+        )
+    if tokens % sequence == 0:
+        return tokens // sequence
+    low, high = int(exact * 0.995) + 1, int(exact * 1.005)
+    step = 1
+    while high // (2 * step) * 2 * step >= low:
+        step *= 2
+    chosen = min(
+        range(-(-low // step) * step, high + 1, step),
+        key=lambda n: abs(n - exact),
+        default=round(exact),
+    )
+    notes.append(
+        f"{tokens:,} tokens are {exact:,.1f} sequences of {sequence:,}: a batch of {chosen:,} is"
+        " taken (--batch sets it exactly)"
+    )
+    return chosen
+
+
+def _precision(picker: _Picker, cluster: Cluster) -> Precision:
+    """What is asked for if the device has it; the recipe's, else the widest 16-bit type it has."""
+    known = [p.value for p in Precision]
+    asked = picker.question.precision
+    if asked is not None:
+        name = asked.strip().lower()
+        if name not in known:
+            raise UnknownNameError("precision", asked, known, f"Known: {', '.join(known)}.")
+        return _on_device(Precision(name), cluster)
+    published = picker.published("precision")
+    if published is None:
+        picker.wanting.append(f"--precision ({', '.join(known)})")
+        return Precision.BF16
+    for choice in dict.fromkeys((Precision(published), Precision.BF16, Precision.FP16)):
+        if _has(choice, cluster):
+            if choice != published:
+                picker.taken.remove("precision")
+                picker.notes.append(
+                    f"the recipe's {published} is not in the published peaks of"
+                    f" {cluster.device.id}: {choice} is planned instead"
+                )
+            return choice
+    return _on_device(Precision(published), cluster)
+
+
+def _has(precision: Precision, cluster: Cluster) -> bool:
+    kind = precision.arithmetic
+    return ("tf32" if kind == "fp32" else kind) in cluster.device.peak_flops
+
+
+def _on_device(precision: Precision, cluster: Cluster) -> Precision:
+    if _has(precision, cluster):
+        return precision
+    device = cluster.device
+    usable = [p.value for p in Precision if _has(p, cluster)]
+    if not usable:
+        raise UnknownFactError(
+            f"nobody has published a dense peak of {device.id} for any training precision:"
+            " choose another device, see `krzem devices`"
+        )
+    raise GoalError(
+        f"{precision} on {device.id}: no dense peak is published for it. Published:"
+        f" {', '.join(usable)}: give one of them with --precision"
+    )
+
+
+def _optimizer(picker: _Picker) -> Optimizer:
+    known = [o.value for o in Optimizer]
+    asked = picker.question.optimizer
+    if asked is not None:
+        name = asked.strip().lower()
+        if name not in known:
+            raise UnknownNameError("optimiser", asked, known, f"Known: {', '.join(known)}.")
+        return Optimizer(name)
+    published = picker.published("optimizer")
+    if published is None:
+        picker.notes.append("no optimiser is given or published: AdamW is planned (--optimizer)")
+        return Optimizer.ADAMW
+    return Optimizer(published)
+
+
+def _states(picker: _Picker, optimizer: Optimizer) -> StateBytes:
+    """Bytes per parameter: those given, over those published, over the usual ones."""
+    usual = StateBytes() if optimizer is Optimizer.ADAMW else StateBytes(moments=4.0)
+    published: Mapping[str, float] = {} if picker.recipe is None else picker.recipe.state_bytes
+    if picker.question.optimizer not in (None, picker.recipe and picker.recipe.optimizer):
+        published = {}
+    given = _state_bytes(picker.question.state_bytes)
+    if set(published) - set(given):
+        picker.taken.append("state_bytes")
+    return replace(usual, **{**published, **given})
+
+
+def _state_bytes(text: str | None) -> dict[str, float]:
+    names = [f.name for f in fields(StateBytes)]
+    found: dict[str, float] = {}
+    for part in filter(None, (piece.strip() for piece in (text or "").split(","))):
+        name, _, raw = (piece.strip() for piece in part.partition("="))
+        try:
+            value = float(raw)
+        except ValueError:
+            value = -1.0
+        if name not in names or name in found or not 0 <= value <= 64:
+            raise GoalError(
+                f"--state-bytes {shorten(part, 40)!r}: write each of {', '.join(names)} at most"
+                " once, with bytes per parameter from 0 to 64, such as weight=2,moments=4"
+            )
+        found[name] = value
+    return found
+
+
+def _schedules(text: str | None, engine: str, notes: list[str]) -> tuple[Any, ...]:
+    if text is not None:
+        return parse_schedules(text)
+    able = schedules_of(engine)
+    notes.append(
+        f"schedules searched: {', '.join(able)}, which {engine} can run (--schedules all lifts it)"
+    )
+    return able
+
+
+def _deadline(text: str | None, start: datetime.date) -> float | None:
+    """Days from the start: a duration, or a date that lies after it."""
+    if text is None:
+        return None
+    if text.strip()[:4].isdigit() and "-" in text:
+        days = float((parse_date(text) - start).days)
+        if days <= 0:
+            raise GoalError(f"the deadline {text.strip()} is not after the start {start}")
+        return days
+    days = parse_duration(text) / DAY
+    if days <= 0:
+        raise GoalError("--deadline must be later than the start: write 60d, or a date")
+    return days
+
+
+def _share(sure: float) -> float:
+    if not 0 < sure < 1:
+        raise GoalError(f"--sure {sure:g}: a chance between 0 and 1 is needed, such as 0.9")
+    return sure
+
+
+def _year(date: datetime.date) -> float:
+    return date.year + (date.timetuple().tm_yday - 1) / 365.25

@@ -1,0 +1,45 @@
+"""The whole run as plain data: days, hours, energy, money, and what nobody knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from krzem.plan.forecast import Checkpointing, WholeRun
+
+GIB = 2.0**30
+
+
+def whole_run(run: WholeRun) -> dict[str, Any]:
+    """The forecast; an unknown quantity is None and explained in ``unknown``."""
+    finish = None
+    if run.finish is not None:
+        days = (day.isoformat() for day in run.finish)
+        finish = dict(zip(("early", "middle", "late"), days, strict=True))
+    return {
+        "steps": run.steps,
+        "training_days": run.training_days,
+        "days": run.days,
+        "device_hours": run.device_hours,
+        "node_hours": run.node_hours,
+        "energy_mwh": run.energy_mwh,
+        "cost_usd": run.cost_usd,
+        "goodput": run.goodput,
+        "interruptions": run.interruptions,
+        "recovery_s": run.recovery_seconds,
+        "checkpoint": _checkpoint(run.checkpoint),
+        "finish": finish,
+        "deadline_probability": run.deadline_probability,
+        "budget_probability": run.budget_probability,
+        "unknown": list(run.unknown),
+        "notes": list(run.notes),
+    }
+
+
+def _checkpoint(saved: Checkpointing) -> dict[str, Any]:
+    return {
+        "size_gib": saved.bytes / GIB,
+        "write_s": saved.write_seconds,
+        "interval_s": saved.interval_seconds,
+        "interval_steps": saved.interval_steps,
+        "optimal": saved.optimal,
+    }
