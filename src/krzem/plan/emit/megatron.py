@@ -54,7 +54,7 @@ def _sections(request: Request, shape: Shape) -> tuple[Section, ...]:
         section("Recomputation", run.recompute(request, shape)),
         section("Precision", run.precision(request)),
         section("Batch", run.batch(request)),
-        section("Optimiser", run.optimizer(request)),
+        section("Optimiser", chain(run.optimizer(request), run.states(request))),
         section("Data and checkpoints", chain(run.tokenizer(), run.storage(request))),
     )
     return tuple(part for part in sections if part.flags)

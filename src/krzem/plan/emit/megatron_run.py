@@ -149,10 +149,7 @@ def recompute(request: Request, shape: Shape) -> Iterator[Flag]:
 
 
 def precision(request: Request) -> Iterator[Flag]:
-    """Arithmetic of the matrix products and what is kept per parameter.
-
-    Raises GoalError for a state width that has no argument.
-    """
+    """Arithmetic of the matrix products, width of gradients."""
     kind, states = request.goal.precision, request.goal.states
     if kind is not Precision.FP32:
         name = "--fp16" if kind is Precision.FP16 else "--bf16"
@@ -173,11 +170,13 @@ def precision(request: Request) -> Iterator[Flag]:
         yield Flag("--fp4-recipe", "nvfp4", "a scale per 16 values")
     if states.gradient <= 2:
         yield Flag("--grad-reduce-in-bf16", "", "gradients of 2 bytes")
-    yield from _optimizer_states(request)
 
 
-def _optimizer_states(request: Request) -> Iterator[Flag]:
-    """Precision of moments, where it is not the default of 4 bytes each."""
+def states(request: Request) -> Iterator[Flag]:
+    """Precision of the optimiser's moments, where it is not the default of 4 bytes each.
+
+    Raises GoalError for a width that has no argument.
+    """
     goal, x = request.goal, request.layout
     count = 2 if goal.optimizer is Optimizer.ADAMW else 1
     each = goal.states.moments / count

@@ -55,7 +55,7 @@ def shape_of(arch: Architecture, engine: str) -> Shape:
     if faults:
         raise ModelError(
             f"{engine} has no arguments for {arch.name}: {'; '.join(faults)}."
-            " Emit for another engine (krzem plan --emit), or write a model of your own in it"
+            " Emit for another engine, or write the model in this one yourself"
         )
     return Shape(
         arch=arch,
