@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,11 +13,16 @@ from krzem.cost.coefficients import Coefficients
 from krzem.cost.engines import engines
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import stack as stack_machines
-from krzem.cost.memory import MemoryBytes, StateSizes, memory_bytes
+from krzem.cost.memory import MemoryBytes, StateSizes, fits_probability, memory_bytes
 from krzem.cost.step import Optim, StepSeconds, step_seconds
 from krzem.errors import UnknownFactError
 from krzem.layout.arrays import Layouts, cells, pack
+from krzem.layout.layout import Recompute
 from krzem.model.table import ModelTable, stack, tabulate
+from krzem.plan.goal import Precision
+
+IMPOSSIBLE = 0.05
+"""Chance of fitting under which a layout counts as impossible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ def situation(case: Case) -> Situation:
     node = case.devices_per_node or d.devices_per_node or 8
     domain = d.scale_up_domain or node
     up = d.scale_up_bytes_per_s or 1.0
-    out = d.scale_out_bytes_per_s or up
+    out = case.network_bytes_per_s or d.scale_out_bytes_per_s or up
     return Situation(
         device=d,
         devices_per_node=node,
@@ -62,7 +67,28 @@ def situation(case: Case) -> Situation:
 
 
 def prepare(cases: Sequence[Case]) -> Batch:
-    """Arrays for ``cases`` (every situation must be known)."""
+    """Arrays for ``cases`` (every situation must be known).
+
+    Where a row does not say what is recomputed, the least that fits into memory is taken: nothing,
+    then what is cheap, then whole layers, which is the order in which engines are tuned.
+    """
+    batch = _pack(cases)
+    for mode in (Recompute.MODULES, Recompute.FULL):
+        capacity = np.array([s.memory_bytes for s in batch.situations])
+        room = fits_probability(memory(batch), capacity) >= IMPOSSIBLE
+        cases = [
+            c if c.recompute_known or fits else _with_recompute(c, mode)
+            for c, fits in zip(batch.cases, room, strict=True)
+        ]
+        batch = _pack(cases)
+    return batch
+
+
+def _with_recompute(case: Case, mode: Recompute) -> Case:
+    return replace(case, layout=replace(case.layout, recompute=mode))
+
+
+def _pack(cases: Sequence[Case]) -> Batch:
     return Batch(
         cases=tuple(cases),
         table=stack([tabulate(c.architecture, c.sequence) for c in cases]),
@@ -84,9 +110,22 @@ def memory(batch: Batch) -> MemoryBytes:
     """Peak memory of every case."""
     low = np.array([_low(s) for s in batch.situations])
     old = np.array([float(s.year < 2022.9) for s in batch.situations])
-    gradient = np.array([s.engine.gradient_bytes for s in batch.situations])
-    sizes = StateSizes(weight=2.0, gradient=np.maximum(gradient, 4.0), optimizer=12.0)
+    gradient = np.array([s.engine.state_gradient_bytes for s in batch.situations])
+    gradient = gradient + np.array([_second_gradient(s) for s in batch.situations])
+    sizes = StateSizes(
+        weight=2.0,
+        gradient=gradient,
+        optimizer=12.0,
+        logit=np.array([s.engine.logit_bytes for s in batch.situations]),
+        buckets=np.array([s.engine.bucket_bytes for s in batch.situations]),
+    )
     return memory_bytes(batch.table, batch.layouts, sizes, low, batch.global_batch, old)
+
+
+def _second_gradient(s: Situation) -> float:
+    """DeepSpeed keeps bf16 gradients beside the 32-bit sums (its BF16 optimiser)."""
+    deepspeed = s.engine.name == "megatron-deepspeed"
+    return 2.0 if deepspeed and s.precision is Precision.BF16 else 0.0
 
 
 def _low(s: Situation) -> float:

@@ -37,10 +37,12 @@ class Case:
     """What notes say beyond columns: ``ep-overlap``, ``cuda-graph``, ``no-overlap``, …"""
     seconds: float | None
     """Measured seconds per step (converted from whatever the row publishes)."""
+    network_bytes_per_s: float | None = None
+    """Network per device and direction, where the row says more than the catalogue."""
     measured_by: str
     """The column that ``seconds`` comes from."""
     peak_memory_bytes: float | None
-    memory_allocated: bool
-    """True where the memory figure counts tensors only, False where it is what the device shows."""
+    memory_kind: str
+    """What the memory figure counts: ``allocated`` (tensors), ``reserved`` or ``shown``."""
     guesses: tuple[str, ...] = field(default=())
     """What the row does not say and was assumed."""

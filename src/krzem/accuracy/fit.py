@@ -144,9 +144,7 @@ def without(full: Fit, batch: Batch, held: np.ndarray, rounds: int = 3) -> np.nd
     keep = ~held
     theta, residual = full.theta, full.residual
     for _ in range(rounds):
-        step = gauss_newton(
-            full.jacobian[keep], residual[keep], theta, sigma, full.weight[keep]
-        )
+        step = gauss_newton(full.jacobian[keep], residual[keep], theta, sigma, full.weight[keep])
         theta = theta + np.clip(step, -0.3, 0.3)
         if np.max(np.abs(step)) < 2e-3:
             break

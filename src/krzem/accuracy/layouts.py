@@ -28,7 +28,7 @@ def read_layout(
     dp = devices // (tp * pp * cp)
     ep, etp = _experts(row, arch, tp * cp * dp, tp, year, guesses)
     vpp = whole(row, "vpp") or 1
-    batch, micro = _batch(row, devices, dp, pp, sequence, guesses)
+    batch, micro = _batch(row, devices, dp, pp, sequence, zero, guesses)
     if batch < dp * 0.999:
         raise SkipRow("row contradicts itself (fewer sequences than data-parallel ranks)")
     schedule = _schedule(row, pp, vpp)
@@ -80,7 +80,7 @@ def _experts(
 
 
 def _batch(
-    row: Row, devices: int, dp: int, pp: int, sequence: int, guesses: list[str]
+    row: Row, devices: int, dp: int, pp: int, sequence: int, zero: int, guesses: list[str]
 ) -> tuple[float, int]:
     batch, micro = number(row, "global_batch"), whole(row, "micro_batch")
     step, rate = number(row, "metric_step_time_s"), number(row, "metric_tokens_per_s_per_device")
@@ -96,7 +96,9 @@ def _batch(
         guesses.append("micro-batch")
         local = max(1, round(batch / dp))
         long = sequence >= 8192 or pp > 1
-        micro = 1 if long else min(local, max(1, 8192 // sequence))
+        # Sharded weights are gathered for every micro-batch, so nobody cuts the batch further.
+        room = 32768 if zero == 3 and pp == 1 else 0 if long else 8192
+        micro = min(local, max(1, room // sequence))
     if batch / (dp * micro) < 0.999:
         micro = max(1, int(batch / dp))
     return batch, micro

@@ -7,14 +7,18 @@ import re
 from krzem.accuracy.case import Case, SkipRow
 from krzem.accuracy.cells import Row, number, text, whole, year
 from krzem.accuracy.conventions import seconds_per_step
-from krzem.cost.engines import engine_of
 from krzem.accuracy.layouts import read_layout
+from krzem.accuracy.network import network_bytes_per_s
 from krzem.accuracy.shapes import read_architecture
+from krzem.cost.engines import engine_of
 from krzem.errors import KrzemError
 from krzem.hardware.catalogue import load_device
 from krzem.hardware.device import Device
 from krzem.layout.layout import Recompute
-from krzem.plan.goal import Precision
+from krzem.layout.precision import Precision
+
+MEGATRON_CORE_SINCE = 2023.5
+"""Year from which Megatron-LM is built on Megatron-Core."""
 
 _PRECISIONS = {
     "bf16": Precision.BF16, "fp16": Precision.FP16, "fp16 amp": Precision.FP16,
@@ -47,11 +51,12 @@ def read_case(row: Row) -> Case:
     devices = _devices(row)
     precision = _precision(row, device)
     arch, sequence, shape_guesses = read_architecture(row)
-    engine = engine_of(f"{row.get('source', '')} {row.get('url_or_repo', '')}", row.get("notes", ""))
+    engine = _engine(row, when)
     try:
         layout, batch, known, guesses = read_layout(row, arch, devices, when, sequence, engine)
     except KrzemError as error:
         raise SkipRow("row contradicts itself (values out of range)") from error
+    node = whole(row, "devices_per_node") or device.devices_per_node or 8
     seconds, column = seconds_per_step(
         row, arch, sequence, devices, batch, device, precision, layout.recompute is Recompute.FULL
     )
@@ -69,6 +74,7 @@ def read_case(row: Row) -> Case:
         device=device,
         devices=devices,
         devices_per_node=whole(row, "devices_per_node"),
+        network_bytes_per_s=network_bytes_per_s(row.get("notes") or "", node),
         layout=layout,
         global_batch=batch,
         precision=precision,
@@ -78,9 +84,21 @@ def read_case(row: Row) -> Case:
         seconds=seconds,
         measured_by=column,
         peak_memory_bytes=None if memory is None else memory * 2**30,
-        memory_allocated="allocated" in notes or "real_alloc" in notes,
+        memory_kind=_memory_kind(notes),
         guesses=(*shape_guesses, *guesses),
     )
+
+
+def _engine(row: Row, when: float) -> str:
+    origin = f"{row.get('source') or ''} {row.get('url_or_repo') or ''}"
+    name = engine_of(origin, row.get("notes") or "")
+    return "megatron-core" if name == "megatron-lm" and when >= MEGATRON_CORE_SINCE else name
+
+
+def _memory_kind(notes: str) -> str:
+    if any(word in notes for word in ("allocated", "real_alloc")):
+        return "allocated"
+    return "shown" if any(word in notes for word in ("nvidia-smi", "rocm-smi")) else "reserved"
 
 
 def _device(row: Row) -> Device:
@@ -102,7 +120,7 @@ def _devices(row: Row) -> int:
     degrees = [whole(row, name) for name in ("tp", "pp", "dp")]
     if any(d is None for d in degrees):
         raise SkipRow("number of devices not published")
-    product = (whole(row, "cp") or 1)
+    product = whole(row, "cp") or 1
     for d in degrees:
         product *= d or 1
     return product

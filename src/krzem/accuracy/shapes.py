@@ -17,6 +17,12 @@ from krzem.model.architecture import (
 LATENT = {"q_lora_rank": 1536, "kv_lora_rank": 512, "rope_dim": 64, "head_dim": 192, "value": 128}
 """Ranks that every published model with latent attention of this size uses (DeepSeek V2, V3)."""
 
+_WINDOWS: dict[str, tuple[int | None, int]] = {
+    "gpt-oss": (128, 2), "gemma-3": (1024, 6), "gemma3": (1024, 6), "gemma-2": (4096, 2),
+    "gemma2": (4096, 2), "llama-4": (8192, 4), "llama4": (8192, 4),
+}  # fmt: skip
+"""Window and period of models whose layers alternate (their Hugging Face configs)."""
+
 _HYBRID = ("mamba", "hybrid", "linear attention", "jamba", "rwkv")
 _LEARNED = ("gpt", "opt", "megatron", "mt-nlg", "bloom", "mpt", "turing")
 _TIED = ("gpt", "mpt", "bloom", "opt", "mt-nlg", "gemma")
@@ -25,7 +31,12 @@ _TIED = ("gpt", "mpt", "bloom", "opt", "mt-nlg", "gemma")
 def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
     """(architecture, sequence length, what was assumed); raises SkipRow."""
     notes = text(row, "notes")
-    if any(word in notes for word in _HYBRID) and "hybrid dispatcher" not in notes:
+    named = text(row, "model_name")
+    if (
+        "nemotron-3" in named
+        or "nemotron-h" in named
+        or (any(word in notes for word in _HYBRID) and "hybrid dispatcher" not in notes)
+    ):
         raise SkipRow("model not a transformer throughout (state-space layers)")
     layers, hidden = whole(row, "layers"), whole(row, "hidden")
     sequence, heads = whole(row, "seq_len"), whole(row, "heads")
@@ -84,7 +95,7 @@ def _attention(row: Row, hidden: int, heads: int, guesses: list[str]) -> Attenti
             rope_dim=LATENT["rope_dim"],
         )
     kv = whole(row, "kv_heads") or heads
-    window = 128 if "gpt-oss" in text(row, "model_name") else None
+    window, _ = _window(row)
     return Attention(
         kind=AttentionKind.GROUPED,
         heads=heads,
@@ -104,10 +115,10 @@ def _runs(
     if not moe:
         width, gated = _dense(row, attention, layers, hidden, vocab, guesses)
         dense = FeedForward(width=width, gated=gated, bias=not gated)
-        return _windowed(Layer(attention=attention, feed_forward=dense), layers)
+        return _windowed(row, Layer(attention=attention, feed_forward=dense), layers)
     sparse = _moe(row, guesses)
     leading = min(whole(row, "dense_layers") or 0, layers - 1)
-    rest = _windowed(Layer(attention=attention, feed_forward=sparse), layers - leading)
+    rest = _windowed(row, Layer(attention=attention, feed_forward=sparse), layers - leading)
     if not leading:
         return rest
     width = whole(row, "ffn_hidden") or sparse.width * (sparse.experts_per_token + 1)
@@ -115,9 +126,17 @@ def _runs(
     return (LayerRun(layer=Layer(attention=attention, feed_forward=dense_ff), count=leading), *rest)
 
 
-def _windowed(layer: Layer, count: int) -> tuple[LayerRun, ...]:
-    """Sliding windows on every other layer (GPT-OSS), where the attention has a window."""
-    if layer.attention.window is None or count < 2:
+def _window(row: Row) -> tuple[int | None, int]:
+    """(window in tokens, one of how many layers is without), by the model's published config."""
+    name = text(row, "model_name").replace("_", "-").replace(" ", "-")
+    return next((w for word, w in _WINDOWS.items() if word in name), (None, 1))
+
+
+def _windowed(row: Row, layer: Layer, count: int) -> tuple[LayerRun, ...]:
+    """Layers with and without their sliding window, where the attention has one."""
+    _, period = _window(row)
+    whole_layers = count // period
+    if layer.attention.window is None or whole_layers == 0:
         return (LayerRun(layer=layer, count=count),)
     a = layer.attention
     full = Attention(
@@ -125,8 +144,8 @@ def _windowed(layer: Layer, count: int) -> tuple[LayerRun, ...]:
     )
     whole_layer = Layer(attention=full, feed_forward=layer.feed_forward)
     return (
-        LayerRun(layer=layer, count=(count + 1) // 2),
-        LayerRun(layer=whole_layer, count=count // 2),
+        LayerRun(layer=layer, count=count - whole_layers),
+        LayerRun(layer=whole_layer, count=whole_layers),
     )
 
 

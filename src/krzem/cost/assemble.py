@@ -9,10 +9,14 @@ from krzem.cost.engines import Engine
 from krzem.cost.machine import Machine
 from krzem.errors import UnknownFactError
 from krzem.hardware.device import Device
-from krzem.plan.goal import Precision
+from krzem.layout.precision import Precision
 
 FUSED_ATTENTION_SINCE = 2022.9
 """Year from which engines are taken to use fused attention (FlashAttention in Megatron and FSDP)."""
+
+
+ASYNC_BACKWARD_SINCE = 2022.1
+"""Year from which Megatron runs backward all-reduces beside weight products (its release notes)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,12 @@ COMPUTE_UNITS = {
 }  # fmt: skip
 """Units that work on tiles of one product side by side: streaming multiprocessors (NVIDIA
 architecture white papers), compute units (AMD), AI cores (Huawei), matrix engines (Intel)."""
+NEW_ATTENTION = frozenset({"nvidia-hopper", "nvidia-blackwell"})
+"""Families whose tensor units FlashAttention-2 does not use as they are meant to be used."""
+BRIDGED = 2
+"""Cards joined in pairs; the pairs talk over PCIe."""
+HOST_BYTES_PER_S = 10e9
+"""Per device, one direction, between pairs of bridged cards (PCIe 4.0 x16 shared through hosts)."""
 TILE_AREA = 128 * 256
 SMALL_FILL = 512 * 512
 """Output that fills a chip whose matrix units are few and large (TPU, Trainium, unknown)."""
@@ -54,9 +64,11 @@ def machine(s: Situation, c: Coefficients) -> Machine:
     family, e = s.device.family, s.engine
     base = _peak16(s.device)
     share = c.common("matmul") * _power_term(s.device, base, c) * c.member("matmul", family)
-    share = min(share, 0.97)
+    share = below_peak(share)
     low, rate = _low(s, base, share, c)
     attention = c.common("attention") * c.member("attention", family) * base
+    if e.flash2 and family in NEW_ATTENTION:
+        attention *= c.common("flash2")
     graph = 0.25 if "full-graph" in s.traits else 0.6 if "cuda-graph" in s.traits else 1.0
     host = e.host_us * 1e-6 * c.common("host") * graph
     unfused = float(s.year < FUSED_ATTENTION_SINCE and s.device.software != "tpu")
@@ -68,8 +80,8 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         matmul_flops=rate,
         matmul16_flops=base * share,
         attention_flops=attention,
-        memory_bytes_per_s=s.memory_bytes_per_s * min(0.97, c.common("memory")
-                                                      * c.member("memory", family)),
+        memory_bytes_per_s=s.memory_bytes_per_s
+        * below_peak(c.common("memory") * c.member("memory", family)),
         memory_bytes=s.memory_bytes,
         fill=float(COMPUTE_UNITS[family] * TILE_AREA) if family in COMPUTE_UNITS else SMALL_FILL,
         depth=c.common("depth"),
@@ -78,9 +90,10 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         cast_bytes=0.0 if low == 2.0 else c.common("cast"),
         node=float(s.devices_per_node),
         domain=float(s.scale_up_domain),
-        up_bytes_per_s=s.scale_up_bytes_per_s * min(0.97, c.common("up") * c.member("up", family)),
-        out_bytes_per_s=s.scale_out_bytes_per_s * min(0.97, c.common("out")
-                                                      * c.member("out", family)),
+        up_bytes_per_s=s.scale_up_bytes_per_s
+        * below_peak(c.common("up") * c.member("up", family)),
+        out_bytes_per_s=_outside(s)
+        * below_peak(c.common("out") * c.member("out", family)),
         up_latency=c.common("up-latency"),
         out_latency=c.common("out-latency"),
         host_seconds=host,
@@ -88,18 +101,42 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         elementwise=e.elementwise * c.common("elementwise"),
         unfused_attention=unfused,
         unfused_bytes=c.common("unfused"),
-        tp_overlap=min(0.95, hidden_tp * c.common("tp-hide")),
+        tp_overlap=below_peak(hidden_tp * c.common("tp-hide")),
+        tp_backward=e.tp_backward if s.year >= ASYNC_BACKWARD_SINCE else 0.0,
         dp_overlap=e.dp_overlap,
-        ep_overlap=min(0.95, hidden_ep),
-        pp_exposed=min(1.0, c.common("pp-exposed")),
+        ep_overlap=below_peak(hidden_ep),
+        pp_exposed=below_peak(c.common("pp-exposed")),
         dedup=e.dedup,
         dispatch_bytes=2.0,
-        gradient_bytes=e.gradient_bytes,
-        imbalance=1.0 if "balanced" in s.traits else 1.0 + c.common("imbalance"),
+        gradient_bytes=_gradient_bytes(s),
+        accumulate_bytes=e.accumulate_bytes,
+        grouped_share=c.common("grouped"),
+        logit_bytes=4.0 + 6.0 * e.elementwise,
+        pp_scatter=e.pp_scatter,
+        imbalance=1.0 if {"balanced", "capacity"} & s.traits else 1.0 + c.common("imbalance"),
         jitter=c.common("jitter"),
         overhead=overhead,
         fixed_seconds=c.common("fixed"),
     )  # fmt: skip
+
+
+def below_peak(share: float) -> float:
+    """``share`` held below 0.97, smoothly, so that calibration sees a slope everywhere."""
+    return float(share * (1.0 + (share / 0.97) ** 12) ** (-1.0 / 12.0))
+
+
+def _outside(s: Situation) -> float:
+    """Bandwidth beyond the scale-up domain: the network, or the host's PCIe inside a node."""
+    if s.scale_up_domain < s.devices_per_node and s.scale_up_domain <= BRIDGED:
+        return min(s.scale_out_bytes_per_s, HOST_BYTES_PER_S)
+    return s.scale_out_bytes_per_s
+
+
+def _gradient_bytes(s: Situation) -> float:
+    """Megatron-LM reduces fp16 gradients as they are and bf16 gradients in 32 bits."""
+    if s.engine.name == "megatron-lm" and s.precision is Precision.FP16:
+        return 2.0
+    return s.engine.gradient_bytes
 
 
 def _peak16(device: Device) -> float:
@@ -108,7 +145,7 @@ def _peak16(device: Device) -> float:
             return device.peak_flops[kind]
     raise UnknownFactError(
         f"{device.id}: no 16-bit peak is published, so no step can be timed;"
-        " give it in the cluster file: [measured] bf16 = \"... TFLOP/s\""
+        ' give it in the cluster file: [measured] bf16 = "... TFLOP/s"'
     )
 
 
@@ -117,13 +154,14 @@ def _power_term(device: Device, peak: float, c: Coefficients) -> float:
     if device.power_w is None:
         return 1.0
     exponent = 0.15 + c.log("matmul-power")
-    return min((device.power_w / (peak / 1e12)) ** exponent, 1.15)
+    return float(min((device.power_w / (peak / 1e12)) ** exponent, 1.15))
 
 
 def _low(s: Situation, base: float, share: float, c: Coefficients) -> tuple[float, float]:
     """(bytes per operand element, FLOP/s) of the products in the precision in use."""
     kind = s.precision.arithmetic
-    if kind in ("bf16", "fp16"):
+    # Scales per row leave the fast accumulation path: no gain over 16 bits was ever published.
+    if kind in ("bf16", "fp16") or "rowwise" in s.traits:
         return 2.0, base * share
     peak = s.device.peak_flops.get("tf32" if kind == "fp32" else kind)
     if peak is None:

@@ -49,13 +49,15 @@ COMMON: Mapping[str, Prior] = MappingProxyType(
         "host": Prior(value=1.0, sigma=0.4, meaning="host time per kernel, relative to the engine"),
         "elementwise": Prior(value=1.0, sigma=0.3, meaning="element-wise traffic, relative"),
         "jitter": Prior(value=0.008, sigma=0.7, meaning="slow-down per doubling of nodes"),
-        "imbalance": Prior(value=0.10, sigma=0.5, meaning="excess load of the busiest experts"),
+        "imbalance": Prior(value=0.10, sigma=0.4, meaning="excess load of the busiest experts"),
+        "grouped": Prior(value=0.85, sigma=0.2, meaning="rate of grouped products, relative"),
+        "flash2": Prior(value=0.65, sigma=0.15, meaning="rate of FlashAttention-2 on chips after"
+                        " Ampere, relative to kernels written for them"),
         "unfused": Prior(value=12.0, sigma=0.3, meaning="bytes per score, unfused attention"),
         "tp-hide": Prior(value=1.0, sigma=0.5, meaning="hidden tensor-parallel share, relative"),
         "ep-hide": Prior(value=0.6, sigma=0.4, meaning="hidden share where all-to-all overlaps"),
         "pp-exposed": Prior(value=0.7, sigma=0.5, meaning="exposed share of pipeline transfers"),
         "fixed": Prior(value=0.02, sigma=0.7, meaning="fixed seconds per step"),
-        "moe-host": Prior(value=1.0, sigma=0.5, meaning="unused share"),
     }
 )  # fmt: skip
 

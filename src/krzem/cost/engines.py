@@ -20,10 +20,17 @@ class Engine:
     host_us: float
     gap_us: float
     tp_overlap: float
+    tp_backward: float
     dp_overlap: float
     ep_overlap: float
     dedup: float
     gradient_bytes: float
+    state_gradient_bytes: float
+    logit_bytes: float
+    bucket_bytes: float
+    accumulate_bytes: float
+    flash2: float
+    pp_scatter: float
 
 
 @cache

@@ -39,9 +39,7 @@ def matmul(m: Array, n: Array, k: Array, machine: Machine, rate: Array, width: A
     return busy * np.maximum(flops * shape / rate, moved / machine.memory_bytes_per_s)
 
 
-def grouped(
-    groups: Array, m: Array, n: Array, k: Array, machine: Machine, width: Array
-) -> Array:
+def grouped(groups: Array, m: Array, n: Array, k: Array, machine: Machine, width: Array) -> Array:
     """Seconds of ``groups`` products ``[m, k] x [k, n]`` in one launch (experts on one rank)."""
     rows = round_up(m)
     flops = 2.0 * groups * rows * round_up(n) * k
@@ -50,8 +48,8 @@ def grouped(
     )
     moved = groups * ((m * k + k * n) * width + 2.0 * m * n)
     busy = (groups > 0) & (n > 0)
-    seconds = np.maximum(flops * shape / machine.matmul_flops, moved / machine.memory_bytes_per_s)
-    return busy * seconds
+    rate = machine.matmul_flops * machine.grouped_share
+    return busy * np.maximum(flops * shape / rate, moved / machine.memory_bytes_per_s)
 
 
 def memory(moved_bytes: Array, machine: Machine) -> Array:
@@ -63,6 +61,8 @@ KEY_TILE = 96.0
 """Keys of a row lost to masked and ragged tiles in a fused attention kernel."""
 BACKWARD_ATTENTION = 2.5 / 0.85
 """Backward over forward time: five products for two, at a lower rate (FlashAttention-2, -3)."""
+BACKWARD_UNFUSED = 1.6
+"""The same of unfused attention, whose time is traffic of scores (17 bytes each for 13)."""
 GATHER_RATE = 0.6
 """Rate of attention over gathered keys relative to streamed keys."""
 

@@ -17,8 +17,12 @@ Array = Any
 
 KERNELS_ATTENTION = 12.0
 KERNELS_DENSE = 7.0
-KERNELS_MOE = 26.0
-"""Launches of a forward layer in a fused engine; a backward pass launches about twice as many."""
+KERNELS_MOE = 30.0
+KERNELS_EXPERT = 1.5
+"""Launches of a forward layer in a fused engine (``EXPERT``: for each local expert); a backward
+pass launches about twice as many."""
+HOST_BACKWARD = 1.2
+"""Host time of a backward pass relative to forward: twice the launches, but not from Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,12 @@ def _matmul(m: Array, n: Array, k: Array, mc: Machine, rate: Array, width: Array
     forward = kernels.matmul(m, n, k, mc, rate, width)
     by_input = kernels.matmul(m, k, n, mc, rate, width)
     by_weight = kernels.matmul(k, n, m, mc, rate, width)
-    return _Pair(forward, by_input + by_weight)
+    return _Pair(forward, by_input + by_weight + _accumulate(k * n, mc))
+
+
+def _accumulate(weights: Array, mc: Machine) -> Array:
+    """Adding the gradients of one micro-batch to those of the earlier ones."""
+    return weights * mc.accumulate_bytes / mc.memory_bytes_per_s
 
 
 def _memory(moved: Array, mc: Machine) -> _Pair:
@@ -57,14 +66,15 @@ def _casts(elements: Array, mc: Machine) -> _Pair:
     return _Pair(seconds, seconds)
 
 
-def _hosted(pair: _Pair, launches: float, mc: Machine) -> _Pair:
+def _hosted(pair: _Pair, launches: Array, mc: Machine) -> _Pair:
     """Bound a part by the host that launches its kernels, and add the gaps between them."""
+    host = launches * mc.host_seconds
 
-    def bound(seconds: Array, count: float) -> Array:
-        host = count * mc.host_seconds
-        return (seconds**4 + host**4) ** 0.25 + count * mc.gap_seconds
+    def bound(seconds: Array, hosted: Array) -> Array:
+        return (seconds**4 + hosted**4) ** 0.25
 
-    return _Pair(bound(pair.f, launches), bound(pair.b, 2.0 * launches))
+    gaps = launches * mc.gap_seconds
+    return _Pair(bound(pair.f, host) + gaps, bound(pair.b, HOST_BACKWARD * host) + 2.0 * gaps)
 
 
 def tokens(t: ModelTable, c: Cells) -> Array:
@@ -106,19 +116,22 @@ def _core(t: ModelTable, c: Cells, mc: Machine) -> _Pair:
         mc,
     )
     seconds = forward.sum(0)
-    ratio = np.where(mc.unfused_attention > 0, 2.0, kernels.BACKWARD_ATTENTION)
+    ratio = np.where(mc.unfused_attention > 0, kernels.BACKWARD_UNFUSED, kernels.BACKWARD_ATTENTION)
     return _Pair(seconds, seconds * ratio)
 
 
 def _gathering(t: ModelTable, c: Cells, mc: Machine) -> _Pair:
     """Exposed tensor-parallel collectives around one block (attention or feed-forward).
 
-    Forward gathers and scatters once; backward does the same and, with sequence parallelism,
-    gathers the input again for the weight gradient.
+    Forward gathers and scatters once.  Backward sums the gradient of the input, which may run
+    beside the product for the weights; with sequence parallelism the gradient of the output is
+    gathered in the open and the input a second time beside the product for the input.
     """
     once = collectives.ring(2.0 * t.hidden * tokens(t, c), c.tp, 1.0, mc)
     exposed = once * (1.0 - mc.tp_overlap)
-    return _Pair(2.0 * exposed, (2.0 + 0.5 * c.sequence_parallel) * exposed)
+    beside = 1.0 - mc.tp_backward
+    backward = np.where(c.sequence_parallel > 0, 1.0 + 1.5 * beside, 2.0 * beside)
+    return _Pair(2.0 * exposed, backward * exposed)
 
 
 def _context(t: ModelTable, c: Cells, mc: Machine, core: _Pair) -> _Pair:
@@ -143,8 +156,8 @@ def _residual(t: ModelTable, c: Cells) -> Array:
     return 2.0 * t.hidden * own * (5.0 + streams)
 
 
-def _attention(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Array, Array]:
-    """Attention block; also its core, its cheap part and its exposed communication, forward."""
+def _attention(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Array, _Pair]:
+    """Attention block; also its core and its cheap part, forward, and its communication."""
     m = tokens(t, c)
     proj, up = _projections(t, c, mc)
     core = _core(t, c, mc)
@@ -153,10 +166,10 @@ def _attention(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Arra
     norm = _memory(_residual(t, c), mc)
     comm = _gathering(t, c, mc) + _context(t, c, mc, core)
     block = _hosted(proj + core + small + norm, KERNELS_ATTENTION, mc) + comm
-    return block, core.f, up + 0.6 * norm.f, comm.f
+    return block, core.f, up + 0.6 * norm.f, comm
 
 
-def _dense(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Array]:
+def _dense(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
     m = tokens(t, c)
     up = _matmul(m, t.dense_up / c.tp, t.hidden, mc, mc.matmul_flops, mc.low_bytes)
     down = _matmul(m, t.hidden, t.dense_width / c.tp, mc, mc.matmul_flops, mc.low_bytes)
@@ -165,10 +178,10 @@ def _dense(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Array]:
     norm = _memory(_residual(t, c), mc)
     comm = _gathering(t, c, mc)
     block = _hosted(up + down + cast + act + norm, KERNELS_DENSE, mc) + comm
-    return block, act.f + 0.6 * norm.f, comm.f
+    return block, act.f + 0.6 * norm.f, comm
 
 
-def _moe(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array]:
+def _moe(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
     """Router, permutation, routed and shared experts of one layer, without the all-to-all."""
     m = tokens(t, c)
     own = m / c.tp
@@ -189,8 +202,9 @@ def _moe(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array]:
     comm = _gathering(t, c, mc)
     shared_comm = _Pair(*(np.where(t.shared_width > 0, x, 0.0) for x in (comm.f, comm.b)))
     inner = routed + shared + router + cast + _memory(moved + act + norm, mc)
-    block = _hosted(inner, KERNELS_MOE, mc) + shared_comm + _expert_tensor(t, c, mc, picked)
-    return block, kernels.memory(act + 0.6 * norm, mc)
+    outside = shared_comm + _expert_tensor(t, c, mc, picked)
+    block = _hosted(inner, KERNELS_MOE + KERNELS_EXPERT * local, mc) + outside
+    return block, kernels.memory(act + 0.6 * norm, mc), outside
 
 
 def _experts(groups: Array, m: Array, n: Array, k: Array, mc: Machine) -> _Pair:
@@ -198,7 +212,7 @@ def _experts(groups: Array, m: Array, n: Array, k: Array, mc: Machine) -> _Pair:
     forward = kernels.grouped(groups, m, n, k, mc, width)
     by_input = kernels.grouped(groups, m, k, n, mc, width)
     by_weight = kernels.grouped(groups, k, n, m, mc, width)
-    return _Pair(forward, by_input + by_weight)
+    return _Pair(forward, by_input + by_weight + _accumulate(groups * k * n, mc))
 
 
 def _expert_tensor(t: ModelTable, c: Cells, mc: Machine, picked: Array) -> _Pair:
@@ -227,9 +241,9 @@ def _head(t: ModelTable, c: Cells, mc: Machine) -> _Pair:
     """Output matrix and cross-entropy, vocabulary cut over tensor-parallel ranks."""
     m = tokens(t, c)
     product = _matmul(m, t.vocab / c.tp, t.hidden, mc, mc.matmul16_flops, 2.0)
-    loss = _memory(8.0 * m * t.vocab / c.tp, mc)
+    loss = m * t.vocab / c.tp * mc.logit_bytes / mc.memory_bytes_per_s
     once = collectives.ring(2.0 * t.hidden * m, c.tp, 1.0, mc)
-    return product + loss + _Pair(once, once)
+    return product + _Pair(loss + once, loss + once)
 
 
 def _embed(t: ModelTable, c: Cells, mc: Machine) -> Array:
@@ -242,7 +256,7 @@ def layer_seconds(t: ModelTable, c: Cells, mc: Machine) -> LayerSeconds:
     """Price every part of the model for every cell."""
     attention, core, cheap, comm = _attention(t, c, mc)
     dense, dense_cheap, dense_comm = _dense(t, c, mc)
-    moe, moe_cheap = _moe(t, c, mc)
+    moe, moe_cheap, moe_comm = _moe(t, c, mc)
     dispatch = _dispatch(t, c, mc)
     head = _head(t, c, mc)
     joined = _matmul(tokens(t, c), t.hidden, 2.0 * t.hidden / c.tp, mc, mc.matmul_flops, 2.0)
@@ -270,5 +284,10 @@ def layer_seconds(t: ModelTable, c: Cells, mc: Machine) -> LayerSeconds:
         mtp_f=mtp.f,
         mtp_b=mtp.b,
         weight_share=share,
-        comm_f=comm + dense_comm,
+        attention_comm_f=comm.f,
+        attention_comm_b=comm.b,
+        dense_comm_f=dense_comm.f,
+        dense_comm_b=dense_comm.b,
+        moe_comm_f=moe_comm.f,
+        moe_comm_b=moe_comm.b,
     )

@@ -58,6 +58,8 @@ class Machine:
     """Bytes moved per score element by unfused attention, forward."""
     tp_overlap: Array
     """Share of tensor-parallel communication hidden behind matrix products."""
+    tp_backward: Array
+    """Share of backward tensor-parallel communication that runs beside the weight products."""
     dp_overlap: Array
     """Share of data-parallel communication that may hide behind the backward pass."""
     ep_overlap: Array
@@ -70,6 +72,14 @@ class Machine:
     """Bytes per element of dispatched tokens."""
     gradient_bytes: Array
     """Bytes per element of reduced gradients."""
+    accumulate_bytes: Array
+    """Bytes moved per weight and micro-batch to add gradients up (beyond the product itself)."""
+    grouped_share: Array
+    """Rate of grouped products (experts) relative to single ones."""
+    logit_bytes: Array
+    """Bytes moved per logit, forward (backward the same)."""
+    pp_scatter: Array
+    """1 where pipeline transfers are cut over tensor-parallel ranks and gathered again."""
     imbalance: Array
     """Load of the busiest expert-parallel rank over the mean."""
     jitter: Array

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from krzem.cost.schedule import in_flight, weight_copies
-from krzem.cost.stages import Stages, stages
-from krzem.layout.arrays import RECOMPUTES, SCHEDULES, Layouts
-from krzem.layout.layout import Recompute, Schedule
+from krzem.cost.stages import stages
+from krzem.layout.arrays import RECOMPUTES, Layouts
+from krzem.layout.layout import Recompute
 from krzem.model.table import ModelTable
 
 Array = Any
@@ -27,6 +27,8 @@ RESERVE_BYTES = 1.6e9
 """Median of what context, communication buffers and fragmentation take beside tensors."""
 FRAGMENTATION = 0.01
 """Median share of the tensors lost to fragmentation."""
+CACHED = 0.08
+"""Median share of the tensors that a caching allocator holds where memory is not short."""
 SPREAD = 0.035
 """Standard deviation of the relative error of the tensor bytes."""
 RESERVE_SPREAD = 1.2e9
@@ -40,6 +42,12 @@ class StateSizes:
     gradient: Array
     optimizer: Array
     """Master weights and moments."""
+    logit: Array = 6.0
+    """Per logit at the peak: 6 where loss and gradient are fused, up to 14 where they are not."""
+    buckets: Array = 0.0
+    """Bytes (not per parameter) that the engine sets aside for communication buckets."""
+    scratch: Array = 2.0
+    """Per weight of one layer: products for weight gradients before they are added up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +82,21 @@ class MemoryBytes:
 
     @property
     def peak(self) -> Array:
-        """Median of the peak that a device shows, reserve included."""
+        """Median of what the device must have, with a tight allocator."""
         return self.tensors * (1.0 + FRAGMENTATION) + RESERVE_BYTES
+
+    @property
+    def shown(self) -> Array:
+        """Median of what the device's own tool shows: pages that a caching allocator keeps too."""
+        return self.tensors * (1.0 + CACHED) + RESERVE_BYTES
 
 
 def memory_bytes(
-    t: ModelTable, x: Layouts, sizes: StateSizes, low_bytes: Array, global_batch: Array,
+    t: ModelTable,
+    x: Layouts,
+    sizes: StateSizes,
+    low_bytes: Array,
+    global_batch: Array,
     unfused: Array,
 ) -> MemoryBytes:
     """Bytes of the first, the fullest middle and the last pipeline rank."""
@@ -87,7 +104,7 @@ def memory_bytes(
     m = np.maximum(global_batch / (x.dp * x.micro_batch), 1.0)
     layer = _layer_activations(t, x, low_bytes, unfused)
     whole = x.pp <= 1
-    ends = _ends(t, x)
+    ends = _ends(t, x, sizes)
     first = _rank(t, x, sizes, s.first, s.first_moe, 0.0, m, layer, ends.embed(whole))
     rank = np.minimum(1.0, x.pp - 1.0)
     middle = _rank(t, x, sizes, s.middle, s.middle_moe, rank, m, layer, ends.none())
@@ -203,12 +220,11 @@ class _Ends:
         return _End(params + self.mtp_params, 0.0, self.logits, self.mtp)
 
 
-def _ends(t: ModelTable, x: Layouts) -> _Ends:
+def _ends(t: ModelTable, x: Layouts, sizes: StateSizes) -> _Ends:
     tp = x.tp.astype(float)
     m = x.micro_batch * t.sequence / x.cp
     own = m / np.where(x.sequence_parallel > 0, tp, 1.0)
-    # Logits in 16 bits, in 32 bits for the loss, and their gradient.
-    logits = m * t.vocab / tp * 8.0 * (1.0 + t.mtp_layers * 0.0)
+    logits = m * t.vocab / tp * sizes.logit
     return _Ends(
         embed_params=t.embedding_params / tp,
         head_params=t.head_params / tp,
@@ -220,8 +236,15 @@ def _ends(t: ModelTable, x: Layouts) -> _Ends:
 
 
 def _rank(
-    t: ModelTable, x: Layouts, sizes: StateSizes, layers: Array, moe_layers: Array, rank: Array,
-    m: Array, saved: _Saved, end: _End,
+    t: ModelTable,
+    x: Layouts,
+    sizes: StateSizes,
+    layers: Array,
+    moe_layers: Array,
+    rank: Array,
+    m: Array,
+    saved: _Saved,
+    end: _End,
 ) -> RankBytes:
     tp = x.tp.astype(float)
     moe = moe_layers + np.where(np.asarray(t.experts) > 0, end.mtp, 0.0)
@@ -233,17 +256,18 @@ def _rank(
     expert = moe * t.expert_params / (x.ep * x.etp)
     weights, gradients, optimizer = _states(x, sizes, params, expert)
     flying = in_flight(x.schedule, x.pp, x.vpp, rank, m)
-    share = np.where(
-        x.recompute == RECOMPUTES.index(Recompute.FULL),
-        np.where(x.recompute_layers < 0, 1.0, np.minimum(x.recompute_layers / np.maximum(layers, 1.0), 1.0)),
-        0.0,
-    )
+    asked = np.minimum(x.recompute_layers / np.maximum(layers, 1.0), 1.0)
+    share = np.where(x.recompute_layers < 0, 1.0, asked)
+    share = np.where(x.recompute == RECOMPUTES.index(Recompute.FULL), share, 0.0)
     kept = (1.0 - share) * (dense * saved.dense_kept + moe * saved.moe_kept)
     kept = kept + share * count * saved.boundary
-    working = np.where(share > 0, np.where(moe > 0, saved.moe, saved.dense), 0.0)
-    again = np.where(share > 0, working - saved.boundary, np.where(moe > 0, saved.moe - saved.moe_kept, saved.dense - saved.dense_kept))
+    layer = np.where(moe > 0, saved.moe, saved.dense)
+    left = np.where(moe > 0, saved.moe_kept, saved.dense_kept)
+    again = layer - np.where(share > 0, saved.boundary, left)
     unsharded = np.where((x.zero == 3) & (x.dp * x.cp > 1), _gathered(t, x, sizes, moe), 0.0)
-    transient = np.maximum(end.transient, again) + unsharded
+    split = t.attention_split + np.where(moe > 0, t.shared_params, t.dense_params)
+    transient = np.maximum(end.transient, again) + unsharded + sizes.scratch * split / tp
+    transient = transient + sizes.buckets
     copies = weight_copies(x.schedule)
     return RankBytes(
         weights=weights * copies,
@@ -275,8 +299,3 @@ def _gathered(t: ModelTable, x: Layouts, sizes: StateSizes, moe: Array) -> Array
     layer = t.attention_split / tp + t.attention_whole
     layer = layer + np.where(moe > 0, t.expert_params / (x.ep * x.etp), t.dense_params / tp)
     return layer * (2.0 * sizes.weight + sizes.weight)
-
-
-def is_interleaved(codes: Array) -> Array:
-    """Whether a layout runs several chunks per rank."""
-    return codes == SCHEDULES.index(Schedule.INTERLEAVED)

@@ -12,7 +12,7 @@ Array = Any
 class LayerSeconds:
     """Seconds per micro-batch of the parts of a model on one device, arrays ``[U]``.
 
-    Forward parts end in ``_f``, backward in ``_b``; ``*_comm`` is what stays exposed of tensor-
+    Forward parts end in ``_f``, backward in ``_b``; ``*_comm_*`` is what stays exposed of tensor-
     and context-parallel communication and is contained in the part it belongs to.
     """
 
@@ -38,5 +38,12 @@ class LayerSeconds:
     mtp_b: Array
     weight_share: Array
     """Share of the backward pass that computes weight gradients (zero-bubble schedules)."""
-    comm_f: Array
-    """Exposed tensor- and context-parallel communication in a forward layer."""
+    attention_comm_f: Array
+    """Exposed tensor- and context-parallel communication of an attention block."""
+    attention_comm_b: Array
+    dense_comm_f: Array
+    """The same of a dense network."""
+    dense_comm_b: Array
+    moe_comm_f: Array
+    """The same of a mixture-of-experts network."""
+    moe_comm_b: Array

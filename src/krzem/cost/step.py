@@ -69,13 +69,19 @@ class StepSeconds:
 
 @dataclass(frozen=True, slots=True)
 class _Rank:
-    """Seconds per micro-batch of one pipeline rank."""
+    """Seconds per micro-batch of one pipeline rank.
+
+    ``forward`` and ``backward`` are all of it; the others are parts of these two.
+    """
 
     forward: Array
     backward: Array
     recompute: Array
+    """Computation repeated in the backward pass (its communication is in ``comm``)."""
     dispatch: Array
     comm: Array
+    gather: Array
+    """Exposed gathering of sharded weights and scattering of their gradients."""
 
     @property
     def total(self) -> Array:
@@ -107,24 +113,25 @@ def step_seconds(
     recompute = m * sharded.recompute
     expert = m * sharded.dispatch
     tensor = m * sharded.comm
+    gather = m * sharded.gather
     base = busy + m * transfer + bubble + data + optimizer
     nodes = np.maximum(x.tp * x.cp * x.pp * x.dp / mc.node, 1.0)
     stretch = mc.overhead * (1.0 + mc.jitter * np.log2(nodes)) - 1.0
     return StepSeconds(
-        compute=busy - recompute - expert - tensor,
+        compute=busy - recompute - expert - tensor - gather,
         recompute=recompute,
         tensor_parallel=tensor,
         expert_parallel=expert,
         pipeline_transfer=m * transfer,
         bubble=bubble,
-        data_parallel=data,
+        data_parallel=data + gather,
         optimizer=optimizer,
         overhead=base * stretch + mc.fixed_seconds,
         micro_batches=m,
     )
 
 
-def _recomputed(t: ModelTable, x: Layouts, parts: LayerSeconds, layers: Array) -> Array:
+def _recomputed(x: Layouts, layers: Array) -> Array:
     """Share of a rank's layers recomputed whole, 0 to 1."""
     full = x.recompute == RECOMPUTES.index(Recompute.FULL)
     share = np.where(x.recompute_layers < 0, 1.0, x.recompute_layers / np.maximum(layers, 1.0))
@@ -132,7 +139,6 @@ def _recomputed(t: ModelTable, x: Layouts, parts: LayerSeconds, layers: Array) -
 
 
 def _rank(
-    t: ModelTable,
     x: Layouts,
     parts: LayerSeconds,
     mc: Machine,
@@ -143,7 +149,9 @@ def _rank(
     n, dense, moe = counts
     f = n * parts.attention_f + dense * parts.dense_f + moe * parts.moe_f
     b = n * parts.attention_b + dense * parts.dense_b + moe * parts.moe_b
-    share = _recomputed(t, x, parts, n)
+    comm_f = n * parts.attention_comm_f + dense * parts.dense_comm_f + moe * parts.moe_comm_f
+    comm_b = n * parts.attention_comm_b + dense * parts.dense_comm_b + moe * parts.moe_comm_b
+    share = _recomputed(x, n)
     cheap = x.recompute == RECOMPUTES.index(Recompute.MODULES)
     core = x.recompute == RECOMPUTES.index(Recompute.ATTENTION)
     again = share * f + n * np.where(cheap, parts.cheap_f, np.where(core, parts.core_f, 0.0))
@@ -155,8 +163,8 @@ def _rank(
     out_f = exposed * parts.dispatch_f / np.maximum(parts.dispatch_f + parts.dispatch_b, 1e-30)
     forward = f * tax + out_f + extra[0]
     backward = (b + again) * tax + (exposed - out_f) + extra[1]
-    comm = n * parts.comm_f * (2.1 + share)
-    return _Rank(forward, backward, again, exposed, comm)
+    comm = comm_f * (1.0 + share) + comm_b
+    return _Rank(forward, backward, again - share * comm_f, exposed, comm, np.zeros_like(comm))
 
 
 def _ranks(
@@ -170,9 +178,9 @@ def _ranks(
     # With V-shaped schedules the first rank also holds the last chunk, and so the head.
     first_extra = (np.where(alone, head_f, 0.0) + embed / 3, np.where(alone, head_b, 0.0) + embed)
     zero = np.zeros_like(np.asarray(embed))
-    first = _rank(t, x, parts, mc, (s.first, s.first_dense, s.first_moe), first_extra)
-    middle = _rank(t, x, parts, mc, (s.middle, s.middle_dense, s.middle_moe), (zero, zero))
-    last = _rank(t, x, parts, mc, (s.last, s.last_dense, s.last_moe), (head_f, head_b))
+    first = _rank(x, parts, mc, (s.first, s.first_dense, s.first_moe), first_extra)
+    middle = _rank(x, parts, mc, (s.middle, s.middle_dense, s.middle_moe), (zero, zero))
+    last = _rank(x, parts, mc, (s.last, s.last_dense, s.last_moe), (head_f, head_b))
     return first, middle, last
 
 
@@ -207,7 +215,8 @@ def _sharded_weights(
     forward = np.where(fully, _overlap(slow.forward, once, mc), slow.forward)
     reduce = once * (1.0 + mc.gradient_bytes / 2.0)
     backward = np.where(fully, _overlap(slow.backward, reduce, mc), slow.backward)
-    return _Rank(forward, backward, slow.recompute, slow.dispatch, slow.comm)
+    gather = forward + backward - slow.total
+    return _Rank(forward, backward, slow.recompute, slow.dispatch, slow.comm, gather)
 
 
 def _overlap(compute: Array, comm: Array, mc: Machine) -> Array:
@@ -249,9 +258,12 @@ def _sum_over_ranks(x: Layouts, ranks: tuple[_Rank, _Rank, _Rank], slow: _Rank) 
 
 def _transfer(t: ModelTable, x: Layouts, mc: Machine, m: Array) -> tuple[Array, Array]:
     """Exposed pipeline transfers per micro-batch, and those of filling and draining."""
-    own = x.micro_batch * t.sequence / x.cp / np.where(x.sequence_parallel > 0, x.tp, 1)
-    sent = 2.0 * t.hidden * t.streams * own
-    once = collectives.transfer(sent, x.tp * x.cp * x.dp, mc)
+    cut = np.where((x.sequence_parallel > 0) | (mc.pp_scatter > 0), x.tp, 1)
+    whole = 2.0 * t.hidden * t.streams * x.micro_batch * t.sequence / x.cp
+    once = collectives.transfer(whole / cut, x.tp * x.cp * x.dp, mc)
+    # Without sequence parallelism the receiver needs the whole again.
+    again = collectives.ring(whole, x.tp.astype(float), 1.0, mc)
+    once = once + np.where(x.sequence_parallel > 0, 0.0, np.where(mc.pp_scatter > 0, again, 0.0))
     chunks = np.where(x.schedule == 0, 1.0, x.vpp)
     steady = 2.0 * chunks * once * mc.pp_exposed
     ramp = 2.0 * (x.pp - 1.0) * once * (1.0 - mc.pp_exposed)
@@ -276,9 +288,9 @@ def _update(
     open_reduce = reduce - np.minimum(mc.dp_overlap * reduce, HIDE * slow.backward)
     open_second = second - np.minimum(mc.dp_overlap * second, HIDE * slow.forward)
     # With sharded weights only the hybrid part (between shard groups) is left for the end.
-    between = collectives.ring(
-        mc.gradient_bytes * dense / group, whole / group, stride * group, mc
-    ) * 2.0
+    between = (
+        collectives.ring(mc.gradient_bytes * dense / group, whole / group, stride * group, mc) * 2.0
+    )
     hybrid = between - np.minimum(mc.dp_overlap * between, HIDE * slow.backward)
     data = np.where(x.zero == 3, hybrid, open_reduce + open_second)
     share_dense = dense / np.where(x.zero >= 1, np.where(x.zero == 3, group, whole), 1.0)
