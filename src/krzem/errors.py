@@ -10,9 +10,12 @@
     │   ├── ClusterError      a cluster description that cannot be built
     │   ├── LayoutError       a layout that is not legal for this model, cluster and batch
     │   ├── GoalError         tokens, batch, sequence or precision that make no run
-    │   └── DataError         a file that cannot be read as what it should be
+    │   ├── DataError         a file that cannot be read as what it should be
+    │   └── RunError          a run file, or a request to a run, that cannot be used
     ├── StorageError          a disk that does not take what must be written (exit code 3)
     ├── CheckpointError       a checkpoint that is incomplete, altered or of another model
+    ├── LaunchError           a launcher that cannot start or find what it should
+    ├── SupersededError       another controller has taken over this run
     └── UnknownFactError      a quantity nobody has published (exit code 2): say it, do not guess
 
 A message says what was asked, shows the arithmetic, lists the valid choices and names the next
@@ -70,6 +73,10 @@ class DataError(InputError):
     """A file that cannot be read as what it should be."""
 
 
+class RunError(InputError):
+    """A run file, or a request to a run, that cannot be used."""
+
+
 class StorageError(KrzemError):
     """A disk that is full, read-only or failing: nothing that was there before is harmed."""
 
@@ -78,6 +85,14 @@ class StorageError(KrzemError):
 
 class CheckpointError(KrzemError):
     """A checkpoint that is incomplete, altered, or of another model than the one that loads it."""
+
+
+class LaunchError(KrzemError):
+    """A launcher that cannot start or find what it should."""
+
+
+class SupersededError(KrzemError):
+    """Another controller has taken over this run; this one must touch nothing any more."""
 
 
 class UnknownFactError(KrzemError):

@@ -1,0 +1,1 @@
+"""Runs: pools in order of preference, gates, moves, and a ledger of everything that happened."""

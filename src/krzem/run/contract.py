@@ -1,0 +1,252 @@
+"""What a trainer and the controller promise each other: files, environment and exit codes.
+
+The controller starts a trainer with a run folder, an attempt number and a fencing token (as
+arguments or in the environment).  The trainer reports one JSON object per optimiser step and one
+heartbeat file per rank, keeps its checkpoints below the run folder, and asks :meth:`commit_guard`
+just before it commits one.  Nothing else passes between the two, so that either may die at any
+instant.  This module needs the standard library alone; docs/run.md says the same in prose.
+
+::
+
+    RUN/fence.json            {"token": 7}: the newest token given out
+    RUN/metrics.jsonl         one StepRecord per line, written by rank 0, appended by all attempts
+    RUN/heartbeat/rank-3      one Heartbeat, replaced at each change of phase
+    RUN/checkpoints/step-…    portable checkpoints
+    RUN/attempts/0007/        what belongs to one attempt: job.json, stop, output.log, exit.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ENV_RUN_DIR = "KRZEM_RUN_DIR"
+ENV_ATTEMPT = "KRZEM_ATTEMPT"
+ENV_TOKEN = "KRZEM_FENCING_TOKEN"
+ENV_LAYOUT = "KRZEM_LAYOUT"
+"""The layout planned for this pool, as ``--layout`` reads it; absent where none was planned."""
+ENV_PRECISION = "KRZEM_PRECISION"
+"""Arithmetic on this pool, where the pool overrides the goal's."""
+
+EXIT_DONE = 0
+EXIT_NONFINITE = 65
+"""A loss or gradient norm was not finite; nothing was committed after it."""
+EXIT_FENCED = 73
+"""A newer attempt exists: this one must not commit and has no more to do."""
+EXIT_STORAGE = 74
+"""The disk did not take a checkpoint; the run goes on when there is room."""
+EXIT_STOPPED = 75
+"""Saved and stopped because it was asked to."""
+
+FENCE = "fence.json"
+METRICS = "metrics.jsonl"
+HEARTBEATS = "heartbeat"
+CHECKPOINTS = "checkpoints"
+ATTEMPTS = "attempts"
+STOP = "stop"
+
+PHASES = (
+    "start", "load", "data", "compute", "reduce", "update", "save", "evaluate", "stop",
+)  # fmt: skip
+"""Phases of a heartbeat, in the order in which a step goes through them."""
+
+
+class FencedError(RuntimeError):
+    """This attempt's token is no longer the newest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One optimiser step, as a line of ``metrics.jsonl``."""
+
+    step: int
+    """Steps done, this one included: the first is 1."""
+    tokens: int
+    """Tokens trained since the start of the run, this step's included."""
+    loss: float
+    grad_norm: float
+    """Global norm before clipping."""
+    seconds: float
+    """Of this step, on a clock that never jumps."""
+    tokens_per_s: float
+    first_sample: int
+    last_sample: int
+    """Global sample indices of this step's batch, both included."""
+    attempt: int
+    time: float
+    """Unix time; for people, never for arithmetic."""
+    memory_bytes: int | None = None
+    """Peak on the fullest device, where known."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient norm are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """Where a rank is."""
+
+    rank: int
+    attempt: int
+    step: int
+    phase: str
+    host: str
+    pid: int
+    busy_seconds: float | None = None
+    """Own work in the last step, waiting for other ranks left out: shows a straggler."""
+    memory_bytes: int | None = None
+
+
+class TrainerContract:
+    """The trainer's side: made once per rank, used by its loop."""
+
+    def __init__(self, *, run_dir: Path, attempt: int, token: int, rank: int = 0) -> None:
+        self.run_dir = run_dir
+        self.attempt = attempt
+        self.token = token
+        self.rank = rank
+        self._host = socket.gethostname()
+        self._signalled = False
+        (run_dir / HEARTBEATS).mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def from_environment(
+        cls, rank: int = 0, environment: Mapping[str, str] | None = None
+    ) -> TrainerContract | None:
+        """The contract that the environment states; None where no controller started this."""
+        given = os.environ if environment is None else environment
+        if not all(given.get(name) for name in (ENV_RUN_DIR, ENV_ATTEMPT, ENV_TOKEN)):
+            return None
+        return cls(
+            run_dir=Path(given[ENV_RUN_DIR]),
+            attempt=int(given[ENV_ATTEMPT]),
+            token=int(given[ENV_TOKEN]),
+            rank=rank,
+        )
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run's checkpoints."""
+        return self.run_dir / CHECKPOINTS
+
+    def install_signals(self) -> None:
+        """Take SIGTERM and SIGUSR1 (a preemption notice) as requests to save and stop."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+    def stop_requested(self) -> bool:
+        """Whether to save and exit with EXIT_STOPPED after this step.
+
+        True on some ranks first: agree on it (all-reduce) before acting.
+        """
+        return self._signalled or (attempt_folder(self.run_dir, self.attempt) / STOP).exists()
+
+    def beat(
+        self,
+        step: int,
+        phase: str,
+        *,
+        busy_seconds: float | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        """Say where this rank is; a few tens of microseconds, and a full disk is no error."""
+        beat = Heartbeat(
+            rank=self.rank,
+            attempt=self.attempt,
+            step=step,
+            phase=phase,
+            host=self._host,
+            pid=os.getpid(),
+            busy_seconds=busy_seconds,
+            memory_bytes=memory_bytes,
+        )
+        path = self.run_dir / HEARTBEATS / f"rank-{self.rank}"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(asdict(beat)), encoding="utf-8")
+            temporary.replace(path)
+
+    def log_step(self, record: StepRecord) -> None:
+        """Append ``record``; a line that a dead attempt left unfinished is closed first."""
+        line = json.dumps(asdict(record)).encode() + b"\n"
+        path = self.run_dir / METRICS
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                line = b"\n" + line
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def commit_guard(self) -> None:
+        """Called just before a checkpoint's manifest is renamed into place.
+
+        Raises FencedError where a newer attempt was given a token: do not commit, exit with
+        EXIT_FENCED.
+        """
+        newest = read_fence(self.run_dir)
+        if newest > self.token:
+            raise FencedError(
+                f"attempt {self.attempt} holds fencing token {self.token} but {newest} was given "
+                "out since: another trainer owns this run, nothing is committed"
+            )
+
+
+def attempt_folder(run_dir: Path, attempt: int) -> Path:
+    """Folder of one attempt."""
+    return run_dir / ATTEMPTS / f"{attempt:04d}"
+
+
+def read_fence(run_dir: Path) -> int:
+    """The newest token given out; 0 where none was."""
+    try:
+        return int(json.loads((run_dir / FENCE).read_bytes())["token"])
+    except FileNotFoundError:
+        return 0
+
+
+def environment_of(run_dir: Path, attempt: int, token: int) -> dict[str, str]:
+    """The variables that tell a trainer which attempt it is."""
+    return {ENV_RUN_DIR: str(run_dir), ENV_ATTEMPT: str(attempt), ENV_TOKEN: str(token)}
+
+
+def parse_record(line: str | bytes) -> StepRecord | None:
+    """A line of ``metrics.jsonl``; None for one that was cut short or is something else."""
+    try:
+        value: dict[str, Any] = json.loads(line)
+        known = {name: value[name] for name in StepRecord.__slots__ if name in value}
+        return StepRecord(**known)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def read_heartbeats(run_dir: Path, attempt: int) -> dict[int, Heartbeat]:
+    """The last heartbeat of each rank of ``attempt``."""
+    found: dict[int, Heartbeat] = {}
+    for path in (run_dir / HEARTBEATS).glob("rank-*"):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            beat = Heartbeat(**json.loads(path.read_bytes()))
+            if beat.attempt == attempt:
+                found[beat.rank] = beat
+    return found
+
+
+def now() -> float:
+    """Unix time for a record's ``time``."""
+    return time.time()
