@@ -19,7 +19,6 @@ from krzem.hardware.device import Device
 from krzem.plan.draws import COUNT, draw, normal, summary
 from krzem.plan.forecast import Phase, WholeRun, forecast
 from krzem.plan.goal import Goal, StateBytes
-from krzem.plan.money import RATED_SHARE
 from krzem.plan.operation import KEY_OF
 
 STEP = Estimate(18.5, 19.8, 21.5)
@@ -93,8 +92,8 @@ def test_units_agree_with_each_other() -> None:
     assert known(answer.device_hours).mid == pytest.approx(hours * 2048)
     assert known(answer.node_hours).mid == pytest.approx(hours * 256)
     assert known(answer.cost_usd).mid == pytest.approx(hours * 2048 * 2.0)
-    energy = hours * 2048 * 700 * 1.8 * 1.25 * RATED_SHARE.mid / 1e6
-    assert known(answer.energy_mwh).mid == pytest.approx(energy, rel=0.01)
+    energy = hours * 2048 * 700 * 1.8 * 1.25 / 1e6
+    assert known(answer.energy_mwh).mid == pytest.approx(energy)
 
 
 def test_deepseek_v3_sized_run_is_near_what_was_published() -> None:

@@ -30,7 +30,6 @@ _SOURCES = (
     "chance",
     "power_w",
     "system_power_ratio",
-    "rated_share",
     "pue",
     "usd_per_device_hour",
 )

@@ -252,17 +252,12 @@ def _unknown(cluster: Cluster) -> tuple[str, ...]:
 
 
 def _notes(faults: _Faults, cluster: Cluster) -> tuple[str, ...]:
-    share = money.RATED_SHARE
-    notes = [
-        f"estimated: a training system draws {share.low:.0%} to {share.high:.0%} of its rated"
-        " power (8-GPU H100 systems: 76 %, arXiv 2506.14551; at most 82 %, arXiv 2412.08602)"
-    ]
-    rate, kept, recovery = (cluster.failures_per_device_day, faults.goodput, faults.recovery)
-    if rate and kept is not None and recovery is not None and float(np.median(kept)) < 0.5:
-        mean_time = DAY / (rate * cluster.devices)
-        notes.append(
-            f"more than half of the time is lost: {cluster.devices:,} devices are interrupted"
-            f" every {mean_time:,.0f} s and a recovery takes {np.median(recovery):,.0f} s;"
-            " recover faster (restart_time) or train on fewer devices"
-        )
-    return tuple(notes)
+    rate, kept, recovery = cluster.failures_per_device_day, faults.goodput, faults.recovery
+    if not rate or kept is None or recovery is None or float(np.median(kept)) >= 0.5:
+        return ()
+    mean_time = DAY / (rate * cluster.devices)
+    return (
+        f"more than half of the time is lost: {cluster.devices:,} devices are interrupted every"
+        f" {mean_time:,.0f} s and a recovery takes {np.median(recovery):,.0f} s; recover faster"
+        " (restart_time) or train on fewer devices",
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from krzem.estimate import Basis, Estimate
 from krzem.hardware.cluster import Cluster
 from krzem.plan.draws import Draws, draw
 from krzem.plan.operation import quantity
@@ -12,24 +11,16 @@ from krzem.plan.operation import quantity
 ENERGY_FIELDS = ("power_w", "system_power_ratio", "pue")
 PRICE_FIELDS = ("usd_per_device_hour",)
 
-RATED_SHARE = Estimate(0.65, 0.76, 0.84, Basis.ESTIMATED)
-"""Power that a system draws while it trains over its rated power.
-
-An 8-GPU H100 system rated 10.2 kW draws 76 % of it under heavy training loads (arXiv 2506.14551)
-and at most 8.4 kW, 82 % (arXiv 2412.08602).  The low end stands for steps that wait for the
-network: an estimate, not a measurement."""
-
 
 def energy_mwh(device_hours: Draws, cluster: Cluster) -> Draws | None:
-    """Megawatt-hours at the facility's meter: hours x rated watts x share drawn x PUE.
+    """Megawatt-hours at the facility's meter: hours x watts x system ratio x PUE.
 
-    Rated watts are the device's power limit times the whole system's ratio to it.  None where one
-    of ``ENERGY_FIELDS`` is unknown.
+    ``power_w`` is a device's power limit, and ``system_power_ratio`` what nodes and links draw
+    while they train over the sum of those limits: so devices below their limit are in the ratio,
+    and its range.  None where one of ``ENERGY_FIELDS`` is unknown.
     """
     watts = _product(cluster, ENERGY_FIELDS)
-    if watts is None:
-        return None
-    return np.asarray(device_hours * watts * draw(RATED_SHARE, "rated_share") / 1e6)
+    return None if watts is None else np.asarray(device_hours * watts / 1e6)
 
 
 def cost_usd(device_hours: Draws, cluster: Cluster) -> Draws | None:
