@@ -4,7 +4,7 @@ import ast
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -33,6 +33,8 @@ MAY_IMPORT = {
     "cli": {"report", "run"},
 }
 """A room may import these, and what these may import."""
+COUNTED_TO = {"command": "cli", "page": "report"}
+"""The verbs and the page of a room may live beside it; they count as the rooms above."""
 WITHOUT_TORCH = set(MAY_IMPORT) - {"train", "witness", "run"}
 
 
@@ -42,7 +44,11 @@ def allowed(room: str) -> set[str]:
 
 
 def room_of(file: Path) -> str:
-    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
+    return counted(file.relative_to(SOURCE).with_suffix("").parts)
+
+
+def counted(parts: Sequence[str]) -> str:
+    return next((room for name, room in COUNTED_TO.items() if name in parts), parts[0])
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -60,7 +66,7 @@ def imports(file: Path) -> Iterator[str]:
 def ours(file: Path) -> set[str]:
     """The rooms of ours that ``file`` imports; ``krzem`` itself for the public face."""
     names = [name.split(".") for name in imports(file)]
-    return {name[1] if len(name) > 1 else "krzem" for name in names if name[0] == "krzem"}
+    return {counted(name[1:] or name) for name in names if name[0] == "krzem"}
 
 
 def test_the_table_has_no_circle() -> None:

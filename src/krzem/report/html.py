@@ -1,0 +1,83 @@
+"""A plan, explanation or comparison as one HTML page that opens without a network.
+
+The page is rendered from the JSON document of ``docs/json.md`` and from nothing else, so it cannot
+disagree with ``--json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from krzem.errors import DataError, KrzemError
+from krzem.report.html_answer import answer_view, heading, sentence
+from krzem.report.html_compare import compare_view
+from krzem.report.html_layout import layout_view
+from krzem.report.html_search import search_view
+from krzem.report.selfcontained import INSTALL, write_text
+
+Document = Mapping[str, Any]
+
+
+def write_html(document: Document, path: str | Path) -> None:
+    """Write the page of ``document`` to ``path``, all or nothing.
+
+    Raises:
+        DataError: a document of another kind.
+        KrzemError: the extra ``report`` is not installed.
+        StorageError: the disk does not take it.
+    """
+    write_text(Path(path), render(document))
+
+
+def render(document: Document) -> str:
+    """The page as text; raises as :func:`write_html` does."""
+    schema = str(document.get("schema", "none"))
+    if schema not in _PAGES:
+        raise DataError(
+            f"no page for a document of schema {schema[:40]!r}; there is one for"
+            f" {', '.join(_PAGES)}"
+        )
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401
+        from markupsafe import Markup
+    except ImportError:
+        raise KrzemError(INSTALL) from None
+    folder = files("krzem.report") / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    name, view = _PAGES[schema]
+    css = Markup((folder / "style.css").read_text(encoding="utf-8"))
+    return environment.get_template(name).render(page=view(document), document=document, css=css)
+
+
+def _plan(document: Document) -> dict[str, Any]:
+    return _one(document, document["best"], "krzem plan") | {"search": search_view(document)}
+
+
+def _explain(document: Document) -> dict[str, Any]:
+    return _one(document, document["layout_plan"], "krzem explain") | {"search": None}
+
+
+def _one(document: Document, plan: Document, kicker: str) -> dict[str, Any]:
+    return answer_view(document, plan) | {
+        "kicker": kicker,
+        "title": heading(document),
+        "answer": sentence(document, plan),
+        "layout": layout_view(plan, document["cluster"]),
+    }
+
+
+_PAGES: dict[str, tuple[str, Callable[[Document], dict[str, Any]]]] = {
+    "krzem.plan/1": ("plan.html", _plan),
+    "krzem.explain/1": ("plan.html", _explain),
+    "krzem.compare/1": ("compare.html", compare_view),
+}

@@ -1,0 +1,188 @@
+"""What a page shows of a comparison: cards side by side, intervals, and what helps where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from krzem.report.html_answer import facts_view, wall
+from krzem.report.html_charts import Part, Span, Stack, intervals, stacks
+from krzem.report.html_format import (
+    Format,
+    between,
+    both,
+    dollars,
+    large,
+    middle,
+    number,
+    percent,
+    share,
+)
+from krzem.report.html_layout import TONES
+
+Document = Mapping[str, Any]
+_AWARDS = {
+    "days": "fastest", "device_hours": "fewest device-hours", "energy_mwh": "least energy",
+    "cost_usd": "cheapest", "mfu": "best MFU",
+}  # fmt: skip
+
+
+def compare_view(document: Document) -> dict[str, Any]:
+    """Everything of a compare document."""
+    entries = document["plans"]
+    answered = [entry for entry in entries if entry["plan"]]
+    plans = [entry["plan"] for entry in answered]
+    return {
+        "kicker": "krzem compare",
+        "title": f"{document['model']['name']} on {len(entries)} clusters",
+        "answer": _sentence(document, answered),
+        "cards": [_card(document, index) for index in range(len(entries))],
+        "charts": [chart for chart in _charts(plans) if chart],
+        "gain_titles": [_title(plan) for plan in plans],
+        "gain_rows": _gain_rows(plans),
+        "answers": [facts_view(plan) | {"title": _title(plan)} for plan in plans],
+    }
+
+
+def _title(plan: Document) -> str:
+    return f"{plan['cluster']['devices']:,} × {plan['cluster']['device_name']}"
+
+
+def _sentence(document: Document, answered: Sequence[Document]) -> str:
+    best, entries = document["best"], document["plans"]
+    if not answered:
+        return "None of the clusters can train this model as asked; each card says why."
+    parts = []
+    for key, words, form in (("days", "Soonest done", number), ("cost_usd", "cheapest", dollars)):
+        index = best.get(key)
+        if index is not None:
+            plan = entries[index]["plan"]
+            unit = " days" if key == "days" else ""
+            value = f"{both(plan['whole_run'][key], form)}{unit}"
+            parts.append(f"{words}: {_title(plan)}, {value}")
+    if parts:
+        return "; ".join(parts) + "."
+    return (
+        f"{len(answered)} of {len(entries)} clusters have a plan; days and cost are not all known."
+    )
+
+
+def _card(document: Document, index: int) -> dict[str, Any]:
+    entry = document["plans"][index]
+    plan = entry["plan"]
+    if not plan:
+        return {"title": entry["cluster"], "cluster": "", "error": entry["error"]}
+    run, best = plan["whole_run"], plan["best"]
+    days = run["days"] or run["training_days"]
+    return {
+        "title": _title(plan),
+        "cluster": plan["cluster"]["name"],
+        "error": None,
+        "days": f"{middle(days)} days",
+        "days_range": f"80 %: {between(days)}" + ("" if run["days"] else ", steps alone"),
+        "rows": [
+            ("cost", both(run["cost_usd"], dollars)),
+            ("device-hours", both(run["device_hours"], large)),
+            ("energy, MWh", both(run["energy_mwh"])),
+            ("step time, s", both(best["step_time_s"])),
+            ("MFU", both(best["mfu"], percent)),
+            ("tokens/s per device", both(best["tokens_per_s_per_device"])),
+            ("precision", plan["goal"]["precision"]),
+            (
+                "peak memory, GiB",
+                f"{both(best['memory_gib'])} of {number(plan['cluster']['memory_gib'])}",
+            ),
+            ("fits", percent(best["fits_probability"])),
+            ("wall", wall(plan, best)),
+        ],
+        "badges": _badges(document, index),
+        "layout_text": best["layout_text"],
+    }
+
+
+def _badges(document: Document, index: int) -> list[dict[str, str]]:
+    found = [
+        {"kind": "good", "text": text}
+        for key, text in _AWARDS.items()
+        if document["best"].get(key) == index
+    ]
+    for what in ("deadline", "budget"):
+        kept = document[f"makes_{what}"][index]
+        if kept is not None:
+            text = f"keeps the {what}" if kept else f"misses the {what}"
+            found.append({"kind": "good" if kept else "low", "text": text})
+    return found
+
+
+def _charts(plans: Sequence[Document]) -> list[dict[str, Any] | None]:
+    return [
+        _spans(plans, "days", "Days to the last token", "days", number),
+        _spans(plans, "cost_usd", "Cost", "US dollars", dollars),
+        _steps(plans),
+    ]
+
+
+def _spans(
+    plans: Sequence[Document], key: str, title: str, unit: str, form: Format
+) -> dict[str, Any] | None:
+    """Intervals of one quantity where it is known."""
+    known = [plan for plan in plans if plan["whole_run"][key]]
+    if not known:
+        return None
+    spans = [
+        Span(label=_title(plan), text=both(plan["whole_run"][key], form), **plan["whole_run"][key])
+        for plan in known
+    ]
+    text = "The dot is the middle, the line the 80 % interval."
+    if len(known) < len(plans):
+        missing = ", ".join(_title(plan) for plan in plans if plan not in known)
+        text += f" Unknown for {missing}."
+    chart = intervals(key, title, spans, unit)
+    return {"title": title, "text": text, "svg": chart, "legend": None}
+
+
+def _steps(plans: Sequence[Document]) -> dict[str, Any] | None:
+    if not plans:
+        return None
+    rows = [
+        Stack(label=_title(plan), parts=_parts(plan["best"]), text=_total(plan["best"]))
+        for plan in plans
+    ]
+    legend = {item["label"]: TONES.get(item["term"], "muted")
+              for plan in plans for item in plan["best"]["breakdown"]}  # fmt: skip
+    return {
+        "title": "Where the time of a step goes",
+        "text": "The best layout of each cluster; all run the same batch of tokens a step.",
+        "svg": stacks("steps", "Step time by cause", rows, "seconds"),
+        "legend": list(legend.items()),
+    }
+
+
+def _parts(best: Document) -> list[Part]:
+    return [
+        Part(
+            label=item["label"],
+            value=item["seconds"],
+            tone=TONES.get(item["term"], "muted"),
+            text=percent(item["share"] or 0.0),
+        )
+        for item in best["breakdown"]
+    ]
+
+
+def _total(best: Document) -> str:
+    return f"{both(best['step_time_s'])} s"
+
+
+def _gain_rows(plans: Sequence[Document]) -> list[dict[str, Any]]:
+    labels = {gain["resource"]: gain["label"] for plan in plans for gain in plan["gains"]}
+    return [
+        {"label": label, "cells": [_gain(plan, resource) for plan in plans]}
+        for resource, label in labels.items()
+    ]
+
+
+def _gain(plan: Document, resource: str) -> dict[str, Any]:
+    found = {gain["resource"]: gain["throughput"] for gain in plan["gains"]}
+    text = share(found[resource]) if resource in found else "–"
+    return {"text": text, "wall": plan["best"]["wall"] == resource}

@@ -1,0 +1,99 @@
+"""What a page shows of one layout plan: how it is cut, its step and its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from krzem.report.html_charts import Part, Span, Stack, stacks, waterfall
+from krzem.report.html_format import both, number, percent
+
+Document = Mapping[str, Any]
+TONES = {
+    "compute": "work1", "recompute": "work2", "tensor_parallel": "talk1",
+    "expert_parallel": "talk2", "pipeline_transfer": "talk3", "data_parallel": "talk4",
+    "bubble": "idle", "optimizer": "extra1", "overhead": "extra2",
+}  # fmt: skip
+"""Colours of a step: work, communication, waiting, the rest."""
+_MEMORY = {
+    "weights": ("weights", "work1"),
+    "gradients": ("gradients", "talk2"),
+    "optimizer": ("optimiser states", "talk4"),
+    "activations": ("activations", "extra1"),
+    "transient": ("transient buffers", "work2"),
+    "reserve": ("reserve", "idle"),
+}
+_CHIPS = {
+    "tp": "tensor", "cp": "context", "pp": "pipeline", "vpp": "virtual stages",
+    "ep": "expert", "etp": "expert-tensor", "dp": "data", "zero": "ZeRO",
+    "micro_batch": "micro-batch", "schedule": "schedule", "recompute": "recomputation",
+}  # fmt: skip
+
+
+def layout_view(plan: Document, cluster: Document) -> dict[str, Any]:
+    """Texts and charts of ``plan``, a layout plan of the document."""
+    return {
+        "devices": f"{cluster['devices']:,}",
+        "layout_text": plan["layout_text"],
+        "chips": [*_chips(plan["layout"]), ("micro-batches a step", plan["micro_batches"])],
+        "waterfall": _waterfall(plan),
+        "memory": both(plan["memory_gib"]),
+        "capacity": number(cluster["memory_gib"]),
+        "fits": percent(plan["fits_probability"]),
+        "stacks": _stacks(plan, cluster),
+        "memory_legend": list(_MEMORY.values()),
+        "memory_rows": [_row(rank) for rank in plan["ranks"]],
+    }
+
+
+def _chips(layout: Document) -> list[tuple[str, Any]]:
+    """Degrees above one, and what else tells layouts apart."""
+    always = ("tp", "pp", "dp", "zero", "micro_batch")
+    return [
+        (label, layout[name])
+        for name, label in _CHIPS.items()
+        if name in always or layout[name] not in (1, None, "none")
+    ]
+
+
+def _waterfall(plan: Document) -> Any:
+    step = plan["step_time_s"]
+    total = Span(label="one step", text=f"{both(step)} s", **step)
+    parts = [
+        Part(
+            label=item["label"],
+            value=item["seconds"],
+            tone=TONES.get(item["term"], "muted"),
+            text=f"{number(item['seconds'])} s · {percent(item['share'] or 0.0)}",
+        )
+        for item in plan["breakdown"]
+        if item["seconds"] > 0
+    ]
+    return waterfall("step", total, parts, "seconds")
+
+
+def _stacks(plan: Document, cluster: Document) -> Any:
+    rows = [
+        Stack(label=_stage(rank), parts=_parts(rank), text=number(rank["total_gib"]))
+        for rank in plan["ranks"]
+    ]
+    return stacks("memory", "Memory per pipeline stage", rows, "GiB", cluster["memory_gib"])
+
+
+def _parts(rank: Document) -> list[Part]:
+    return [
+        Part(label=label, value=rank[f"{name}_gib"], tone=tone, text=number(rank[f"{name}_gib"]))
+        for name, (label, tone) in _MEMORY.items()
+    ]
+
+
+def _row(rank: Document) -> dict[str, Any]:
+    return {
+        "label": _stage(rank),
+        "parts": [part.text for part in _parts(rank)],
+        "total": number(rank["total_gib"]),
+    }
+
+
+def _stage(rank: Document) -> str:
+    return f"{rank['rank']} stage"
