@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).parent))
-
 import checkpoint_ranks as ranks
+import pytest
 
 from krzem.train.checkpoint import read_manifest, verify
 

@@ -60,16 +60,25 @@ def save(
     valid one, on every rank; what was in ``root`` before is untouched.
     """
     begun = time.perf_counter()
-    _check(meta, config)
     job = _Job(root, step, meta, config, commit_guard, group)
-    size = job.run(pieces_of(state))
+    size = job.run(_held(state, meta, config))
     seconds = time.perf_counter() - begun
     return Saved(folder=job.folder, step=step, bytes=size, seconds=seconds, stall_seconds=seconds)
 
 
-def _check(meta: Mapping[str, Any], config: Mapping[str, Any] | None) -> None:
-    check_json("meta", meta)
-    check_json("config", config)
+def _held(
+    state: State, meta: Mapping[str, Any], config: Mapping[str, Any] | None
+) -> dict[str, Pieces] | KrzemError:
+    """What this rank has to save, or why it cannot.
+
+    The reason is not raised here: the other ranks would wait for this one.
+    """
+    try:
+        check_json("meta", meta)
+        check_json("config", config)
+        return pieces_of(state)
+    except KrzemError as error:
+        return error
 
 
 class _Job:
@@ -101,8 +110,11 @@ class _Job:
         )
         self.writer = FolderWriter(self.folder, manifest, commit_guard)
 
-    def run(self, pieces: dict[str, Pieces]) -> int:
-        """Write and commit; bytes of the checkpoint (on rank 0)."""
+    def run(self, pieces: dict[str, Pieces] | KrzemError) -> int:
+        """Write and commit; bytes of the checkpoint (on rank 0).
+
+        An error in place of pieces is raised on all ranks.
+        """
         try:
             with first_cause():
                 save_distributed(
@@ -142,25 +154,41 @@ class AsyncSaver:
         """Read a kept checkpoint whole before an older one is removed."""
         self._group = host_group()
         self._host = _HostCopies()
+        self._copied = threading.Event()
+        self._copied.set()
+        self._stall = 0.0
         self._thread: threading.Thread | None = None
         self._outcome: Saved | BaseException | None = None
 
-    def save(self, step: int, state: State, meta: Mapping[str, Any]) -> Saved | None:
+    def save(
+        self, step: int, state: State, meta: Mapping[str, Any], *, copy_now: bool = True
+    ) -> Saved | None:
         """Begin to save ``state``; returns when it may be changed again.
+
+        With ``copy_now=False`` it returns at once and the state is copied while the next forward
+        and backward passes run: call :meth:`wait_copied` before the optimizer changes it.
 
         The result is that of the save before, if there was one.  Raises its error likewise.
         """
         begun = time.perf_counter()
         before = self.wait()
-        _check(meta, self.config)
-        copies = self._host.take(pieces_of(state))
         job = _Job(self.root, step, meta, self.config, self.commit_guard, self._group)
-        stall = time.perf_counter() - begun
+        pieces = _held(state, meta, self.config)
+        self._copied.clear()
+        if copy_now:
+            pieces = self._copy(pieces)
+        self._stall = time.perf_counter() - begun
         self._thread = threading.Thread(
-            target=self._run, args=(job, copies, begun, stall), name="krzem-checkpoint"
+            target=self._run, args=(job, pieces, begun), name="krzem-checkpoint"
         )
         self._thread.start()
         return before
+
+    def wait_copied(self) -> None:
+        """Wait until the state of the save under way may be changed."""
+        begun = time.perf_counter()
+        self._copied.wait()
+        self._stall += time.perf_counter() - begun
 
     def wait(self) -> Saved | None:
         """Wait for the save under way and give its result; raises its error, once."""
@@ -194,8 +222,15 @@ class AsyncSaver:
     ) -> None:
         self.close()
 
-    def _run(self, job: _Job, copies: dict[str, Pieces], begun: float, stall: float) -> None:
+    def _copy(self, pieces: dict[str, Pieces] | KrzemError) -> dict[str, Pieces] | KrzemError:
         try:
+            return pieces if isinstance(pieces, KrzemError) else self._host.take(pieces)
+        finally:
+            self._copied.set()
+
+    def _run(self, job: _Job, pieces: dict[str, Pieces] | KrzemError, begun: float) -> None:
+        try:
+            copies = pieces if self._copied.is_set() else self._copy(pieces)
             size = job.run(copies)
             seconds = time.perf_counter() - begun
             if self.retention is not None and rank_and_size(self._group)[0] == 0:
@@ -205,7 +240,7 @@ class AsyncSaver:
                 step=job.writer.manifest.step,
                 bytes=size,
                 seconds=seconds,
-                stall_seconds=stall,
+                stall_seconds=self._stall,
             )
         except BaseException as error:  # raised again in the training thread, by wait()
             self._outcome = error

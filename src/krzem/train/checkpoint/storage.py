@@ -38,7 +38,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from krzem.errors import CheckpointError
+from krzem.errors import CheckpointError, KrzemError
 from krzem.train.checkpoint.boxes import read_box
 from krzem.train.checkpoint.manifest import (
     MANIFEST,
@@ -68,12 +68,15 @@ class _Placed:
 class PiecesSavePlanner(DefaultSavePlanner):
     """Plans writes from pieces; boxes held by several ranks are written by one of them."""
 
-    def __init__(self, pieces: Mapping[str, Pieces]) -> None:
+    def __init__(self, pieces: Mapping[str, Pieces] | KrzemError) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self.pieces = pieces
+        self.pieces = {} if isinstance(pieces, KrzemError) else pieces
+        self.fault = pieces if isinstance(pieces, KrzemError) else None
 
     def create_local_plan(self) -> SavePlan:
-        """This rank's boxes."""
+        """This rank's boxes; a fault of this rank's state is raised here, for all ranks."""
+        if self.fault is not None:
+            raise self.fault
         return SavePlan([i for n, p in self.pieces.items() for i in p.write_items(n)])
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:

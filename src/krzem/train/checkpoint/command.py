@@ -1,0 +1,299 @@
+"""``krzem checkpoint``: look at, check and exchange checkpoints."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from krzem.errors import CheckpointError, DataError
+from krzem.train.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from krzem.train.checkpoint.store import checkpoints, latest_good, quick_check, verify
+
+if TYPE_CHECKING:
+    from krzem.train.checkpoint.correspondence import Correspondence
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+FOLDER = click.argument("folder", type=click.Path(path_type=Path))
+
+MAKER = ("krzem.train.hf", "correspondence")
+"""Where the correspondence of a model with Hugging Face's names is made from its config."""
+
+
+@click.group("checkpoint")
+def checkpoint_command() -> None:
+    """Look at, check, export and import checkpoints.
+
+    \b
+    krzem checkpoint show runs/a                      all checkpoints of a run, and which are good
+    krzem checkpoint show runs/a/step-000001000       what one holds
+    krzem checkpoint export runs/a/step-000001000 hf  a Hugging Face folder
+    krzem checkpoint import DeepSeek-V3-Base runs/b   a run that begins from published weights
+    """
+
+
+@checkpoint_command.command("show")
+@FOLDER
+@click.option("--tensors", is_flag=True, help="List every tensor with its type and shape.")
+@AS_JSON
+def show_command(folder: Path, tensors: bool, as_json: bool) -> None:
+    """Say what the checkpoint FOLDER holds, or list the checkpoints of a run.
+
+    Looks at the manifest and the sizes of files; `verify` reads them.
+    """
+    if not (folder / MANIFEST).exists() and checkpoints(folder):
+        rows = [_row(path) for _, path in checkpoints(folder)]
+        _print({"checkpoints": rows}, format_rows(rows), as_json)
+        return
+    manifest = quick_check(folder)
+    _print(manifest_value(manifest), format_manifest(manifest, tensors=tensors), as_json)
+
+
+@checkpoint_command.command("verify")
+@FOLDER
+@AS_JSON
+def verify_command(folder: Path, as_json: bool) -> None:
+    """Read all of the checkpoint FOLDER and compare it with its checksums.
+
+    For the folder of a run: find the last good checkpoint, and say what is wrong with later ones.
+    """
+    rejected: dict[str, str] = {}
+    if not (folder / MANIFEST).exists() and checkpoints(folder):
+        good = latest_good(folder, rejected=lambda path, why: rejected.update({path.name: why}))
+        if good is None:
+            raise CheckpointError(f"no good checkpoint in {folder}: {'; '.join(rejected.values())}")
+        folder, manifest = good, read_manifest(good)
+    else:
+        manifest = verify(folder)
+    lines = [f"bad    {why}" for why in rejected.values()]
+    lines.append(
+        f"good   {folder}: step {manifest.step:,}, {len(manifest.files)} files, "
+        f"{manifest.bytes / 1e9:,.3f} GB, all as written"
+    )
+    value = {"good": str(folder), "step": manifest.step, "rejected": rejected}
+    _print(value, "\n".join(lines), as_json)
+
+
+@checkpoint_command.command("export")
+@FOLDER
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Type of the weights.",
+)
+@click.option("--file-gb", type=float, default=5, show_default=True, help="Size of a file in GB.")
+@AS_JSON
+def export_command(folder: Path, out: Path, dtype: str, file_gb: float, as_json: bool) -> None:
+    """Write the weights of the checkpoint FOLDER as a Hugging Face folder OUT.
+
+    Memory does not grow with the model. The checkpoint is verified first.
+    """
+    _need_torch()
+    from krzem.train.checkpoint.transfer import export_huggingface
+
+    manifest = verify(folder)
+    if manifest.config is None:
+        raise CheckpointError(f"{folder} holds no model config, so its names are not known")
+    with _progress("exporting", quiet=as_json) as progress:
+        size = export_huggingface(
+            folder,
+            manifest,
+            _correspondence(manifest.config),
+            out,
+            dtype=dtype,
+            file_bytes=int(file_gb * 1e9),
+            progress=progress,
+        )
+    _print({"out": str(out), "bytes": size}, f"{out}: {size / 1e9:,.3f} GB of {dtype}", as_json)
+
+
+@checkpoint_command.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--from",
+    "kind",
+    type=click.Choice(["huggingface", "torchtitan"]),
+    default="huggingface",
+    show_default=True,
+    help="Safetensors (weights), or a torch distributed checkpoint (weights and moments).",
+)
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="The model's Hugging Face config.  [default: SOURCE/config.json]",
+)
+@click.option("--step", type=int, help="Step to give it.  [default: the optimiser's, or 0]")
+@click.option("--tokens", type=int, default=0, show_default=True, help="Tokens seen in training.")
+@AS_JSON
+def import_command(
+    source: Path,
+    run: Path,
+    kind: str,
+    config_path: Path | None,
+    step: int | None,
+    tokens: int,
+    as_json: bool,
+) -> None:
+    """Make a checkpoint in the folder RUN from SOURCE, which another trainer or publisher wrote.
+
+    Nothing in SOURCE is run: safetensors are plain data, and of torch's files only tensors are
+    read, by a reader that knows no other names.
+    """
+    _need_torch()
+    from krzem.train.checkpoint.transfer import WEIGHT, SafetensorsFolder, import_tensors
+
+    config = read_config(config_path or (source if source.is_dir() else source.parent))
+    sources: Mapping[str, Any] = {WEIGHT: SafetensorsFolder(source)} if kind != "torchtitan" else {}
+    if kind == "torchtitan":
+        from krzem.train.checkpoint.titan import titan_sources, titan_step
+
+        sources = titan_sources(source, config)
+        step = titan_step(source) if step is None else step
+    with _progress("importing", quiet=as_json) as progress:
+        folder = import_tensors(
+            sources,
+            _correspondence(config),
+            run,
+            config=config,
+            meta={"imported_from": f"{kind} {source.name}", "tokens": tokens},
+            step=step or 0,
+            progress=progress,
+        )
+    manifest = read_manifest(folder)
+    _print(manifest_value(manifest), f"{folder}\n{format_manifest(manifest)}", as_json)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A Hugging Face ``config.json`` (the file or its folder)."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read the model's config {file}: {error}; name it with --config"
+        ) from error
+    if not isinstance(value, dict):
+        raise DataError(f"{file} is not a model's config: it holds a {type(value).__name__}")
+    return value
+
+
+def manifest_value(manifest: Manifest) -> dict[str, Any]:
+    """A checkpoint as JSON for programs."""
+    return {
+        "step": manifest.step,
+        "bytes": manifest.bytes,
+        "created": manifest.created,
+        "written_by": dict(manifest.written_by),
+        "config_sha256": manifest.config_sha256,
+        "meta": dict(manifest.meta),
+        "attachments": sorted(manifest.attachments),
+        "files": {n: {"bytes": f.bytes, "sha256": f.sha256} for n, f in manifest.files.items()},
+        "tensors": {
+            n: {"dtype": t.dtype, "shape": list(t.shape)} for n, t in manifest.tensors.items()
+        },
+    }
+
+
+def format_manifest(manifest: Manifest, *, tensors: bool = False) -> str:
+    """A checkpoint as text for people."""
+    tokens = manifest.meta.get("tokens")
+    lines = [
+        f"step         {manifest.step:,}",
+        f"tokens       {f'{tokens:,}' if isinstance(tokens, int) else 'not stated'}",
+        f"written      {manifest.created}, by {manifest.written_by.get('ranks', '?')} ranks, "
+        f"krzem {manifest.written_by.get('krzem')}, torch {manifest.written_by.get('torch')}",
+        f"config       {manifest.config_sha256 or 'none'}",
+        f"data files   {len(manifest.files) - len(manifest.attachments)}",
+    ]
+    for kind, names in _kinds(manifest).items():
+        size = sum(manifest.tensors[n].bytes for n in names)
+        lines.append(f"{kind:<12} {len(names):,} tensors, {size / 1e6:,.1f} MB")
+    if manifest.attachments:
+        lines.append(f"attached     {', '.join(sorted(manifest.attachments))}")
+    others = {k: v for k, v in manifest.meta.items() if k != "tokens"}
+    lines += [f"{key:<12} {json.dumps(value)[:80]}" for key, value in others.items()]
+    if tensors:
+        lines += [
+            f"  {name:<60} {t.dtype:<10} {list(t.shape)}"
+            for name, t in sorted(manifest.tensors.items())
+        ]
+    return "\n".join(lines)
+
+
+def _kinds(manifest: Manifest) -> dict[str, list[str]]:
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(manifest.tensors):
+        kind, slash, _ = name.partition("/")
+        kinds.setdefault(kind if slash else "tensors", []).append(name)
+    return kinds
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = quick_check(folder)
+    except CheckpointError as error:
+        return {"folder": str(folder), "problem": str(error)}
+    return {
+        "folder": str(folder),
+        "step": manifest.step,
+        "tokens": manifest.meta.get("tokens"),
+        "bytes": manifest.bytes,
+        "problem": None,
+    }
+
+
+def format_rows(rows: list[dict[str, Any]]) -> str:
+    """The checkpoints of a run, one a line."""
+    return "\n".join(
+        f"{Path(row['folder']).name}  "
+        + (
+            row["problem"]
+            or f"{row['bytes'] / 1e6:>12,.1f} MB  tokens {row['tokens'] or 'not stated'}"
+        )
+        for row in rows
+    )
+
+
+def _correspondence(config: Mapping[str, Any]) -> Correspondence:
+    module, name = MAKER
+    maker = getattr(importlib.import_module(module), name)
+    return cast("Correspondence", maker(config))
+
+
+def _need_torch() -> None:
+    try:
+        importlib.import_module("torch")
+    except (ImportError, RuntimeError) as error:  # a broken vendor plug-in raises the second
+        raise CheckpointError(
+            f"exchanging checkpoints needs torch, which cannot be imported ({error}); install it "
+            "with: pip install 'krzem[train]'"
+        ) from error
+
+
+def _print(value: dict[str, Any], text: str, as_json: bool) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False) if as_json else text)
+
+
+@contextmanager
+def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on the error stream; none for JSON output or where nobody watches."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

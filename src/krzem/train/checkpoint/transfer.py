@@ -1,0 +1,329 @@
+"""Checkpoints to and from Hugging Face safetensors folders, a slab at a time.
+
+An import makes an ordinary krzem checkpoint, an export an ordinary folder with
+``model.safetensors.index.json``.  Both are committed by the file that makes them readable: the
+manifest, or the index, is written last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from krzem.errors import CheckpointError
+from krzem.train.checkpoint.boxes import read_box
+from krzem.train.checkpoint.correspondence import Correspondence
+from krzem.train.checkpoint.manifest import (
+    MANIFEST,
+    Chunk,
+    Manifest,
+    Shape,
+    StoredFile,
+    StoredTensor,
+    check_json,
+    write_manifest,
+)
+from krzem.train.checkpoint.pieces import DTYPES
+from krzem.train.checkpoint.store import step_folder
+from krzem.train.checkpoint.streaming import (
+    Link,
+    Source,
+    StoredTensors,
+    exporting,
+    importing,
+    slabs,
+)
+from krzem.train.checkpoint.tensor_file import (
+    Entry,
+    TensorFileWriter,
+    Written,
+    read_header,
+)
+from krzem.train.durable import fsync_folder, storing, write_atomic
+
+WEIGHT = "weight/"
+"""How the names of weights begin in a checkpoint; optimiser state has prefixes of its own."""
+
+INDEX = "model.safetensors.index.json"
+FILE_BYTES = 5_000_000_000
+"""Size at which a new file is begun, as Hugging Face does."""
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+class SafetensorsFolder:
+    """Tensors of a folder (or one file) of safetensors, read box by box.
+
+    Weights in FP8 with a scale per block of 128 x 128 (``*_scale_inv`` beside them, as DeepSeek
+    publishes them) read as float32.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._at: dict[str, tuple[Path, Entry]] = {}
+        for file in _files(path):
+            entries, _ = read_header(file)
+            self._at |= {name: (file, entry) for name, entry in entries.items()}
+        self._scaled = {
+            n.removesuffix("_scale_inv") for n in self._at if n.endswith("_scale_inv")
+        } & self._at.keys()
+
+    def tensors(self) -> dict[str, tuple[str, Shape]]:
+        """Type and shape of every tensor; scales are not tensors of their own."""
+        return {
+            name: ("float32" if name in self._scaled else entry.dtype, entry.shape)
+            for name, (_, entry) in self._at.items()
+            if name.removesuffix("_scale_inv") not in self._scaled or name in self._scaled
+        }
+
+    def read(self, name: str, at: Shape, shape: Shape) -> Tensor:
+        """The box of ``name`` that begins at ``at``."""
+        box = self._box(name, at, shape)
+        if name not in self._scaled:
+            return box
+        first = tuple(a // 128 for a in at)
+        last = tuple((a + n - 1) // 128 for a, n in zip(at, shape, strict=True))
+        blocks = tuple(z - a + 1 for a, z in zip(first, last, strict=True))
+        scale = self._box(f"{name}_scale_inv", first, blocks).float()
+        for dim, (start, size) in enumerate(zip(at, shape, strict=True)):
+            scale = scale.repeat_interleave(128, dim).narrow(dim, start % 128, size)
+        return box.float() * scale
+
+    def _box(self, name: str, at: Shape, shape: Shape) -> Tensor:
+        file, entry = self._at[name]
+        out = torch.empty(shape, dtype=DTYPES[entry.dtype])
+        chunk = Chunk(
+            offset=(0,) * len(entry.shape),
+            shape=entry.shape,
+            file=file.name,
+            start=entry.start,
+            stop=entry.stop,
+            crc32=0,
+        )
+        read_box(file.parent, chunk, entry.dtype, at, out)
+        return out
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    index = path / INDEX
+    try:
+        if index.is_file():
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+            missing = [n for n in sorted(names) if not (path / n).is_file()]
+            if missing:
+                raise CheckpointError(
+                    f"{path} is incomplete: {INDEX} names {len(names)} files, of which "
+                    f"{len(missing)} are missing, first {missing[0]}"
+                )
+            return [path / n for n in sorted(names)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"cannot read {index}: {error}") from error
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"no .safetensors files in {path}")
+    return files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """One tensor to write."""
+
+    name: str
+    entry: Entry
+    source: Source
+    links: list[Link]
+
+
+def import_tensors(
+    sources: Mapping[str, Source],
+    correspondence: Correspondence,
+    root: Path,
+    *,
+    config: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    step: int = 0,
+    dtype: str = "float32",
+    file_bytes: int = FILE_BYTES,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a checkpoint under ``root`` from foreign tensors; returns its folder.
+
+    ``sources`` maps a name prefix (``weight/``, ``exp_avg/`` ...) to tensors with their names; each
+    is put through ``correspondence``.  Raises CheckpointError where names or shapes do not fit.
+    """
+    check_json("meta", meta)
+    check_json("config", config)
+    plans = [
+        plan
+        for prefix, source in sources.items()
+        for plan in _import_plans(
+            prefix,
+            source,
+            correspondence if prefix == WEIGHT else correspondence.of_moments(),
+            dtype,
+        )
+    ]
+    folder = _fresh(step_folder(root, step))
+    names, written, files = _write(folder, plans, file_bytes, {}, progress)
+    tensors = {p.name: _stored(p, names[p.name], written[p.name]) for p in plans}
+    manifest = Manifest(
+        step=step,
+        tensors=tensors,
+        files=files,
+        meta=meta,
+        config=config,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        written_by={"krzem": version("krzem"), "torch": torch.__version__, "ranks": 1},
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def _import_plans(
+    prefix: str, source: Source, correspondence: Correspondence, dtype: str
+) -> Iterator[_Plan]:
+    found = {name: shape for name, (_, shape) in source.tensors().items()}
+    correspondence.compare(f"the source of {prefix.rstrip('/')} tensors", found)
+    copies = correspondence.of_ours()
+    for name, shape in correspondence.ours.items():
+        entry = Entry(dtype=dtype, shape=shape)
+        links = [importing(c) for c in copies[name]]
+        yield _Plan(name=prefix + name, entry=entry, source=source, links=links)
+
+
+def _fresh(folder: Path) -> Path:
+    """``folder``, made or cleared of an import that was interrupted."""
+    if (folder / MANIFEST).exists():
+        raise CheckpointError(f"{folder} is a checkpoint already; choose another folder")
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("*.safetensors"):
+            left.unlink()
+    return folder
+
+
+def _stored(plan: _Plan, file: str, place: Written) -> StoredTensor:
+    shape = plan.entry.shape
+    chunk = Chunk(
+        offset=(0,) * len(shape),
+        shape=shape,
+        file=file,
+        start=place.start,
+        stop=place.stop,
+        crc32=place.crc32,
+    )
+    return StoredTensor(dtype=plan.entry.dtype, shape=shape, chunks=(chunk,))
+
+
+def export_huggingface(
+    folder: Path,
+    manifest: Manifest,
+    correspondence: Correspondence,
+    out: Path,
+    *,
+    dtype: str = "bfloat16",
+    prefix: str = WEIGHT,
+    file_bytes: int = FILE_BYTES,
+    progress: Progress | None = None,
+) -> int:
+    """Write the weights of a checkpoint as a Hugging Face folder ``out``; returns the bytes.
+
+    The configuration is written as ``config.json``.  Raises CheckpointError where the checkpoint's
+    weights are not those of the correspondence, or ``out`` holds files already.
+    """
+    source = StoredTensors(folder, manifest, prefix)
+    found = {name: shape for name, (_, shape) in source.tensors().items()}
+    _same_names(folder, found, correspondence.ours)
+    with storing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if any(out.glob("*.safetensors*")):
+        raise CheckpointError(f"{out} holds safetensors files already; choose an empty folder")
+    copies = correspondence.of_theirs()
+    plans = [
+        _Plan(
+            name=name,
+            entry=Entry(dtype=correspondence.theirs_dtype.get(name, dtype), shape=shape),
+            source=source,
+            links=[exporting(c) for c in copies[name]],
+        )
+        for name, shape in correspondence.theirs.items()
+    ]
+    names, _, files = _write(out, plans, file_bytes, {"format": "pt"}, progress)
+    if manifest.config is not None:
+        text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
+        write_atomic(out / "config.json", text.encode())
+    size = sum(p.entry.bytes for p in plans)
+    index = {"metadata": {"total_size": size}, "weight_map": names}
+    if len(files) == 1 and "model.safetensors" in files:
+        return size
+    write_atomic(out / INDEX, json.dumps(index, indent=2).encode())
+    return size
+
+
+def _same_names(folder: Path, found: Mapping[str, Shape], ours: Mapping[str, Shape]) -> None:
+    differing = sorted(n for n in {*found, *ours} if found.get(n) != ours.get(n))
+    if differing:
+        name = differing[0]
+        raise CheckpointError(
+            f"{folder} does not hold the weights of its config: {len(differing)} tensors differ, "
+            f"first {name}, {_shape(found, name)} there, {_shape(ours, name)} by the config"
+        )
+
+
+def _shape(shapes: Mapping[str, Shape], name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "absent"
+
+
+def _write(
+    folder: Path,
+    plans: list[_Plan],
+    file_bytes: int,
+    metadata: dict[str, str],
+    progress: Progress | None,
+) -> tuple[dict[str, str], dict[str, Written], dict[str, StoredFile]]:
+    """Write all plans into numbered files: file of each name, its place, and the files."""
+    groups = _groups(plans, file_bytes)
+    total, done = sum(p.entry.bytes for p in plans), 0
+    names: dict[str, str] = {}
+    written: dict[str, Written] = {}
+    files: dict[str, StoredFile] = {}
+    for number, group in enumerate(groups, 1):
+        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        file = "model.safetensors" if len(groups) == 1 else file
+        with TensorFileWriter(
+            folder / file, [(p.name, p.entry) for p in group], metadata
+        ) as writer:
+            for plan in group:
+                blocks = slabs(plan.source, plan.entry.shape, plan.entry.dtype, plan.links)
+                written[plan.name] = writer.write_blocks(blocks)
+                names[plan.name] = file
+                done += plan.entry.bytes
+                if progress is not None:
+                    progress(done, total)
+            files[file] = writer.finish()
+    with storing(folder):
+        fsync_folder(folder)
+    return names, written, files
+
+
+def _groups(plans: list[_Plan], file_bytes: int) -> list[list[_Plan]]:
+    groups: list[list[_Plan]] = []
+    held = 0
+    for plan in plans:
+        if not groups or held + plan.entry.bytes > file_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(plan)
+        held += plan.entry.bytes
+    return groups or [[]]
