@@ -164,9 +164,12 @@ def _attention(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Arra
     rotary = 4.0 * m * (t.q_width + t.kv_width) / c.tp * np.where(_latent(t), 2.0, 1.0)
     small = _memory(rotary + 4.0 * m * t.latent_width, mc)
     norm = _memory(_residual(t, c), mc)
-    comm = _gathering(t, c, mc) + _context(t, c, mc, core)
-    block = _hosted(proj + core + small + norm, KERNELS_ATTENTION, mc) + comm
-    return block, core.f, up + 0.6 * norm.f, comm
+    rest = proj + small + norm
+    bare = _hosted(rest, KERNELS_ATTENTION, mc)
+    block = _hosted(rest + core, KERNELS_ATTENTION, mc)
+    # A ring hides behind the time the core takes, which is less than its own where the host binds.
+    comm = _gathering(t, c, mc) + _context(t, c, mc, _Pair(block.f - bare.f, block.b - bare.b))
+    return block + comm, core.f, up + 0.6 * norm.f, comm
 
 
 def _dense(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
@@ -252,6 +255,21 @@ def _embed(t: ModelTable, c: Cells, mc: Machine) -> Array:
     return kernels.memory(14.0 * m * t.hidden, mc) + 2.0 * gather
 
 
+def _weight_share(t: ModelTable) -> Array:
+    """Share of forward and backward FLOPs that are products for weight gradients.
+
+    A third of the matrix products and nothing of the attention core.  FLOPs and not seconds: how
+    fast a machine is must not change what a schedule can move into its bubbles.
+    """
+    routed = t.experts_per_token * t.expert_params / np.maximum(t.experts, 1.0) + t.shared_params
+    sparse = np.asarray(t.moe_layers) / t.layers
+    weights = t.attention_split + t.attention_whole
+    weights = weights + sparse * routed + (1.0 - sparse) * t.dense_params
+    s = _slots
+    core = s(t.core_count) * s(t.core_heads) * (s(t.core_qk) + s(t.core_v)) * s(t.core_keys)
+    return weights / (3.0 * weights + 3.5 * core.sum(0))
+
+
 def layer_seconds(t: ModelTable, c: Cells, mc: Machine) -> LayerSeconds:
     """Price every part of the model for every cell."""
     attention, core, cheap, comm = _attention(t, c, mc)
@@ -266,7 +284,6 @@ def layer_seconds(t: ModelTable, c: Cells, mc: Machine) -> LayerSeconds:
         attention.b + np.where(is_moe, moe.b + dispatch.b, dense.b),
     )
     mtp = last + joined + head
-    share = 0.5 * (1.0 - np.clip(core * 2.5 / np.maximum(attention.b + dense.b, 1e-12), 0.0, 0.9))
     return LayerSeconds(
         attention_f=attention.f,
         attention_b=attention.b,
@@ -283,7 +300,7 @@ def layer_seconds(t: ModelTable, c: Cells, mc: Machine) -> LayerSeconds:
         embed=_embed(t, c, mc),
         mtp_f=mtp.f,
         mtp_b=mtp.b,
-        weight_share=share,
+        weight_share=_weight_share(t) * np.ones_like(core),
         attention_comm_f=comm.f,
         attention_comm_b=comm.b,
         dense_comm_f=dense_comm.f,

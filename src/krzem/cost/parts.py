@@ -37,7 +37,7 @@ class LayerSeconds:
     mtp_f: Array
     mtp_b: Array
     weight_share: Array
-    """Share of the backward pass that computes weight gradients (zero-bubble schedules)."""
+    """Share of forward and backward that computes weight gradients (zero-bubble schedules)."""
     attention_comm_f: Array
     """Exposed tensor- and context-parallel communication of an attention block."""
     attention_comm_b: Array

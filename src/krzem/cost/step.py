@@ -98,15 +98,15 @@ def step_seconds(
 ) -> StepSeconds:
     """Assemble a step from the parts of a micro-batch (``parts`` aligned with ``x``)."""
     s = stages(t, x)
-    ranks = _ranks(t, x, parts, s, mc)
-    sharded = _sharded_weights(t, x, s, mc, ranks)
+    ranks = _sharded_weights(t, x, s, mc, _ranks(t, x, parts, s, mc))
+    sharded = _pick(x, ranks)
     m = global_batch / (x.dp * x.micro_batch)
     slowest = sharded.total
-    everything = _sum_over_ranks(x, ranks, sharded)
+    everything = _sum_over_ranks(x, ranks)
     transfer, ramp = _transfer(t, x, mc, m)
-    factor = fill_factor(
-        x.schedule, x.vpp, sharded.forward, sharded.backward, parts.weight_share * sharded.backward
-    )
+    # In units of the forward pass, so that slow links do not change what fills a bubble.
+    again = 2.0 + _recomputed(x, np.maximum(s.first, s.middle))
+    factor = fill_factor(x.schedule, x.vpp, np.ones_like(again), again, 3.0 * parts.weight_share)
     bubble = np.maximum(everything - slowest, 0.0) * factor + ramp
     data, optimizer = _update(t, x, s, mc, optim, sharded)
     busy = m * slowest
@@ -203,26 +203,32 @@ def _pick(x: Layouts, ranks: tuple[_Rank, _Rank, _Rank]) -> _Rank:
 
 def _sharded_weights(
     t: ModelTable, x: Layouts, s: Stages, mc: Machine, ranks: tuple[_Rank, _Rank, _Rank]
-) -> _Rank:
-    """The slowest rank, slowed by gathering weights layer by layer where they are sharded."""
-    slow = _pick(x, ranks)
+) -> tuple[_Rank, _Rank, _Rank]:
+    """The ranks, slowed by gathering weights layer by layer where they are sharded.
+
+    All ranks gather as much as the fullest one.
+    """
     dense, expert = _parameters(t, x, s)
     group, stride = _shard_group(x)
-    gathered = _expert_group(x)
     once = collectives.ring(2.0 * dense, group, stride, mc)
-    once = once + collectives.ring(2.0 * expert, gathered, x.ep * x.etp, mc)
-    fully = (x.zero == 3) & (x.dp * x.cp > 1)
-    forward = np.where(fully, _overlap(slow.forward, once, mc), slow.forward)
+    once = once + collectives.ring(2.0 * expert, _expert_group(x), x.ep * x.etp, mc)
+    once = np.where((x.zero == 3) & (x.dp * x.cp > 1), once, 0.0)
     reduce = once * (1.0 + mc.gradient_bytes / 2.0)
-    backward = np.where(fully, _overlap(slow.backward, reduce, mc), slow.backward)
-    gather = forward + backward - slow.total
-    return _Rank(forward, backward, slow.recompute, slow.dispatch, slow.comm, gather)
+    return tuple(_gathering(rank, once, reduce, mc) for rank in ranks)  # type: ignore[return-value]
+
+
+def _gathering(rank: _Rank, once: Array, reduce: Array, mc: Machine) -> _Rank:
+    forward = _overlap(rank.forward, once, mc)
+    backward = _overlap(rank.backward, reduce, mc)
+    gather = forward + backward - rank.total
+    return _Rank(forward, backward, rank.recompute, rank.dispatch, rank.comm, gather)
 
 
 def _overlap(compute: Array, comm: Array, mc: Machine) -> Array:
     """Two streams side by side: the longer one, rounded off where they are equally long."""
     hidden = mc.dp_overlap * comm
-    return (compute**4 + hidden**4) ** 0.25 + (comm - hidden)
+    square = np.sqrt((compute * compute) ** 2 + (hidden * hidden) ** 2)
+    return np.sqrt(square) + (comm - hidden)
 
 
 def _shard_group(x: Layouts) -> tuple[Array, Array]:
@@ -248,12 +254,10 @@ def _parameters(t: ModelTable, x: Layouts, s: Stages) -> tuple[Array, Array]:
     return dense, moe * t.expert_params / (x.ep * x.etp)
 
 
-def _sum_over_ranks(x: Layouts, ranks: tuple[_Rank, _Rank, _Rank], slow: _Rank) -> Array:
+def _sum_over_ranks(x: Layouts, ranks: tuple[_Rank, _Rank, _Rank]) -> Array:
     first, middle, last = ranks
-    stretch = slow.total / np.maximum(_pick(x, ranks).total, 1e-30)
     between = np.maximum(x.pp - 2, 0) * middle.total
-    whole = first.total + last.total + between
-    return np.where(x.pp > 1, whole * stretch, slow.total)
+    return np.where(x.pp > 1, first.total + last.total + between, first.total)
 
 
 def _transfer(t: ModelTable, x: Layouts, mc: Machine, m: Array) -> tuple[Array, Array]:
