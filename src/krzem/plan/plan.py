@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
@@ -14,7 +14,7 @@ from krzem.cost.step import StepSeconds
 from krzem.errors import ClusterError, GoalError
 from krzem.estimate import Basis, Estimate
 from krzem.layout.arrays import pack
-from krzem.layout.layout import Layout, Schedule
+from krzem.layout.layout import Layout
 from krzem.layout.rules import check
 from krzem.layout.space import Space
 from krzem.model.parameters import count
@@ -22,6 +22,7 @@ from krzem.plan.forecast import WholeRun, forecast
 from krzem.plan.interval import memory_sigma, step_sigma
 from krzem.plan.price import Pricer, Task
 from krzem.plan.search import SURE, Found, front, search
+from krzem.plan.support import schedules_of
 from krzem.plan.wall import Gain, binding, gains
 
 GIB = 2.0**30
@@ -316,16 +317,15 @@ def _forecast(
     )
 
 
-_BEYOND_MEGATRON: Sequence[Schedule] = (
-    Schedule.ZB_H1, Schedule.ZB_V, Schedule.DUALPIPE, Schedule.DUALPIPE_V,
-)  # fmt: skip
-
-
 def _notes(task: Task, layout: Layout) -> tuple[str, ...]:
-    notes = [f"one device is {task.cluster.device.device_is} of {task.cluster.device.name}"]
-    if task.engine.name.startswith("megatron") and layout.schedule in _BEYOND_MEGATRON:
+    device, engine = task.cluster.device, task.engine.name
+    notes = []
+    if device.device_is != "card":
+        notes.append(f"one device is {device.device_is} of {device.name}")
+    able = schedules_of(engine)
+    if layout.pp > 1 and layout.schedule not in able:
         notes.append(
-            f"schedule {layout.schedule} is not in Megatron-LM: use --engine torchtitan or krzem,"
-            " or restrict the search with --schedules 1f1b,interleaved"
+            f"{engine} cannot run the schedule {layout.schedule} (it has {', '.join(able)}):"
+            " choose another --engine, or --schedules that it has"
         )
     return tuple(notes)

@@ -22,6 +22,7 @@ from krzem.plan.goal import Goal, Optimizer, Precision, StateBytes
 from krzem.plan.price import Task, engine_for
 from krzem.plan.recipe import Recipe, recipe_of
 from krzem.plan.search import SURE
+from krzem.plan.source import config_of, is_built_in
 from krzem.plan.support import ALIASES, parse_schedules, schedules_of
 from krzem.quantity import (
     Written,
@@ -63,8 +64,8 @@ class Question:
     """Chance of fitting into memory that a recommended layout has at least."""
     offload: bool = False
     """Also try optimiser states in host memory."""
-    start: str | datetime.date | None = None
-    date: str | datetime.date | None = None
+    start: str | None = None
+    date: str | None = None
     """Age of the software stack; None: today."""
 
 
@@ -73,6 +74,8 @@ class Asked:
     """A question that can be computed."""
 
     task: Task
+    config: Mapping[str, object]
+    """The model's ``config.json``; empty where an Architecture was given."""
     space: Space
     recipe: Recipe | None
     from_recipe: tuple[str, ...]
@@ -98,7 +101,9 @@ def settle(question: Question) -> Asked:
     cluster = question.on if isinstance(question.on, Cluster) else read_cluster(question.on)
     date = datetime.date.today() if question.date is None else parse_date(question.date)
     start = None if question.start is None else parse_date(question.start)
-    picker = _Picker(question, architecture, recipe_of(architecture.name))
+    config = config_of(question.model, architecture)
+    recipe = recipe_of(architecture.name) if is_built_in(architecture) else None
+    picker = _Picker(question, architecture, recipe)
     engine = engine_for(cluster, _engine_name(question.engine, picker.notes))
     goal = _goal(picker, cluster, start or date)
     task = Task(
@@ -111,6 +116,7 @@ def settle(question: Question) -> Asked:
     schedules = _schedules(question.schedules, engine.name, picker.notes)
     return Asked(
         task=task,
+        config=config,
         space=replace(task.space, schedules=schedules,
                       offload=(False, True) if question.offload else (False,)),
         recipe=picker.recipe,

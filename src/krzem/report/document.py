@@ -14,7 +14,7 @@ from typing import Any
 from krzem.estimate import Estimate
 from krzem.layout.layout import Layout
 from krzem.model.parameters import count
-from krzem.plan.plan import Explanation, FrontPoint, LayoutPlan, Plan, RankMemory
+from krzem.plan.plan import TIE, Explanation, FrontPoint, LayoutPlan, Plan, RankMemory
 from krzem.plan.request import Asked
 from krzem.plan.wall import Gain
 from krzem.report.document_facts import facts
@@ -50,6 +50,7 @@ def plan_document(plan: Plan, asked: Asked) -> dict[str, Any]:
             "search_seconds": plan.search_seconds,
             "best": _layout_plan(plan.best) | {"wall": plan.wall},
             "ties": plan.ties,
+            "tie_within": TIE,
             "alternatives": [
                 _layout_plan(other) | {"relative_time": other.step_seconds.mid / best}
                 for other in plan.alternatives

@@ -10,11 +10,11 @@ from krzem.hardware.device import Device
 from krzem.plan.request import Asked
 
 _RATES = (
-    ("memory", "memory_bytes", 2.0**30, "GiB"),
-    ("memory bandwidth", "memory_bytes_per_s", 1e9, "GB/s"),
-    ("scale-up bandwidth", "scale_up_bytes_per_s", 1e9, "GB/s"),
+    ("memory per device", "memory_bytes", 2.0**30, "GiB"),
+    ("memory bandwidth per device", "memory_bytes_per_s", 1e9, "GB/s"),
+    ("scale-up bandwidth per device", "scale_up_bytes_per_s", 1e9, "GB/s"),
     ("scale-up domain", "scale_up_domain", 1, "devices"),
-    ("scale-out bandwidth", "scale_out_bytes_per_s", 1e9, "GB/s"),
+    ("scale-out bandwidth per device", "scale_out_bytes_per_s", 1e9, "GB/s"),
     ("devices per node", "devices_per_node", 1, "devices"),
 )
 """What, field of Cluster and of Device, its unit in bytes, the unit shown."""
@@ -101,8 +101,8 @@ def _rate(cluster: Cluster, what: str, field: str, factor: float, unit: str) -> 
     value = getattr(cluster, field)
     listed = getattr(cluster.device, field)
     if value == listed:
-        return _catalogued(f"{what} per device", value / factor, unit, cluster.device)
-    return _entry(f"{what} per device", value / factor, unit, cluster.name, "", "given")
+        return _catalogued(what, value / factor, unit, cluster.device)
+    return _entry(what, value / factor, unit, cluster.name, "", "given")
 
 
 def _measured(cluster: Cluster, name: str, value: float) -> dict[str, Any]:

@@ -1,0 +1,317 @@
+"""The Python API: few names, the same answers as the command line.
+
+Everything raises :class:`krzem.errors.KrzemError` on input that cannot be used; its ``str()`` is
+one sentence for people.  Quantities are numbers in base units, or text as people write it:
+``"14.8T"`` tokens, ``"4k"`` tokens a sequence, ``"60d"``, ``"$5M"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import krzem.plan.plan as planner
+from krzem.hardware.catalogue import device_ids
+from krzem.hardware.cluster import Cluster
+from krzem.layout.layout import Layout
+from krzem.model.architecture import Architecture
+from krzem.model.catalogue import load_model, model_ids
+from krzem.model.parameters import ParameterCount, count
+from krzem.plan.answer import Candidate as _Candidate
+from krzem.plan.answer import candidates_of, explanation_of, plan_of, script_of
+from krzem.plan.forecast import WholeRun
+from krzem.plan.request import Asked, Question, settle
+from krzem.plan.wall import Gain
+from krzem.quantity import Written
+
+
+class Asking(TypedDict, total=False):
+    """What may be said of a run beside model and cluster; what is left out is the recipe's."""
+
+    tokens: Written | None
+    """Tokens of the run."""
+    sequence: Written | None
+    """Tokens per sequence; ``"4k"`` is 4,096."""
+    global_batch: Written | None
+    """Sequences per optimiser step."""
+    batch_tokens: Written | None
+    """The same in tokens."""
+    precision: str | None
+    """bf16, fp16, fp8, fp8-block, mxfp8, nvfp4 or fp32."""
+    optimizer: str | None
+    """adamw or muon."""
+    state_bytes: str | None
+    """Bytes per parameter: ``"weight=2,gradient=4,master=4,moments=8"``."""
+    engine: str | None
+    """Training engine to price; None: the usual one of the device."""
+    schedules: str | None
+    """Names separated by commas, or ``"all"``; None: what the engine can run."""
+    deadline: str | None
+    """A duration (``"60d"``) or a date."""
+    budget: Written | None
+    """US dollars."""
+    sure: float
+    """Chance of fitting into memory that a recommended layout has at least (0.9)."""
+    offload: bool
+    """Also try optimiser states in host memory."""
+    start: str | None
+    """First day of the run, ISO 8601."""
+    date: str | None
+    """Age of the software stack, ISO 8601; None: today."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model: its architecture and its computed sizes."""
+
+    architecture: Architecture
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Model:
+        """A built-in model, or the Hugging Face config at a path.
+
+        Raises UnknownNameError, DataError or ModelError.
+        """
+        return cls(load_model(name_or_path))
+
+    @property
+    def name(self) -> str:
+        """Id of a built-in model, or the name of the config's folder."""
+        return self.architecture.name
+
+    @property
+    def counts(self) -> ParameterCount:
+        """Parameters by module, computed from the shapes."""
+        return count(self.architecture)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, without multi-token prediction."""
+        return self.counts.total
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token uses."""
+        return self.counts.active
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer to "how would this run go on this cluster"; ``print`` shows its report."""
+
+    asked: Asked
+    """The question as it was settled: task, recipe, notes."""
+    result: planner.Plan
+    """Everything that was computed."""
+
+    @property
+    def best(self) -> planner.LayoutPlan:
+        """The fastest layout that fits: step time, MFU, memory, each with its interval."""
+        return self.result.best
+
+    @property
+    def alternatives(self) -> tuple[planner.LayoutPlan, ...]:
+        """The next best layouts of other parallel shapes."""
+        return self.result.alternatives
+
+    @property
+    def front(self) -> tuple[planner.FrontPoint, ...]:
+        """Layouts that no other beats in time and memory."""
+        return self.result.front
+
+    @property
+    def wall(self) -> str:
+        """The resource of which a tenth more gains most."""
+        return self.result.wall
+
+    @property
+    def gains(self) -> tuple[Gain, ...]:
+        """What a tenth more of each resource gains, largest first."""
+        return self.result.gains
+
+    @property
+    def whole_run(self) -> WholeRun:
+        """Days, device-hours, energy, money; None where nobody has published what it takes."""
+        return self.result.whole_run
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Every choice that was made for you."""
+        return (*self.asked.notes, *self.result.notes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document that ``krzem plan --json`` prints (schema ``krzem.plan/1``)."""
+        from krzem.report.document import plan_document
+
+        return plan_document(self.result, self.asked)
+
+    def write_html(self, path: str | Path) -> None:
+        """Write a page that opens without a network; raises StorageError."""
+        _write_html(self.as_dict(), path)
+
+    def script(self, engine: str) -> str:
+        """Launch arguments for megatron-lm, mindspeed-llm, torchtitan or krzem, each explained.
+
+        Raises UnknownNameError, and LayoutError or ModelError where the engine cannot run it.
+        """
+        return script_of(self.asked, self.result, engine)
+
+    def __str__(self) -> str:
+        from krzem.report.text import format_plan
+
+        return format_plan(self.as_dict())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """One layout, term by term; ``print`` shows its report."""
+
+    asked: Asked
+    result: planner.Explanation
+
+    @property
+    def plan(self) -> planner.LayoutPlan:
+        """Step time by term, memory by rank, MFU and the chance of fitting."""
+        return self.result.plan
+
+    @property
+    def whole_run(self) -> WholeRun:
+        """Days, device-hours, energy, money of a run with this layout."""
+        return self.result.whole_run
+
+    @property
+    def gains(self) -> tuple[Gain, ...]:
+        """What a tenth more of each resource gains, largest first."""
+        return self.result.gains
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document that ``krzem explain --json`` prints (schema ``krzem.explain/1``)."""
+        from krzem.report.document import explain_document
+
+        return explain_document(self.result, self.asked)
+
+    def write_html(self, path: str | Path) -> None:
+        """Write a page that opens without a network; raises StorageError."""
+        _write_html(self.as_dict(), path)
+
+    def script(self, engine: str) -> str:
+        """Launch arguments of this layout, as :meth:`Plan.script`."""
+        return script_of(self.asked, self.result, engine)
+
+    def __str__(self) -> str:
+        from krzem.report.text import format_explanation
+
+        return format_explanation(self.as_dict())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The same run on several clusters; ``print`` shows them side by side."""
+
+    candidates: tuple[_Candidate, ...]
+
+    @property
+    def plans(self) -> tuple[Plan | None, ...]:
+        """A plan per cluster, in the order asked; None where there is none (see ``errors``)."""
+        return tuple(
+            None if c.plan is None else Plan(asked=c.asked, result=c.plan) for c in self.candidates
+        )
+
+    @property
+    def errors(self) -> tuple[str | None, ...]:
+        """Why a cluster has no plan."""
+        return tuple(c.error for c in self.candidates)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document that ``krzem compare --json`` prints (schema ``krzem.compare/1``)."""
+        from krzem.report.document_compare import compare_document
+
+        return compare_document(self.candidates)
+
+    def write_html(self, path: str | Path) -> None:
+        """Write a page that opens without a network; raises StorageError."""
+        _write_html(self.as_dict(), path)
+
+    def __str__(self) -> str:
+        from krzem.report.text_compare import format_comparison
+
+        return format_comparison(self.as_dict())
+
+
+def plan(
+    model: str | Path | Model,
+    *,
+    on: str | Path | Cluster,
+    alternatives: int = 5,
+    progress: Callable[[int], None] | None = None,
+    **asking: Unpack[Asking],
+) -> Plan:
+    """Search every legal layout of ``model`` on the cluster ``on`` and forecast the run.
+
+    ``on`` is ``"h800:2048"``, the path of a TOML file, or a Cluster.  ``progress`` is called with
+    the number of layouts priced so far.
+
+    Raises:
+        InputError: a name, quantity, file or combination that cannot be used.
+        GoalError: something is neither given nor published, or no layout divides the batch.
+        ClusterError: the model does not fit; the message says by how much.
+        UnknownFactError: a quantity of the device that nobody has published.
+    """
+    asked = _settle(model, on, asking)
+    return Plan(asked=asked, result=plan_of(asked, alternatives=alternatives, progress=progress))
+
+
+def explain(
+    model: str | Path | Model,
+    *,
+    on: str | Path | Cluster,
+    layout: str | Layout,
+    **asking: Unpack[Asking],
+) -> Explanation:
+    """Price one layout (``"tp=1,pp=16,ep=64,mbs=1"``); ``dp`` is derived where it is left out.
+
+    Raises LayoutError with the arithmetic of every rule it breaks, and what :func:`plan` raises.
+    """
+    asked = _settle(model, on, asking)
+    return Explanation(asked=asked, result=explanation_of(asked, layout))
+
+
+def compare(
+    model: str | Path | Model,
+    *,
+    on: Sequence[str | Path | Cluster],
+    alternatives: int = 5,
+    progress: Callable[[int], None] | None = None,
+    **asking: Unpack[Asking],
+) -> Comparison:
+    """The same run on several clusters, each with its own best layout.
+
+    A cluster on which it does not fit has its reason in ``errors``.  Raises what :func:`plan`
+    raises where none has a plan.
+    """
+    several = [_settle(model, each, asking) for each in on]
+    found = candidates_of(several, alternatives=alternatives, progress=progress)
+    return Comparison(candidates=found)
+
+
+def devices() -> tuple[str, ...]:
+    """Ids of all accelerators known."""
+    return device_ids()
+
+
+def models() -> tuple[str, ...]:
+    """Ids of all built-in models."""
+    return model_ids()
+
+
+def _settle(model: str | Path | Model, on: str | Path | Cluster, asking: Asking) -> Asked:
+    chosen = model.architecture if isinstance(model, Model) else model
+    return settle(Question(model=chosen, on=on, **asking))
+
+
+def _write_html(document: dict[str, Any], path: str | Path) -> None:
+    from krzem.report.html import write_html
+
+    write_html(document, Path(path))

@@ -1,0 +1,131 @@
+"""The entry point ``krzem``: finds the verb, and turns every failure into one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from krzem.cli.lazy import LazyGroup, Verb
+from krzem.errors import KrzemError, nearest, shorten
+
+VERBS = {
+    "plan": Verb(
+        at="krzem.cli.plan:plan_command",
+        help="Best layouts, memory, days, cost and the wall of a run on a cluster.",
+    ),
+    "compare": Verb(
+        at="krzem.cli.compare:compare_command", help="The same run on several clusters."
+    ),
+    "explain": Verb(
+        at="krzem.cli.explain:explain_command", help="One layout that you give, term by term."
+    ),
+    "accuracy": Verb(
+        at="krzem.accuracy.command:accuracy_command",
+        help="Predictions against measured runs: published ones or yours.",
+    ),
+    "devices": Verb(at="krzem.cli.catalogue:devices_command", help="The accelerators known."),
+    "models": Verb(at="krzem.cli.catalogue:models_command", help="The models known."),
+    "rules": Verb(at="krzem.rules.command:rules_command", help="Trade rules on accelerators."),
+    "outlook": Verb(
+        at="krzem.outlook.command:outlook_command", help="The compute gap and the odds."
+    ),
+    "data": Verb(
+        at="krzem.train.data.command:data_command",
+        help="Turn text into tokens to train on.",
+        extra="data",
+    ),
+    "train": Verb(
+        at="krzem.train.command:train_command", help="Train a model here.", extra="train"
+    ),
+    "checkpoint": Verb(
+        at="krzem.train.checkpoint.command:checkpoint_command",
+        help="Look at, verify and convert checkpoints.",
+        extra="train",
+    ),
+}
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""Exit codes as shells give them: 128 and the number of the signal."""
+
+EPILOG = """\b
+Examples:
+  krzem plan deepseek-v3 --on nvidia-h800-sxm:2048 --tokens 14.8T
+  krzem compare deepseek-v3 --on h800:2048 --on ascend-910c:4096
+  krzem explain deepseek-v3 --on h800:2048 --layout tp=1,pp=16,ep=64,mbs=1
+  krzem models          krzem devices h800
+
+Every verb has --help with examples, and --json."""
+
+
+class Krzem(LazyGroup):
+    """The verbs of krzem."""
+
+    verbs = VERBS
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb asked for, or the nearest names where there is none."""
+        if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+            near = nearest(args[0], self.list_commands(ctx), 2)
+            offer = f" (nearest: {', '.join(near)})" if near else ""
+            raise click.UsageError(f"no such verb: {shorten(args[0], 40)!r}{offer}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    "krzem",
+    cls=Krzem,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="krzem", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Plan, run and move the pre-training of large language models.
+
+    A run is a model, a cluster and a number of tokens. krzem searches every legal layout and says
+    how long the run takes, with what memory, energy and money, as 80 % intervals, and what the
+    wall is.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    try:
+        result = cli.main(args=arguments, prog_name="krzem", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.ClickException as error:
+        return _say(_usage(error), 2)
+    except KrzemError as error:
+        return _say(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has what it wanted; nothing may write to the closed pipe on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _usage(error: click.ClickException) -> str:
+    """What is wrong, and where the options are described."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "krzem"
+    message = " ".join(error.format_message().split())
+    return f"{shorten(message, 300).rstrip('.')}. See `{path} --help`"
+
+
+def _say(message: str, code: int) -> int:
+    click.echo(f"krzem: error: {message}", err=True)
+    return code

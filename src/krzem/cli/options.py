@@ -1,0 +1,106 @@
+"""The options that plan, compare and explain share, each with its unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_RECIPE = "Default: the model's published recipe"
+
+GOAL = (
+    click.option("--tokens", metavar="N", help=f"Tokens of the run: 14.8T, 300B. {_RECIPE}."),
+    click.option(
+        "--seq", "sequence", metavar="N", help=f"Tokens per sequence; 4k is 4,096. {_RECIPE}."
+    ),
+    click.option(
+        "--batch", "--global-batch", "global_batch", metavar="N",
+        help=f"Global batch in sequences per step. {_RECIPE}.",
+    ),
+    click.option("--batch-tokens", metavar="N", help="The global batch in tokens instead: 16M."),
+    click.option(
+        "--precision", metavar="TYPE",
+        help="Arithmetic of matrix products: bf16, fp16, fp8 (tensor-wise), fp8-block"
+        f" (DeepSeek's), mxfp8, nvfp4, fp32. {_RECIPE}, or 16 bits where the device lacks it.",
+    ),
+    click.option(
+        "--optimizer", metavar="NAME", help=f"adamw or muon. {_RECIPE}, else adamw."
+    ),
+    click.option(
+        "--state-bytes", metavar="K=B,...",
+        help="Bytes per parameter of weight, gradient, master, moments (all moments together):"
+        " moments=4. Default: the recipe over weight=2,gradient=4,master=4,moments=8.",
+    ),
+    click.option("--deadline", metavar="WHEN", help="Days (60d) or a date; its odds are told."),
+    click.option("--budget", metavar="USD", help="US dollars ($5M); its odds are told."),
+    click.option("--start", metavar="DATE", help="First day of the run; gives finishing dates."),
+)  # fmt: skip
+
+ENGINE = (
+    click.option(
+        "--engine", metavar="NAME",
+        help="Training engine to price: megatron-core, torchtitan, mindspeed, deepseek, krzem, ..."
+        " Default: the usual one of the device.",
+    ),
+    click.option(
+        "--date", metavar="DATE", help="Age of the software stack: 2024-12. Default: today."
+    ),
+)  # fmt: skip
+
+SEARCH = (
+    click.option(
+        "--schedules", metavar="LIST",
+        help="Pipeline schedules to search: 1f1b, interleaved, zb-h1, zb-v, dualpipe, dualpipev,"
+        " or all. Default: those that the engine can run.",
+    ),
+    click.option(
+        "--sure", type=float, default=0.9, show_default=True, metavar="P",
+        help="Chance of fitting into memory that a recommended layout has at least.",
+    ),
+    click.option(
+        "--offload", is_flag=True, help="Also try layouts with optimiser states in host memory."
+    ),
+    click.option(
+        "--top", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N",
+        help="Other layouts to show, one of each parallel shape.",
+    ),
+)  # fmt: skip
+
+EMIT = (
+    click.option(
+        "--emit", "emit_engine", metavar="ENGINE",
+        help="Print launch arguments: megatron-lm, mindspeed-llm, torchtitan, krzem.",
+    ),
+    click.option("--emit-to", metavar="FILE", help="Write them to FILE instead."),
+)  # fmt: skip
+
+OUTPUT = (
+    click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/json.md)."),
+    click.option("--html", metavar="FILE", help="Also write a page that needs no network."),
+    click.option("--quiet", is_flag=True, help="Only the answer in one sentence, no progress."),
+)
+
+MODEL = click.argument("model", metavar="MODEL")
+ON = click.option(
+    "--on", required=True, metavar="CLUSTER",
+    help="DEVICE:COUNT (nvidia-h800-sxm:2048, '910c:512 cards') or a TOML file.",
+)  # fmt: skip
+ON_SEVERAL = click.option(
+    "--on", required=True, multiple=True, metavar="CLUSTER",
+    help="DEVICE:COUNT (h800:2048) or a TOML file; give it once for each cluster.",
+)  # fmt: skip
+
+
+def options(*groups: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+    """All options of ``groups`` in order."""
+
+    def decorate(function: F) -> F:
+        for group in reversed(groups):
+            for option in reversed(group):
+                function = option(function)
+        return function
+
+    return decorate

@@ -1,0 +1,60 @@
+"""Prints an answer and writes its files; what it looks like is made in ``report``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from krzem.errors import InputError, UnknownNameError, shorten
+
+Document = dict[str, Any]
+
+
+def check_files(*paths: str | None) -> None:
+    """Refuse, before anything is computed, a file that cannot be written where it is wanted."""
+    for path in filter(None, paths):
+        file = Path(path)
+        if file.is_dir() or not file.parent.is_dir():
+            fault = "is a folder" if file.is_dir() else "lies in a folder that does not exist"
+            raise InputError(f"cannot write {shorten(path)!r}: it {fault}; give another file")
+
+
+def check_engine(engine: str | None, target: str | None) -> None:
+    """Refuse an engine that nothing can be emitted for; raises UnknownNameError, InputError."""
+    if engine is None:
+        if target is not None:
+            raise InputError("--emit-to FILE needs --emit ENGINE, such as --emit megatron-lm")
+        return
+    from krzem.plan.emit import ENGINES
+
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES, f"Known: {', '.join(ENGINES)}.")
+
+
+def show(document: Document, text: str, as_json: bool) -> None:
+    """The document or its text on standard output."""
+    if as_json:
+        click.echo(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
+    else:
+        click.echo(text, nl=False)
+
+
+def write_page(document: Document, path: str | None) -> None:
+    """The document as a page; nothing where no ``path`` is given."""
+    if path is None:
+        return
+    from krzem.report.html import write_html
+
+    write_html(document, Path(path))
+    click.echo(f"wrote {path}", err=True)
+
+
+def write_script(script: str, path: str) -> None:
+    """A launch script, all or nothing; raises StorageError."""
+    from krzem.train.durable import write_atomic
+
+    write_atomic(Path(path), script.encode())
+    click.echo(f"wrote {path}", err=True)

@@ -1,0 +1,61 @@
+"""``krzem plan``: the best layouts of a run on one cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from krzem.cli.options import EMIT, ENGINE, GOAL, MODEL, ON, OUTPUT, SEARCH, options
+from krzem.cli.output import check_engine, check_files, show, write_page, write_script
+from krzem.cli.progress import search_progress
+
+
+@click.command("plan")
+@MODEL
+@ON
+@options(GOAL, ENGINE, SEARCH, EMIT, OUTPUT)
+def plan_command(
+    model: str,
+    on: str,
+    top: int,
+    emit_engine: str | None,
+    emit_to: str | None,
+    as_json: bool,
+    html: str | None,
+    quiet: bool,
+    **asked: Any,
+) -> None:
+    """Plan a run: best layouts, memory, days, cost and the wall.
+
+    MODEL is a built-in name (krzem models) or the path of a Hugging Face config.json, or of the
+    folder that holds it. Whatever no option says comes from the model's published recipe, and the
+    report says so; what is not published is asked for.
+
+    \b
+    krzem plan deepseek-v3 --on nvidia-h800-sxm:2048 --tokens 14.8T
+    krzem plan llama-3.1-8b --on h100:64 --tokens 1T --batch 1024 --deadline 30d --budget '$200k'
+    krzem plan ./my-model --on cluster.toml --tokens 2T --seq 8k --batch 512 --precision bf16
+    krzem plan kimi-k2 --on 910c:4096 --json > plan.json
+    krzem plan llama-3.1-405b --on h100:16k --emit megatron-lm --emit-to run.sh --html plan.html
+    """
+    from krzem.plan.answer import plan_of, script_of
+    from krzem.plan.request import Question, settle
+    from krzem.report.document import plan_document
+    from krzem.report.text import format_plan, format_sentence
+
+    check_files(html, emit_to)
+    check_engine(emit_engine, emit_to)
+    settled = settle(Question(model=model, on=on, **asked))
+    with search_progress("searching", quiet or as_json) as progress:
+        found = plan_of(settled, alternatives=top, progress=progress)
+    document = plan_document(found, settled)
+    script = None if emit_engine is None else script_of(settled, found, emit_engine)
+    if script is not None and emit_to is None:
+        document["launch"] = {"engine": emit_engine, "script": script}
+    sentence = f"{format_sentence(document, document['best'])}.\n"
+    text = sentence if quiet else format_plan(document)
+    show(document, text + (f"\n{script}" if "launch" in document else ""), as_json)
+    write_page(document, html)
+    if script is not None and emit_to is not None:
+        write_script(script, emit_to)

@@ -1,0 +1,290 @@
+"""Plans and explanations as terminal text, made from their JSON documents.
+
+``format_*`` functions return text of at most 100 columns; nothing here prints or computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from krzem.quantity import format_rate
+from krzem.report.text_numbers import (
+    count,
+    energy,
+    interval,
+    money,
+    percent,
+    plain,
+    seconds,
+)
+from krzem.report.text_table import bar, paragraph, shortened, table
+
+Document = dict[str, Any]
+_BAR = 36
+
+
+def format_plan(document: Document) -> str:
+    """The whole report of a plan: the answer first, then what it rests on."""
+    return _joined(
+        _answer(document, document["best"]),
+        _setting(document),
+        _step(document["best"]),
+        _memory(document, document["best"]),
+        _layouts(document),
+        _gains(document),
+        _run(document),
+        _facts(document),
+        _notes(document),
+        _search(document),
+    )
+
+
+def format_explanation(document: Document) -> str:
+    """The report of one layout."""
+    return _joined(
+        _answer(document, document["layout_plan"]),
+        _setting(document),
+        _step(document["layout_plan"]),
+        _memory(document, document["layout_plan"]),
+        _gains(document),
+        _run(document),
+        _facts(document),
+        _notes(document),
+    )
+
+
+def format_sentence(document: Document, chosen: Document) -> str:
+    """The answer in one sentence."""
+    run, goal, cluster = document["whole_run"], document["goal"], document["cluster"]
+    where = f"{cluster['devices']:,} {cluster['device']}"
+    if cluster["device_is"] != "card":
+        where += f" ({cluster['device_is']})"
+    parts = [
+        f"{document['model']['name']}, {count(goal['tokens'])} tokens on {where}: {_days(run)}",
+        f"MFU {interval(chosen['mfu'], percent)}",
+        f"layout {chosen['layout_text']}",
+        f"wall: {wall_label(document, chosen)}",
+    ]
+    return ", ".join(parts)
+
+
+def wall_label(document: Document, chosen: Document) -> str:
+    """``scale-out network`` for ``network``."""
+    labels = {gain["resource"]: gain["label"] for gain in document["gains"]}
+    return str(labels.get(chosen["wall"], chosen["wall"]))
+
+
+def _days(run: Document) -> str:
+    if run["days"] is None:
+        return f"{interval(run['training_days'])} days of steps (failures unknown)"
+    hours = interval(run["device_hours"], count).split(" ")[0]
+    return f"{interval(run['days'])} days, {hours} device-hours"
+
+
+def _joined(*sections: Iterator[str]) -> str:
+    blocks = ["\n".join(section) for section in sections]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _answer(document: Document, chosen: Document) -> Iterator[str]:
+    yield from paragraph(format_sentence(document, chosen) + ".")
+    goal, run = document["goal"], document["whole_run"]
+    if goal["deadline_days"] is not None:
+        yield _kept(f"deadline of {plain(goal['deadline_days'])} days", run["deadline_probability"])
+    if goal["budget_usd"] is not None:
+        yield _kept(f"budget of {money(goal['budget_usd'])}", run["budget_probability"])
+
+
+def _kept(limit: str, chance: float | None) -> str:
+    if chance is None:
+        return f"The {limit} cannot be judged: the whole run below says what is unknown."
+    return f"The {limit} is kept with {percent(chance)}."
+
+
+def _setting(document: Document) -> Iterator[str]:
+    model, cluster, goal = document["model"], document["cluster"], document["goal"]
+    active = model["active_parameters"]
+    sizes = f"{count(model['parameters'])} parameters"
+    if active != model["parameters"]:
+        sizes += f", {count(active)} active per token"
+    if model["mtp_parameters"]:
+        sizes += f", {count(model['mtp_parameters'])} more for multi-token prediction"
+    yield from paragraph(f"{sizes}; {model['layers']} layers of {model['hidden']:,}", "Model    ")
+    yield from paragraph(
+        f"{cluster['nodes']:,} nodes of {cluster['devices_per_node']}; per device "
+        f"{plain(cluster['memory_gib'])} GiB at {plain(cluster['memory_gb_per_s'])} GB/s, "
+        f"{plain(cluster['scale_up_gb_per_s'])} GB/s to {cluster['scale_up_domain']} devices, "
+        f"{plain(cluster['scale_out_gb_per_s'])} GB/s beyond",
+        "Cluster  ",
+    )
+    yield from paragraph(
+        f"{goal['global_batch']:,} sequences of {goal['sequence']:,} tokens per step = "
+        f"{count(goal['tokens_per_step'])} tokens; {goal['precision']}, {goal['optimizer']}; "
+        f"engine {document['engine']['name']} of {document['engine']['software_date']}",
+        "Goal     ",
+    )
+
+
+def _step(chosen: Document) -> Iterator[str]:
+    yield from paragraph(
+        f"Step {interval(chosen['step_time_s'])} s; "
+        f"{interval(chosen['tokens_per_s_per_device'])} tokens/s per device; "
+        f"MFU {interval(chosen['mfu'], percent)}; {chosen['micro_batches']:,} micro-batches"
+    )
+    largest = max((term["share"] or 0.0 for term in chosen["breakdown"]), default=0.0) or 1.0
+    rows = [
+        (
+            f"  {term['label']}",
+            f"{term['seconds']:.3f} s",
+            percent(term["share"] or 0.0),
+            bar((term["share"] or 0.0) / largest, _BAR),
+        )
+        for term in chosen["breakdown"]
+        if abs(term["seconds"]) >= 5e-4
+    ]
+    yield from table(("", "", "", ""), rows, "lrrl")[1:]
+
+
+_PARTS = ("weights", "gradients", "optimizer", "activations", "transient", "reserve")
+
+
+def _memory(document: Document, chosen: Document) -> Iterator[str]:
+    capacity = document["cluster"]["memory_gib"]
+    yield from paragraph(
+        f"Memory {interval(chosen['memory_gib'])} of {plain(capacity)} GiB on the fullest rank: "
+        f"fits with {percent(chosen['fits_probability'])}"
+    )
+    rows = [
+        (
+            f"  {rank['rank']}",
+            *(f"{rank[f'{part}_gib']:.1f}" for part in _PARTS),
+            f"{rank['total_gib']:.1f}",
+            memory_bar(rank["total_gib"], capacity),
+        )
+        for rank in chosen["ranks"]
+    ]
+    head = ("  GiB", "weights", "grads", "optim", "activ", "transient", "reserve", "total", "")
+    yield from table(head, rows, "lrrrrrrrl")
+
+
+def memory_bar(used: float, capacity: float, width: int = 20) -> str:
+    """``used`` of ``capacity``; a ``>`` at the end where it overflows."""
+    share = used / capacity if capacity else 1.0
+    return f"▕{bar(share, width).ljust(width)}{'>' if share > 1 else '▏'}"
+
+
+def _layouts(document: Document) -> Iterator[str]:
+    best = document["best"]
+    rows = [_layout_row("best", best)]
+    for other in document["alternatives"]:
+        near = tied(other, document)
+        rows.append(
+            _layout_row("tie" if near else f"+{percent(other['relative_time'] - 1)}", other)
+        )
+    yield "Layouts, at most one of each parallel shape"
+    yield from table(("  ", "s/step", "GiB", "fits", "layout"), rows, "lrrrw")
+    if document["ties"] > 1:
+        yield from paragraph(
+            f"{document['ties']:,} layouts are within the error of the best one: choose among "
+            "them by what your engine runs and you know.",
+            "  ",
+        )
+
+
+def tied(other: Document, document: Document) -> bool:
+    """Whether an alternative cannot be told apart from the best layout."""
+    return bool(other["relative_time"] <= 1 + document["tie_within"])
+
+
+def _layout_row(mark: str, chosen: Document) -> tuple[str, ...]:
+    return (
+        f"  {mark}",
+        plain(chosen["step_time_s"]["mid"]),
+        f"{chosen['memory_gib']['mid']:.1f}",
+        percent(chosen["fits_probability"]),
+        chosen["layout_text"],
+    )
+
+
+def _gains(document: Document) -> Iterator[str]:
+    yield "What a tenth more of each would gain in throughput"
+    rows = [
+        (f"  {gain['label']}", f"{gain['throughput'] * 100:+.1f} %")
+        for gain in document["gains"]
+        if gain["throughput"] >= 0.0005
+    ]
+    yield from table(("", ""), rows or [("  none", "")], "lr")[1:]
+
+
+def _run(document: Document) -> Iterator[str]:
+    run, saved = document["whole_run"], document["whole_run"]["checkpoint"]
+    rows = [
+        ("  time in steps", f"{interval(run['training_days'])} days in {run['steps']:,} steps"),
+        ("  with failures", f"{interval(run['days'])} days"),
+        ("  goodput", interval(run["goodput"], percent)),
+        ("  interruptions", interval(run["interruptions"])),
+        ("  device-hours", interval(run["device_hours"], count)),
+        ("  node-hours", interval(run["node_hours"], count)),
+        ("  energy", interval(run["energy_mwh"], energy)),
+        ("  cost", interval(run["cost_usd"], money)),
+        ("  checkpoint", _checkpoint(saved)),
+    ]
+    if run["finish"]:
+        finish = run["finish"]
+        rows.append(("  finish", f"{finish['middle']} ({finish['early']} to {finish['late']})"))
+    yield "Whole run"
+    yield from table(("", ""), rows, "lw")[1:]
+    for sentence in run["unknown"]:
+        yield from paragraph(sentence, "  ")
+
+
+def _checkpoint(saved: Document) -> str:
+    size = f"{plain(saved['size_gib'])} GiB"
+    if saved["interval_s"] is None:
+        return f"{size}; interval unknown"
+    kind = "optimal" if saved["optimal"] else "as given"
+    return (
+        f"{size} every {seconds(saved['interval_s'])} ({saved['interval_steps']:,} steps, {kind}),"
+        f" written in {interval(saved['write_s'], seconds)}"
+    )
+
+
+def _facts(document: Document) -> Iterator[str]:
+    yield "Facts used (--json holds the sources whole)"
+    rows = [
+        (
+            f"  {shortened(fact['what'], 30)}",
+            shortened(_value(fact), 36),
+            fact["confidence"],
+            shortened(f"{fact['source']} {fact['date']}".strip(), 34),
+        )
+        for fact in document["facts"]
+    ]
+    yield from table(("", "", "", ""), rows, "llll")[1:]
+
+
+def _value(fact: Document) -> str:
+    value = fact["value"]
+    if isinstance(value, str):
+        return value
+    shown = format_rate if fact["unit"] == "B/s" else count if value >= 1e6 else plain
+    unit = "" if fact["unit"] in ("B/s", "1") else fact["unit"]
+    if fact["low"] is None or fact["low"] == fact["high"]:
+        return f"{shown(value)} {unit}".strip()
+    return f"{interval({**fact, 'mid': value}, shown)} {unit}".strip()
+
+
+def _notes(document: Document) -> Iterator[str]:
+    notes = [*document["notes"], *document["whole_run"]["notes"]]
+    if notes:
+        yield "Notes"
+    for note in notes:
+        yield from paragraph(note, "  - ")
+
+
+def _search(document: Document) -> Iterator[str]:
+    yield (
+        f"{document['layouts_evaluated']:,} legal layouts priced, {document['layouts_timed']:,} of "
+        f"them timed, in {document['search_seconds']:.1f} s."
+    )
