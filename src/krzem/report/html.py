@@ -6,7 +6,7 @@ disagree with ``--json``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from krzem.report.html_layout import layout_view
 from krzem.report.html_search import search_view
 from krzem.report.selfcontained import INSTALL, write_text
 
-Document = Mapping[str, Any]
+Document = dict[str, Any]
 
 
 def write_html(document: Document, path: str | Path) -> None:

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
+from krzem.quantity import format_rate
 from krzem.report.html_charts import Part, bars
-from krzem.report.html_format import (
-    UNKNOWN,
-    between,
-    both,
-    day,
-    dollars,
-    large,
-    maybe,
-    middle,
-    number,
-    percent,
-    share,
+from krzem.report.html_format import amount, between, chance, day, ends, share
+from krzem.report.text import wall_label
+from krzem.report.text_numbers import count, energy, given, interval, money, percent, plain, seconds
+
+Document = dict[str, Any]
+_ROWS: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
+    ("training_days", "days in steps alone", plain, "step time, tokens, batch"),
+    ("days", "days, with everything", plain, "and failures, restarts, checkpoints"),
+    ("device_hours", "device-hours", count, "days, devices"),
+    ("node_hours", "node-hours", count, "days, nodes"),
+    ("energy_mwh", "energy", energy, "device-hours, power"),
+    ("cost_usd", "cost", money, "device-hours, price"),
+    ("goodput", "goodput", percent, "failures, restarts, checkpoints"),
+    ("interruptions", "interruptions", plain, "failure rate"),
+    ("recovery_s", "recovery from one", seconds, "restart, loading"),
 )
 
-Document = Mapping[str, Any]
-_ROWS = (
-    ("training_days", "days in steps alone", number, "step time, tokens, batch"),
-    ("days", "days, with everything", number, "and failures, restarts, checkpoints"),
-    ("device_hours", "device-hours", large, "days, devices"),
-    ("node_hours", "node-hours", large, "days, nodes"),
-    ("energy_mwh", "energy, MWh", number, "device-hours, power"),
-    ("cost_usd", "cost, US dollars", dollars, "device-hours, price"),
-    ("goodput", "goodput", percent, "failures, restarts, checkpoints"),
-    ("interruptions", "interruptions", number, "failure rate"),
-    ("recovery_s", "seconds to recover from one", number, "restart, loading"),
-)
+
+_BADGES = {"high": " good", "given": " good", "measured": " good", "low": " low"}
 
 
 def answer_view(document: Document, plan: Document) -> dict[str, Any]:
     """Everything of a plan or explain document that is not of the layout itself."""
     run = document["whole_run"]
     return facts_view(document) | {
-        "wall": wall(document, plan),
+        "wall": wall_label(document, plan),
         "gains": _gains(document, plan),
         "run_rows": _run_rows(run),
         "run_notes": [*run["unknown"], *run["notes"]],
@@ -62,58 +56,60 @@ def heading(document: Document) -> str:
     return f"{document['model']['name']} on {cluster['devices']:,} × {cluster['device_name']}"
 
 
-def wall(document: Document, plan: Document) -> str:
-    """The label of the resource that binds."""
-    labels = {gain["resource"]: gain["label"] for gain in document["gains"]}
-    return str(labels.get(plan["wall"], plan["wall"]))
-
-
 def sentence(document: Document, plan: Document) -> str:
-    """The answer in one sentence or two."""
+    """The answer in a few sentences."""
     goal, cluster, run = document["goal"], document["cluster"], document["whole_run"]
-    who = f"{document['model']['name']} trains on {large(goal['tokens'])} tokens with"
-    where = f"{cluster['devices']:,} {cluster['device_name']}"
+    time = f"{interval(run['days'])} days"
     if run["days"] is None:
-        time = f"{both(run['training_days'])} days in steps alone"
-    else:
-        time = f"{both(run['days'])} days"
-    cost = f" and {both(run['cost_usd'], dollars)}" if run["cost_usd"] else ""
-    end = f"It fits into memory with a chance of {percent(plan['fits_probability'])}, and "
-    return f"{who} {where} in {time}{cost}. {end}{wall(document, plan)} is the wall.{_limits(run)}"
+        time = f"{interval(run['training_days'])} days in steps alone"
+    cost = f" and costs {interval(run['cost_usd'], money)}" if run["cost_usd"] else ""
+    fits = chance(plan["fits_probability"])
+    return (
+        f"Training {document['model']['name']} on {count(goal['tokens'])} tokens with"
+        f" {cluster['devices']:,} {cluster['device_name']} takes {time}{cost}. It fits into memory"
+        f" with a chance of {fits}, and {wall_label(document, plan)} is the wall.{_limits(run)}"
+    )
 
 
 def _limits(run: Document) -> str:
-    parts = []
-    for what, chance in (("deadline", run["deadline_probability"]),
-                         ("budget", run["budget_probability"])):  # fmt: skip
-        if chance is not None:
-            parts.append(f" The {what} is kept with a chance of {percent(chance)}.")
-    return "".join(parts)
+    return "".join(
+        f" The {what} is kept with a chance of {chance(run[f'{what}_probability'])}."
+        for what in ("deadline", "budget")
+        if run[f"{what}_probability"] is not None
+    )
 
 
 def tiles(document: Document, plan: Document) -> list[dict[str, Any]]:
     """The key figures with their intervals."""
     run = document["whole_run"]
-    found = [
-        _tile("days", run["days"] or run["training_days"]),
-        _tile("device-hours", run["device_hours"], large),
-        _tile("cost", run["cost_usd"], dollars),
-        _tile("energy, MWh", run["energy_mwh"]),
+    days = "days" if run["days"] else "days in steps alone"
+    return [
+        _tile(days, run["days"] or run["training_days"]),
+        *_finish(run["finish"]),
+        _tile("device-hours", run["device_hours"], count),
+        _tile("cost", run["cost_usd"], money),
+        _tile("energy", run["energy_mwh"], energy),
         _tile("step time, s", plan["step_time_s"]),
         _tile("MFU", plan["mfu"], percent),
         _tile("tokens/s per device", plan["tokens_per_s_per_device"]),
         _tile("peak memory, GiB", plan["memory_gib"]),
+        {
+            "label": "fits into memory",
+            "value": chance(plan["fits_probability"]),
+            "range": f"{plain(document['cluster']['memory_gib'])} GiB a device",
+        },
     ]
-    if run["finish"]:
-        early, late = day(run["finish"]["early"]), day(run["finish"]["late"])
-        middle_day = day(run["finish"]["middle"])
-        finish = {"label": "finish", "value": middle_day, "range": f"{early} – {late}"}
-        found.insert(1, finish | {"long": True})
-    return found
 
 
-def _tile(label: str, interval: Any, form: Any = number) -> dict[str, Any]:
-    return {"label": label, "value": middle(interval, form), "range": between(interval, form)}
+def _tile(label: str, value: Any, form: Callable[[float], str] = plain) -> dict[str, Any]:
+    return {"label": label, "value": ends(value, form)["mid"], "range": between(value, form)}
+
+
+def _finish(finish: Document | None) -> list[dict[str, Any]]:
+    if finish is None:
+        return []
+    early, middle, late = (day(finish[key]) for key in ("early", "middle", "late"))
+    return [{"label": "last token", "value": middle, "range": f"{early} – {late}", "long": True}]
 
 
 def _gains(document: Document, plan: Document) -> Any:
@@ -130,27 +126,28 @@ def _gains(document: Document, plan: Document) -> Any:
 
 
 def _run_rows(run: Document) -> list[dict[str, str]]:
-    rows = [{"label": "steps", "low": "", "mid": f"{run['steps']:,}", "high": "",
-             "basis": "tokens, batch"}]  # fmt: skip
-    for name, label, form, basis in _ROWS:
-        value = run[name]
-        low, mid, high = (
-            form(value[end]) if value else UNKNOWN if end == "mid" else ""
-            for end in ("low", "mid", "high")
-        )
-        rows.append({"label": label, "low": low, "mid": mid, "high": high, "basis": basis})
+    known = [
+        {"label": label, "basis": basis} | ends(run[name], form)
+        for name, label, form, basis in _ROWS
+    ]
     saved = run["checkpoint"]
-    rows.append(
+    every = {"low": "", "mid": "unknown", "high": ""}
+    if saved["interval_s"] is not None:
+        every["mid"] = f"{saved['interval_steps']:,} steps"
+    kind = "the interval that loses least" if saved["optimal"] else "the interval that was given"
+    return [
         {
-            "label": "a checkpoint every, steps",
+            "label": "steps",
             "low": "",
-            "mid": maybe(saved["interval_steps"], number),
+            "mid": f"{run['steps']:,}",
             "high": "",
-            "basis": f"{number(saved['size_gib'])} GiB"
-            + (", the interval that loses least" if saved["optimal"] else ", as asked"),
-        }
-    )
-    return rows
+            "basis": "tokens, batch",
+        },
+        *known,
+        {"label": "a checkpoint every", "basis": f"{plain(saved['size_gib'])} GiB, {kind}"} | every,
+        {"label": "writing a checkpoint", "basis": "size, storage"}
+        | ends(saved["write_s"], seconds),
+    ]
 
 
 def _sources(facts: list[Document]) -> dict[str, list[str]]:
@@ -165,16 +162,16 @@ def _sources(facts: list[Document]) -> dict[str, list[str]]:
 
 def _fact(fact: Document, sources: list[str]) -> dict[str, Any]:
     value = fact["value"]
-    shown = large(value) if isinstance(value, int | float) else maybe(value, str)
-    ends = {"low": fact["low"], "high": fact["high"]}
-    known = None not in ends.values() and ends["low"] != ends["high"]
-    kind = {"high": " good", "given": " good", "measured": " good", "low": " low"}
+    form = format_rate if fact["unit"] == "B/s" else amount
+    shown = value if isinstance(value, str) else given(value, form)
+    unit = "" if fact["unit"] in ("1", "B/s") else fact["unit"]
+    ranged = fact["low"] is not None and fact["low"] != fact["high"]
     return {
         "what": fact["what"],
-        "value": f"{shown} {fact['unit']}".strip(),
-        "range": between({k: float(v) for k, v in ends.items()}, large) if known else "",
+        "value": f"{shown} {unit}".strip(),
+        "range": between(fact, form) if ranged else "",
         "date": fact["date"],
         "confidence": fact["confidence"],
-        "badge": kind.get(fact["confidence"], ""),
+        "badge": _BADGES.get(fact["confidence"], ""),
         "source": sources.index(fact["source"] or "not stated") + 1,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 ROW = 0.3
 """Inches of one row of bars."""
+GAP = "\N{EN SPACE}"
+"""Between a bar and its text; ordinary spaces at the ends collapse in a browser."""
 ROOM_FOR_TEXT = 0.085
 """Share of the width from which a segment can carry its own value."""
 
@@ -70,9 +72,9 @@ def waterfall(name: str, total: Span, parts: Sequence[Part], unit: str) -> Any:
             for y, height in ((0, 0.78), (row, 0.56)):
                 axes.barh(y, part.value, left=left, height=height, color=colour(part.tone))
             left += part.value
-            axes.text(left, row, f"  {part.text}", va="center", color=colour("ink"))
+            axes.text(left, row, GAP + part.text, va="center", color=colour("ink"))
         _whisker(axes, total, 0)
-        axes.text(total.high, 0, f"  {total.text}", va="center", color=colour("ink"), weight="bold")
+        axes.text(total.high, 0, GAP + total.text, va="center", color=colour("ink"), weight="bold")
         _rows(axes, [total.label, *(part.label for part in parts)])
         axes.set_xlim(0, max(total.high, left) * 1.2)
         axes.set_xlabel(unit)
@@ -94,7 +96,7 @@ def stacks(
         if capacity is not None:
             limit = f"capacity {capacity:.4g} {unit}"
             axes.axvline(capacity, color=colour("ink"), linewidth=1.2, linestyle=(0, (4, 2)))
-            axes.text(capacity, -0.6, f"{limit} ", ha="right", color=colour("ink"))
+            axes.text(capacity, -0.6, limit + GAP, ha="right", color=colour("ink"))
             axes.set_ylim(len(rows) - 0.45, -0.95)
             spoken = f"{spoken}; {limit}"
         axes.set_xlim(0, widest * 1.22)
@@ -110,7 +112,7 @@ def _stack(axes: Axes, y: float, row: Stack, widest: float) -> None:
             axes.text(left + part.value / 2, y, part.text, ha="center", va="center",
                       color=colour("card"))  # fmt: skip
         left += part.value
-    axes.text(left, y, f"  {row.text}", va="center", color=colour("ink"), weight="bold")
+    axes.text(left, y, GAP + row.text, va="center", color=colour("ink"), weight="bold")
 
 
 def scatter(name: str, title: str, points: Sequence[Point], chosen: Point, limit: float) -> Any:
@@ -128,8 +130,8 @@ def scatter(name: str, title: str, points: Sequence[Point], chosen: Point, limit
         axes.annotate("chosen", place, xytext=(0, 12), textcoords="offset points", ha="center",
                       color=colour("accent"), weight="bold")  # fmt: skip
         axes.axvline(limit, color=colour("ink"), linewidth=1.2, linestyle=(0, (4, 2)))
-        axes.text(limit, 1.0, " capacity", transform=axes.get_xaxis_transform(), va="top",
-                  color=colour("ink"))  # fmt: skip
+        axes.text(limit, 1.0, f"capacity{GAP}", transform=axes.get_xaxis_transform(), va="top",
+                  ha="right", color=colour("ink"))  # fmt: skip
         axes.grid(color=colour("line"), linewidth=0.5)
         axes.set_xlabel("peak memory of the fullest device, GiB")
         axes.set_ylabel("seconds per step")
@@ -145,7 +147,7 @@ def bars(name: str, title: str, parts: Sequence[Part], unit: str) -> Any:
         figure, axes = canvas(ROW * len(parts) + 0.6)
         for y, part in enumerate(parts):
             axes.barh(y, part.value, height=0.58, color=colour(part.tone))
-            axes.text(max(part.value, 0.0), y, f"  {part.text}", va="center", color=colour("ink"))
+            axes.text(max(part.value, 0.0), y, GAP + part.text, va="center", color=colour("ink"))
         _rows(axes, [part.label for part in parts])
         axes.set_xlim(min(0.0, *(part.value for part in parts)),
                       max(1e-9, *(part.value for part in parts)) * 1.18)  # fmt: skip
@@ -154,16 +156,19 @@ def bars(name: str, title: str, parts: Sequence[Part], unit: str) -> Any:
         return finish(figure, name, title, spoken)
 
 
-def intervals(name: str, title: str, spans: Sequence[Span], unit: str) -> Any:
+def intervals(
+    name: str, title: str, spans: Sequence[Span], unit: str, form: Callable[[float], str]
+) -> Any:
     """A dot with its 80 % interval per row, from zero."""
     with style():
         figure, axes = canvas(ROW * 1.4 * len(spans) + 0.6)
         for y, span in enumerate(spans):
             _whisker(axes, span, y, "accent")
             axes.scatter(span.mid, y, s=48, color=colour("accent"), zorder=3)
-            axes.text(span.high, y, f"   {span.text}", va="center", color=colour("ink"))
+            axes.text(span.high, y, GAP + span.text, va="center", color=colour("ink"))
         _rows(axes, [span.label for span in spans])
         axes.set_xlim(0, max(span.high for span in spans) * 1.35)
+        axes.xaxis.set_major_formatter(lambda value, _: form(value))
         axes.grid(axis="x", color=colour("line"), linewidth=0.5)
         axes.set_xlabel(unit)
         spoken = "; ".join(f"{span.label}: {span.text}" for span in spans)

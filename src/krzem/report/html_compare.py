@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from krzem.report.html_answer import facts_view, wall
+from krzem.report.html_answer import facts_view
 from krzem.report.html_charts import Part, Span, Stack, intervals, stacks
-from krzem.report.html_format import (
-    Format,
-    between,
-    both,
-    dollars,
-    large,
-    middle,
-    number,
-    percent,
-    share,
-)
+from krzem.report.html_format import between, chance, ends, share
 from krzem.report.html_layout import TONES
+from krzem.report.text import wall_label
+from krzem.report.text_numbers import count, energy, interval, money, percent, plain
 
-Document = Mapping[str, Any]
+Document = dict[str, Any]
 _AWARDS = {
     "days": "fastest", "device_hours": "fewest device-hours", "energy_mwh": "least energy",
     "cost_usd": "cheapest", "mfu": "best MFU",
@@ -53,12 +45,12 @@ def _sentence(document: Document, answered: Sequence[Document]) -> str:
     if not answered:
         return "None of the clusters can train this model as asked; each card says why."
     parts = []
-    for key, words, form in (("days", "Soonest done", number), ("cost_usd", "cheapest", dollars)):
+    for key, words, form in (("days", "Soonest done", plain), ("cost_usd", "cheapest", money)):
         index = best.get(key)
         if index is not None:
             plan = entries[index]["plan"]
             unit = " days" if key == "days" else ""
-            value = f"{both(plan['whole_run'][key], form)}{unit}"
+            value = f"{interval(plan['whole_run'][key], form)}{unit}"
             parts.append(f"{words}: {_title(plan)}, {value}")
     if parts:
         return "; ".join(parts) + "."
@@ -78,26 +70,31 @@ def _card(document: Document, index: int) -> dict[str, Any]:
         "title": _title(plan),
         "cluster": plan["cluster"]["name"],
         "error": None,
-        "days": f"{middle(days)} days",
-        "days_range": f"80 %: {between(days)}" + ("" if run["days"] else ", steps alone"),
-        "rows": [
-            ("cost", both(run["cost_usd"], dollars)),
-            ("device-hours", both(run["device_hours"], large)),
-            ("energy, MWh", both(run["energy_mwh"])),
-            ("step time, s", both(best["step_time_s"])),
-            ("MFU", both(best["mfu"], percent)),
-            ("tokens/s per device", both(best["tokens_per_s_per_device"])),
-            ("precision", plan["goal"]["precision"]),
-            (
-                "peak memory, GiB",
-                f"{both(best['memory_gib'])} of {number(plan['cluster']['memory_gib'])}",
-            ),
-            ("fits", percent(best["fits_probability"])),
-            ("wall", wall(plan, best)),
-        ],
+        "days": f"{plain(days['mid'])} days",
+        "days_range": between(days) + ("" if run["days"] else ", in steps alone"),
+        "rows": _card_rows(plan, run, best),
         "badges": _badges(document, index),
         "layout_text": best["layout_text"],
     }
+
+
+def _card_rows(plan: Document, run: Document, best: Document) -> list[tuple[str, str, str]]:
+    rows = [
+        ("cost", run["cost_usd"], money),
+        ("device-hours", run["device_hours"], count),
+        ("energy", run["energy_mwh"], energy),
+        ("step time, s", best["step_time_s"], plain),
+        ("MFU", best["mfu"], percent),
+        ("tokens/s per device", best["tokens_per_s_per_device"], plain),
+        ("peak memory, GiB", best["memory_gib"], plain),
+    ]
+    capacity = f"of {plain(plan['cluster']['memory_gib'])} GiB"
+    return [
+        *((label, ends(value, form)["mid"], between(value, form)) for label, value, form in rows),
+        ("fits", chance(best["fits_probability"]), capacity),
+        ("precision", plan["goal"]["precision"], ""),
+        ("the wall", wall_label(plan, best), ""),
+    ]
 
 
 def _badges(document: Document, index: int) -> list[dict[str, str]]:
@@ -116,28 +113,32 @@ def _badges(document: Document, index: int) -> list[dict[str, str]]:
 
 def _charts(plans: Sequence[Document]) -> list[dict[str, Any] | None]:
     return [
-        _spans(plans, "days", "Days to the last token", "days", number),
-        _spans(plans, "cost_usd", "Cost", "US dollars", dollars),
+        _spans(plans, "days", "Days to the last token", "days", plain),
+        _spans(plans, "cost_usd", "Cost", "US money", money),
         _steps(plans),
     ]
 
 
 def _spans(
-    plans: Sequence[Document], key: str, title: str, unit: str, form: Format
+    plans: Sequence[Document], key: str, title: str, unit: str, form: Callable[[float], str]
 ) -> dict[str, Any] | None:
     """Intervals of one quantity where it is known."""
     known = [plan for plan in plans if plan["whole_run"][key]]
     if not known:
         return None
     spans = [
-        Span(label=_title(plan), text=both(plan["whole_run"][key], form), **plan["whole_run"][key])
+        Span(
+            label=_title(plan),
+            text=interval(plan["whole_run"][key], form),
+            **plan["whole_run"][key],
+        )
         for plan in known
     ]
     text = "The dot is the middle, the line the 80 % interval."
     if len(known) < len(plans):
         missing = ", ".join(_title(plan) for plan in plans if plan not in known)
         text += f" Unknown for {missing}."
-    chart = intervals(key, title, spans, unit)
+    chart = intervals(key, title, spans, unit, form)
     return {"title": title, "text": text, "svg": chart, "legend": None}
 
 
@@ -171,7 +172,7 @@ def _parts(best: Document) -> list[Part]:
 
 
 def _total(best: Document) -> str:
-    return f"{both(best['step_time_s'])} s"
+    return f"{interval(best['step_time_s'])} s"
 
 
 def _gain_rows(plans: Sequence[Document]) -> list[dict[str, Any]]:

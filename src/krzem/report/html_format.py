@@ -1,39 +1,21 @@
-"""Numbers of a document as people read them; ``None`` is always shown as unknown."""
+"""Numbers of a page: those of the terminal, and the pieces that tables and tiles need of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
-Interval = Mapping[str, float]
-Format = Callable[[float], str]
-UNKNOWN = "unknown"
-_POWERS = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
+from krzem.report.text_numbers import UNKNOWN, count, percent, plain
+
+Interval = Mapping[str, float] | None
 
 
-def number(value: float) -> str:
-    """Three significant digits, whole from 100 on, thousands separated: 0.0213, 71.8, 3,727."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    text = f"{value:.3g}"
-    return f"{value:.6f}".rstrip("0").rstrip(".") if "e" in text else text
-
-
-def large(value: float) -> str:
-    """Counts with the letter of their power: 14.8T, 671B, 3.53M, 15,360."""
-    for power, letter in _POWERS:
-        if abs(value) >= power:
-            return f"{value / power:.3g}{letter}" if value < 999.5 * power else number(value)
-    return number(value)
-
-
-def percent(value: float) -> str:
-    """A fraction in per cent, never rounded up to certainty: 93 %, 4.4 %, > 99 %."""
-    if 0.995 <= value < 1:
+def chance(value: float) -> str:
+    """A probability, never rounded to certainty: 93 %, > 99 %, < 1 %."""
+    if 0.995 <= value < 1.0:
         return "> 99 %"
-    digits = 0 if abs(value) >= 0.0995 or value == 0 else 1
-    return f"{100 * value:.{digits}f} %"
+    return "< 1 %" if 0.0 < value < 0.005 else percent(value)
 
 
 def share(value: float) -> str:
@@ -41,9 +23,9 @@ def share(value: float) -> str:
     return f"+{percent(value)}" if value >= 0 else f"−{percent(-value)}"
 
 
-def dollars(value: float) -> str:
-    """US dollars: $7.06M."""
-    return f"${large(value)}"
+def amount(value: float) -> str:
+    """Large numbers by the letter of their power, others digit by digit: 14.8T, 15,360."""
+    return count(value) if abs(value) >= 1e6 else plain(value)
 
 
 def day(value: str) -> str:
@@ -51,21 +33,13 @@ def day(value: str) -> str:
     return f"{date.fromisoformat(value):%-d %b %Y}"
 
 
-def maybe(value: Any, form: Format | Callable[[str], str]) -> str:
-    """``form(value)``, or unknown."""
-    return UNKNOWN if value is None else form(value)
+def ends(interval: Interval, form: Any = plain) -> dict[str, str]:
+    """``low``, ``mid`` and ``high`` as text; an unknown one says so once."""
+    if not interval:
+        return {"low": "", "mid": UNKNOWN, "high": ""}
+    return {end: form(interval[end]) for end in ("low", "mid", "high")}
 
 
-def middle(interval: Interval | None, form: Format = number) -> str:
-    """The median."""
-    return UNKNOWN if interval is None else form(interval["mid"])
-
-
-def between(interval: Interval | None, form: Format = number) -> str:
-    """The ends of the interval: 61.6 – 84."""
-    return "" if interval is None else f"{form(interval['low'])} – {form(interval['high'])}"
-
-
-def both(interval: Interval | None, form: Format = number) -> str:
-    """Median and interval: 71.8 (61.6 – 84)."""
-    return UNKNOWN if interval is None else f"{middle(interval, form)} ({between(interval, form)})"
+def between(interval: Interval, form: Any = plain) -> str:
+    """The ends of the interval: 61.6 – 84; empty where unknown."""
+    return f"{form(interval['low'])} – {form(interval['high'])}" if interval else ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from krzem.report.html_charts import Part, Span, Stack, stacks, waterfall
-from krzem.report.html_format import both, number, percent
+from krzem.report.html_format import chance
+from krzem.report.text_numbers import interval, percent, plain
 
-Document = Mapping[str, Any]
+Document = dict[str, Any]
 TONES = {
     "compute": "work1", "recompute": "work2", "tensor_parallel": "talk1",
     "expert_parallel": "talk2", "pipeline_transfer": "talk3", "data_parallel": "talk4",
@@ -37,9 +37,9 @@ def layout_view(plan: Document, cluster: Document) -> dict[str, Any]:
         "layout_text": plan["layout_text"],
         "chips": [*_chips(plan["layout"]), ("micro-batches a step", plan["micro_batches"])],
         "waterfall": _waterfall(plan),
-        "memory": both(plan["memory_gib"]),
-        "capacity": number(cluster["memory_gib"]),
-        "fits": percent(plan["fits_probability"]),
+        "memory": interval(plan["memory_gib"]),
+        "capacity": plain(cluster["memory_gib"]),
+        "fits": chance(plan["fits_probability"]),
         "stacks": _stacks(plan, cluster),
         "memory_legend": list(_MEMORY.values()),
         "memory_rows": [_row(rank) for rank in plan["ranks"]],
@@ -58,13 +58,13 @@ def _chips(layout: Document) -> list[tuple[str, Any]]:
 
 def _waterfall(plan: Document) -> Any:
     step = plan["step_time_s"]
-    total = Span(label="one step", text=f"{both(step)} s", **step)
+    total = Span(label="one step", text=f"{interval(step)} s", **step)
     parts = [
         Part(
             label=item["label"],
             value=item["seconds"],
             tone=TONES.get(item["term"], "muted"),
-            text=f"{number(item['seconds'])} s · {percent(item['share'] or 0.0)}",
+            text=f"{plain(item['seconds'])} s · {percent(item['share'] or 0.0)}",
         )
         for item in plan["breakdown"]
         if item["seconds"] > 0
@@ -74,7 +74,7 @@ def _waterfall(plan: Document) -> Any:
 
 def _stacks(plan: Document, cluster: Document) -> Any:
     rows = [
-        Stack(label=_stage(rank), parts=_parts(rank), text=number(rank["total_gib"]))
+        Stack(label=_stage(rank), parts=_parts(rank), text=plain(rank["total_gib"]))
         for rank in plan["ranks"]
     ]
     return stacks("memory", "Memory per pipeline stage", rows, "GiB", cluster["memory_gib"])
@@ -82,7 +82,7 @@ def _stacks(plan: Document, cluster: Document) -> Any:
 
 def _parts(rank: Document) -> list[Part]:
     return [
-        Part(label=label, value=rank[f"{name}_gib"], tone=tone, text=number(rank[f"{name}_gib"]))
+        Part(label=label, value=rank[f"{name}_gib"], tone=tone, text=plain(rank[f"{name}_gib"]))
         for name, (label, tone) in _MEMORY.items()
     ]
 
@@ -91,7 +91,7 @@ def _row(rank: Document) -> dict[str, Any]:
     return {
         "label": _stage(rank),
         "parts": [part.text for part in _parts(rank)],
-        "total": number(rank["total_gib"]),
+        "total": plain(rank["total_gib"]),
     }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from krzem.report.html_charts import Point, scatter
-from krzem.report.html_format import both, number, percent, share
+from krzem.report.html_format import chance, share
+from krzem.report.text import tied
+from krzem.report.text_numbers import interval, percent, plain
 
-Document = Mapping[str, Any]
+Document = dict[str, Any]
 SLOWEST_SHOWN = 3.0
 """Layouts slower than this many times the chosen one are counted, not drawn."""
 
@@ -54,7 +55,7 @@ def _tone(chance: float, sure: float) -> str:
 
 
 def _front_text(document: Document, hidden: int) -> str:
-    seconds = number(document["search_seconds"])
+    seconds = plain(document["search_seconds"])
     text = (
         f"{document['layouts_evaluated']:,} legal layouts were priced in {seconds} s. Each dot is"
         " one that no other beats in both time and memory; the ring is the layout that was chosen."
@@ -76,15 +77,16 @@ def _ties_text(document: Document) -> str:
 
 
 def _against(other: Document, document: Document) -> str:
-    return f"{share(other['relative_time'] - 1.0)} time"
+    slower = f"{share(other['relative_time'] - 1.0)} time"
+    return f"tie, {slower}" if tied(other, document) else slower
 
 
 def _row(plan: Document, against: str) -> dict[str, str]:
     return {
         "layout": plan["layout_text"],
-        "step": both(plan["step_time_s"]),
-        "mfu": both(plan["mfu"], percent),
-        "memory": number(plan["memory_gib"]["mid"]),
-        "fits": percent(plan["fits_probability"]),
+        "step": interval(plan["step_time_s"]),
+        "mfu": interval(plan["mfu"], percent),
+        "memory": plain(plan["memory_gib"]["mid"]),
+        "fits": chance(plan["fits_probability"]),
         "against": against,
     }
