@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
+    _never_fail_to_print()
     try:
         result = cli.main(args=arguments, prog_name="krzem", standalone_mode=False)
         sys.stdout.flush()
@@ -127,5 +129,14 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _say(message: str, code: int) -> int:
-    click.echo(f"krzem: error: {message}", err=True)
+    """One message on standard error, without the control characters that names may hold."""
+    shown = "".join(c if c.isprintable() or c == "\n" else "�" for c in message)
+    click.echo(f"krzem: error: {shown}", err=True)
     return code
+
+
+def _never_fail_to_print() -> None:
+    """On a terminal that is not UTF-8 a bar becomes a question mark, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -37,7 +37,7 @@ def check_engine(engine: str | None, target: str | None) -> None:
 def show(document: Document, text: str, as_json: bool) -> None:
     """The document or its text on standard output."""
     if as_json:
-        click.echo(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
     else:
         click.echo(text, nl=False)
 

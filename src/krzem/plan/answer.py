@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from krzem.errors import ClusterError, GoalError, KrzemError, LayoutError, shorten
 from krzem.layout.layout import Layout, parse_layout
-from krzem.plan.emit import emit, render
 from krzem.plan.plan import Explanation, Plan, explain, plan
 from krzem.plan.request import Asked
 
@@ -72,6 +71,8 @@ def script_of(asked: Asked, answer: Plan | Explanation, engine: str) -> str:
 
     Raises UnknownNameError, and LayoutError or ModelError where the engine cannot run it.
     """
+    from krzem.plan.emit import emit, render
+
     layout = answer.best.layout if isinstance(answer, Plan) else answer.plan.layout
     task = asked.task
     launch = emit(

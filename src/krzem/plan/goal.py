@@ -31,9 +31,9 @@ class Goal:
             raise GoalError(f"tokens={self.tokens}: between 1 and 1e18 is needed")
         if self.tokens < self.tokens_per_step:
             raise GoalError(
-                f"{self.tokens:,.0f} tokens are less than one batch: {self.global_batch} sequences"
-                f" x {self.sequence} tokens = {self.tokens_per_step:,} tokens;"
-                " lower --global-batch or raise --tokens"
+                f"{self.tokens:,.0f} tokens are less than one batch: {self.global_batch:,}"
+                f" sequences x {self.sequence:,} tokens = {self.tokens_per_step:,} tokens;"
+                " lower --batch or raise --tokens"
             )
 
     @property

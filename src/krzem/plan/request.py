@@ -105,7 +105,7 @@ def settle(question: Question) -> Asked:
     recipe = recipe_of(architecture.name) if is_built_in(architecture) else None
     picker = _Picker(question, architecture, recipe)
     engine = engine_for(cluster, _engine_name(question.engine, picker.notes))
-    goal = _goal(picker, cluster, start or date)
+    goal = _goal(picker, architecture, cluster, start or date)
     task = Task(
         architecture=architecture,
         cluster=cluster,
@@ -188,10 +188,13 @@ def _engine_name(written: str | None, notes: list[str]) -> str | None:
     return ALIASES.get(name, name)
 
 
-def _goal(picker: _Picker, cluster: Cluster, start: datetime.date) -> Goal:
+def _goal(
+    picker: _Picker, architecture: Architecture, cluster: Cluster, start: datetime.date
+) -> Goal:
     question = picker.question
     tokens = picker.number("tokens", question.tokens, parse_count, "--tokens (such as 15T)")
     sequence = picker.number("sequence", question.sequence, parse_length, "--seq (such as 4k)")
+    _positions(picker, architecture, sequence)
     batch = _batch(picker, sequence)
     precision = _precision(picker, cluster)
     optimizer = _optimizer(picker)
@@ -207,6 +210,20 @@ def _goal(picker: _Picker, cluster: Cluster, start: datetime.date) -> Goal:
         deadline_days=_deadline(question.deadline, start),
         budget_usd=None if question.budget is None else parse_money(question.budget),
     )
+
+
+def _positions(picker: _Picker, architecture: Architecture, sequence: int) -> None:
+    """A sequence beyond a learned table of positions is refused, beyond the config's it is said."""
+    learned, most = architecture.learned_positions, architecture.max_positions
+    if learned and sequence > learned:
+        raise GoalError(
+            f"{picker.name} has {learned:,} learned positions and cannot read sequences of"
+            f" {sequence:,} tokens: give --seq {learned} or less"
+        )
+    if most and sequence > most:
+        picker.notes.append(
+            f"sequences of {sequence:,} tokens are longer than the {most:,} positions of the config"
+        )
 
 
 def _batch(picker: _Picker, sequence: int) -> int:

@@ -18,7 +18,7 @@ from krzem.report.text_numbers import (
     plain,
     seconds,
 )
-from krzem.report.text_table import bar, paragraph, shortened, table
+from krzem.report.text_table import bar, paragraph, printable, shortened, table
 
 Document = dict[str, Any]
 _BAR = 36
@@ -66,7 +66,7 @@ def format_sentence(document: Document, chosen: Document) -> str:
         f"layout {chosen['layout_text']}",
         f"wall: {wall_label(document, chosen)}",
     ]
-    return ", ".join(parts)
+    return printable(", ".join(parts))
 
 
 def wall_label(document: Document, chosen: Document) -> str:

@@ -17,7 +17,7 @@ def table(
     ``l`` left, ``r`` right, ``w`` left and wrapped into what the other columns leave (one column
     at most).
     """
-    cells = [list(map(_plain, row)) for row in (head, *rows)]
+    cells = [list(map(printable, row)) for row in (head, *rows)]
     sizes = [max(len(row[i]) for row in cells) for i in range(len(align))]
     if "w" in align:
         flexible = align.index("w")
@@ -63,7 +63,7 @@ def paragraph(text: str, first: str = "", rest: str | None = None, width: int = 
         line
         for i, part in enumerate(text.splitlines() or [""])
         for line in textwrap.wrap(
-            _plain(part),
+            printable(part),
             width,
             initial_indent=indent if i else first,
             subsequent_indent=indent,
@@ -81,10 +81,10 @@ def bar(share: float, width: int) -> str:
 
 def shortened(text: str, limit: int) -> str:
     """``text`` cut to ``limit`` columns."""
-    plain = _plain(text)
+    plain = printable(text)
     return plain if len(plain) <= limit else f"{plain[: limit - 1]}…"
 
 
-def _plain(text: str) -> str:
-    """Without control characters, which files and names may hold."""
+def printable(text: str) -> str:
+    """Without the control characters that files and names may hold."""
     return "".join(c if c.isprintable() else " " for c in text)
