@@ -13,7 +13,14 @@ from krzem.cost.coefficients import Coefficients
 from krzem.cost.engines import engines
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import stack as stack_machines
-from krzem.cost.memory import MemoryBytes, StateSizes, fits_probability, memory_bytes
+from krzem.cost.memory import (
+    MemoryBytes,
+    StateSizes,
+    fits_probability,
+    low_bytes,
+    memory_bytes,
+    stored_bytes,
+)
 from krzem.cost.step import Optim, StepSeconds, step_seconds
 from krzem.errors import UnknownFactError
 from krzem.layout.arrays import Layouts, cells, pack
@@ -108,7 +115,7 @@ def predict(batch: Batch, coefficients: Coefficients) -> StepSeconds:
 
 def memory(batch: Batch) -> MemoryBytes:
     """Peak memory of every case."""
-    low = np.array([_low(s) for s in batch.situations])
+    low = np.array([low_bytes(s.precision) for s in batch.situations])
     old = np.array([float(s.year < 2022.9) for s in batch.situations])
     gradient = np.array([s.engine.state_gradient_bytes for s in batch.situations])
     gradient = gradient + np.array([_second_gradient(s) for s in batch.situations])
@@ -117,6 +124,7 @@ def memory(batch: Batch) -> MemoryBytes:
         gradient=gradient,
         optimizer=12.0,
         logit=np.array([s.engine.logit_bytes for s in batch.situations]),
+        stored=np.array([stored_bytes(s.precision) for s in batch.situations]),
         buckets=np.array([s.engine.bucket_bytes for s in batch.situations]),
     )
     return memory_bytes(batch.table, batch.layouts, sizes, low, batch.global_batch, old)
@@ -126,7 +134,3 @@ def _second_gradient(s: Situation) -> float:
     """DeepSpeed keeps bf16 gradients beside the 32-bit sums (its BF16 optimiser)."""
     deepspeed = s.engine.name == "megatron-deepspeed"
     return 2.0 if deepspeed and s.precision is Precision.BF16 else 0.0
-
-
-def _low(s: Situation) -> float:
-    return {"fp8": 1.0, "fp4": 1.0}.get(s.precision.arithmetic, 2.0)

@@ -9,17 +9,18 @@ the communication library hold beside that is not predicted byte by byte: it is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import sqrt
 from typing import Any
 
 import numpy as np
 
-from krzem.cost.schedule import in_flight, weight_copies
+from krzem.cost.schedule import in_flight, joined_ends, weight_copies
 from krzem.cost.stages import stages
 from krzem.layout.arrays import RECOMPUTES, Layouts
 from krzem.layout.layout import Recompute
 from krzem.model.table import ModelTable
+from krzem.plan.goal import Precision
 
 Array = Any
 
@@ -44,10 +45,22 @@ class StateSizes:
     """Master weights and moments."""
     logit: Array = 6.0
     """Per logit at the peak: 6 where loss and gradient are fused, up to 14 where they are not."""
+    stored: Array = 2.0
+    """Per element of saved gate inputs and attention outputs (1.25 where kept in scaled fp8)."""
     buckets: Array = 0.0
     """Bytes (not per parameter) that the engine sets aside for communication buckets."""
     scratch: Array = 2.0
     """Per weight of one layer: products for weight gradients before they are added up."""
+
+
+def low_bytes(precision: Precision) -> float:
+    """Bytes per element of inputs that products keep for their weight gradients."""
+    return {"fp8": 1.0, "fp4": 1.0}.get(precision.arithmetic, 2.0)
+
+
+def stored_bytes(precision: Precision) -> float:
+    """:attr:`StateSizes.stored` of a precision: DeepSeek's recipe keeps these in scaled fp8."""
+    return 1.25 if precision is Precision.FP8_BLOCK else 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +115,25 @@ def memory_bytes(
     """Bytes of the first, the fullest middle and the last pipeline rank."""
     s = stages(t, x)
     m = np.maximum(global_batch / (x.dp * x.micro_batch), 1.0)
-    layer = _layer_activations(t, x, low_bytes, unfused)
+    layer = _layer_activations(t, x, low_bytes, unfused, sizes.stored)
     whole = x.pp <= 1
     ends = _ends(t, x, sizes)
     first = _rank(t, x, sizes, s.first, s.first_moe, 0.0, m, layer, ends.embed(whole))
     rank = np.minimum(1.0, x.pp - 1.0)
     middle = _rank(t, x, sizes, s.middle, s.middle_moe, rank, m, layer, ends.none())
     last = _rank(t, x, sizes, s.last, s.last_moe, x.pp - 1.0, m, layer, ends.head(whole))
-    return MemoryBytes(first=first, middle=middle, last=last)
+    return _mirrored(x, first, middle, last)
+
+
+def _mirrored(x: Layouts, first: RankBytes, middle: RankBytes, last: RankBytes) -> MemoryBytes:
+    """The ranks as schedules that run through a pipe in both directions fill them."""
+    front, back = {}, {}
+    for item in fields(RankBytes):
+        three = [getattr(rank, item.name) for rank in (first, middle, last)]
+        ends = joined_ends(x.schedule, *three)
+        front[item.name] = np.where(x.pp > 1, ends[0], three[0])
+        back[item.name] = np.where(x.pp > 1, ends[1], three[2])
+    return MemoryBytes(first=RankBytes(**front), middle=middle, last=RankBytes(**back))
 
 
 def fits_probability(memory: MemoryBytes, capacity: Array) -> Array:
@@ -140,7 +164,9 @@ class _Saved:
     boundary: Array
 
 
-def _layer_activations(t: ModelTable, x: Layouts, low: Array, unfused: Array) -> _Saved:
+def _layer_activations(
+    t: ModelTable, x: Layouts, low: Array, unfused: Array, stored: Array
+) -> _Saved:
     tp = x.tp.astype(float)
     m = x.micro_batch * t.sequence / x.cp
     own = m / np.where(x.sequence_parallel > 0, tp, 1.0)
@@ -150,17 +176,18 @@ def _layer_activations(t: ModelTable, x: Layouts, low: Array, unfused: Array) ->
     heads = t.heads / tp
     qkv = 2.0 * m * (t.q_width + t.kv_width) / tp
     latent = np.where(np.asarray(t.latent_width) > 0, 4.0 * own * t.latent_width, 0.0)
-    out = m * t.o_width / tp * np.where(low < 2.0, 3.0, 2.0)
+    # The core keeps its output; a product in low precision keeps its own copy of it.
+    out = m * t.o_width / tp * np.where((low < 2.0) & (stored >= 2.0), 3.0, stored)
     scores = unfused * 5.0 * heads * m * t.sequence
     attention = norm + qkv + latent + out + 4.0 * m * heads + scores
     streams = np.where(t.streams > 1, 2.0 * t.streams * own * h * 2.0, 0.0)
-    dense = norm + m * (2.0 * t.dense_up + low * t.dense_width) / tp
+    dense = norm + m * (stored * t.dense_up + low * t.dense_width) / tp
     # Dropout masks and unfused biases of engines before fused attention.
     dense = dense + unfused * (2.0 * own * h + 2.0 * m * t.dense_width / tp)
     picked = m / tp * t.experts_per_token * x.etp
-    moe = norm + picked * (low * h + (2.0 * t.expert_up + low * t.expert_width) / x.etp)
+    moe = norm + picked * (low * h + (stored * t.expert_up + low * t.expert_width) / x.etp)
     moe = moe + m / tp * t.experts * 8.0
-    moe = moe + m * (2.0 * t.shared_up + low * t.shared_width) / tp
+    moe = moe + m * (stored * t.shared_up + low * t.shared_width) / tp
     full_d, full_m = attention + dense + streams, attention + moe + streams
     boundary = 2.0 * own * h * t.streams
     core = scores

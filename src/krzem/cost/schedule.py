@@ -60,6 +60,19 @@ def weight_copies(codes: Array) -> Array:
     return np.where(is_schedule(codes, Schedule.DUALPIPE), 2.0, 1.0)
 
 
+def joined_ends(codes: Array, first: Array, middle: Array, last: Array) -> tuple[Array, Array]:
+    """What the first and the last rank carry, given what the ends and the middle of a pipe cost.
+
+    In a V the first rank holds the first and the last chunk; DualPipe's ranks each hold a stage
+    and its mirror image and work half of the time for either.
+    """
+    v = is_schedule(codes, Schedule.ZB_V, Schedule.DUALPIPE_V)
+    both = is_schedule(codes, Schedule.DUALPIPE)
+    mean = 0.5 * (first + last)
+    front = np.where(v, first + last - middle, np.where(both, mean, first))
+    return front, np.where(v, middle, np.where(both, mean, last))
+
+
 def overlaps_dispatch(codes: Array) -> Array:
     """Whether forward and backward chunks run against each other, hiding the all-to-all."""
     return is_schedule(codes, Schedule.DUALPIPE, Schedule.DUALPIPE_V)

@@ -46,8 +46,12 @@ def stages(t: ModelTable, x: Layouts) -> Stages:
     pp = x.pp.astype(float)
     even = np.ceil(t.layers / pp)
     spare = even * pp - t.layers
-    last = np.where(x.last_stage_layers >= 0, x.last_stage_layers, even - (spare >= 1))
-    first = np.where(x.first_stage_layers >= 0, x.first_stage_layers, even - (spare >= 2))
+    # Prediction modules sit on the last rank, which is then given all that can be spared.
+    heavy = (np.asarray(t.mtp_layers) > 0) & (spare < even)
+    fewer = np.where(heavy, spare, spare >= 1)
+    last = np.where(x.last_stage_layers >= 0, x.last_stage_layers, even - fewer)
+    fewer = np.where(heavy, 0, spare >= 2)
+    first = np.where(x.first_stage_layers >= 0, x.first_stage_layers, even - fewer)
     given = (x.last_stage_layers >= 0) | (x.first_stage_layers >= 0)
     rest = np.ceil((t.layers - first - last) / np.maximum(pp - 2.0, 1.0))
     middle = np.where(given & (pp > 2), rest, even)

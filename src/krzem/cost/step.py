@@ -10,7 +10,7 @@ import numpy as np
 from krzem.cost import collectives
 from krzem.cost.machine import Machine
 from krzem.cost.parts import LayerSeconds
-from krzem.cost.schedule import fill_factor, overlaps_dispatch
+from krzem.cost.schedule import fill_factor, joined_ends, overlaps_dispatch
 from krzem.cost.stages import Stages, stages
 from krzem.layout.arrays import RECOMPUTES, Layouts
 from krzem.layout.layout import Recompute
@@ -175,13 +175,26 @@ def _ranks(
     mtp_f, mtp_b = t.mtp_layers * parts.mtp_f, t.mtp_layers * parts.mtp_b
     head_f, head_b = parts.head_f + mtp_f, parts.head_b + mtp_b
     embed = parts.embed
-    # With V-shaped schedules the first rank also holds the last chunk, and so the head.
     first_extra = (np.where(alone, head_f, 0.0) + embed / 3, np.where(alone, head_b, 0.0) + embed)
     zero = np.zeros_like(np.asarray(embed))
     first = _rank(x, parts, mc, (s.first, s.first_dense, s.first_moe), first_extra)
     middle = _rank(x, parts, mc, (s.middle, s.middle_dense, s.middle_moe), (zero, zero))
     last = _rank(x, parts, mc, (s.last, s.last_dense, s.last_moe), (head_f, head_b))
-    return first, middle, last
+    return _mirrored(x, first, middle, last)
+
+
+def _mirrored(x: Layouts, first: _Rank, middle: _Rank, last: _Rank) -> tuple[_Rank, _Rank, _Rank]:
+    """The three ranks as schedules that run through a pipe in both directions load them."""
+    names = [f.name for f in fields(_Rank)]
+    ends = [joined_ends(x.schedule, *(getattr(r, n) for r in (first, middle, last))) for n in names]
+    deep = x.pp > 1
+    front = _Rank(
+        *(np.where(deep, e[0], getattr(first, n)) for e, n in zip(ends, names, strict=True))
+    )
+    back = _Rank(
+        *(np.where(deep, e[1], getattr(last, n)) for e, n in zip(ends, names, strict=True))
+    )
+    return front, middle, back
 
 
 def _pick(x: Layouts, ranks: tuple[_Rank, _Rank, _Rank]) -> _Rank:
