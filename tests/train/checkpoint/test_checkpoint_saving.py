@@ -317,7 +317,7 @@ def test_killed_at_any_moment_the_last_good_one_loads(tmp_path: Path) -> None:
         assert read_manifest(found).meta == {"step": value}
         assert value >= reached
         reached = value
-    assert reached > 30
+    assert reached > 5
     save(tmp_path, reached + 1, some_state(1), meta={})
     prune(tmp_path, Retention(keep_last=1))
     assert len(checkpoints(tmp_path)) == 1

@@ -13,7 +13,7 @@ from krzem.train.checkpoint.manifest import ITEM_BYTES, Chunk, Shape
 from krzem.train.checkpoint.pieces import DTYPES
 from krzem.train.checkpoint.tensor_file import pread_exactly
 
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 16 << 20
 """Memory used for one read."""
 
 _SEPARATE_READS = 16 << 10

@@ -1,7 +1,7 @@
 """Building tensors out of boxes of other tensors, a slab at a time.
 
-Memory is bounded by a slab (64 MB, or one row along the first dimension), whatever the size of the
-model, of its tensors or of their files.
+Memory is bounded by a few slabs (16 MB each, or one row along the first dimension), whatever the
+size of the model, of its tensors or of their files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from krzem.train.checkpoint.correspondence import Copy, Correspondence
 from krzem.train.checkpoint.manifest import ITEM_BYTES, Chunk, Manifest, Shape, StoredTensor
 from krzem.train.checkpoint.pieces import DTYPES, raw_bytes
 
-SLAB_BYTES = 64 << 20
+SLAB_BYTES = 16 << 20
 
 
 class Source(Protocol):
