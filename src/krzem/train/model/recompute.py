@@ -19,8 +19,7 @@ from krzem.layout.layout import Recompute
 _AGAIN: ContextVar[bool] = ContextVar("recomputing", default=False)
 
 _KEPT = frozenset(
-    name
-    for name in (
+    {
         "aten.mm",
         "aten.bmm",
         "aten.addmm",
@@ -30,8 +29,10 @@ _KEPT = frozenset(
         "aten._scaled_dot_product_cudnn_attention",
         "aten._scaled_dot_product_attention_math",
         "aten._grouped_mm",
-    )
+        "krzem.grouped_linear",
+    }
 )
+"""Operators whose results ``modules`` keeps."""
 
 
 def recomputing() -> bool:

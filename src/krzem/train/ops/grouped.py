@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from krzem.train.ops.registry import operator
 
@@ -28,37 +27,54 @@ class Groups:
 @operator
 def grouped_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     """``x [P, I]`` times the transpose of its group's matrix ``weight [E, O, I]``: ``[P, O]``."""
-    return _Grouped.apply(x, weight, groups.sizes)
+    out: Tensor = _forward(x, weight, list(groups.sizes))
+    return out
 
 
-class _Grouped(torch.autograd.Function):
-    """Writes each group's product into its place: no concatenation, no per-group autograd nodes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.sizes = sizes
-        out = x.new_empty(x.shape[0], weight.shape[1])
-        for e, rows in _spans(sizes):
-            torch.mm(x[rows], weight[e].t(), out=out[rows])
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        g = g.contiguous()
-        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for e, rows in _spans(ctx.sizes):
-            if dx is not None:
-                torch.mm(g[rows], weight[e], out=dx[rows])
-            if dw is not None:
-                torch.mm(g[rows].t(), x[rows], out=dw[e])
-        return dx, dw, None
+# A library operator is one unit for torch: selective recomputation can keep its result, and each
+# group's product is written into its place without a concatenation.
+@torch.library.custom_op("krzem::grouped_linear", mutates_args=())
+def _forward(x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+    out = x.new_empty(x.shape[0], weight.shape[1])
+    for e, rows in _spans(sizes):
+        torch.mm(x[rows], weight[e].t(), out=out[rows])
+    return out
 
 
-def _spans(sizes: tuple[int, ...]) -> list[tuple[int, slice]]:
+@torch.library.custom_op("krzem::grouped_linear_backward", mutates_args=())
+def _backward(g: Tensor, x: Tensor, weight: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    g = g.contiguous()
+    dx, dw = torch.empty_like(x), torch.zeros_like(weight)
+    for e, rows in _spans(sizes):
+        torch.mm(g[rows], weight[e], out=dx[rows])
+        torch.mm(g[rows].t(), x[rows], out=dw[e])
+    return dx, dw
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@_backward.register_fake
+def _(g: Tensor, x: Tensor, weight: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, list[int]], output: Tensor) -> None:
+    x, weight, ctx.sizes = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+    x, weight = ctx.saved_tensors
+    return (*_backward(g, x, weight, ctx.sizes), None)
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)
+
+
+def _spans(sizes: list[int]) -> list[tuple[int, slice]]:
     spans, start = [], 0
     for e, size in enumerate(sizes):
         if size:

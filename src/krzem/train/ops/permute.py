@@ -63,21 +63,21 @@ class _Permute(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (position,) = ctx.saved_tensors
         picked = g.index_select(0, position.reshape(-1))
-        return picked.view(*position.shape, -1).sum(1), None, None
+        return picked.view(*position.shape, g.shape[1]).sum(1), None, None
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, position: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(y, position, weights)
-        picked = y.index_select(0, position.reshape(-1)).view(*position.shape, -1)
+        picked = y.index_select(0, position.reshape(-1)).view(*position.shape, y.shape[1])
         return torch.bmm(weights.to(y.dtype).unsqueeze(1), picked).squeeze(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, Tensor]:
         y, position, weights = ctx.saved_tensors
-        picked = y.index_select(0, position.reshape(-1)).view(*position.shape, -1)
+        picked = y.index_select(0, position.reshape(-1)).view(*position.shape, y.shape[1])
         d_weights = torch.bmm(picked, g.unsqueeze(-1)).squeeze(-1).to(weights.dtype)
         dy = torch.zeros_like(y)
         for k in range(position.shape[1]):

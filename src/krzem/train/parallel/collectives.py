@@ -82,16 +82,15 @@ def gather_no_grad(x: Tensor, axis: Axis, dim: int) -> Tensor:
 
 def _all_gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
     x = x.contiguous()
-    out = x.new_empty((axis.size, *x.shape))
+    out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
     dist.all_gather_into_tensor(out, x, group=axis.group)
-    return out.flatten(0, 1) if dim == 0 else torch.cat(out.unbind(0), dim)
+    return out if dim == 0 else torch.cat(out.chunk(axis.size), dim)
 
 
 def _sum_scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    parts = torch.stack(x.chunk(axis.size, dim)) if dim else x.contiguous()
-    shape = parts.shape[1:] if dim else (x.shape[0] // axis.size, *x.shape[1:])
-    out = x.new_empty(shape)
-    dist.reduce_scatter_tensor(out, parts, group=axis.group)
+    x = torch.cat(x.chunk(axis.size, dim)) if dim else x.contiguous()
+    out = x.new_empty((x.shape[0] // axis.size, *x.shape[1:]))
+    dist.reduce_scatter_tensor(out, x, group=axis.group)
     return out
 
 

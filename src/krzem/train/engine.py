@@ -1,0 +1,265 @@
+"""One training step's forward and backward under any layout.
+
+An :class:`Engine` owns this rank's stages of the model.  With one process and no layout it is
+the model in a loop over micro-batches; the same loop drives FSDP2, and a schedule drives stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from krzem.errors import LayoutError
+from krzem.layout.layout import Layout, Recompute
+from krzem.train.build import build_model, check_count, fill
+from krzem.train.config import ModelSpec
+from krzem.train.model.block import Block
+from krzem.train.model.context import LossWeights
+from krzem.train.model.router import Router
+from krzem.train.model.transformer import Transformer
+from krzem.train.parallel.axis import ALONE, Axis
+from krzem.train.parallel.collectives import sum_over
+from krzem.train.parallel.held import add_shared_gradients, held_by, squared_norm
+from krzem.train.parallel.mesh import Meshes, build_meshes
+from krzem.train.parallel.pipeline import SPLIT_BACKWARD, Pipeline
+from krzem.train.parallel.placing import Placement, local_part, place
+from krzem.train.parallel.stages import parts, stage_ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """Losses of one step, equal on all ranks."""
+
+    losses: dict[str, float]
+    """Mean losses over the global batch by name; ``loss`` is next-token prediction."""
+    gradient_norm: float
+    """Global norm, before clipping."""
+
+
+class Engine:
+    """This rank's part of a model under ``layout``, with initial values for ``seed``."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layout: Layout,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        weights: LossWeights | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_layout(spec, layout)
+        self.spec, self.layout, self.device, self.dtype = spec, layout, device, dtype
+        self.weights = weights or LossWeights()
+        self.meshes: Meshes | None = None
+        placements: list[dict[str, Placement]] = [{}]
+        if layout.devices == 1:
+            self.stages = [
+                build_model(spec, device=device, dtype=dtype, seed=seed, weights=self.weights)
+            ]
+        else:
+            self.meshes = build_meshes(layout, device.type)
+            self.stages, placements = self._build_stages(self.meshes, seed)
+        self.held = held_by(self.stages, placements)
+        set_recompute(self.stages, layout)
+        self._pipelines: dict[tuple[int, int], Pipeline] = {}
+
+    def _build_stages(
+        self, meshes: Meshes, seed: int
+    ) -> tuple[list[Transformer], list[dict[str, Placement]]]:
+        all_parts = parts(len(self.spec.layers), self.layout)
+        own = [
+            part
+            for part, rank in zip(all_parts, stage_ranks(self.layout), strict=True)
+            if rank == meshes.pipeline.rank
+        ]
+        stages, placements = [], []
+        for part in own:
+            with torch.device("meta"):
+                stage = Transformer(
+                    self.spec, part, meshes.axes, dtype=self.dtype, weights=self.weights
+                )
+            placements.append(place(stage, meshes))
+            stage.to_empty(device=self.device)
+            values = {n: local_part(p) for n, p in stage.named_parameters()}
+            fill(stage, values, {n: p.region for n, p in placements[-1].items()}, seed)
+            stages.append(stage)
+        self._check_count(stages, placements, meshes)
+        return stages, placements
+
+    def _check_count(
+        self, stages: list[Transformer], placements: list[dict[str, Placement]], meshes: Meshes
+    ) -> None:
+        """Refuse a model whose parts over all ranks do not add up to the planner's count."""
+        held = held_by(stages, placements)
+        own = sum(h.part.numel() / h.placement.copies for h in held if h.primary)
+        total = torch.tensor(own, dtype=torch.float64)
+        total = total.to(self.device) if self.device.type != "mps" else total
+        check_count(self.spec, round(float(sum_over(total, self._world()))))
+
+    def _world(self) -> Axis:
+        if self.meshes is None:
+            return ALONE
+        return Axis(group=dist.group.WORLD, size=dist.get_world_size(), rank=dist.get_rank())
+
+    @property
+    def data(self) -> Axis:
+        """Ranks that see different sequences."""
+        return ALONE if self.meshes is None else self.meshes.data
+
+    def step(
+        self, tokens: Tensor, *, sequences: int, documents: Tensor | None = None
+    ) -> StepResult:
+        """Forward and backward of this rank's ``tokens [sequences / dp, S + 1]``.
+
+        Afterwards every held parameter has the gradient of the mean loss over all ``sequences``.
+        """
+        for stage in self.stages:
+            stage.train()
+            stage.zero_grad()
+            stage.sequences = sequences
+            stage.losses.clear()
+        if self.layout.pp == 1:
+            self._micro_batches(tokens, documents)
+        else:
+            self._pipeline(tokens).run(tokens, documents)
+            assert self.meshes is not None
+            add_shared_gradients(self.stages, self.meshes.pipeline)
+        return self._result()
+
+    def _micro_batches(self, tokens: Tensor, documents: Tensor | None) -> None:
+        (model,) = self.stages
+        size = self.layout.micro_batch
+        starts = range(0, len(tokens), size)
+        for start in starts:
+            last = start == starts[-1]
+            if isinstance(model, FSDPModule):
+                model.set_is_last_backward(last)
+                model.set_requires_gradient_sync(last or self.layout.zero >= 2)
+            piece = slice(start, start + size)
+            loss = model(tokens[piece], documents=None if documents is None else documents[piece])
+            loss.backward()
+
+    def _pipeline(self, tokens: Tensor) -> Pipeline:
+        """The schedule for this many micro-batches, kept for the next step."""
+        key = (len(tokens) // self.layout.micro_batch, tokens.shape[1] - 1)
+        if key not in self._pipelines:
+            assert self.meshes is not None
+            self._pipelines[key] = Pipeline(
+                self.stages,
+                self.layout,
+                self.meshes.pipeline,
+                micro_batches=key[0],
+                length=key[1],
+                device=self.device,
+            )
+        return self._pipelines[key]
+
+    def _result(self) -> StepResult:
+        names = ["loss", *(f"mtp_{i + 1}" for i in range(self.spec.arch.mtp_layers))]
+        zero = torch.zeros((), device=self.device)
+        own = [
+            sum((s.losses[n].float() for s in self.stages if n in s.losses), zero) for n in names
+        ]
+        values = torch.stack([*own, squared_norm(self.held, self.device)])
+        *losses, squares = sum_over(values, self._world()).tolist()
+        return StepResult(losses=dict(zip(names, losses, strict=True)), gradient_norm=squares**0.5)
+
+    @torch.no_grad()
+    def evaluate(self, tokens: Tensor, documents: Tensor | None = None) -> float:
+        """The mean next-token loss of ``tokens [n, S + 1]``, every rank giving its own sequences.
+
+        Not with pipeline stages.
+        """
+        if self.layout.pp > 1:
+            raise LayoutError("evaluation runs without pipeline stages: pp has to be 1")
+        (model,) = self.stages
+        model.eval()
+        model.sequences = len(tokens) * self.data.size
+        model.losses.clear()
+        size = self.layout.micro_batch
+        for start in range(0, len(tokens), size):
+            piece = slice(start, start + size)
+            model(tokens[piece], documents=None if documents is None else documents[piece])
+        return float(sum_over(model.losses["loss"], self._world()))
+
+    def routers(self) -> dict[str, Router]:
+        """The routers this rank holds, by logical name."""
+        return {
+            name: module
+            for stage in self.stages
+            for name, module in stage.named_modules()
+            if isinstance(module, Router)
+        }
+
+    def loads(self) -> dict[str, Tensor]:
+        """Choices per expert of each router since last asked, over all tokens; then cleared."""
+        holders = ALONE if self.meshes is None else self.meshes.holders
+        found = {}
+        for name, router in self.routers().items():
+            found[name] = sum_over(router.load, holders).clone()
+            router.load.zero_()
+        return found
+
+
+def set_recompute(stages: list[Transformer], layout: Layout) -> None:
+    """Tell the layers what to recompute; ``recompute_layers`` counts from each rank's first."""
+    blocks: list[nn.Module] = [m for s in stages for m in s.modules() if isinstance(m, Block)]
+    if layout.recompute is Recompute.FULL and layout.recompute_layers is not None:
+        blocks = blocks[: layout.recompute_layers]
+    for block in blocks:
+        assert isinstance(block, Block)
+        if layout.recompute is Recompute.ATTENTION:
+            block.self_attn.recompute = layout.recompute
+        else:
+            block.recompute = layout.recompute
+
+
+def check_layout(spec: ModelSpec, layout: Layout) -> None:
+    """Refuse what the trainer does not do, with every reason at once.
+
+    Raises:
+        LayoutError: with one sentence for each.
+    """
+    x, problems = layout, []
+    if x.pp > 1 and x.schedule in SPLIT_BACKWARD and x.recompute is not Recompute.NONE:
+        problems.append(
+            f"schedule {x.schedule} computes input and weight gradients apart, which "
+            f"recompute={x.recompute} does not allow: use recompute=none or schedule=1f1b"
+        )
+    if x.tp > 1 and not x.sequence_parallel:
+        problems.append(f"tp={x.tp} without sequence parallelism: the trainer needs sp=1")
+    if x.cp > 1 and x.context_parallel != "a2a":
+        problems.append(
+            f"context parallelism by {x.context_parallel}: the trainer has the all-to-all form, "
+            "cpkind=a2a"
+        )
+    if x.offload_optimizer:
+        problems.append("offload=1: the trainer keeps optimiser states on the device")
+    for name, size, count in _divisibilities(spec, layout):
+        if size % count[1]:
+            problems.append(f"{count[0]} = {count[1]} does not divide {name} = {size}")
+    if problems:
+        raise LayoutError(f"layout {layout}: " + "; ".join(problems))
+
+
+def _divisibilities(spec: ModelSpec, x: Layout) -> list[tuple[str, int, tuple[str, int]]]:
+    found: set[tuple[str, int, tuple[str, int]]] = {("the vocabulary", spec.vocab, ("tp", x.tp))}
+    mtp = [spec.arch.mtp_layer] if spec.arch.mtp_layer else []
+    for layer in [*spec.layers, *mtp]:
+        a, ff = layer.attention, layer.feed_forward
+        found.add(("attention heads", a.heads, ("tp*cp", x.tp * x.cp)))
+        if a.output_groups:
+            found.add(("output groups", a.output_groups, ("tp", x.tp)))
+        if ff.is_moe:
+            found.add(("experts", ff.experts, ("ep", x.ep)))
+            found.add(("the expert width", ff.width, ("etp", x.etp)))
+            found.add(("the shared expert width", ff.shared_width, ("tp", x.tp)))
+        else:
+            found.add(("the feed-forward width", ff.width, ("tp", x.tp)))
+    return sorted(found)

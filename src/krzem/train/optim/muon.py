@@ -1,0 +1,86 @@
+"""Muon: the momentum of a matrix, made nearly orthogonal, is its update.
+
+Sources: Jordan et al. 2024 (coefficients, five Newton-Schulz steps); Moonlight, arXiv 2502.16982
+(scale ``0.2 * sqrt(max(rows, columns))``, which gives an update the size of AdamW's).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
+
+from krzem.train.parallel.held import Held
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
+    """Singular values of ``x [..., R, C]`` pushed towards one, singular vectors kept."""
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def matrix_update(held: Held, momentum: Tensor, groups: int) -> Tensor:
+    """This rank's part of the orthogonalised ``momentum`` (its own part of it).
+
+    A parameter is one matrix in its last two axes, others being a batch; ``groups`` stacks of rows
+    are matrices of their own.  Ranks that hold parts of a matrix gather it; each then computes the
+    whole and keeps its part.
+    """
+    full = _whole_matrices(held, momentum)
+    if groups > 1:
+        full = full.unflatten(-2, (groups, -1))
+    rows, columns = full.shape[-2:]
+    update = newton_schulz(full) * (0.2 * max(rows, columns) ** 0.5)
+    if groups > 1:
+        update = update.flatten(-3, -2)
+    region = held.placement.region[-2:]
+    return update[(..., *region)]
+
+
+def _whole_matrices(held: Held, part: Tensor) -> Tensor:
+    """``part`` with the cuts through its last two axes undone; batch axes stay as they are."""
+    parameter = held.parameter
+    if not isinstance(parameter, DTensor):
+        return part
+    cut = [getattr(p, "dim", -1) >= parameter.dim() - 2 for p in parameter.placements]
+    if not any(cut):
+        return part
+    target = [
+        Replicate() if through else p for through, p in zip(cut, parameter.placements, strict=True)
+    ]
+    spread = DTensor.from_local(
+        part,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    gathered: Tensor = spread.redistribute(placements=target).to_local()
+    return gathered
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon updates it: matrices but embedding, output and position biases (DeepSeek-V4)."""
+    apart = ("embed_tokens.", "lm_head.")
+    return (
+        parameter.dim() >= 2 and not name.startswith(apart) and not name.endswith("position_bias")
+    )
+
+
+def row_groups(name: str, groups: int) -> int:
+    """Matrices stacked along the rows of a parameter: the groups of V4's output projection."""
+    return groups if name.endswith("self_attn.o_a_proj.weight") else 1
+
+
+def momentum_step(momentum: Tensor, grad: Tensor, beta: float) -> Tensor:
+    """Update ``momentum`` in place; returns Nesterov's look-ahead."""
+    momentum.lerp_(grad, 1 - beta)
+    return torch.lerp(grad, momentum, beta)

@@ -1,0 +1,115 @@
+"""AdamW, and Muon for matrices, on the parts of parameters that a rank holds.
+
+State is kept per parameter under its logical name, as parts of the same shape as the parameter's,
+so that a checkpoint can treat both alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from krzem.errors import GoalError
+from krzem.train.optim.muon import is_matrix, matrix_update, momentum_step, row_groups
+from krzem.train.parallel.held import Held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """Constants of the update."""
+
+    kind: str = "adamw"
+    """adamw, or muon (matrices by Muon, the rest by AdamW)."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Decoupled; matrices only."""
+    momentum: float = 0.95
+    """Of Muon."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 leaves gradients as they are."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("adamw", "muon"):
+            raise GoalError(f"optimizer {self.kind!r} is not one of adamw, muon")
+
+
+class Optimizer:
+    """Updates ``held`` in place.
+
+    ``state[key][name]`` are the parts of ``exp_avg`` and ``exp_avg_sq`` (AdamW) or ``momentum``
+    (Muon); ``steps`` counts updates.
+    """
+
+    def __init__(self, held: tuple[Held, ...], config: OptimizerConfig, *, groups: int = 1) -> None:
+        self.held, self.config, self.groups = held, config, groups
+        self.steps = 0
+        self.state: dict[str, dict[str, Tensor]] = {}
+        for key, item in self.items():
+            names = ("momentum",) if self.uses_muon(item) else ("exp_avg", "exp_avg_sq")
+            self.state[key] = {n: torch.zeros_like(item.part) for n in names}
+
+    def items(self) -> list[tuple[str, Held]]:
+        """Every held parameter with the key of its state: its name, copies marked."""
+        return [(h.name if h.primary else f"copy:{h.name}", h) for h in self.held]
+
+    def uses_muon(self, held: Held) -> bool:
+        """Whether Muon updates this parameter."""
+        return self.config.kind == "muon" and is_matrix(held.name, held.parameter)
+
+    @torch.no_grad()
+    def step(self, rate: float, gradient_norm: float) -> None:
+        """One update with learning rate ``rate``; gradients are clipped to the configured norm."""
+        self.steps += 1
+        reached = [(k, h) for k, h in self.items() if h.grad is not None]
+        self._clip([h for _, h in reached], gradient_norm)
+        for key, item in reached:
+            if self.uses_muon(item):
+                self._muon(item, self.state[key]["momentum"], rate)
+        rest = [(k, h) for k, h in reached if not self.uses_muon(h)]
+        for decayed in (True, False):
+            self._adamw([(k, h) for k, h in rest if _decays(h) is decayed], rate, decayed)
+
+    def _clip(self, items: list[Held], norm: float) -> None:
+        limit = self.config.clip
+        if limit and norm > limit:
+            grads = [h.grad for h in items if h.grad is not None]
+            torch._foreach_mul_(grads, limit / (norm + 1e-6))
+
+    def _muon(self, item: Held, momentum: Tensor, rate: float) -> None:
+        assert item.grad is not None
+        direction = momentum_step(momentum, item.grad, self.config.momentum)
+        update = matrix_update(item, direction, row_groups(item.name, self.groups))
+        item.part.mul_(1 - rate * self.config.weight_decay).sub_(update, alpha=rate)
+
+    def _adamw(self, items: list[tuple[str, Held]], rate: float, decayed: bool) -> None:
+        if not items:
+            return
+        c, device = self.config, items[0][1].part.device
+        steps = [torch.tensor(float(self.steps - 1), device=device) for _ in items]
+        adamw(
+            [h.part for _, h in items],
+            [h.grad for _, h in items],  # type: ignore[misc]
+            [self.state[k]["exp_avg"] for k, _ in items],
+            [self.state[k]["exp_avg_sq"] for k, _ in items],
+            [],
+            steps,
+            fused=device.type in ("cpu", "cuda"),
+            foreach=device.type not in ("cpu", "cuda"),
+            amsgrad=False,
+            beta1=c.beta1,
+            beta2=c.beta2,
+            lr=rate,
+            weight_decay=c.weight_decay if decayed else 0.0,
+            eps=c.eps,
+            maximize=False,
+        )
+
+
+def _decays(held: Held) -> bool:
+    """Weight decay acts on matrices and the embedding, not on gains, biases and sinks."""
+    return len(held.placement.shape) >= 2 and not held.name.endswith("position_bias")
