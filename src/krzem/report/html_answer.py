@@ -7,7 +7,7 @@ from typing import Any
 
 from krzem.quantity import format_rate
 from krzem.report.html_charts import Part, bars
-from krzem.report.html_format import amount, between, chance, day, ends, share
+from krzem.report.html_format import amount, between, chance, day, days_between, ends, share
 from krzem.report.text import wall_label
 from krzem.report.text_numbers import count, energy, given, interval, money, percent, plain, seconds
 
@@ -64,11 +64,12 @@ def sentence(document: Document, plan: Document) -> str:
         time = f"{interval(run['training_days'])} days in steps alone"
     cost = f" and costs {interval(run['cost_usd'], money)}" if run["cost_usd"] else ""
     fits = chance(plan["fits_probability"])
-    return (
+    text = (
         f"Training {document['model']['name']} on {count(goal['tokens'])} tokens with"
         f" {cluster['devices']:,} {cluster['device_name']} takes {time}{cost}. It fits into memory"
         f" with a chance of {fits}, and {wall_label(document, plan)} is the wall.{_limits(run)}"
     )
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _limits(run: Document) -> str:
@@ -108,8 +109,8 @@ def _tile(label: str, value: Any, form: Callable[[float], str] = plain) -> dict[
 def _finish(finish: Document | None) -> list[dict[str, Any]]:
     if finish is None:
         return []
-    early, middle, late = (day(finish[key]) for key in ("early", "middle", "late"))
-    return [{"label": "last token", "value": middle, "range": f"{early} – {late}", "long": True}]
+    shown = days_between(finish["early"], finish["late"])
+    return [{"label": "last token", "value": day(finish["middle"]), "range": shown, "long": True}]
 
 
 def _gains(document: Document, plan: Document) -> Any:

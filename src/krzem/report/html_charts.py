@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,19 +65,24 @@ class Point:
 
 
 def waterfall(name: str, total: Span, parts: Sequence[Part], unit: str) -> Any:
-    """A stacked bar of the whole with its interval, and each part below at its place in it."""
+    """A stacked bar of the whole with its interval, and each part below at its place in it.
+
+    A part below zero is a correction that shortens the whole; its own row runs backwards.
+    """
     with style():
         figure, axes = canvas(ROW * (len(parts) + 1) + 0.7)
         left = 0.0
         for row, part in enumerate(parts, start=1):
-            for y, height in ((0, 0.78), (row, 0.56)):
-                axes.barh(y, part.value, left=left, height=height, color=colour(part.tone))
+            if part.value > 0:
+                axes.barh(0, part.value, left=left, height=0.78, color=colour(part.tone))
+            axes.barh(row, part.value, left=left, height=0.56, color=colour(part.tone))
+            end = max(left, left + part.value)
+            axes.text(end, row, GAP + part.text, va="center", color=colour("ink"))
             left += part.value
-            axes.text(left, row, GAP + part.text, va="center", color=colour("ink"))
         _whisker(axes, total, 0)
         axes.text(total.high, 0, GAP + total.text, va="center", color=colour("ink"), weight="bold")
         _rows(axes, [total.label, *(part.label for part in parts)])
-        axes.set_xlim(0, max(total.high, left) * 1.2)
+        axes.set_xlim(0, max(total.high, left) * 1.28)
         axes.set_xlabel(unit)
         spoken = "; ".join(f"{part.label} {part.text}" for part in parts)
         return finish(figure, name, f"{total.label}: {total.text}", spoken)
@@ -107,6 +113,8 @@ def stacks(
 def _stack(axes: Axes, y: float, row: Stack, widest: float) -> None:
     left = 0.0
     for part in row.parts:
+        if part.value <= 0:
+            continue
         axes.barh(y, part.value, left=left, height=0.62, color=colour(part.tone))
         if part.value > ROOM_FOR_TEXT * widest:
             axes.text(left + part.value / 2, y, part.text, ha="center", va="center",
@@ -167,7 +175,7 @@ def intervals(
             axes.scatter(span.mid, y, s=48, color=colour("accent"), zorder=3)
             axes.text(span.high, y, GAP + span.text, va="center", color=colour("ink"))
         _rows(axes, [span.label for span in spans])
-        axes.set_xlim(0, max(span.high for span in spans) * 1.35)
+        axes.set_xlim(0, max(span.high for span in spans) * 1.5)
         axes.xaxis.set_major_formatter(lambda value, _: form(value))
         axes.grid(axis="x", color=colour("line"), linewidth=0.5)
         axes.set_xlabel(unit)
@@ -184,6 +192,7 @@ def _whisker(axes: Axes, span: Span, y: float, tone: str = "ink") -> None:
 
 def _rows(axes: Axes, labels: Sequence[str]) -> None:
     """Name the rows, first on top."""
-    axes.set_yticks(range(len(labels)), labels, color=colour("ink"))
+    wrapped = [textwrap.fill(label, 30) for label in labels]
+    axes.set_yticks(range(len(labels)), wrapped, color=colour("ink"))
     axes.set_ylim(len(labels) - 0.45, -0.55)
     axes.spines["left"].set_visible(False)

@@ -10,7 +10,7 @@ from krzem.report.html_charts import Part, Span, Stack, intervals, stacks
 from krzem.report.html_format import between, chance, ends, share
 from krzem.report.html_layout import TONES
 from krzem.report.text import wall_label
-from krzem.report.text_numbers import count, energy, interval, money, percent, plain
+from krzem.report.text_numbers import UNKNOWN, count, energy, interval, money, percent, plain
 
 Document = dict[str, Any]
 _AWARDS = {
@@ -28,9 +28,10 @@ def compare_view(document: Document) -> dict[str, Any]:
         "kicker": "krzem compare",
         "title": f"{document['model']['name']} on {len(entries)} clusters",
         "answer": _sentence(document, answered),
+        "rows": _rows(plans),
         "cards": [_card(document, index) for index in range(len(entries))],
         "charts": [chart for chart in _charts(plans) if chart],
-        "gain_titles": [_title(plan) for plan in plans],
+        "titles": [_title(plan) for plan in plans],
         "gain_rows": _gain_rows(plans),
         "answers": [facts_view(plan) | {"title": _title(plan)} for plan in plans],
     }
@@ -72,29 +73,58 @@ def _card(document: Document, index: int) -> dict[str, Any]:
         "error": None,
         "days": f"{plain(days['mid'])} days",
         "days_range": between(days) + ("" if run["days"] else ", in steps alone"),
-        "rows": _card_rows(plan, run, best),
+        "cost": interval(run["cost_usd"], money),
+        "wall": wall_label(plan, best),
         "badges": _badges(document, index),
         "layout_text": best["layout_text"],
     }
 
 
-def _card_rows(plan: Document, run: Document, best: Document) -> list[tuple[str, str, str]]:
-    rows = [
-        ("cost", run["cost_usd"], money),
-        ("device-hours", run["device_hours"], count),
-        ("energy", run["energy_mwh"], energy),
-        ("step time, s", best["step_time_s"], plain),
-        ("MFU", best["mfu"], percent),
-        ("tokens/s per device", best["tokens_per_s_per_device"], plain),
-        ("peak memory, GiB", best["memory_gib"], plain),
+_RUN = (
+    ("days", "days", plain), ("device_hours", "device-hours", count), ("cost_usd", "cost", money),
+    ("energy_mwh", "energy", energy), ("goodput", "goodput", percent),
+)  # fmt: skip
+_STEP = (
+    ("step_time_s", "step time, s", plain), ("mfu", "MFU", percent),
+    ("tokens_per_s_per_device", "tokens/s per device", plain),
+    ("memory_gib", "peak memory, GiB", plain),
+)  # fmt: skip
+
+
+def _rows(plans: Sequence[Document]) -> list[dict[str, Any]]:
+    """One row per quantity, one cell per plan: value and range."""
+    runs, bests = [plan["whole_run"] for plan in plans], [plan["best"] for plan in plans]
+    found = [
+        {"label": label, "cells": [_cell(part[key], form) for part in parts]}
+        for parts, names in ((runs, _RUN), (bests, _STEP))
+        for key, label, form in names
     ]
-    capacity = f"of {plain(plan['cluster']['memory_gib'])} GiB"
-    return [
-        *((label, ends(value, form)["mid"], between(value, form)) for label, value, form in rows),
-        ("fits", chance(best["fits_probability"]), capacity),
-        ("precision", plan["goal"]["precision"], ""),
-        ("the wall", wall_label(plan, best), ""),
-    ]
+    texts = {
+        "fits into memory": [
+            (chance(plan["best"]["fits_probability"]),
+             f"of {plain(plan['cluster']['memory_gib'])} GiB") for plan in plans
+        ],
+        "precision": [(plan["goal"]["precision"], "") for plan in plans],
+        "dense peak, TFLOP/s": [(_peak(plan), "") for plan in plans],
+        "scale-up, GB/s": [_link(plan["cluster"]) for plan in plans],
+        "scale-out, GB/s": [(plain(plan["cluster"]["scale_out_gb_per_s"]), "") for plan in plans],
+    }  # fmt: skip
+    return found + [{"label": label, "cells": cells} for label, cells in texts.items()]
+
+
+def _cell(value: Any, form: Callable[[float], str]) -> tuple[str, str]:
+    return ends(value, form)["mid"], between(value, form)
+
+
+def _peak(plan: Document) -> str:
+    """The peak of the kind of arithmetic that the precision starts with."""
+    peaks = plan["cluster"]["peak_tflops"]
+    named = next((k for k in peaks if plan["goal"]["precision"].startswith(k)), None)
+    return UNKNOWN if named is None else plain(peaks[named])
+
+
+def _link(cluster: Document) -> tuple[str, str]:
+    return plain(cluster["scale_up_gb_per_s"]), f"among {cluster['scale_up_domain']:,}"
 
 
 def _badges(document: Document, index: int) -> list[dict[str, str]]:
@@ -114,7 +144,7 @@ def _badges(document: Document, index: int) -> list[dict[str, str]]:
 def _charts(plans: Sequence[Document]) -> list[dict[str, Any] | None]:
     return [
         _spans(plans, "days", "Days to the last token", "days", plain),
-        _spans(plans, "cost_usd", "Cost", "US money", money),
+        _spans(plans, "cost_usd", "Cost", "US dollars", money),
         _steps(plans),
     ]
 

@@ -41,5 +41,16 @@ def ends(interval: Interval, form: Any = plain) -> dict[str, str]:
 
 
 def between(interval: Interval, form: Any = plain) -> str:
-    """The ends of the interval: 61.6 – 84; empty where unknown."""
-    return f"{form(interval['low'])} – {form(interval['high'])}" if interval else ""
+    """The ends of the interval, a common unit once: 61.6 – 84, 14 – 19 %; empty where unknown."""
+    if not interval:
+        return ""
+    low, unit, high, other = (
+        part for end in ("low", "high") for part in form(interval[end]).partition(" ")[::2]
+    )
+    return f"{low} – {high} {other}".rstrip() if unit == other else f"{low} {unit} – {high} {other}"
+
+
+def days_between(early: str, late: str) -> str:
+    """Two dates, a common year once: 1 Feb – 23 Feb 2027."""
+    first = day(early)
+    return f"{first[:-5] if early[:4] == late[:4] else first} – {day(late)}"

@@ -42,7 +42,7 @@ def layout_view(plan: Document, cluster: Document) -> dict[str, Any]:
         "fits": chance(plan["fits_probability"]),
         "stacks": _stacks(plan, cluster),
         "memory_legend": list(_MEMORY.values()),
-        "memory_rows": [_row(rank) for rank in plan["ranks"]],
+        "memory_rows": [_row(rank, plan) for rank in plan["ranks"]],
     }
 
 
@@ -67,14 +67,14 @@ def _waterfall(plan: Document) -> Any:
             text=f"{plain(item['seconds'])} s · {percent(item['share'] or 0.0)}",
         )
         for item in plan["breakdown"]
-        if item["seconds"] > 0
+        if item["seconds"] != 0
     ]
     return waterfall("step", total, parts, "seconds")
 
 
 def _stacks(plan: Document, cluster: Document) -> Any:
     rows = [
-        Stack(label=_stage(rank), parts=_parts(rank), text=plain(rank["total_gib"]))
+        Stack(label=_stage(rank, plan), parts=_parts(rank), text=plain(rank["total_gib"]))
         for rank in plan["ranks"]
     ]
     return stacks("memory", "Memory per pipeline stage", rows, "GiB", cluster["memory_gib"])
@@ -87,13 +87,13 @@ def _parts(rank: Document) -> list[Part]:
     ]
 
 
-def _row(rank: Document) -> dict[str, Any]:
+def _row(rank: Document, plan: Document) -> dict[str, Any]:
     return {
-        "label": _stage(rank),
+        "label": _stage(rank, plan),
         "parts": [part.text for part in _parts(rank)],
         "total": plain(rank["total_gib"]),
     }
 
 
-def _stage(rank: Document) -> str:
-    return f"{rank['rank']} stage"
+def _stage(rank: Document, plan: Document) -> str:
+    return f"{rank['rank']} stage" if len(plan["ranks"]) > 1 else "every device"

@@ -7,6 +7,7 @@ matplotlib knows no CSS, so a chart is drawn in stand-in colours and each stand-
 from __future__ import annotations
 
 import re
+import warnings
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,11 @@ def finish(figure: Figure, name: str, title: str, description: str) -> Any:
     """
     from markupsafe import Markup, escape
 
-    text = _PATTERN.sub(lambda found: _VARIABLE[found[0]], str(inline_svg(figure)))
+    with warnings.catch_warnings():
+        # Text stays text: letters that matplotlib's own font lacks are drawn by the reader's.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        drawn = str(inline_svg(figure))
+    text = _PATTERN.sub(lambda found: _VARIABLE[found[0]], drawn)
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font-family: [^;\"]*|font: ([\d.]+px) [^;\"]*", _font, text)
     head = (
