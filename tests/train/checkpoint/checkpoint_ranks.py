@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import signal
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +57,41 @@ def logical(name: str, version: int) -> Tensor:
 
 
 def start(ranks: int, folder: Path, work: Callable[..., None], *more: Any) -> None:
-    """Run ``work(rank, ranks, folder, *more)`` on ``ranks`` processes."""
-    mp.spawn(_rank, args=(ranks, folder, work, more), nprocs=ranks)
+    """Run ``work(rank, ranks, folder, *more)`` on ``ranks`` processes.
+
+    They are forked from a server that has imported torch, which takes longer than the work.
+    """
+    _processes(ranks, folder, work, more, join=True)
+
+
+def exit_codes(ranks: int, folder: Path, work: Callable[..., None]) -> list[int | None]:
+    """Run ``work`` where some rank dies; how each process ended (None: it hung)."""
+    context = _processes(ranks, folder, work, (), join=False)
+    for process in context.processes:
+        process.join(60)
+    codes = [process.exitcode for process in context.processes]
+    for process in context.processes:
+        process.kill()
+    return codes
+
+
+def _processes(
+    ranks: int, folder: Path, work: Callable[..., None], more: Any, *, join: bool
+) -> Any:
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        [
+            "krzem.train.checkpoint.loading",
+            "krzem.train.checkpoint.saving",
+            "torch.distributed.fsdp",
+        ]
+    )
+    return mp.start_processes(
+        _rank,
+        args=(ranks, folder, work, more),
+        nprocs=ranks,
+        join=join,
+        start_method="forkserver",
+    )
 
 
 def _rank(rank: int, ranks: int, folder: Path, work: Callable[..., None], more: Any) -> None:
@@ -173,6 +208,19 @@ def three_ranks(rank: int, ranks: int, folder: Path) -> None:
     """All that needs three ranks, in one start."""
     move(rank, ranks, folder, "line", 3)
     train(rank, ranks, folder, 3, 2)
+
+
+def a_rank_dies(rank: int, ranks: int, folder: Path) -> None:
+    """Rank 1 is killed while it writes; the others learn of it and commit nothing."""
+    root = folder / "dies"
+    with AsyncSaver(root) as saver:
+        saver.save(1, state_of(rank, ranks, "line", 1), {})
+    if rank == 1:
+        os.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    saver.save(2, state_of(rank, ranks, "line", 2), {})
+    with pytest.raises(CheckpointError, match="saving failed"):
+        saver.wait()
+    os._exit(0)  # an orderly end would wait for the dead rank
 
 
 def strided(rank: int, ranks: int, folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import checkpoint_ranks as ranks
 import pytest
 
-from krzem.train.checkpoint import read_manifest, verify
+from krzem.train.checkpoint import latest_good, read_manifest, verify
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +43,9 @@ def test_training_goes_on_under_another_number_of_ranks(run: Path, tmp_path: Pat
     ranks.train(0, 1, tmp_path, None, 6)
     alone = read_manifest(tmp_path / "fsdp" / "step-000000006").meta["losses"]
     assert moved == pytest.approx(alone, abs=1e-6)
+
+
+def test_a_rank_killed_while_saving_fails_the_save_on_all(tmp_path: Path) -> None:
+    assert ranks.exit_codes(3, tmp_path, ranks.a_rank_dies) == [0, -9, 0]
+    assert latest_good(tmp_path / "dies") == tmp_path / "dies" / "step-000000001"
+    assert not (tmp_path / "dies" / "step-000000002" / "manifest.json").exists()
