@@ -23,7 +23,9 @@ bench: .venv/demo.done  ## how fast the planner answers
 	@touch $@
 
 .venv/test.done: $(PINS)
-	@scripts/setup dev,data,parity || scripts/setup dev,data
+	@scripts/setup dev,data,parity || { \
+	    echo "tests of the trainer will be skipped; to run them: scripts/setup dev,data,parity"; \
+	    scripts/setup dev,data; }
 	@touch $@ .venv/demo.done
 
 clean:
