@@ -69,7 +69,7 @@ def _card(document: Document, index: int) -> dict[str, Any]:
     days = run["days"] or run["training_days"]
     return {
         "title": _title(plan),
-        "cluster": plan["cluster"]["name"],
+        "cluster": _cluster(plan["cluster"]),
         "error": None,
         "days": f"{plain(days['mid'])} days",
         "days_range": between(days) + ("" if run["days"] else ", in steps alone"),
@@ -125,6 +125,12 @@ def _peak(plan: Document) -> str:
 
 def _link(cluster: Document) -> tuple[str, str]:
     return plain(cluster["scale_up_gb_per_s"]), f"among {cluster['scale_up_domain']:,}"
+
+
+def _cluster(cluster: Document) -> str:
+    """The name, and what a device is where it is not a whole card."""
+    name, device = cluster["name"], cluster["device_is"]
+    return str(name) if device == "card" else f"{name}, a device is {device}"
 
 
 def _badges(document: Document, index: int) -> list[dict[str, str]]:
