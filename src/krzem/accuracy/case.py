@@ -10,7 +10,7 @@ from krzem.layout.precision import Precision
 from krzem.model.architecture import Architecture
 
 
-class SkipRow(Exception):
+class UnusableRowError(Exception):
     """A row that cannot be asked; the text is the reason, the same for rows alike."""
 
 

@@ -9,7 +9,7 @@ software, its cluster and its mistakes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,12 +109,12 @@ def objective(
     return float(misfit + 0.5 * np.sum((theta / sigma) ** 2))
 
 
-def fit(batch: Batch, iterations: int = 12, start: np.ndarray | None = None) -> Fit:
-    """Calibrate on all rows of ``batch``."""
+def fit(batch: Batch, iterations: int = 12, start: Mapping[str, float] | None = None) -> Fit:
+    """Calibrate on all rows of ``batch``, from the priors or from earlier logarithms."""
     names = coefficient_names(batch)
     sigma = prior_sigma(names)
     weight = source_weights(batch)
-    theta = np.zeros(len(names)) if start is None else start.copy()
+    theta = np.array([(start or {}).get(name, 0.0) for name in names])
     residual = residuals(batch, names, theta)
     jac = jacobian(batch, names, theta, residual)
     for _ in range(iterations):

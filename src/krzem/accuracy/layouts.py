@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from krzem.accuracy.case import SkipRow
+from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.cells import Row, number, text, whole
 from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
 from krzem.model.architecture import Architecture
@@ -21,16 +21,18 @@ def read_layout(
     tp, pp, cp = whole(row, "tp"), whole(row, "pp"), whole(row, "cp") or 1
     if tp is None or pp is None:
         if devices > 1 and zero != 3 and not (tp and pp):
-            raise SkipRow("layout not published (tensor or pipeline parallel degree)")
+            raise UnusableRowError("layout not published (tensor or pipeline parallel degree)")
         tp, pp = tp or 1, pp or 1
     if devices % (tp * pp * cp):
-        raise SkipRow("row contradicts itself (devices are not a multiple of tp x pp x cp)")
+        raise UnusableRowError(
+            "row contradicts itself (devices are not a multiple of tp x pp x cp)"
+        )
     dp = devices // (tp * pp * cp)
     ep, etp = _experts(row, arch, tp * cp * dp, tp, year, guesses)
     vpp = whole(row, "vpp") or 1
     batch, micro = _batch(row, devices, dp, pp, sequence, zero, guesses)
     if batch < dp * 0.999:
-        raise SkipRow("row contradicts itself (fewer sequences than data-parallel ranks)")
+        raise UnusableRowError("row contradicts itself (fewer sequences than data-parallel ranks)")
     schedule = _schedule(row, pp, vpp)
     recompute, share, known = _recompute(row, engine, year)
     per_rank = max(1, round(arch.layers / pp))
@@ -72,7 +74,7 @@ def _experts(
         guesses.append("ep")
         ep = next(e for e in (8, 4, 2, 1) if experts % e == 0 and ranks % e == 0)
     if experts % ep or ranks % ep:
-        raise SkipRow("row contradicts itself (experts or ranks are not a multiple of ep)")
+        raise UnusableRowError("row contradicts itself (experts or ranks are not a multiple of ep)")
     notes = text(row, "notes")
     extended = year >= 2024.8 or "etp=1" in notes or "tp-extend-ep" in notes
     etp = 1 if extended or ranks % (ep * tp) else tp

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from krzem.accuracy.case import Case, SkipRow
+from krzem.accuracy.case import Case, UnusableRowError
 from krzem.accuracy.cells import Row, number, text, whole, year
 from krzem.accuracy.conventions import seconds_per_step
 from krzem.accuracy.layouts import read_layout
@@ -42,11 +42,11 @@ _TRAITS = {
 
 
 def read_case(row: Row) -> Case:
-    """One row as a case; raises SkipRow with the reason."""
+    """One row as a case; raises UnusableRowError with the reason."""
     if text(row, "quality") == "exclude":
-        raise SkipRow("marked exclude by its table")
+        raise UnusableRowError("marked exclude by its table")
     if (when := year(row)) is None:
-        raise SkipRow("no date")
+        raise UnusableRowError("no date")
     device = _device(row)
     devices = _devices(row)
     precision = _precision(row, device)
@@ -55,14 +55,14 @@ def read_case(row: Row) -> Case:
     try:
         layout, batch, known, guesses = read_layout(row, arch, devices, when, sequence, engine)
     except KrzemError as error:
-        raise SkipRow("row contradicts itself (values out of range)") from error
+        raise UnusableRowError("row contradicts itself (values out of range)") from error
     node = whole(row, "devices_per_node") or device.devices_per_node or 8
     seconds, column = seconds_per_step(
         row, arch, sequence, devices, batch, device, precision, layout.recompute is Recompute.FULL
     )
     memory = number(row, "metric_peak_mem_gb")
     if seconds is None and memory is None:
-        raise SkipRow("no speed or memory published")
+        raise UnusableRowError("no speed or memory published")
     notes = text(row, "notes")
     return Case(
         id=row.get("id") or "?",
@@ -104,22 +104,22 @@ def _memory_kind(notes: str) -> str:
 def _device(row: Row) -> Device:
     name = (row.get("accelerator_id") or "").strip()
     if not name:
-        raise SkipRow("accelerator not named, or mixed")
+        raise UnusableRowError("accelerator not named, or mixed")
     try:
         return load_device(name, number(row, "device_fraction") or 1.0)
     except KrzemError as error:
-        raise SkipRow("accelerator not in the catalogue") from error
+        raise UnusableRowError("accelerator not in the catalogue") from error
 
 
 def _devices(row: Row) -> int:
     devices = whole(row, "devices")
     if devices is not None:
         if devices > 10_000_000:
-            raise SkipRow("row contradicts itself (values out of range)")
+            raise UnusableRowError("row contradicts itself (values out of range)")
         return devices
     degrees = [whole(row, name) for name in ("tp", "pp", "dp")]
     if any(d is None for d in degrees):
-        raise SkipRow("number of devices not published")
+        raise UnusableRowError("number of devices not published")
     product = whole(row, "cp") or 1
     for d in degrees:
         product *= d or 1
@@ -131,5 +131,5 @@ def _precision(row: Row, device: Device) -> Precision:
     if not raw:
         return Precision.BF16 if "bf16" in device.peak_flops else Precision.FP16
     if raw not in _PRECISIONS:
-        raise SkipRow(f"precision not modelled ({raw[:20]})")
+        raise UnusableRowError(f"precision not modelled ({raw[:20]})")
     return _PRECISIONS[raw]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from krzem.accuracy.case import SkipRow
+from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.cells import Row, number, text, whole
 from krzem.model.architecture import (
     Architecture,
@@ -29,7 +29,7 @@ _TIED = ("gpt", "mpt", "bloom", "opt", "mt-nlg", "gemma")
 
 
 def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
-    """(architecture, sequence length, what was assumed); raises SkipRow."""
+    """(architecture, sequence length, what was assumed); raises UnusableRowError."""
     notes = text(row, "notes")
     named = text(row, "model_name")
     if (
@@ -37,19 +37,19 @@ def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
         or "nemotron-h" in named
         or (any(word in notes for word in _HYBRID) and "hybrid dispatcher" not in notes)
     ):
-        raise SkipRow("model not a transformer throughout (state-space layers)")
+        raise UnusableRowError("model not a transformer throughout (state-space layers)")
     layers, hidden = whole(row, "layers"), whole(row, "hidden")
     sequence, heads = whole(row, "seq_len"), whole(row, "heads")
     if layers is None or hidden is None:
-        raise SkipRow("model shape not published (layers or hidden width)")
+        raise UnusableRowError("model shape not published (layers or hidden width)")
     if sequence is None:
-        raise SkipRow("sequence length not published")
+        raise UnusableRowError("sequence length not published")
     guesses: list[str] = []
     if heads is None:
         heads = max(1, hidden // (whole(row, "head_dim") or 128))
         guesses.append("heads")
     if max(layers, hidden, sequence, heads) > 10_000_000:
-        raise SkipRow("model shape out of range")
+        raise UnusableRowError("model shape out of range")
     vocab = whole(row, "vocab")
     if vocab is None:
         vocab = 50304 if hidden < 4096 else 64000
@@ -153,9 +153,9 @@ def _moe(row: Row, guesses: list[str]) -> FeedForward:
     experts, per_token = whole(row, "experts"), whole(row, "experts_per_token")
     width = whole(row, "moe_ffn_hidden") or whole(row, "ffn_hidden")
     if experts is None or per_token is None or width is None:
-        raise SkipRow("model shape not published (experts)")
+        raise UnusableRowError("model shape not published (experts)")
     if per_token > experts:
-        raise SkipRow("row contradicts itself (more experts per token than experts)")
+        raise UnusableRowError("row contradicts itself (more experts per token than experts)")
     if whole(row, "shared_experts") is None and (row.get("shared_experts") or "").strip() != "0":
         guesses.append("shared experts")
     limited = text(row, "attention") == "mla" and experts in (160, 256) and per_token >= 6

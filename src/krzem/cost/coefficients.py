@@ -8,13 +8,13 @@ is predicted by the common part, with a wider interval.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from types import MappingProxyType
+
+from krzem.cost.shipped import shipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +103,4 @@ class Coefficients:
 @cache
 def fitted() -> Coefficients:
     """The coefficients shipped with krzem (``facts/coefficients.json``)."""
-    path = resources.files("krzem.facts").joinpath("coefficients.json")
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    return Coefficients({str(k): float(v) for k, v in raw["logs"].items()})
+    return Coefficients({str(k): float(v) for k, v in shipped()["logs"].items()})

@@ -1,0 +1,63 @@
+"""Errors on rows that a calibration has not seen: whole sources, accelerators or families apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from krzem.accuracy.batch import Batch
+from krzem.accuracy.case import Case
+from krzem.accuracy.fit import Fit, residuals, without
+from krzem.cost.uncertainty import Spread
+
+GROUPS: dict[str, Callable[[Case], str]] = {
+    "source": lambda case: case.source,
+    "accelerator": lambda case: case.device.id,
+    "family": lambda case: case.device.family,
+}
+"""What is left out at once, and what tells it from a case."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """Errors of each row when its group was left out of the calibration."""
+
+    error: np.ndarray
+    """[N] log of predicted over measured seconds."""
+    unseen: np.ndarray
+    """[N, 3] whether nothing of the row's device, family and engine was left to learn from."""
+
+
+def held_back(full: Fit, batch: Batch, group: str) -> HeldBack:
+    """Leave each group of ``batch`` out once; ``group`` is a key of :data:`GROUPS`."""
+    key = GROUPS[group]
+    names = [key(case) for case in batch.cases]
+    label = np.array(names)
+    error = np.zeros(len(names))
+    unseen = np.zeros((len(names), 3))
+    for name in dict.fromkeys(names):
+        held = label == name
+        theta = without(full, batch, held, 1)
+        error[held] = residuals(batch, full.names, theta)[held]
+        unseen[held] = _unseen(batch, held)[held]
+    return HeldBack(error, unseen)
+
+
+def _unseen(batch: Batch, held: np.ndarray) -> np.ndarray:
+    columns = []
+    for of in (lambda c: c.device.id, lambda c: c.device.family, lambda c: c.engine):
+        left = {of(c) for c, out in zip(batch.cases, held, strict=True) if not out}
+        columns.append([float(of(c) not in left) for c in batch.cases])
+    return np.array(columns).T
+
+
+def seen(batch: Batch) -> Spread:
+    """A spread that knows every device, family and engine of ``batch`` and nothing else."""
+    return Spread(
+        weights={},
+        engines={c.engine: 0.0 for c in batch.cases},
+        families={c.device.family: 0.0 for c in batch.cases},
+        devices=frozenset(c.device.id for c in batch.cases),
+    )
