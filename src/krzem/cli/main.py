@@ -48,8 +48,9 @@ VERBS = {
     ),
 }
 INTERRUPTED = 130
-BROKEN_PIPE = 141
-"""Exit codes as shells give them: 128 and the number of the signal."""
+"""As shells give it: 128 and the number of the signal."""
+BROKEN_PIPE = 1
+"""As click gives it."""
 
 EPILOG = """\b
 Examples:

@@ -1,0 +1,130 @@
+"""The Python API: few names, all of them there, the same answers as the command line."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import krzem
+from krzem.errors import ClusterError, KrzemError, LayoutError
+
+
+def test_the_list_of_names_is_what_can_be_used() -> None:
+    assert krzem.__all__ == sorted(krzem.__all__)
+    for name in krzem.__all__:
+        assert getattr(krzem, name) is not None
+        assert name in dir(krzem)
+
+
+def test_public_names_of_the_api_module_are_exported() -> None:
+    api = importlib.import_module("krzem.api")
+    own = {
+        name
+        for name, value in vars(api).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == "krzem.api"
+    }
+    assert own - {"Asking"} <= set(krzem.__all__)
+
+
+def test_every_public_name_is_described() -> None:
+    for name in krzem.__all__:
+        assert inspect.getdoc(getattr(krzem, name))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'plann'"):
+        _ = krzem.plann
+
+
+def test_importing_krzem_loads_nothing_of_it() -> None:
+    code = "import sys, krzem; print([m for m in sys.modules if m.startswith('krzem.')])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("first", ["import krzem.plan.price", "import krzem; krzem.plan"])
+def test_plan_is_a_package_that_can_be_called(first: str) -> None:
+    code = (
+        f"{first}\nimport krzem\nimport krzem.plan.goal as g\nprint(callable(krzem.plan), g.Goal)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("True <class 'krzem.plan.goal.Goal'>")
+    assert isinstance(krzem.plan, ModuleType)
+
+
+def test_a_plan_has_its_parts(small: Any) -> None:
+    assert isinstance(small, krzem.Plan)
+    assert small.best.step_seconds.low < small.best.step_seconds.mid
+    assert small.alternatives
+    assert small.front
+    assert small.wall == small.gains[0].resource
+    assert small.whole_run.days is not None
+    assert any("as published for qwen3-0.6b" in note for note in small.notes)
+    assert str(small).startswith("qwen3-0.6b, 36T tokens on 16 nvidia-h100-sxm")
+    assert small.as_dict()["schema"] == "krzem.plan/1"
+    assert "--micro-batch-size" in small.script("megatron-lm")
+
+
+def test_a_model_is_a_small_value() -> None:
+    model = krzem.Model.load("deepseek-v3")
+    assert model.name == "deepseek-v3"
+    assert 670e9 < model.parameters < 672e9
+    assert model.active_parameters < model.parameters
+    assert model.counts.total == model.parameters
+    assert model == krzem.Model.load("deepseek-v3")
+
+
+def test_values_work_as_well_as_text() -> None:
+    cluster = krzem.read_cluster("h100:16")
+    layout = krzem.parse_layout("tp=2,dp=8")
+    model = krzem.Model.load("qwen3-0.6b")
+    by_value = krzem.explain(model, on=cluster, layout=layout, global_batch=64, sequence=4096)
+    by_text = krzem.explain("qwen3-0.6b", on="h100:16", layout="tp=2", global_batch="64",
+                            sequence="4k")  # fmt: skip
+    assert by_value.plan == by_text.plan
+    assert by_value.whole_run == by_text.whole_run
+    assert str(by_value).startswith("qwen3-0.6b")
+    assert by_text.gains == by_value.gains
+    assert "--micro-batch-size" in by_text.script("megatron-lm")
+
+
+def test_a_comparison_keeps_the_order_and_the_reasons() -> None:
+    found = krzem.compare("llama-3.1-8b", on=["h100:8", "h100:1"], global_batch=8, alternatives=1)
+    first, second = found.plans
+    assert isinstance(first, krzem.Plan)
+    assert second is None
+    assert found.errors[0] is None
+    assert "times too little" in str(found.errors[1])
+    assert "no plan" in str(found)
+
+
+def test_pages(small: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    small.write_html(tmp_path / "plan.html")
+    assert (tmp_path / "plan.html").stat().st_size > 1000
+
+
+def test_lists_of_names() -> None:
+    assert "nvidia-h800-sxm" in krzem.devices()
+    assert "deepseek-v4-pro" in krzem.models()
+
+
+def test_every_error_is_one_kind() -> None:
+    with pytest.raises(LayoutError):
+        krzem.explain("qwen3-0.6b", on="h100:16", layout="tp=3", global_batch=64)
+    with pytest.raises(ClusterError):
+        krzem.plan("llama-3.1-405b", on="h100:1")
+    with pytest.raises(KrzemError):
+        krzem.plan("no such model", on="h100:1")
+
+
+def test_progress_is_told(small: Any) -> None:
+    seen: list[int] = []
+    krzem.plan("qwen3-0.6b", on="h100:8", global_batch=8, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen
