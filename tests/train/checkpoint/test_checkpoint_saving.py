@@ -25,10 +25,12 @@ from krzem.train.checkpoint import (
     Part,
     Retention,
     attach,
+    check_config,
     checkpoints,
     config_hash,
     latest_good,
     load,
+    load_meta,
     prune,
     read_attachment,
     read_manifest,
@@ -448,3 +450,32 @@ def test_every_name_is_exported() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         _ = package.nothing
     assert dataclasses.is_dataclass(package.Saved)
+
+
+def test_long_lists_of_faults_are_cut_short(tmp_path: Path) -> None:
+    state = {f"t{n}": torch.ones(2) for n in range(12)}
+    config = {f"c{n}": n for n in range(9)}
+    folder = save(tmp_path, 1, state, meta={}, config=config).folder
+    with pytest.raises(CheckpointError, match=r"12 of 12 tensors.* and 7 more"):
+        load(folder, {n: torch.ones(3) for n in state})
+    with pytest.raises(CheckpointError, match=r"and 4 more"):
+        load(folder, state, config=dict.fromkeys(config, -1))
+    with pytest.raises(CheckpointError, match=r"11 tensors that no rank asked for: t1, .* …"):
+        load(folder, {"t0": torch.ones(2)})
+    with pytest.raises(CheckpointError, match="absent is not in it"):
+        load(folder, {"absent": torch.ones(2)})
+
+
+def test_without_torch_exchanging_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from krzem.train.checkpoint import command
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(CheckpointError, match=r"pip install 'krzem\[train\]'"):
+        command._need_torch()
+
+
+def test_load_meta_and_check_config_stand_alone(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1, some_state(), meta={"tokens": 3}, config={"h": 1}).folder
+    assert load_meta(folder) == {"tokens": 3}
+    check_config(folder, read_manifest(folder), {"h": 1})
+    check_config(folder, read_manifest(folder), None)

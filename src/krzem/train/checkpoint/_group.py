@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
+import numpy as np
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
@@ -57,9 +57,10 @@ def any_rank(group: ProcessGroup | None, flags: list[bool]) -> list[bool]:
     """For each flag, whether it is set on any rank."""
     if not distributed() or not flags:
         return flags
-    values = torch.tensor(flags, dtype=torch.uint8)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX, group=group)
-    return [bool(v) for v in values.tolist()]
+    packed: list[bytes] = [b""] * dist.get_world_size(group)
+    dist.all_gather_object(packed, np.packbits(flags).tobytes(), group=group)
+    together = np.bitwise_or.reduce([np.frombuffer(p, dtype=np.uint8) for p in packed])
+    return [bool(bit) for bit in np.unpackbits(together, count=len(flags))]
 
 
 @contextmanager

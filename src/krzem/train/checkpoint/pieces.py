@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,10 +41,10 @@ class Part:
     offset: Shape
 
 
-Value = Tensor | Part | Sequence[Part]
+Value: TypeAlias = Tensor | Part | Sequence[Part]
 """What a state may hold under a name: a tensor, a DTensor, or parts placed by hand."""
 
-State = Mapping[str, Value]
+State: TypeAlias = Mapping[str, Value]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -271,8 +272,14 @@ class _HostCopies:
         source = part.tensor
         held = self._buffers.get((name, part.offset))
         if held is None or held.shape != source.shape or held.dtype != source.dtype:
-            pinned = source.device.type != "cpu" and torch.accelerator.is_available()
-            held = torch.empty(source.shape, dtype=source.dtype, pin_memory=pinned)
-            self._buffers[name, part.offset] = held
+            held = self._buffers[name, part.offset] = _host_buffer(source)
         held.copy_(source, non_blocking=True)
         return Part(tensor=held, shape=part.shape, offset=part.offset)
+
+
+def _host_buffer(like: Tensor) -> Tensor:
+    """Host memory for a copy of ``like``; page-locked, where its device can make use of that."""
+    if like.device.type != "cpu":
+        with contextlib.suppress(RuntimeError):  # not every vendor's plug-in has such memory
+            return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+    return torch.empty(like.shape, dtype=like.dtype)
