@@ -137,7 +137,8 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 def test_a_terminal_without_utf_8_still_gets_its_answer() -> None:
     run = subprocess.run(
         [sys.executable, "-c", f"from krzem.cli.main import main; main(['plan', *{RUN!r}])"],
-        capture_output=True, env={"PYTHONIOENCODING": "latin-1", "OMP_NUM_THREADS": "1"}, check=True,
+        capture_output=True, check=True,
+        env={"PYTHONIOENCODING": "latin-1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert "?" in run.stdout.decode("latin-1")
     assert run.stderr == b""
