@@ -35,12 +35,16 @@ ENV_ATTEMPT = "KRZEM_ATTEMPT"
 ENV_TOKEN = "KRZEM_FENCING_TOKEN"
 ENV_LAYOUT = "KRZEM_LAYOUT"
 """The layout planned for this pool, as ``--layout`` reads it; absent where none was planned."""
+ENV_RESUME = "KRZEM_RESUME_FROM"
+"""Folder of the checkpoint to begin from; absent: begin at step 0, whatever lies around."""
 ENV_PRECISION = "KRZEM_PRECISION"
 """Arithmetic on this pool, where the pool overrides the goal's."""
 
 EXIT_DONE = 0
 EXIT_NONFINITE = 65
 """A loss or gradient norm was not finite; nothing was committed after it."""
+EXIT_CHECKPOINT = 66
+"""The checkpoint to begin from is incomplete, altered or of another model."""
 EXIT_FENCED = 73
 """A newer attempt exists: this one must not commit and has no more to do."""
 EXIT_STORAGE = 74
@@ -112,8 +116,17 @@ class Heartbeat:
 class TrainerContract:
     """The trainer's side: made once per rank, used by its loop."""
 
-    def __init__(self, *, run_dir: Path, attempt: int, token: int, rank: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        attempt: int,
+        token: int,
+        rank: int = 0,
+        resume_from: Path | None = None,
+    ) -> None:
         self.run_dir = run_dir
+        self.resume_from = resume_from
         self.attempt = attempt
         self.token = token
         self.rank = rank
@@ -134,6 +147,7 @@ class TrainerContract:
             attempt=int(given[ENV_ATTEMPT]),
             token=int(given[ENV_TOKEN]),
             rank=rank,
+            resume_from=Path(given[ENV_RESUME]) if given.get(ENV_RESUME) else None,
         )
 
     @property

@@ -181,6 +181,9 @@ class Ledger(Reader):
 
     def request_stop(self, how: str | None) -> None:
         """Ask the controller to stop the run (``save`` or ``now``); needs no lock and no epoch."""
+        if self._connection.in_transaction:
+            self._connection.execute("UPDATE run SET stop_requested = ?", (how,))
+            return
         with _sentences(), self._immediately() as connection:
             connection.execute("UPDATE run SET stop_requested = ?", (how,))
 

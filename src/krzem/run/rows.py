@@ -51,6 +51,8 @@ class Cause(enum.StrEnum):
     NONFINITE = "nonfinite"
     STORAGE = "storage"
     MEMORY = "memory"
+    CHECKPOINT = "checkpoint"
+    """The trainer refused the checkpoint that it was to begin from."""
     FENCED = "fenced"
     GATE = "gate"
     """A gate ended it."""
@@ -60,7 +62,7 @@ class Cause(enum.StrEnum):
 
 FAULTS = frozenset(
     {Cause.CRASH, Cause.KILLED, Cause.LOST, Cause.NOT_STARTED, Cause.STALL, Cause.NONFINITE,
-     Cause.MEMORY, Cause.FENCED}
+     Cause.CHECKPOINT, Cause.MEMORY, Cause.FENCED}
 )  # fmt: skip
 """Causes that count as restarts of a pool.  A full disk is the storage's fault, not the pool's."""
 

@@ -1,0 +1,58 @@
+"""What the controller asks others, as values: plans and qualifications of pools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from krzem.estimate import Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPlan:
+    """What is expected of a pool for the tokens that are left."""
+
+    pool: str
+    tokens_per_s: Estimate | None
+    """Of the whole pool; None where nobody can say."""
+    basis: str
+    """Where that comes from: plan, stated, or why it is unknown."""
+    layout: str | None = None
+    days: Estimate | None = None
+    """Of wall clock, for what is left."""
+    in_time: float | None = None
+    """Chance of keeping the deadline; None without a deadline or without a forecast."""
+    wall: str | None = None
+    """The resource that binds."""
+    refused: str | None = None
+    """Why the pool cannot take the run."""
+    warnings: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the ledger and ``--json``."""
+        return {
+            "pool": self.pool,
+            "tokens_per_s": self.tokens_per_s and self.tokens_per_s.as_dict(),
+            "basis": self.basis,
+            "layout": self.layout,
+            "days": self.days and self.days.as_dict(),
+            "in_time": self.in_time,
+            "wall": self.wall,
+            "refused": self.refused,
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qualified:
+    """What the measurement of a pool showed."""
+
+    passed: bool
+    message: str
+    faults: tuple[str, ...] = ()
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Numbers in base units by their names in ``Cluster.measured``."""
+    exclude: tuple[str, ...] = ()
+    """Hosts that are not to be used."""
+    evidence: Mapping[str, Any] = field(default_factory=dict)

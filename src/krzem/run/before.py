@@ -1,0 +1,277 @@
+"""Before a pool is used: what the planner expects of it for the tokens that are left.
+
+A pool of catalogued accelerators is planned from its data sheet, and from what was measured on it
+where something was.  Processors without an accelerator are planned from measurements alone.  Where
+nobody can say how fast a pool is, the plan says so, and the gate on its speed stays silent.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from krzem.cost.assemble import machine
+from krzem.cost.coefficients import fitted
+from krzem.errors import ClusterError, KrzemError, UnknownFactError
+from krzem.estimate import Basis, Estimate
+from krzem.hardware import Cluster, Device, cluster_of, read_cluster
+from krzem.layout.layout import parse_layout
+from krzem.model import load_model
+from krzem.plan.goal import Goal
+from krzem.plan.plan import Explanation, LayoutPlan, Plan, explain, plan
+from krzem.plan.price import Task, engine_for
+from krzem.run.answers import PoolPlan
+from krzem.run.profile import read_profile
+from krzem.run.run_file import CPU
+from krzem.run.settings import Pool, RunSettings
+
+DAY = 86_400.0
+_UNCALIBRATED = 0.6
+"""Spread (of the logarithm) of a step time on a kind of device that no published run calibrates:
+the middle 80 % span a factor of about two either way."""
+
+
+def plan_pool(
+    settings: RunSettings,
+    pool: Pool,
+    *,
+    tokens_left: float,
+    days_left: float | None,
+    measured: Mapping[str, float] | None,
+) -> PoolPlan:
+    """What ``pool`` would do with ``tokens_left``; never raises for what it cannot know."""
+    days = _deadline(settings, days_left)
+    given = dict(measured or {}) or _from_profile(pool)
+    try:
+        found = _plan(settings, pool, tokens_left, days, given)
+    except UnknownFactError as error:
+        return _without_plan(settings, pool, tokens_left, days, str(error))
+    except KrzemError as error:
+        if pool.tokens_per_s is not None and not isinstance(error, ClusterError):
+            return _without_plan(settings, pool, tokens_left, days, str(error))
+        return PoolPlan(pool=pool.name, tokens_per_s=None, basis="no plan", refused=str(error))
+    return _judged(settings, pool, found, tokens_left, days, bool(given))
+
+
+def _deadline(settings: RunSettings, days_left: float | None) -> float | None:
+    if settings.deadline is None:
+        return days_left
+    return float((settings.deadline - datetime.date.today()).days)
+
+
+def _from_profile(pool: Pool) -> dict[str, float]:
+    return {} if pool.profile is None else dict(read_profile(Path(pool.profile)).measured)
+
+
+def _plan(
+    settings: RunSettings, pool: Pool, tokens: float, days: float | None, measured: dict[str, float]
+) -> Plan | Explanation:
+    goal = replace(
+        settings.goal,
+        tokens=max(tokens, settings.goal.tokens_per_step),
+        precision=pool.precision or settings.goal.precision,
+        deadline_days=None if days is None or days <= 0 else days,
+    )
+    cluster = cluster_for(pool, measured)
+    task = _task(settings, cluster, goal)
+    if measured:
+        task = replace(task, cluster=sharpened(task, measured))
+    if pool.layout == "auto":
+        return plan(task)
+    return explain(task, parse_layout(pool.layout))
+
+
+def _task(settings: RunSettings, cluster: Cluster, goal: Goal) -> Task:
+    today = datetime.date.today()
+    return Task(
+        architecture=load_model(settings.model),
+        cluster=cluster,
+        goal=goal,
+        engine=engine_for(cluster),
+        year=today.year + (today.month - 1) / 12,
+    )
+
+
+def cluster_for(pool: Pool, measured: Mapping[str, float]) -> Cluster:
+    """The cluster that a pool is.
+
+    Raises UnknownFactError for processors that nothing was measured on.
+    """
+    if pool.cluster is not None:
+        return read_cluster(Path(pool.cluster))
+    if pool.accelerator == CPU:
+        return _processors(pool, measured)
+    given = {"device": pool.accelerator, "devices": pool.count, "name": pool.name}
+    return cluster_of(given, f"pool {pool.name}")
+
+
+def _processors(pool: Pool, measured: Mapping[str, float]) -> Cluster:
+    """Processors as devices: peaks, memory and links are what was measured, nothing else."""
+    kinds = ("bf16", "tf32", "fp16")
+    peaks = {k: measured[f"{k}_flops"] for k in kinds if f"{k}_flops" in measured}
+    needed = {"memory_bytes_per_s": "memory bandwidth", "memory_bytes": "memory"}
+    missing = [what for name, what in needed.items() if name not in measured]
+    if not peaks or missing:
+        wanted = ", ".join([*([] if peaks else ["a bf16 matrix rate"]), *missing])
+        raise UnknownFactError(
+            f"pool {pool.name} has no accelerator and nothing was measured on it yet ({wanted}):"
+            " its speed is unknown until it is qualified. `krzem probe` measures it beforehand"
+        )
+    # What cannot be measured in one precision is no faster than in the next wider one.
+    peaks.setdefault("bf16", min(peaks.values()))
+    link = measured.get("scale_up_bytes_per_s", measured["memory_bytes_per_s"])
+    count = pool.count or 1
+    device = Device(
+        id=CPU,
+        vendor="measured",
+        name="processors",
+        family="cpu",
+        device_is="one process on processors",
+        peak_flops=MappingProxyType(peaks),
+        software="cpu",
+    )
+    return Cluster(
+        device=device,
+        devices=count,
+        devices_per_node=count,
+        memory_bytes=pool.limits.memory_bytes or measured["memory_bytes"],
+        memory_bytes_per_s=measured["memory_bytes_per_s"],
+        scale_up_domain=count,
+        scale_up_bytes_per_s=link,
+        scale_out_bytes_per_s=link,
+        name=pool.name,
+        measured=MappingProxyType(dict(measured)),
+    )
+
+
+def sharpened(task: Task, measured: Mapping[str, float]) -> Cluster:
+    """The task's cluster with measured rates in place of what the model makes of the data sheet.
+
+    The model multiplies peaks by shares that published runs taught it; a measured rate already is
+    such a product, so each figure is scaled until the model arrives at the measured rate.
+    """
+    cluster = task.cluster
+    assumed = machine(task.situation, fitted())
+    device = cluster.device
+    kind = task.goal.precision.arithmetic
+    kind = "tf32" if kind == "fp32" else kind
+    rate = measured.get(f"{kind}_flops")
+    peaks = dict(device.peak_flops)
+    if rate is not None and kind in peaks:
+        peaks[kind] *= rate / assumed.matmul_flops
+    changes: dict[str, float] = {}
+    for name, reached in (
+        ("memory_bytes_per_s", assumed.memory_bytes_per_s),
+        ("scale_up_bytes_per_s", assumed.up_bytes_per_s),
+        ("scale_out_bytes_per_s", assumed.out_bytes_per_s),
+    ):
+        if name in measured:
+            changes[name] = getattr(cluster, name) * measured[name] / reached
+    return replace(
+        cluster,
+        device=replace(device, peak_flops=MappingProxyType(peaks)),
+        measured=MappingProxyType({**cluster.measured, **measured}),
+        **changes,
+    )
+
+
+def _judged(
+    settings: RunSettings,
+    pool: Pool,
+    found: Plan | Explanation,
+    tokens_left: float,
+    days: float | None,
+    is_measured: bool,
+) -> PoolPlan:
+    """A plan as the controller wants it: speed, days, chance, refusal or warnings."""
+    best: LayoutPlan = found.best if isinstance(found, Plan) else found.plan
+    seconds = best.step_seconds
+    if found.task.cluster.device.id == CPU:
+        seconds = Estimate.lognormal(seconds.mid, _UNCALIBRATED, Basis.MEASURED)
+    speed = seconds.inverse(float(found.task.goal.tokens_per_step))
+    basis = "plan, with measured rates" if is_measured else "plan, from the data sheet"
+    if pool.tokens_per_s is not None:
+        speed, basis = _stated(pool.tokens_per_s), "stated in the run file"
+    whole = found.whole_run
+    wall_clock = whole.days if pool.tokens_per_s is None else None
+    return _in_time(
+        settings,
+        PoolPlan(
+            pool=pool.name,
+            tokens_per_s=speed,
+            basis=basis,
+            layout=str(best.layout),
+            days=wall_clock or speed.inverse(tokens_left / DAY),
+            wall=found.wall,
+            refused=_too_large(best),
+        ),
+        days,
+        whole.deadline_probability if pool.tokens_per_s is None else None,
+    )
+
+
+def _too_large(best: LayoutPlan) -> str | None:
+    if best.fits_probability >= 0.5:
+        return None
+    return (
+        f"layout {best.layout} fits into memory with {best.fits_probability:.0%} certainty "
+        f"({best.memory_bytes.mid / 2**30:.1f} GiB expected)"
+    )
+
+
+def _stated(tokens_per_s: float) -> Estimate:
+    return Estimate(tokens_per_s, tokens_per_s, tokens_per_s, Basis.ESTIMATED)
+
+
+def _without_plan(
+    settings: RunSettings, pool: Pool, tokens_left: float, days: float | None, why: str
+) -> PoolPlan:
+    """A pool that the planner cannot judge: by its stated speed, or openly unknown."""
+    if pool.tokens_per_s is None:
+        silent = "its speed is unknown, so the gate on speed stays silent: give tokens_per_s"
+        return PoolPlan(
+            pool=pool.name, tokens_per_s=None, basis=f"unknown: {why}", warnings=(silent,)
+        )
+    speed = _stated(pool.tokens_per_s)
+    made = PoolPlan(
+        pool=pool.name,
+        tokens_per_s=speed,
+        basis=f"stated in the run file ({why})",
+        days=speed.inverse(tokens_left / DAY),
+    )
+    return _in_time(settings, made, days, None)
+
+
+def _in_time(
+    settings: RunSettings, made: PoolPlan, days: float | None, chance: float | None
+) -> PoolPlan:
+    """The plan with its chance of keeping the deadline, refused or warned of by rule."""
+    if days is None or made.days is None:
+        return made
+    if chance is None:
+        chance = _chance(made.days, days)
+    made = replace(made, in_time=chance)
+    rule = settings.recovery
+    if chance >= rule.certainty:
+        return made
+    sentence = (
+        f"finishes {days:,.1f} days from now with {chance:.0%} certainty (needs about "
+        f"{made.days.mid:,.1f} days); the rule asks for {rule.certainty:.0%}"
+    )
+    if rule.refuse_late:
+        return replace(made, refused=made.refused or sentence)
+    return replace(made, warnings=(*made.warnings, sentence))
+
+
+def _chance(needed: Estimate, days: float) -> float:
+    """Chance that a log-normal with this 80 % interval stays below ``days``."""
+    if days <= 0:
+        return 0.0
+    sigma = math.log(needed.high / needed.low) / (2 * 1.2815515655446004)
+    if sigma == 0:
+        return float(needed.mid <= days)
+    return 0.5 * math.erfc(-math.log(days / needed.mid) / (sigma * math.sqrt(2)))

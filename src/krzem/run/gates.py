@@ -1,0 +1,182 @@
+"""Judging steps: each gate is a function of the records alone, so that it can be asked again.
+
+A finding carries the rows that made its gate fire.  Gates that look at processes instead of steps
+(stalls, stragglers, memory) are in :mod:`krzem.run.pulse`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from krzem.run.contract import StepRecord
+from krzem.run.gate_settings import (
+    Action,
+    Gates,
+    GradientNorm,
+    Nonfinite,
+    Restarts,
+    Spike,
+    Throughput,
+)
+from krzem.run.rows import Attempt, Cause
+
+DAY = 86_400.0
+_MAD_TO_SIGMA = 1.4826
+_SHOWN = 400
+"""Rows kept as evidence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A gate that fired."""
+
+    gate: str
+    action: Action
+    message: str
+    evidence: tuple[Any, ...]
+    since_step: int | None = None
+    """First step that is not to be built upon, where the steps themselves are in doubt."""
+
+
+def throughput(
+    gate: Throughput, records: Sequence[StepRecord], expected: float | None
+) -> Finding | None:
+    """The newest attempt's speed against ``expected`` tokens/s; never fires without one."""
+    if expected is None or len(records) < gate.skip + gate.steps:
+        return None
+    last = records[-gate.steps :]
+    median = statistics.median(r.tokens_per_s for r in last)
+    if median >= gate.below * expected:
+        return None
+    return Finding(
+        gate="throughput",
+        action=gate.action,
+        message=(
+            f"{median:,.0f} tokens/s over the last {gate.steps} steps, {median / expected:.0%} of "
+            f"the expected {expected:,.0f}; the gate is at {gate.below:.0%}"
+        ),
+        evidence=rows(last),
+    )
+
+
+def spike(gate: Spike, kept: Sequence[StepRecord]) -> Finding | None:
+    """Whether the last ``recover`` losses all lie above what the window before them allows."""
+    if len(kept) < gate.window + gate.recover:
+        return None
+    tail = kept[-gate.recover :]
+    before = [r.loss for r in kept[-gate.recover - gate.window : -gate.recover]]
+    limit = spike_limit(gate, before)
+    if min(r.loss for r in tail) <= limit:
+        return None
+    return Finding(
+        gate="spike",
+        action=gate.action,
+        message=(
+            f"loss rose above {limit:.4f} (median of {gate.window} steps "
+            f"{statistics.median(before):.4f}) at step {tail[0].step} and has not come back in "
+            f"{gate.recover} steps: now {tail[-1].loss:.4f}"
+        ),
+        evidence=rows(kept[-gate.recover - gate.window :]),
+        since_step=tail[0].step,
+    )
+
+
+def spike_limit(gate: Spike, before: Sequence[float]) -> float:
+    """The loss above which a step is a spike, from the losses of the window before it."""
+    median = statistics.median(before)
+    deviation = statistics.median(abs(loss - median) for loss in before)
+    return median + max(gate.sigmas * _MAD_TO_SIGMA * deviation, gate.share * abs(median))
+
+
+def gradient_norm(gate: GradientNorm, kept: Sequence[StepRecord]) -> Finding | None:
+    """Whether the last norms are all far above the median of the window before them."""
+    if len(kept) < gate.window + gate.steps:
+        return None
+    tail = kept[-gate.steps :]
+    median = statistics.median(r.grad_norm for r in kept[-gate.steps - gate.window : -gate.steps])
+    lowest = min(r.grad_norm for r in tail)
+    if median <= 0 or lowest <= gate.factor * median:
+        return None
+    return Finding(
+        gate="gradient_norm",
+        action=gate.action,
+        message=(
+            f"the gradient norm has been above {lowest:.3g} for {gate.steps} steps, "
+            f"{lowest / median:.1f} times the median {median:.3g} of the {gate.window} before"
+        ),
+        evidence=rows(tail),
+    )
+
+
+def restarts(gate: Restarts, attempts: Sequence[Attempt], now: float) -> Finding | None:
+    """Faults of one pool's attempts in the last 24 hours of the run's clock."""
+    faults = [a for a in attempts if a.is_fault and (a.ended_at or 0.0) > now - DAY]
+    if len(faults) <= gate.per_day:
+        return None
+    return Finding(
+        gate="restarts",
+        action=gate.action,
+        message=f"{len(faults)} faults within 24 hours; {gate.per_day} are accepted",
+        evidence=tuple(
+            {"attempt": a.id, "cause": a.cause, "detail": a.detail, "ended_at": a.ended_at,
+             "last_step": a.last_step}
+            for a in faults
+        ),
+    )  # fmt: skip
+
+
+def nonfinite(
+    gate: Nonfinite, attempts: Sequence[Attempt], records: Sequence[StepRecord]
+) -> Finding | None:
+    """Attempts of one pool that ended in NaN or infinity."""
+    bad = [a for a in attempts if a.cause is Cause.NONFINITE]
+    if len(bad) < gate.times:
+        return None
+    return Finding(
+        gate="nonfinite",
+        action=gate.action,
+        message=(
+            f"{len(bad)} attempts on this pool ended with a loss or gradient norm that is not "
+            f"finite (steps {', '.join(str(a.last_step) for a in bad)})"
+        ),
+        evidence=rows(records[-20:]),
+    )
+
+
+def judge_steps(
+    gates: Gates,
+    kept: Sequence[StepRecord],
+    newest: Sequence[StepRecord],
+    new: int,
+    expected: float | None,
+) -> list[Finding]:
+    """All gates on steps, asked once for each of the ``new`` last records.
+
+    ``kept`` is the history, ``newest`` what the running attempt has done of it.
+    """
+    found: list[Finding | None] = []
+    tail = kept[-(_longest(gates) + new) :]
+    for back in range(min(new, len(tail)) - 1, -1, -1):
+        until = tail[: len(tail) - back]
+        if gates.spike:
+            found.append(spike(gates.spike, until))
+        if gates.gradient_norm:
+            found.append(gradient_norm(gates.gradient_norm, until))
+    if gates.throughput:
+        found.append(throughput(gates.throughput, newest, expected))
+    return [finding for finding in found if finding is not None]
+
+
+def _longest(gates: Gates) -> int:
+    """How many records the gates look back at."""
+    spikes = gates.spike.window + gates.spike.recover if gates.spike else 0
+    norms = gates.gradient_norm.window + gates.gradient_norm.steps if gates.gradient_norm else 0
+    return max(spikes, norms)
+
+
+def rows(records: Sequence[StepRecord]) -> tuple[dict[str, Any], ...]:
+    """Records as evidence."""
+    return tuple(asdict(record) for record in records[-_SHOWN:])

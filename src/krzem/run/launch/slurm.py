@@ -1,0 +1,175 @@
+"""Jobs under Slurm: sbatch starts them, squeue and sacct say what became of them.
+
+The batch job runs the same supervisor as the local launcher, which leaves the exit code in the
+job's folder: Slurm's accounting is asked only where that file is missing.  Slurm sends SIGUSR1
+some time before the end of a job or a preemption; the supervisor turns it into the stop request
+that trainers look for, and queues the job again when it has saved.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from krzem.errors import LaunchError
+from krzem.run.launch.job import EXIT, OUTPUT, PROCESS, Job, Look, Phase, ask_by_file, ended
+from krzem.run.processes import memory_bytes, of_run
+from krzem.train.durable import write_atomic
+
+BATCH = "batch.sh"
+ANSWER_SECONDS = 60.0
+"""Slurm's own time-outs are shorter; a command that takes longer hangs."""
+ENDING_SECONDS = 120.0
+
+_WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
+                      "SPECIAL_EXIT", "RESV_DEL_HOLD"})  # fmt: skip
+_LIVING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT",
+                     "RESIZING"})  # fmt: skip
+NO_ANSWER = ("Unable to contact slurm", "Connection refused", "Socket timed out",
+             "Unexpected message received", "timed out")  # fmt: skip
+
+
+class SlurmSilentError(LaunchError):
+    """Slurm's controller does not answer; jobs go on without it."""
+
+
+class SlurmLauncher:
+    """Talks to Slurm through its commands."""
+
+    name = "slurm"
+    can_exclude = True
+
+    def start(self, job: Job) -> Mapping[str, Any]:
+        """Submit ``job``."""
+        job.write()
+        for name in (PROCESS, EXIT):
+            (job.folder / name).unlink(missing_ok=True)
+        script = job.folder / BATCH
+        write_atomic(script, batch_script(job).encode())
+        answer = _ask(["sbatch", "--parsable", str(script)])
+        return {"job_id": answer.strip().split(";")[0]}
+
+    def find(self, job: Job) -> Mapping[str, Any] | None:
+        """By the job's unique name."""
+        queued = _ask(["squeue", "--noheader", "--format=%i", f"--name={job.name}"]).split()
+        return {"job_id": queued[0]} if queued else None
+
+    def look(self, job: Job, handle: Mapping[str, Any]) -> Look:
+        """By exit code, else by the queue, else by what Slurm remembers."""
+        if (look := ended(job)) is not None:
+            return look
+        try:
+            state, reason = self._state(str(handle["job_id"]))
+        except SlurmSilentError as error:
+            return ended(job) or Look(phase=Phase.UNKNOWN, detail=str(error))
+        if state in _WAITING:
+            return Look(phase=Phase.PENDING, detail=reason)
+        if state in _LIVING:
+            return Look(phase=Phase.RUNNING)
+        return ended(job) or Look(phase=Phase.GONE, detail=f"Slurm: {state} {reason}".strip())
+
+    def ask_to_stop(self, job: Job, handle: Mapping[str, Any] | None) -> None:
+        """Trainers look for the file; a job that still waits in the queue is cancelled."""
+        ask_by_file(job, "asked")
+        if handle is not None and self.look(job, handle).phase is Phase.PENDING:
+            _ask(["scancel", "--state=PENDING", str(handle["job_id"])])
+
+    def kill(self, job: Job, handle: Mapping[str, Any] | None) -> None:
+        """Cancel every job of this name and wait until Slurm has none of them."""
+        limit = time.monotonic() + ENDING_SECONDS
+        known = None if handle is None else str(handle["job_id"])
+        while True:
+            alive = self._alive(job, known)
+            if not alive:
+                return
+            if time.monotonic() > limit:
+                raise LaunchError(f"Slurm jobs {', '.join(alive)} of {job.name} do not end")
+            _ask(["scancel", "--full", "--signal=KILL", *alive], quiet=True)
+            _ask(["scancel", *alive], quiet=True)
+            time.sleep(0.2)
+
+    def memory_bytes(self, job: Job) -> int | None:
+        """Only what happens to run on this host; elsewhere heartbeats tell."""
+        here = of_run(job.run_dir)
+        return memory_bytes(here) if here else None
+
+    def _alive(self, job: Job, known: str | None) -> list[str]:
+        lines = _ask(["squeue", "--noheader", "--format=%i %T", f"--name={job.name}"]).splitlines()
+        states = dict(line.split() for line in lines)
+        if known and known not in states:
+            states[known] = self._state(known)[0]
+        return [number for number, state in states.items() if state in _LIVING | _WAITING]
+
+    def _state(self, number: str) -> tuple[str, str]:
+        """(state, reason) from the queue, the controller's memory or the accounting."""
+        queued = _ask(["squeue", "--noheader", "--states=all", "--format=%T|%r", f"--job={number}"],
+                      quiet=True)  # fmt: skip
+        if queued.strip():
+            state, _, reason = queued.splitlines()[0].partition("|")
+            return state, reason
+        remembered = _ask(["scontrol", "--oneliner", "show", "job", number], quiet=True)
+        for word in remembered.split():
+            if word.startswith("JobState="):
+                return word.removeprefix("JobState="), ""
+        accounted = _ask(["sacct", "-X", "-n", "-P", "-o", "State", "-j", number], quiet=True)
+        return (accounted.split() or ["UNKNOWN"])[0].rstrip("+"), "no longer in the queue"
+
+
+def batch_script(job: Job) -> str:
+    """The file for sbatch: options, then the supervisor."""
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in batch_options(job))]
+    lines += [f"export {k}={shlex.quote(v)}" for k, v in sorted(job.variables.items())]
+    supervisor = [sys.executable, "-m", "krzem.run.launch.supervise", str(job.folder), "--slurm"]
+    return "\n".join([*lines, f"exec {shlex.join(supervisor)}", ""])
+
+
+def batch_options(job: Job) -> list[str]:
+    """Options of sbatch, as its script writes them."""
+    s = job.slurm
+    options = [
+        f"--job-name={job.name}",
+        f"--nodes={s.nodes}",
+        "--ntasks-per-node=1",
+        f"--output={job.folder / OUTPUT}",
+        "--open-mode=append",
+        f"--signal=B:USR1@{s.notice_seconds}",
+        "--requeue" if s.requeue else "--no-requeue",
+    ]
+    named = {"partition": s.partition, "account": s.account, "qos": s.qos,
+             "cpus-per-task": s.cpus, "gpus-per-node": s.gpus}  # fmt: skip
+    options += [f"--{name}={value}" for name, value in named.items() if value is not None]
+    if job.time_seconds is not None:
+        options.append(f"--time={max(1, round(job.time_seconds / 60))}")
+    if job.exclude:
+        options.append(f"--exclude={','.join(job.exclude)}")
+    return [*options, *s.options]
+
+
+def _ask(command: Sequence[str], *, quiet: bool = False) -> str:
+    """What a Slurm command prints; ``quiet`` takes a refusal for an empty answer.
+
+    Raises SlurmSilentError where Slurm does not answer, LaunchError where it refuses.
+    """
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise LaunchError(
+            f'{command[0]} is not installed here: a pool with launcher = "slurm" must be run '
+            "from a machine where Slurm's commands work"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmSilentError(f"{command[0]} did not answer in {ANSWER_SECONDS:.0f} s") from None
+    if done.returncode == 0:
+        return done.stdout
+    if any(sign in done.stderr for sign in NO_ANSWER):
+        raise SlurmSilentError(f"Slurm does not answer: {done.stderr.strip()[-200:]}")
+    if quiet:
+        return ""
+    raise LaunchError(f"`{shlex.join(command)}` was refused: {done.stderr.strip()[-500:]}")

@@ -1,0 +1,116 @@
+"""The process between a launcher and a trainer: it outlives the controller and keeps the exit code.
+
+``python -m krzem.run.launch.supervise FOLDER`` first writes down who it is, then looks whether its
+fencing token is still the newest, and only then starts ``job.sh``.  A controller that comes back
+after a crash raises the token first and looks for that record second; so either it finds the
+record, or this process finds the newer token and does nothing.  It imports little, to start fast.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from krzem.run.contract import EXIT_FENCED, EXIT_STOPPED, STOP, read_fence
+from krzem.run.processes import Identity
+from krzem.train.durable import write_atomic
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """``FOLDER [--detach] [--slurm]``; returns the job's exit code."""
+    folder = Path(arguments[0])
+    if "--detach" in arguments:
+        _detach(folder / "output.log")
+    supervisor = _Supervisor(folder, slurm="--slurm" in arguments)
+    return supervisor.run()
+
+
+class _Supervisor:
+    def __init__(self, folder: Path, *, slurm: bool) -> None:
+        self.folder = folder
+        self.slurm = slurm
+        self.job = json.loads((folder / "job.json").read_bytes())
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """The whole life of a job."""
+        self._forget_earlier_start()
+        identity = Identity.of(os.getpid())
+        if identity is not None:
+            write_atomic(self.folder / "process.json", json.dumps(asdict(identity)).encode())
+        newest = read_fence(Path(self.job["run_dir"]))
+        if newest > self.job["token"]:
+            detail = f"token {self.job['token']} is older than {newest}: not started"
+            return self._leave(EXIT_FENCED, detail)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+        return self._finish(self._child())
+
+    def _child(self) -> int:
+        command = ["bash", str(self.folder / "job.sh")]
+        if self.slurm and int(os.environ.get("SLURM_NNODES", "1")) > 0:
+            command = ["srun", "--kill-on-bad-exit=1", *command]
+        self.child = subprocess.Popen(command, preexec_fn=_die_with_parent)
+        while True:
+            try:
+                return self.child.wait()
+            except InterruptedError:
+                continue
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """A notice from the scheduler: trainers look for the file, whatever starts them."""
+        if not (self.folder / STOP).exists():
+            write_atomic(self.folder / STOP, json.dumps({"why": "preempted"}).encode())
+
+    def _forget_earlier_start(self) -> None:
+        """A job that Slurm queued again runs in the folder of its earlier start."""
+        (self.folder / "exit.json").unlink(missing_ok=True)
+        if self._why_stopped() == "preempted":
+            (self.folder / STOP).unlink(missing_ok=True)
+
+    def _why_stopped(self) -> str:
+        try:
+            return str(json.loads((self.folder / STOP).read_bytes())["why"])
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    def _finish(self, code: int) -> int:
+        preempted = code == EXIT_STOPPED and self._why_stopped() == "preempted"
+        if preempted and self.slurm and self.job["requeue"]:
+            number = os.environ.get("SLURM_JOB_ID", "")
+            if subprocess.run(["scontrol", "requeue", number], check=False).returncode == 0:
+                signal.pause()  # Slurm ends this process and queues the job again
+        return self._leave(code, "preempted" if preempted else "")
+
+    def _leave(self, code: int, detail: str) -> int:
+        value = {"code": code, "detail": detail}
+        write_atomic(self.folder / "exit.json", json.dumps(value).encode())
+        return code if code >= 0 else 128 - code
+
+
+def _detach(log: Path) -> None:
+    """Become a process of its own session that no other waits for."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for source, target in ((nothing, 0), (out, 1), (out, 2)):
+        os.dup2(source, target)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,119 @@
+"""Processes on this host: whether one that was written down still lives, and whose it is.
+
+A process number alone is reused by the system; with the moment it started, and the boot, it is not.
+Every process of a run carries the run's folder in its environment, so that orphans are found even
+where nothing was written down.  Linux only: it reads ``/proc``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from krzem.errors import LaunchError
+from krzem.run.clock import read_boot_id
+from krzem.run.contract import ENV_RUN_DIR
+
+_PROC = Path("/proc")
+_DYING_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """One process, told apart from every other that ever had its number."""
+
+    pid: int
+    start_ticks: int
+    """Clock ticks from boot to its start."""
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> Identity | None:
+        """The living process ``pid``; None where there is none (or only its remains)."""
+        found = _stat(pid)
+        if found is None or found[0] in ("Z", "X"):
+            return None
+        return cls(pid=pid, start_ticks=found[1], boot_id=read_boot_id())
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Identity:
+        """From what :func:`dataclasses.asdict` gave."""
+        return cls(
+            pid=int(value["pid"]),
+            start_ticks=int(value["start_ticks"]),
+            boot_id=str(value["boot_id"]),
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return Identity.of(self.pid) == self
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """State letter and start of a process."""
+    try:
+        raw = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = raw.rpartition(")")[2].split()
+    return fields[0], int(fields[19])
+
+
+def of_run(run_dir: Path) -> list[int]:
+    """Living processes that were started for the run in ``run_dir``, this one left out."""
+    wanted = f"{ENV_RUN_DIR}={run_dir}".encode()
+    found = []
+    for entry in _PROC.iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if wanted in (entry / "environ").read_bytes().split(b"\0") and Identity.of(
+                int(entry.name)
+            ):
+                found.append(int(entry.name))
+    return found
+
+
+def end_all(run_dir: Path, seconds: float = _DYING_SECONDS) -> int:
+    """Kill every process of the run on this host and wait until none is left; how many there were.
+
+    Raises LaunchError where one does not die (it hangs in the kernel, on a dead disk perhaps).
+    """
+    limit = time.monotonic() + seconds
+    killed: set[int] = set()
+    while found := of_run(run_dir):
+        killed.update(found)
+        _signal_all(found, signal.SIGKILL)
+        if time.monotonic() > limit:
+            raise LaunchError(
+                f"processes {', '.join(map(str, found))} of the run in {run_dir} do not die; "
+                "nothing new is started while they live"
+            )
+        time.sleep(0.02)
+    return len(killed)
+
+
+def _signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def memory_bytes(pids: Iterable[int]) -> int:
+    """Memory of these processes together, shared pages counted once."""
+    return sum(_proportional(pid) for pid in pids)
+
+
+def _proportional(pid: int) -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (_PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0

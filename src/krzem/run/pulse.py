@@ -1,0 +1,147 @@
+"""Judging processes by their heartbeats: hung, slow or too large.
+
+Time here is the controller's own monotonic clock, and a heartbeat counts as new when its content
+differs from the last look: no date is ever compared with another.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+from krzem.run.contract import PHASES, Heartbeat
+from krzem.run.gate_settings import Gates, Memory, Stall, Straggler
+from krzem.run.gates import Finding
+
+IN_A_STEP = frozenset({"data", "compute", "reduce", "update"})
+"""Phases that last about as long as a step; the others may take the time of a load."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    beat: Heartbeat
+    since: float
+
+
+class Pulse:
+    """The heartbeats of one attempt over time."""
+
+    def __init__(self, gates: Gates, clock: Callable[[], float]) -> None:
+        self._gates = gates
+        self._clock = clock
+        self._begun = clock()
+        self._seen: dict[int, _Seen] = {}
+        self._slow: dict[int, tuple[int, int]] = {}
+        """Rank: (last step counted, steps in a row that it was slow)."""
+        self._full = 0
+
+    @property
+    def beats(self) -> dict[int, Heartbeat]:
+        """The last heartbeat of every rank."""
+        return {rank: seen.beat for rank, seen in self._seen.items()}
+
+    def look(
+        self,
+        beats: Mapping[int, Heartbeat],
+        *,
+        step_seconds: float | None,
+        memory: int | None = None,
+        memory_limit: float | None = None,
+    ) -> list[Finding]:
+        """Take a look at the ranks; ``step_seconds`` is what a step usually takes."""
+        now = self._clock()
+        for rank, beat in beats.items():
+            seen = self._seen.get(rank)
+            if seen is None or seen.beat != beat:
+                self._seen[rank] = _Seen(beat, now)
+        g = self._gates
+        found = [
+            g.stall and self._stalled(g.stall, now, step_seconds),
+            g.straggler and self._straggling(g.straggler),
+            g.memory and self._full_memory(g.memory, memory, memory_limit),
+        ]
+        return [finding for finding in found if finding]
+
+    def waiting(self) -> None:
+        """The job waits in a queue: silence means nothing."""
+        self._begun = self._clock()
+        self._seen.clear()
+
+    def _stalled(self, gate: Stall, now: float, step_seconds: float | None) -> Finding | None:
+        """Stalled where any rank's beat is older than its phase allows: the others wait for it."""
+        if not self._seen:
+            silent = now - self._begun
+            return None if silent <= gate.load else self._stall(gate, silent, gate.load, "start")
+        usual = max(gate.seconds, gate.factor * (step_seconds or 0.0))
+        for seen in self._seen.values():
+            limit = usual if seen.beat.phase in IN_A_STEP else max(gate.load, usual)
+            silent = now - seen.since
+            if silent > limit:
+                return self._stall(gate, silent, limit, seen.beat.phase)
+        return None
+
+    def _stall(self, gate: Stall, silent: float, limit: float, phase: str) -> Finding:
+        behind = self.last_ranks()
+        names = ", ".join(f"{b.rank} on {b.host} in {b.phase!r}" for b in behind[:4])
+        blamed = f"; furthest behind: rank {names}" if behind else ""
+        return Finding(
+            gate="stall",
+            action=gate.action,
+            message=f"no sign of life for {silent:,.1f} s in {phase!r} (limit {limit:,.0f} s)"
+            f"{blamed}",
+            evidence=tuple(asdict(seen.beat) for _, seen in sorted(self._seen.items())),
+        )
+
+    def last_ranks(self) -> list[Heartbeat]:
+        """The ranks that are furthest behind: the others are most likely waiting for them."""
+        places = {rank: _place(seen.beat) for rank, seen in self._seen.items()}
+        last = min(places.values(), default=None)
+        return [self._seen[rank].beat for rank in sorted(places) if places[rank] == last]
+
+    def _straggling(self, gate: Straggler) -> Finding | None:
+        busy = {r: s.beat.busy_seconds for r, s in self._seen.items() if s.beat.busy_seconds}
+        if len(busy) < 2:
+            return None
+        for rank, seconds in busy.items():
+            others = statistics.median(s for r, s in busy.items() if r != rank)
+            last, count = self._slow.get(rank, (-1, 0))
+            step = self._seen[rank].beat.step
+            if seconds <= gate.ratio * others:
+                self._slow[rank] = (step, 0)
+            elif step != last:
+                self._slow[rank] = (step, count + 1)
+            if self._slow[rank][1] >= gate.steps:
+                self._slow[rank] = (step, 0)
+                return self._straggler(gate, rank, seconds / others)
+        return None
+
+    def _straggler(self, gate: Straggler, rank: int, ratio: float) -> Finding:
+        beat = self._seen[rank].beat
+        return Finding(
+            gate="straggler",
+            action=gate.action,
+            message=f"rank {rank} on {beat.host} takes {ratio:.1f} times as long as the others "
+            f"(gate {gate.ratio:g}, {gate.steps} looks in a row)",
+            evidence=tuple(asdict(seen.beat) for _, seen in sorted(self._seen.items())),
+        )
+
+    def _full_memory(self, gate: Memory, memory: int | None, limit: float | None) -> Finding | None:
+        if memory is None or limit is None or memory <= gate.above * limit:
+            self._full = 0
+            return None
+        self._full += 1
+        if self._full < gate.steps:
+            return None
+        self._full = 0
+        return Finding(
+            gate="memory",
+            action=gate.action,
+            message=f"{memory / 2**30:.2f} GiB in use, {memory / limit:.0%} of the limit",
+            evidence=({"memory_bytes": memory, "limit_bytes": limit},),
+        )
+
+
+def _place(beat: Heartbeat) -> tuple[int, int]:
+    phase = PHASES.index(beat.phase) if beat.phase in PHASES else 0
+    return beat.step, phase

@@ -1,0 +1,219 @@
+"""Reads ``run.toml``: the whole file first, then one error that lists everything wrong with it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from krzem.errors import DataError, KrzemError, RunError, nearest, shorten
+from krzem.hardware import load_device
+from krzem.model import load_model
+from krzem.plan.goal import Goal
+from krzem.run.fields import read_table, text
+from krzem.run.gate_settings import Gates, read_gates
+from krzem.run.settings import (
+    Environment,
+    GoalKeys,
+    Launcher,
+    Limits,
+    Pool,
+    Qualify,
+    Recovery,
+    RunSettings,
+    Slurm,
+    Trainer,
+)
+
+LARGEST_FILE = 1_000_000
+CPU = "cpu"
+"""The accelerator of a pool that has none: planned from a measured profile alone."""
+OWN = ("run", "model", "goal", "pool", "gates", "qualify", "recovery", "trainer")
+PASSED_ON = ("data", "train", "layout", "optimizer", "schedule", "checkpoint", "evaluation",
+             "metrics", "witness")  # fmt: skip
+"""Tables that are the trainer's; it reads the same file."""
+_PARTS = {"limits": Limits, "environment": Environment, "slurm": Slurm}
+
+
+def read_run(path: Path) -> RunSettings:
+    """The run that the file at ``path`` describes.
+
+    Raises DataError where it is not TOML and RunError with every fault in it.
+    """
+    raw = _toml(path)
+    faults = [_unknown(name) for name in raw if name not in OWN + PASSED_ON]
+    goal, date = _goal(raw.get("goal", {}), faults)
+    pools = _pools(raw.get("pool"), path.parent, faults)
+    gates = read_gates(raw.get("gates", {}), faults)
+    trainer = read_table(Trainer, raw.get("trainer", {}), "trainer", faults)
+    qualify = read_table(Qualify, raw.get("qualify", {}), "qualify", faults)
+    recovery = read_table(Recovery, raw.get("recovery", {}), "recovery", faults)
+    name, folder = _run(raw.get("run", {}), path, faults)
+    model = _model(raw.get("model"), path.parent, faults)
+    if faults or goal is None or None in (trainer, qualify, recovery, gates):
+        raise RunError(_sentence(path, faults))
+    return RunSettings(
+        name=name,
+        path=path.absolute(),
+        folder=folder,
+        model=model,
+        goal=goal,
+        deadline=date,
+        trainer=trainer or Trainer(),
+        pools=pools,
+        gates=gates or Gates(),
+        qualify=qualify or Qualify(),
+        recovery=recovery or Recovery(),
+        raw=raw,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def identity(settings: RunSettings) -> dict[str, Any]:
+    """What makes this run this run: a change of it needs a new folder, all else may change."""
+    goal = settings.goal
+    stated: dict[str, Any] = {
+        "model": settings.model,
+        "data": settings.raw.get("data"),
+        "tokens": goal.tokens,
+        "sequence": goal.sequence,
+        "global_batch": goal.global_batch,
+    }
+    return json.loads(json.dumps(stated, default=str))  # type: ignore[no-any-return]
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    name = shorten(str(path), 120)
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise DataError(f"{name} is too long for a run file (over {LARGEST_FILE:,} bytes)")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} is not valid TOML: {shorten(str(error), 120)}") from None
+
+
+def _sentence(path: Path, faults: list[str]) -> str:
+    count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
+    return "\n  ".join([f"{path.name} has {count}:", *faults])
+
+
+def _unknown(name: str) -> str:
+    near = nearest(name, OWN + PASSED_ON, 2)
+    offer = f"did you mean [{'] or ['.join(near)}]?" if near else f"known are {', '.join(OWN)}"
+    return f"[{shorten(name, 40)}]: unknown table; {offer}"
+
+
+def _run(table: object, path: Path, faults: list[str]) -> tuple[str, Path]:
+    """Name and folder; both have defaults that come from the file's own name."""
+    name, folder = path.stem, path.parent / f"{path.stem}.run"
+    if not isinstance(table, Mapping):
+        faults.append("run: it must be a table, written [run] on a line of its own")
+        return name, folder
+    for key, value in table.items():
+        try:
+            if key == "name":
+                name = text(value)
+            elif key == "folder":
+                folder = path.parent / text(value)
+            else:
+                faults.append(f"run.{shorten(key, 40)}: unknown key; known are name, folder")
+        except KrzemError as error:
+            faults.append(f"run.{key}: {error}")
+    return name, folder.absolute()
+
+
+def _model(given: object, base: Path, faults: list[str]) -> str:
+    """``model = "deepseek-v3"`` or ``[model] config = "folder"``; read to see that it can be."""
+    if isinstance(given, Mapping):
+        given = given.get("config", given.get("name"))
+    if not isinstance(given, str) or not given.strip():
+        faults.append('model is missing: write model = "deepseek-v3", or the path of a config.json')
+        return ""
+    local = base / given
+    found = str(local.absolute()) if local.exists() else given
+    try:
+        load_model(found)
+    except KrzemError as error:
+        faults.append(f"model: {error}")
+    return found
+
+
+def _goal(table: object, faults: list[str]) -> tuple[Goal | None, datetime.date | None]:
+    keys = read_table(GoalKeys, table, "goal", faults)
+    if keys is None:
+        return None, None
+    date = keys.deadline if isinstance(keys.deadline, datetime.date) else None
+    seconds = keys.deadline if isinstance(keys.deadline, float) else None
+    try:
+        goal = Goal(
+            tokens=float(keys.tokens),
+            sequence=keys.sequence,
+            global_batch=keys.global_batch,
+            precision=keys.precision,
+            optimizer=keys.optimizer,
+            deadline_days=None if seconds is None else seconds / 86400.0,
+            budget_usd=keys.budget_usd,
+        )
+    except KrzemError as error:
+        faults.append(f"goal: {error}")
+        return None, None
+    return goal, date
+
+
+def _pools(tables: object, base: Path, faults: list[str]) -> tuple[Pool, ...]:
+    if not isinstance(tables, list) or not tables:
+        faults.append("pool: there is none; write [[pool]] with name, accelerator and count")
+        return ()
+    pools = [_pool(table, number, base, faults) for number, table in enumerate(tables, 1)]
+    names = Counter(pool.name for pool in pools if pool)
+    faults.extend(f"pool: {n} of them are called {name!r}" for name, n in names.items() if n > 1)
+    return tuple(pool for pool in pools if pool)
+
+
+def _pool(table: object, number: int, base: Path, faults: list[str]) -> Pool | None:
+    where = f"pool {number}"
+    if not isinstance(table, Mapping):
+        faults.append(f"{where}: it must be a table, written [[pool]]")
+        return None
+    before = len(faults)
+    parts = {
+        name: read_table(kind, table.get(name, {}), f"{where}.{name}", faults)
+        for name, kind in _PARTS.items()
+    }
+    plain = {key: value for key, value in table.items() if key not in _PARTS}
+    for key in ("cluster", "profile"):
+        if isinstance(plain.get(key), str):
+            plain[key] = str((base / plain[key]).absolute())
+    given = {name: part for name, part in parts.items() if part is not None}
+    pool = read_table(Pool, plain, where, faults, **given)
+    if pool is not None and len(faults) == before:
+        _check_pool(pool, f"{where} ({pool.name})", "slurm" in table, faults)
+    return pool
+
+
+def _check_pool(pool: Pool, where: str, has_slurm: bool, faults: list[str]) -> None:
+    if (pool.cluster is None) == (pool.accelerator is None):
+        faults.append(f"{where}: give either accelerator and count, or cluster")
+    if pool.accelerator is not None and pool.count is None:
+        faults.append(f"{where}: count is missing: write count = 8 (devices as software sees them)")
+    if pool.accelerator not in (None, CPU):
+        try:
+            load_device(pool.accelerator or "")
+        except KrzemError as error:
+            faults.append(f"{where}: {error} Processors without accelerator are {CPU!r}.")
+    if pool.cluster is not None and not Path(pool.cluster).is_file():
+        faults.append(f"{where}: the cluster file {pool.cluster} does not exist")
+    if has_slurm and pool.launcher is not Launcher.SLURM:
+        faults.append(f'{where}: [pool.slurm] needs launcher = "slurm"')
+    if pool.launcher is Launcher.SLURM and pool.ranks % pool.slurm.nodes:
+        faults.append(
+            f"{where}: {pool.ranks} processes over {pool.slurm.nodes} nodes leave "
+            f"{pool.ranks % pool.slurm.nodes} over; choose processes that the nodes divide"
+        )

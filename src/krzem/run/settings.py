@@ -1,0 +1,240 @@
+"""A run as ``run.toml`` describes it, in values whose fields are its keys."""
+
+# ruff: noqa: RUF009 - setting() is a dataclass field
+from __future__ import annotations
+
+import datetime
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from krzem.errors import QuantityError
+from krzem.layout.precision import Optimizer, Precision
+from krzem.plan.goal import Goal
+from krzem.quantity import (
+    parse_bytes,
+    parse_count,
+    parse_date,
+    parse_devices,
+    parse_duration,
+    parse_length,
+    parse_money,
+    parse_ratio,
+)
+from krzem.run.fields import (
+    REQUIRED,
+    choice,
+    flag,
+    number,
+    setting,
+    text,
+    texts,
+    variables,
+    whole,
+)
+from krzem.run.gate_settings import Gates
+
+
+class Launcher(enum.StrEnum):
+    """Who starts processes."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an attempt on a pool may use."""
+
+    threads: int | None = setting(None, whole(1, 4096), "1", "compute threads of each process")
+    memory_bytes: float | None = setting(
+        None, parse_bytes, '"4 GiB"', "of all its processes on a host; above it they are ended",
+        key="memory",
+    )  # fmt: skip
+    time_seconds: float | None = setting(
+        None, parse_duration, '"24h"', "of one attempt; then it saves and is started anew",
+        key="time",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What surrounds the trainer's command on a pool; texts may hold ``{placeholders}``."""
+
+    modules: tuple[str, ...] = setting((), texts, '["cann/8.2"]', "loaded with `module load`")
+    setup: tuple[str, ...] = setting((), texts, '["source env.sh"]', "shell lines run before")
+    container: str | None = setting(
+        None, text, '"apptainer exec train.sif {command}"', "wraps the command"
+    )
+    variables: Mapping[str, str] = setting(
+        {}, variables, '{ HCCL_EXEC_TIMEOUT = "600" }', "environment variables"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slurm:
+    """How a pool is asked for from Slurm."""
+
+    partition: str | None = setting(None, text, '"train"', "--partition")
+    account: str | None = setting(None, text, '"project7"', "--account")
+    qos: str | None = setting(None, text, '"long"', "--qos")
+    nodes: int = setting(1, whole(1, 10**6), "128", "--nodes")
+    cpus: int | None = setting(None, whole(1, 4096), "64", "--cpus-per-task; one task a node")
+    gpus: str | None = setting(None, text, '"8"', "--gpus-per-node")
+    notice_seconds: int = setting(
+        120, whole(1, 86400), "120", "seconds before the end at which Slurm sends SIGUSR1",
+        key="notice",
+    )  # fmt: skip
+    requeue: bool = setting(True, flag, "true", "whether a preempted job is queued again")
+    options: tuple[str, ...] = setting((), texts, '["--constraint=ib"]', "further sbatch options")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """One pool of accelerators; the order in the file is the order of preference."""
+
+    name: str = setting(REQUIRED, text, '"ascend"', "how reports call it")
+    accelerator: str | None = setting(
+        None, text, '"ascend-910c"', "catalogue id, or cpu; or give cluster"
+    )
+    count: int | None = setting(None, parse_devices, "2048", "devices as software sees them")
+    cluster: str | None = setting(None, text, '"cluster.toml"', "a cluster file, for more detail")
+    profile: str | None = setting(None, text, '"profile.toml"', "written by krzem probe")
+    launcher: Launcher = setting(Launcher.LOCAL, choice(Launcher), '"slurm"', "local or slurm")
+    processes: int | None = setting(None, whole(1, 10**7), "8", "ranks; by default one per device")
+    layout: str = setting("auto", text, '"tp=8,pp=4"', "auto: the planner's best")
+    precision: Precision | None = setting(
+        None, choice(Precision), '"bf16"', "instead of the goal's"
+    )
+    tokens_per_s: float | None = setting(
+        None, number(1e-9), "1.2e6", "expected speed of the whole pool, instead of the plan's"
+    )
+    command: tuple[str, ...] | None = setting(
+        None, texts, '["python", "-m", "mytrainer"]', "instead of trainer.command"
+    )
+    limits: Limits = field(default_factory=Limits)
+    environment: Environment = field(default_factory=Environment)
+    slurm: Slurm = field(default_factory=Slurm)
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train."""
+        return self.processes or self.count or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainer:
+    """What is started; ``{run_toml}``, ``{run_dir}``, ``{pool}``, ``{ranks}`` … are filled in."""
+
+    command: tuple[str, ...] = setting(
+        ("{torchrun}", "-m", "krzem.train", "{run_toml}"), texts,
+        '["{torchrun}", "-m", "krzem.train", "{run_toml}"]', "the trainer and its arguments",
+    )  # fmt: skip
+    stop_seconds: float = setting(
+        300.0, parse_duration, '"5 min"', "to save and exit after a stop request"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qualify:
+    """What a pool must show before it is trusted."""
+
+    enabled: bool = setting(True, flag, "true", "false trusts every pool unseen")
+    seconds: float = setting(45.0, parse_duration, '"5 min"', "length of the measurement")
+    matmul: float = setting(
+        0.5, parse_ratio, '"50%"', "measured matrix rate over the data sheet's, at least"
+    )
+    memory: float = setting(
+        0.5, parse_ratio, '"50%"', "measured memory bandwidth over the data sheet's, at least"
+    )
+    spread: float = setting(0.15, parse_ratio, '"15%"', "slowest device below the median, at most")
+    numerics: bool = setting(True, flag, "true", "operators must agree with float64")
+
+
+class Verify(enum.StrEnum):
+    """How a checkpoint is checked by the controller before a trainer is started from it."""
+
+    CONTENTS = "contents"
+    """Every byte, against its checksum."""
+    SIZES = "sizes"
+    """Files and sizes; the trainer checks the bytes as it loads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """How faults are met."""
+
+    wait_first: float = setting(5.0, parse_duration, '"5s"', "before the first restart")
+    wait_most: float = setting(600.0, parse_duration, '"10 min"', "it doubles up to this")
+    look_every: float = setting(1.0, parse_duration, '"1s"', "between two looks at the run")
+    verify: Verify = setting(Verify.CONTENTS, choice(Verify), '"sizes"', "contents or sizes")
+    certainty: float = setting(
+        0.5, parse_ratio, '"50%"', "chance of keeping the deadline below which a pool is warned of"
+    )
+    refuse_late: bool = setting(False, flag, "false", "whether such a pool is refused")
+
+
+def read_deadline(value: Any) -> float | datetime.date:
+    """Seconds from the start of the run, or a date."""
+    if isinstance(value, datetime.date):
+        return parse_date(value)
+    try:
+        return parse_duration(value)
+    except QuantityError:
+        return parse_date(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoalKeys:
+    """The ``[goal]`` table before it becomes a :class:`~krzem.plan.goal.Goal`."""
+
+    tokens: int = setting(REQUIRED, parse_count, '"15T"', "tokens of the whole run")
+    sequence: int = setting(REQUIRED, parse_length, '"4k"', "tokens of a sequence")
+    global_batch: int = setting(REQUIRED, parse_count, "4096", "sequences per optimiser step")
+    precision: Precision = setting(Precision.BF16, choice(Precision), '"bf16"', "of products")
+    optimizer: Optimizer = setting(Optimizer.ADAMW, choice(Optimizer), '"muon"', "adamw or muon")
+    deadline: float | datetime.date | None = setting(
+        None, read_deadline, '"60d"', "a duration from the start, or a date"
+    )
+    budget_usd: float | None = setting(
+        None, parse_money, '"$4M"', "money for device-hours", key="budget"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """All of a run file."""
+
+    name: str
+    path: Path
+    """The run file."""
+    folder: Path
+    """Where ledger, metrics and checkpoints are kept."""
+    model: str
+    """Built-in name, or path of a config.json (relative paths are the run file's)."""
+    goal: Goal
+    deadline: datetime.date | None
+    """Where the deadline was given as a date."""
+    trainer: Trainer
+    pools: tuple[Pool, ...]
+    gates: Gates
+    qualify: Qualify
+    recovery: Recovery
+    raw: Mapping[str, Any]
+    sha256: str
+
+    def pool(self, name: str) -> Pool:
+        """The pool called ``name``."""
+        return next(p for p in self.pools if p.name == name)
+
+    def after(self, name: str) -> tuple[Pool, ...]:
+        """The pools that come after ``name`` in order of preference."""
+        names = [p.name for p in self.pools]
+        return self.pools[names.index(name) + 1 :]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return -(-int(self.goal.tokens) // self.goal.tokens_per_step)
