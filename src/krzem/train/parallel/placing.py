@@ -41,6 +41,8 @@ class Placement:
     """One inside the other: tensor or expert cuts first, then FSDP's."""
     copies: int
     """Ranks that hold this very part."""
+    first_copy: bool = True
+    """Whether this rank is the first of them."""
 
     @property
     def region(self) -> Region:
@@ -157,18 +159,19 @@ def _placement(shape: torch.Size, cut: Cut, dim: int, meshes: Meshes) -> Placeme
             Division(dim=0, parts=x.ep, index=axes.ep.rank),
             Division(dim=2, parts=x.etp, index=axes.etp.rank),
         ]
-        copies = mesh["replicate"].size()
+        copies, copy = mesh["replicate"].size(), mesh["replicate"].get_local_rank()
     else:
         mesh, size = meshes.dense, shard_size(x)
         kinds = {Cut.ROWS: 0, Cut.COLUMNS: 1}
         inner = []
-        copies = mesh["replicate"].size()
+        copies, copy = mesh["replicate"].size(), mesh["replicate"].get_local_rank()
         if cut in kinds:
             inner = [Division(dim=kinds[cut], parts=x.tp, index=axes.tp.rank)]
         else:
-            copies *= x.tp
+            copies, copy = copies * x.tp, copy + axes.tp.rank
     outer = Division(dim=dim, parts=size, index=mesh["shard"].get_local_rank())
-    return Placement(shape=shape, divisions=(*inner, outer), copies=copies)
+    divisions = (*inner, outer)
+    return Placement(shape=shape, divisions=divisions, copies=copies, first_copy=copy == 0)
 
 
 def local_part(parameter: Tensor) -> Tensor:
