@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from krzem.errors import DataError
 
-_CODES = {
+_CODES: dict[torch.dtype, tuple[str, np.dtype[Any]]] = {
     torch.float32: ("F32", np.dtype("<f4")),
     torch.bfloat16: ("BF16", np.dtype("<u2")),
     torch.float16: ("F16", np.dtype("<f2")),
