@@ -255,10 +255,20 @@ def test_compare_without_any_plan(compared: dict[str, Any]) -> None:
 
 def test_awards_follow_the_document(compared: dict[str, Any]) -> None:
     compared["best"] |= {"days": 0, "cost_usd": 1, "mfu": 1}
-    compared["plans"][1]["plan"]["whole_run"]["cost_usd"] = {"low": 1e5, "mid": 2e5, "high": 3e5}
+    compared["plans"][1]["plan"]["whole_run"]["cost_usd"] = {"low": 1e3, "mid": 2e3, "high": 3e3}
     seen = Page(render(compared)).seen
     assert "Soonest done: 16 × NVIDIA A100" in seen
-    assert "cheapest: 16 × Other Card, $200k" in seen
+    assert "Cheapest: 16 × Other Card, $2k ($1k–$3k)." in seen
+
+
+def test_overlapping_intervals_are_not_called_a_clear_win(compared: dict[str, Any]) -> None:
+    compared["best"] |= {"days": 0, "cost_usd": 0}
+    for key in ("days", "cost_usd"):
+        value = compared["plans"][0]["plan"]["whole_run"][key]
+        compared["plans"][1]["plan"]["whole_run"][key] = {k: 1.01 * v for k, v in value.items()}
+    seen = Page(render(compared)).seen
+    assert "Soonest done and cheapest: 16 × NVIDIA A100" in seen
+    assert "another's interval of days and cost overlaps" in seen
 
 
 def test_write_is_whole_or_nothing(planned: dict[str, Any], tmp_path: Path) -> None:

@@ -42,22 +42,39 @@ def _title(plan: Document) -> str:
 
 
 def _sentence(document: Document, answered: Sequence[Document]) -> str:
-    best, entries = document["best"], document["plans"]
     if not answered:
         return "None of the clusters can train this model as asked; each card says why."
+    soonest, cheapest = document["best"].get("days"), document["best"].get("cost_usd")
+    if soonest is not None and soonest == cheapest:
+        return f"Soonest done and cheapest: {_with(document, soonest, 'days', 'cost_usd')}."
     parts = []
-    for key, words, form in (("days", "Soonest done", plain), ("cost_usd", "cheapest", money)):
-        index = best.get(key)
-        if index is not None:
-            plan = entries[index]["plan"]
-            unit = " days" if key == "days" else ""
-            value = f"{interval(plan['whole_run'][key], form)}{unit}"
-            parts.append(f"{words}: {_title(plan)}, {value}")
+    if soonest is not None:
+        parts.append(f"Soonest done: {_with(document, soonest, 'days')}")
+    if cheapest is not None:
+        parts.append(f"Cheapest: {_with(document, cheapest, 'cost_usd')}")
     if parts:
-        return "; ".join(parts) + "."
-    return (
-        f"{len(answered)} of {len(entries)} clusters have a plan; days and cost are not all known."
-    )
+        return ". ".join(parts) + "."
+    have = f"{len(answered)} of {len(document['plans'])} clusters have a plan"
+    return f"{have}; there is too little known of days and cost to rank them."
+
+
+def _with(document: Document, index: int, *keys: str) -> str:
+    """The cluster with its days or cost, and whether another one might win."""
+    plan = document["plans"][index]["plan"]
+    words = {"days": lambda v: f"{interval(v)} days", "cost_usd": lambda v: interval(v, money)}
+    values = (words[key](plan["whole_run"][key]) for key in keys)
+    doubt = [_NOUN[key] for key in keys if _overlaps(document, index, key)]
+    text = f"{_title(plan)}, {', '.join(values)}"
+    return f"{text} (another's interval of {' and '.join(doubt)} overlaps)" if doubt else text
+
+
+_NOUN = {"days": "days", "cost_usd": "cost"}
+
+
+def _overlaps(document: Document, index: int, key: str) -> bool:
+    runs = [entry["plan"] and entry["plan"]["whole_run"][key] for entry in document["plans"]]
+    others = [run for i, run in enumerate(runs) if run and i != index]
+    return any(run["low"] <= runs[index]["high"] for run in others)
 
 
 def _card(document: Document, index: int) -> dict[str, Any]:
