@@ -8,8 +8,8 @@
     print(plan.best.layout, plan.whole_run.days)
     print(plan)                                     # the report of `krzem plan`
 
-Names are loaded when they are first used: importing krzem loads nothing else.  One of them is a
-package too: ``krzem.plan`` can be called and holds modules.
+Names are loaded when they are first used: importing krzem loads nothing else.  Two of them are
+packages too: ``krzem.plan`` and ``krzem.accuracy`` can be called and hold modules.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Explanation,
         Model,
         Plan,
+        accuracy,
         compare,
         devices,
         explain,
@@ -48,6 +49,7 @@ __all__ = [
     "Layout",
     "Model",
     "Plan",
+    "accuracy",
     "compare",
     "devices",
     "explain",
@@ -67,7 +69,7 @@ _HOMES = {
     "read_cluster": "krzem.hardware.cluster_reader",
 }
 """Where a name is found that is not in ``krzem.api``."""
-_CALLABLE = ("plan",)
+_CALLABLE = ("plan", "accuracy")
 """Packages of krzem that are also functions of its API."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import krzem.plan.plan as planner
 from krzem.hardware.catalogue import device_ids
@@ -25,6 +25,9 @@ from krzem.plan.forecast import WholeRun
 from krzem.plan.request import Asked, Question, settle
 from krzem.plan.wall import Gain
 from krzem.quantity import Written
+
+if TYPE_CHECKING:
+    from krzem.accuracy.evaluate import Report as AccuracyReport
 
 
 class Asking(TypedDict, total=False):
@@ -294,6 +297,20 @@ def compare(
     several = [_settle(model, each, asking) for each in on]
     found = candidates_of(several, alternatives=alternatives, progress=progress)
     return Comparison(candidates=found)
+
+
+def accuracy(table: str | Path, *, progress: Callable[[int], None] | None = None) -> AccuracyReport:
+    """Predict every row of a table of measured runs and judge the predictions.
+
+    ``table`` is a CSV file with the columns of the packaged ``facts/runs.csv``; ``progress`` is
+    called with the number of rows read so far.  ``as_dict()`` of the result is what
+    ``krzem accuracy --json`` prints: fractions, not per cent.
+
+    Raises DataError where the file is missing, too large or no table of runs.
+    """
+    from krzem.accuracy.evaluate import evaluate
+
+    return evaluate(table, progress=progress)
 
 
 def devices() -> tuple[str, ...]:
