@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ def model() -> dict[str, Tensor]:
     }
 
 
-def correspondence(config: Mapping[str, Any] | None = None) -> Correspondence:
+def correspondence(
+    config: Mapping[str, Any] | None = None, found: Collection[str] = ()
+) -> Correspondence:
     """That model and a Hugging Face-like one."""
     ours = {name: tuple(t.shape) for name, t in model().items()}
     copies = [
@@ -506,7 +508,7 @@ def test_command_line_imports_torchtitan(tmp_path: Path, monkeypatch: pytest.Mon
     moments = save_titan(tmp_path / "titan", weights)
     (tmp_path / "config.json").write_text(json.dumps(V3))
 
-    def same_as_theirs(config: Mapping[str, Any]) -> Correspondence:
+    def same_as_theirs(config: Mapping[str, Any], found: Collection[str]) -> Correspondence:
         source = titan_sources(tmp_path / "titan", config)["weight/"]
         pairs = identity({n: s for n, (_, s) in source.tensors().items()})
         biases = frozenset(n for n in pairs.ours if n.endswith("e_score_correction_bias"))

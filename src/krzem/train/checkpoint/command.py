@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
-
-MAKER = ("krzem.train.hf", "correspondence")
-"""Where the correspondence of a model with Hugging Face's names is made from its config."""
 
 
 @click.group("checkpoint")
@@ -164,7 +161,7 @@ def import_command(
     with _progress("importing", quiet=as_json) as progress:
         folder = import_tensors(
             sources,
-            _correspondence(config),
+            _correspondence(config, sources[WEIGHT].tensors()),
             run,
             config=config,
             meta={"imported_from": f"{kind} {source.name}", "tokens": tokens},
@@ -266,10 +263,10 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _correspondence(config: Mapping[str, Any]) -> Correspondence:
-    module, name = MAKER
-    maker = getattr(importlib.import_module(module), name)
-    return cast("Correspondence", maker(config))
+def _correspondence(config: Mapping[str, Any], found: Collection[str] = ()) -> Correspondence:
+    from krzem.train.checkpoint.models import correspondence
+
+    return correspondence(config, found)
 
 
 def _need_torch() -> None:

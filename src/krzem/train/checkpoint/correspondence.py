@@ -60,6 +60,10 @@ class Correspondence:
     """Patterns of their names that have no counterpart here (such as ``*.inv_freq``)."""
     theirs_dtype: Mapping[str, str] = field(default_factory=dict)
     """Types that their tensors keep whatever an export is asked for."""
+    ours_dtype: Mapping[str, str] = field(default_factory=dict)
+    """Types that our tensors keep whatever an import is asked for."""
+    zeros: frozenset[str] = frozenset()
+    """Their tensors that may be missing from a folder, and then are zero."""
     stateless: frozenset[str] = frozenset()
     """Names of ours that no optimiser updates (router biases): they have no moments."""
 
@@ -71,7 +75,7 @@ class Correspondence:
 
     def compare(self, where: str, found: Mapping[str, Shape]) -> None:
         """Raise CheckpointError where ``found`` (names and shapes at ``where``) is not theirs."""
-        missing = [n for n in self.theirs if n not in found]
+        missing = [n for n in self.theirs if n not in found and n not in self.zeros]
         unknown = [
             n
             for n in found

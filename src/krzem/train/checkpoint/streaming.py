@@ -7,7 +7,7 @@ size of the model, of its tensors or of their files.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -132,6 +132,23 @@ class Renamed:
         """The box of ``name`` that begins at ``at``."""
         links = self._links[name]
         return assemble(self._source, links, at, shape, self._types[links[0].source])
+
+
+class WithZeros:
+    """A source in which some tensors that it lacks are zero."""
+
+    def __init__(self, source: Source, zeros: Mapping[str, Shape]) -> None:
+        self._source = source
+        found = source.tensors()
+        self._zeros = {n: ("float32", s) for n, s in zeros.items() if n not in found}
+
+    def tensors(self) -> dict[str, tuple[str, Shape]]:
+        """Type and shape of every tensor."""
+        return {**self._source.tensors(), **self._zeros}
+
+    def read(self, name: str, at: Shape, shape: Shape) -> Tensor:
+        """The box of ``name`` that begins at ``at``."""
+        return torch.zeros(shape) if name in self._zeros else self._source.read(name, at, shape)
 
 
 def slabs(source: Source, shape: Shape, dtype: str, links: Sequence[Link]) -> Iterator[memoryview]:

@@ -37,6 +37,7 @@ from krzem.train.checkpoint.streaming import (
     Link,
     Source,
     StoredTensors,
+    WithZeros,
     exporting,
     importing,
     slabs,
@@ -195,9 +196,10 @@ def _import_plans(
 ) -> Iterator[_Plan]:
     found = {name: shape for name, (_, shape) in source.tensors().items()}
     correspondence.compare(f"the source of {prefix.rstrip('/')} tensors", found)
+    source = WithZeros(source, {n: correspondence.theirs[n] for n in correspondence.zeros})
     copies = correspondence.of_ours()
     for name, shape in correspondence.ours.items():
-        entry = Entry(dtype=dtype, shape=shape)
+        entry = Entry(dtype=correspondence.ours_dtype.get(name, dtype), shape=shape)
         links = [importing(c) for c in copies[name]]
         yield _Plan(name=prefix + name, entry=entry, source=source, links=links)
 
