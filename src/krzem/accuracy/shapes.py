@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.cells import Row, number, text, whole
+from krzem.errors import KrzemError
 from krzem.model.architecture import (
     Architecture,
     Attention,
@@ -13,6 +14,7 @@ from krzem.model.architecture import (
     LayerRun,
     RouterKind,
 )
+from krzem.model.catalogue import load_model
 
 LATENT = {"q_lora_rank": 1536, "kv_lora_rank": 512, "rope_dim": 64, "head_dim": 192, "value": 128}
 """Ranks that every published model with latent attention of this size uses (DeepSeek V2, V3)."""
@@ -23,27 +25,24 @@ _WINDOWS: dict[str, tuple[int | None, int]] = {
 }  # fmt: skip
 """Window and period of models whose layers alternate (their Hugging Face configs)."""
 
-_HYBRID = ("mamba", "hybrid", "linear attention", "jamba", "rwkv")
+_STATE_SPACE = (
+    "mamba", "linear attention", "jamba", "rwkv", "nemotron-h", "nemotron-3-nano",
+    "nemotron-3-super", "nemotron-3-ultra", "nemotron-3.5",
+)  # fmt: skip
 _LEARNED = ("gpt", "opt", "megatron", "mt-nlg", "bloom", "mpt", "turing")
 _TIED = ("gpt", "mpt", "bloom", "opt", "mt-nlg", "gemma")
 
 
 def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
     """(architecture, sequence length, what was assumed); raises UnusableRowError."""
-    notes = text(row, "notes")
-    named = text(row, "model_name")
-    if (
-        "nemotron-3" in named
-        or "nemotron-h" in named
-        or (any(word in notes for word in _HYBRID) and "hybrid dispatcher" not in notes)
-    ):
+    if any(word in text(row, "model_name") + " " + text(row, "notes") for word in _STATE_SPACE):
         raise UnusableRowError("model not a transformer throughout (state-space layers)")
     layers, hidden = whole(row, "layers"), whole(row, "hidden")
     sequence, heads = whole(row, "seq_len"), whole(row, "heads")
-    if layers is None or hidden is None:
-        raise UnusableRowError("model shape not published (layers or hidden width)")
     if sequence is None:
         raise UnusableRowError("sequence length not published")
+    if layers is None or hidden is None:
+        return _named(row, layers), sequence, ("shape by the model's name",)
     guesses: list[str] = []
     if heads is None:
         heads = max(1, hidden // (whole(row, "head_dim") or 128))
@@ -70,6 +69,17 @@ def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
         source=row.get("source") or "",
     )
     return arch, sequence, tuple(guesses)
+
+
+def _named(row: Row, layers: int | None) -> Architecture:
+    """The built-in model of that name, where the row gives no shape but the name is known."""
+    try:
+        found = load_model((row.get("model_name") or "")[:80])
+    except KrzemError:
+        found = None
+    if found is None or (layers is not None and layers != found.layers):
+        raise UnusableRowError("model shape not published (layers or hidden width)")
+    return found
 
 
 def _mtp(row: Row) -> int:

@@ -97,6 +97,7 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         up_latency=c.common("up-latency"),
         out_latency=c.common("out-latency"),
         host_seconds=host,
+        moe_launches=c.common("moe-launches"),
         gap_seconds=e.gap_us * 1e-6 * graph,
         elementwise=e.elementwise * c.common("elementwise"),
         unfused_attention=unfused,

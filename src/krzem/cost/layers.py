@@ -206,7 +206,7 @@ def _moe(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
     shared_comm = _Pair(*(np.where(t.shared_width > 0, x, 0.0) for x in (comm.f, comm.b)))
     inner = routed + shared + router + cast + _memory(moved + act + norm, mc)
     outside = shared_comm + _expert_tensor(t, c, mc, picked)
-    block = _hosted(inner, KERNELS_MOE + KERNELS_EXPERT * local, mc) + outside
+    block = _hosted(inner, (KERNELS_MOE + KERNELS_EXPERT * local) * mc.moe_launches, mc) + outside
     return block, kernels.memory(act + 0.6 * norm, mc), outside
 
 

@@ -48,6 +48,8 @@ class Machine:
     out_latency: Array
     host_seconds: Array
     """Host time to launch one kernel; bounds small shapes."""
+    moe_launches: Array
+    """Launches of a mixture-of-experts block relative to the count of a fused engine."""
     gap_seconds: Array
     """Device time lost between two kernels."""
     elementwise: Array
