@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -95,7 +96,17 @@ def test_unusable_tokenizers_teach(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read the tokenizer"):
         load_tokenizer(tmp_path / "none.json")
     (tmp_path / "tokenizer.json").write_text('{"not": "a tokenizer"}')
+    pytest.importorskip("tokenizers")
     with pytest.raises(DataError, match="is not a Hugging Face tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_missing_library_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(DataError, match=r"needs tokenizers: pip install 'krzem\[train\]'"):
         load_tokenizer(tmp_path)
 
 
