@@ -113,6 +113,13 @@ def test_a_comparison_says_who_is_best_and_who_makes_it() -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_mfu_of_different_precisions_is_not_ranked() -> None:
+    alike = compare("qwen3-0.6b", on=["h100:16", "a100:16"], global_batch=64).as_dict()
+    apart = compare("qwen3-0.6b", on=["h100:16", "v100:16"], global_batch=64).as_dict()
+    assert alike["best"]["mfu"] is not None
+    assert apart["best"]["mfu"] is None
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner),

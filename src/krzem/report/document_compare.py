@@ -17,13 +17,15 @@ def compare_document(candidates: Sequence[Candidate]) -> dict[str, Any]:
     """A comparison as JSON-ready data, schema ``krzem.compare/1``."""
     plans = [_entry(candidate) for candidate in candidates]
     run = [entry["plan"] and entry["plan"]["whole_run"] for entry in plans]
+    mfu = [_mid(entry["plan"] and entry["plan"]["best"], "mfu") for entry in plans]
+    precisions = {entry["plan"]["goal"]["precision"] for entry in plans if entry["plan"]}
     return {
         "schema": COMPARE,
         "model": next(entry["plan"]["model"] for entry in plans if entry["plan"]),
         "plans": plans,
         "best": {
             **{name: _best([_mid(r, name) for r in run], -1) for name in LEAST},
-            "mfu": _best([_mid(e["plan"] and e["plan"]["best"], "mfu") for e in plans], 1),
+            "mfu": _best(mfu, 1) if len(precisions) == 1 else None,
         },
         "makes_deadline": [_kept(r, "deadline_probability") for r in run],
         "makes_budget": [_kept(r, "budget_probability") for r in run],

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from krzem.report.text import Document, format_sentence
 from krzem.report.text_numbers import count, energy, given, interval, money, percent, plain
 from krzem.report.text_table import paragraph, shortened, table
 
-_HEAD = ("cluster", "days", "device-h", "MFU", "energy", "cost", "deadline", "budget")
+_HEAD = ("cluster", "precision", "days", "device-h", "MFU", "energy", "cost")
 
 
 def format_comparison(document: Document) -> str:
@@ -33,20 +33,17 @@ def _title(document: Document) -> Iterator[str]:
 
 def _table(document: Document) -> Iterator[str]:
     rows = [_row(document, i, entry) for i, entry in enumerate(document["plans"])]
-    used = [i for i in range(len(_HEAD)) if i < 6 or any(row[i] for row in rows)]
-    yield from table(
-        [_HEAD[i] for i in used],
-        [[row[i] for i in used] for row in rows],
-        "l" + "r" * (len(used) - 1),
-    )
-    yield "* best of its column; days with their 80 % interval"
+    yield from table(_HEAD, rows, "llrrrrr")
+    yield "* best of its column; days with their 80 % interval; MFU is of the peak of the precision"
+    yield from _limit(document, "deadline_days", "deadline_probability", _deadline)
+    yield from _limit(document, "budget_usd", "budget_probability", _budget)
 
 
 def _row(document: Document, index: int, entry: Document) -> tuple[str, ...]:
-    name = shortened(entry["cluster"], 30)
+    name = shortened(entry["cluster"], 26)
     plan = entry["plan"]
     if plan is None:
-        return (name, "no plan", "", "", "", "", "", "")
+        return (name, "no plan", *[""] * (len(_HEAD) - 2))
     run = plan["whole_run"]
     cells = {
         "days": interval(run["days"]),
@@ -58,26 +55,37 @@ def _row(document: Document, index: int, entry: Document) -> tuple[str, ...]:
     marked = (
         f"{text}{'*' if document['best'][key] == index else ' '}" for key, text in cells.items()
     )
-    goal = plan["goal"]
-    return (
-        name,
-        *marked,
-        _kept(goal["deadline_days"], run["deadline_probability"]),
-        _kept(goal["budget_usd"], run["budget_probability"]),
-    )
+    return (name, plan["goal"]["precision"], *marked)
 
 
 def _mid(value: Document | None, shown: Any) -> str:
     return given(value and value["mid"], shown)
 
 
-def _kept(limit: float | None, chance: float | None) -> str:
-    """``yes, 97 %`` where a limit is kept more often than not."""
-    if limit is None:
-        return ""
+def _deadline(days: float) -> str:
+    return f"Deadline of {plain(days)} days"
+
+
+def _budget(usd: float) -> str:
+    return f"Budget of {money(usd)}"
+
+
+def _limit(
+    document: Document, limit: str, chance: str, named: Callable[[float], str]
+) -> Iterator[str]:
+    """Who keeps a limit, and with what chance; nothing where there is none."""
+    plans = [entry for entry in document["plans"] if entry["plan"]]
+    limits = {entry["plan"]["goal"][limit] for entry in plans} - {None}
+    for value in limits:
+        kept = [f"{e['cluster']} {_kept(e['plan']['whole_run'][chance])}" for e in plans]
+        yield from paragraph(f"{named(value)}: {', '.join(kept)}.")
+
+
+def _kept(chance: float | None) -> str:
+    """``keeps it (97 %)`` where it is kept more often than not."""
     if chance is None:
-        return "unknown"
-    return f"{'yes' if chance >= 0.5 else 'no'}, {percent(chance)}"
+        return "cannot be judged"
+    return f"{'keeps' if chance >= 0.5 else 'misses'} it ({percent(chance)})"
 
 
 def _each(document: Document) -> Iterator[str]:
