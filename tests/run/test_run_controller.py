@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
+from tests.run.run_helpers import assert_exact, final_state, run_it, write_run
 
 from krzem.errors import RunError
 from krzem.run.ledger import Ledger, Reader
 from krzem.run.rows import Cause, State
-from tests.run.run_helpers import assert_exact, final_state, run_it, write_run
 
 
 @pytest.fixture(scope="module")

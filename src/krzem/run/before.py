@@ -163,19 +163,23 @@ def sharpened(task: Task, measured: Mapping[str, float]) -> Cluster:
     peaks = dict(device.peak_flops)
     if rate is not None and kind in peaks:
         peaks[kind] *= rate / assumed.matmul_flops
-    changes: dict[str, float] = {}
-    for name, reached in (
-        ("memory_bytes_per_s", assumed.memory_bytes_per_s),
-        ("scale_up_bytes_per_s", assumed.up_bytes_per_s),
-        ("scale_out_bytes_per_s", assumed.out_bytes_per_s),
-    ):
-        if name in measured:
-            changes[name] = getattr(cluster, name) * measured[name] / reached
+
+    def rate_of(name: str, sheet: float, reached: float) -> float:
+        return sheet * measured[name] / reached if name in measured else sheet
+
     return replace(
         cluster,
         device=replace(device, peak_flops=MappingProxyType(peaks)),
         measured=MappingProxyType({**cluster.measured, **measured}),
-        **changes,
+        memory_bytes_per_s=rate_of(
+            "memory_bytes_per_s", cluster.memory_bytes_per_s, assumed.memory_bytes_per_s
+        ),
+        scale_up_bytes_per_s=rate_of(
+            "scale_up_bytes_per_s", cluster.scale_up_bytes_per_s, assumed.up_bytes_per_s
+        ),
+        scale_out_bytes_per_s=rate_of(
+            "scale_out_bytes_per_s", cluster.scale_out_bytes_per_s, assumed.out_bytes_per_s
+        ),
     )
 
 
@@ -250,17 +254,18 @@ def _in_time(
     settings: RunSettings, made: PoolPlan, days: float | None, chance: float | None
 ) -> PoolPlan:
     """The plan with its chance of keeping the deadline, refused or warned of by rule."""
-    if days is None or made.days is None:
+    needed = made.days
+    if days is None or needed is None:
         return made
     if chance is None:
-        chance = _chance(made.days, days)
+        chance = _chance(needed, days)
     made = replace(made, in_time=chance)
     rule = settings.recovery
     if chance >= rule.certainty:
         return made
     sentence = (
         f"finishes {days:,.1f} days from now with {chance:.0%} certainty (needs about "
-        f"{made.days.mid:,.1f} days); the rule asks for {rule.certainty:.0%}"
+        f"{needed.mid:,.1f} days); the rule asks for {rule.certainty:.0%}"
     )
     if rule.refuse_late:
         return replace(made, refused=made.refused or sentence)

@@ -1,0 +1,1 @@
+"""Measuring a machine: rates, links, repeatability and numerics of its devices."""

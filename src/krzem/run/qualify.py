@@ -1,0 +1,166 @@
+"""Qualification: a pool is measured under its own launcher, and judged against its plan."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+
+from krzem.errors import KrzemError, LaunchError
+from krzem.hardware import Device
+from krzem.run.answers import Qualified
+from krzem.run.attempts import job_name, surroundings
+from krzem.run.before import cluster_for
+from krzem.run.clock import iso
+from krzem.run.contract import ENV_RUN_DIR
+from krzem.run.launch.job import OUTPUT, Job, JobLauncher, Phase
+from krzem.run.measure import forget
+from krzem.run.probe.judge import Probed, judge, read_ranks
+from krzem.run.profile import Profile, profile_text
+from krzem.run.run_file import CPU
+from krzem.run.settings import Launcher, Pool, RunSettings
+from krzem.train.durable import write_atomic
+
+PROBES, PROFILES = "probes", "profiles"
+_LATE_SECONDS = 900.0
+"""Beyond ten times its planned length: start-up of many processes on a slow file system."""
+
+
+def qualify_pool(settings: RunSettings, pool: Pool, launcher: JobLauncher, token: int) -> Qualified:
+    """Run a probe as a job of the pool and judge it.
+
+    Raises LaunchError where the launcher cannot say what became of it.
+    """
+    job = probe_job(settings, pool, token)
+    failed = _run(settings, job, launcher)
+    if failed:
+        return Qualified(passed=False, message="not measured", faults=(failed,))
+    rule = settings.qualify
+    ranks = read_ranks(job.folder)
+    if len(ranks) != pool.ranks:
+        fault = f"{len(ranks)} of {pool.ranks} devices answered the probe"
+        return Qualified(passed=False, message="not measured", faults=(fault,))
+    probed = judge(ranks, spread=rule.spread, numerics=rule.numerics)
+    faults = [*_left_over(pool, launcher, probed), *_against_plan(settings, pool, probed)]
+    _write_profile(settings, pool, probed, faults)
+    return Qualified(
+        passed=not faults,
+        message=f"{probed.verdict}; {summary(probed.measured)}",
+        faults=tuple(faults),
+        measured=probed.measured,
+        exclude=probed.bad_hosts() if launcher.can_exclude else (),
+        evidence={"ranks": list(probed.ranks), "warnings": list(probed.warnings),
+                  "devices_at_fault": list(probed.faults)},
+    )  # fmt: skip
+
+
+def probe_job(settings: RunSettings, pool: Pool, token: int) -> Job:
+    """The probe as a job; its folder is emptied first."""
+    folder = settings.folder / PROBES / f"{pool.name}-{token}"
+    forget(folder)
+    nodes = pool.slurm.nodes if pool.launcher is Launcher.SLURM else 1
+    words = [sys.executable, "-m", "krzem.run.probe.worker", folder, pool.ranks // nodes,
+             pool.ranks, settings.qualify.seconds,
+             "cpu" if pool.accelerator == CPU else "auto"]  # fmt: skip
+    return Job(
+        name=job_name(settings, f"probe-{token}"),
+        folder=folder,
+        run_dir=settings.folder,
+        token=token,
+        command=[f"'{word}'" for word in words],
+        variables={ENV_RUN_DIR: str(settings.folder), **surroundings(pool)},
+        environment=pool.environment,
+        slurm=pool.slurm,
+    )
+
+
+def _run(settings: RunSettings, job: Job, launcher: JobLauncher) -> str | None:
+    """Wait for the job; what went wrong, or None.  Time in a queue does not count."""
+    try:
+        handle = launcher.start(job)
+    except LaunchError as error:
+        return str(error)
+    allowed = 10 * settings.qualify.seconds + _LATE_SECONDS
+    ran = 0.0
+    try:
+        while (look := launcher.look(job, handle)).phase not in (Phase.ENDED, Phase.GONE):
+            ran += settings.recovery.look_every if look.phase is Phase.RUNNING else 0.0
+            if ran > allowed:
+                return f"the probe has not ended after {allowed:,.0f} s"
+            time.sleep(settings.recovery.look_every)
+    finally:
+        launcher.kill(job, handle)
+    if look.exit_code == 0:
+        return None
+    try:
+        said = (job.folder / OUTPUT).read_text(encoding="utf-8", errors="replace")[-600:].strip()
+    except OSError:
+        said = ""
+    return f"the probe ended with {look.exit_code or look.detail}: {said or 'it says nothing'}"
+
+
+def _left_over(pool: Pool, launcher: JobLauncher, probed: Probed) -> list[str]:
+    """Faults of devices, unless their hosts can be left out and enough others are there."""
+    hosts = {r["host"] for r in probed.ranks}
+    good = len(hosts) - len(probed.bad_hosts())
+    if launcher.can_exclude and good >= 1 and len(hosts) > 1:
+        return []
+    return list(probed.faults)
+
+
+def _against_plan(settings: RunSettings, pool: Pool, probed: Probed) -> list[str]:
+    """Measured rates against the data sheet; processors have none, and are not judged so."""
+    device = _device(pool)
+    if device is None:
+        return []
+    kind = (pool.precision or settings.goal.precision).arithmetic
+    kind = "tf32" if kind == "fp32" else kind
+    rule = settings.qualify
+    compared = (
+        (f"{kind} products", probed.measured.get(f"{kind}_flops"), device.peak_flops.get(kind),
+         rule.matmul, 1e12, "TFLOP/s"),
+        ("memory bandwidth", probed.measured.get("memory_bytes_per_s"),
+         device.memory_bytes_per_s, rule.memory, 1e9, "GB/s"),
+    )  # fmt: skip
+    return [
+        f"{what}: {found / unit:,.1f} {name} measured, {found / sheet:.0%} of the data sheet's "
+        f"{sheet / unit:,.1f}; {least:.0%} are asked for"
+        for what, found, sheet, least, unit, name in compared
+        if found is not None and sheet is not None and found < least * sheet
+    ]
+
+
+def _device(pool: Pool) -> Device | None:
+    if pool.accelerator == CPU:
+        return None
+    try:
+        return cluster_for(pool, {}).device
+    except KrzemError:
+        return None
+
+
+def _write_profile(settings: RunSettings, pool: Pool, probed: Probed, faults: list[str]) -> None:
+    folder = settings.folder / PROFILES
+    folder.mkdir(exist_ok=True)
+    text = profile_text(
+        Profile(device=pool.accelerator or pool.name, devices=pool.ranks, measured=probed.measured),
+        verdict="; ".join(faults) or probed.verdict,
+        when=iso(time.time()),
+        evidence={"ranks": list(probed.ranks)},
+    )
+    write_atomic(folder / f"{pool.name}.toml", text.encode())
+
+
+def summary(measured: Mapping[str, float]) -> str:
+    """The main numbers of a device in one line."""
+    parts = [
+        f"{name.removesuffix('_flops')} {value / 1e12:,.3g} TFLOP/s"
+        for name, value in measured.items()
+        if name.endswith("_flops")
+    ]
+    parts += [
+        f"{name.removesuffix('_bytes_per_s').replace('_', '-')} {value / 1e9:,.3g} GB/s"
+        for name, value in measured.items()
+        if name.endswith("_bytes_per_s")
+    ]
+    return ", ".join(parts)
