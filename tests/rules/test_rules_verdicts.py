@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from krzem.rules import Chip, Side, Verdict, alternatives, disagreements, load_rules, verdict
-from krzem.rules.evaluate import Finding
 from krzem.rules.text import outcome_words
+from krzem.rules.verdicts import Finding
 
 TABLE = Path(__file__).with_name("verdicts.csv").read_text(encoding="utf-8")
 ROWS = list(csv.DictReader(TABLE.splitlines()))

@@ -81,15 +81,21 @@ def new_figure(width: float = 8.0, height: float = 4.5) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def inline_svg(figure: Figure) -> Any:
-    """The figure as markup for a template; the same figure gives the same bytes."""
+def save_svg(figure: Figure) -> str:
+    """The figure as an SVG document; the same figure gives the same text."""
     import matplotlib
-    from markupsafe import Markup
 
     with matplotlib.rc_context({"svg.hashsalt": "krzem", "svg.fonttype": "none"}):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def inline_svg(figure: Figure) -> Any:
+    """The figure as markup for a template."""
+    from markupsafe import Markup
+
+    text = save_svg(figure)
     return Markup(text[text.index("<svg") :])
 
 

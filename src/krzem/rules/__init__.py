@@ -1,18 +1,18 @@
 """Trade rules on accelerators as computable tests: what may be sent where, on which day.
 
 Reading order: ``facts/rules.toml`` (the rules), ``ruleset`` (the same as values), ``expression``
-(the language of their tests), ``chip`` (what is tested), ``evaluate`` (the verdict).
+(the language of their tests), ``chip`` (what is tested), ``verdicts`` (what follows).
 """
 
 from __future__ import annotations
 
 import datetime as dt
 
-from krzem.rules.alternatives import Alternative, alternatives
 from krzem.rules.chip import Chip, Disagreement, disagreements, load_chip
-from krzem.rules.evaluate import Finding, Outcome, Verdict, evaluate
+from krzem.rules.disagreement import Alternative, alternatives
 from krzem.rules.places import find_country
 from krzem.rules.ruleset import Rule, RuleSet, Side, Status, load_rules
+from krzem.rules.verdicts import Finding, Outcome, Verdict, evaluate
 
 __all__ = [
     "Alternative",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from krzem.rules.alternatives import Alternative
-from krzem.rules.evaluate import Finding, Outcome, Verdict
+from krzem.rules.disagreement import Alternative
 from krzem.rules.ruleset import RuleSet
+from krzem.rules.verdicts import Finding, Outcome, Verdict
 
 SCHEMA = "krzem.rules/1"
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from krzem.report.selfcontained import inline_svg, new_figure, page
-from krzem.rules.alternatives import Alternative
-from krzem.rules.evaluate import WORDS, Verdict
+from krzem.rules.disagreement import Alternative
 from krzem.rules.ruleset import RuleSet, Side
 from krzem.rules.text import SIDES, mark, outcome_words, place, with_figures
+from krzem.rules.verdicts import WORDS, Verdict
 
 _TEMPLATE = """
 <h1>Trade rules on accelerators</h1>

@@ -6,11 +6,11 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from krzem.rules.alternatives import Alternative
 from krzem.rules.chip import Chip
-from krzem.rules.evaluate import WORDS, Band, Finding, Outcome, Verdict
+from krzem.rules.disagreement import Alternative
 from krzem.rules.places import names
 from krzem.rules.ruleset import Rule, RuleSet, Side
+from krzem.rules.verdicts import WORDS, Band, Finding, Outcome, Verdict
 
 WIDTH = 100
 

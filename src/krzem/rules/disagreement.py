@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from krzem.rules.chip import Disagreement, disagreements
-from krzem.rules.evaluate import Outcome, Verdict, evaluate
 from krzem.rules.ruleset import RuleSet, Side
+from krzem.rules.verdicts import Outcome, Verdict, evaluate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

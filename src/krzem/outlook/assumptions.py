@@ -1,0 +1,261 @@
+"""The assumptions of a forecast: the shipped file, with whatever a user's file changes."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from krzem.errors import DataError, UnknownNameError, shorten
+from krzem.outlook.quantity import Quantity, read_quantity
+
+FILE = "outlook.toml"
+
+_RUN_LIMITS: Mapping[str, tuple[float, float]] = {
+    "paths": (100, 20_000_000), "seed": (0, 2**63 - 1), "horizon_years": (0.25, 30.0),
+    "step_years": (1 / 52, 1.0), "fan_paths": (100, 500_000), "chunk_paths": (100, 1_000_000),
+    "lever_paths": (100, 5_000_000),
+}  # fmt: skip
+_WHOLE = {"paths", "seed", "fan_paths", "chunk_paths", "lever_paths"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """How the simulation is carried out; none of it changes what is assumed of the world."""
+
+    paths: int
+    seed: int
+    horizon_years: float
+    step_years: float
+    fan_paths: int
+    chunk_paths: int
+    lever_paths: int
+
+    @property
+    def steps(self) -> int:
+        """Steps from the origin to the horizon."""
+        return round(self.horizon_years / self.step_years)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """An observation the draws are weighted by: normal around ``value``."""
+
+    value: float
+    deviation: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """Everything a forecast rests on."""
+
+    title: str
+    leader: str
+    follower: str
+    origin: dt.date
+    run: Run
+    evidence: Mapping[str, Evidence]
+    scenarios: Mapping[str, Mapping[str, float]]
+    """Chance of every option, by scenario; they add up to one."""
+    scenario_source: Mapping[str, str]
+    quantities: Mapping[str, Quantity]
+
+    def with_quantity(self, quantity: Quantity) -> Assumptions:
+        """The same with one quantity in place of another of the same name."""
+        return self.with_quantities({quantity.name: quantity})
+
+    def with_quantities(self, changed: Mapping[str, Quantity]) -> Assumptions:
+        """The same with several quantities replaced."""
+        return replace(self, quantities=MappingProxyType({**self.quantities, **changed}))
+
+    def with_scenario(self, name: str, option: str) -> Assumptions:
+        """The same with one option of a scenario certain."""
+        options = {o: float(o == option) for o in self.scenarios[name]}
+        return replace(self, scenarios=MappingProxyType({**self.scenarios, name: options}))
+
+    def with_run(self, **changes: Any) -> Assumptions:
+        """The same with other run settings; raises DataError where they are out of bounds."""
+        run = replace(self.run, **changes)
+        _check_run(run)
+        return replace(self, run=run)
+
+
+@cache
+def shipped() -> Assumptions:
+    """The assumptions krzem comes with."""
+    data = tomllib.loads(shipped_text())
+    run = Run(**data["run"])
+    _check_run(run)
+    return Assumptions(
+        title=data["title"],
+        leader=data["leader"],
+        follower=data["follower"],
+        origin=data["origin"],
+        run=run,
+        evidence=MappingProxyType({k: Evidence(**v) for k, v in data["evidence"].items()}),
+        scenarios=MappingProxyType(
+            {k: MappingProxyType(dict(v)) for k, v in data["scenario"].items()}
+        ),
+        scenario_source=MappingProxyType(data["scenario_source"]),
+        quantities=MappingProxyType(
+            {k: read_quantity(k, _fill(v)) for k, v in data["quantity"].items()}
+        ),
+    )
+
+
+def shipped_text() -> str:
+    """The same as the file, with the manual and the sources."""
+    return resources.files("krzem.facts").joinpath(FILE).read_text(encoding="utf-8")
+
+
+def load(path: Path) -> Assumptions:
+    """The shipped assumptions with the changes of a TOML file.
+
+    Raises DataError for a file that cannot be read or holds what makes no sense, and
+    UnknownNameError for a name that is not an assumption.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from None
+    return changed(text, str(path))
+
+
+def changed(text: str, where: str = "the file", base: Assumptions | None = None) -> Assumptions:
+    """``base`` (the shipped ones) with the changes written in ``text``."""
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        raise DataError(f"{where} is not TOML: {shorten(str(error), 200)}.") from None
+    base = base or shipped()
+    _known("setting", data, ("title", "leader", "follower", "origin", "run", "evidence",
+                             "scenario", "scenario_source", "quantity"))  # fmt: skip
+    result = replace(
+        base,
+        title=_text(data, "title", base.title),
+        leader=_text(data, "leader", base.leader),
+        follower=_text(data, "follower", base.follower),
+        origin=_date(data.get("origin", base.origin)),
+        run=_run(_table(data, "run"), base.run),
+        evidence=_evidence(_table(data, "evidence"), base.evidence),
+        scenarios=_scenarios(_table(data, "scenario"), base.scenarios),
+        scenario_source=MappingProxyType({**base.scenario_source, **_sources(data)}),
+    )  # fmt: skip
+    quantities = _table(data, "quantity")
+    _known("quantity", quantities, tuple(base.quantities))
+    return result.with_quantities(
+        {k: read_quantity(k, v, base.quantities[k]) for k, v in quantities.items()}
+    )
+
+
+def _fill(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"low": table["mid"], "high": table["mid"], **table}
+
+
+def _known(what: str, table: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    for name in table:
+        if name not in names:
+            raise UnknownNameError(what, name, names, f"There are {', '.join(names)}.")
+
+
+def _sources(data: Mapping[str, Any]) -> Mapping[str, str]:
+    return {name: str(text) for name, text in _table(data, "scenario_source").items()}
+
+
+def _table(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = data.get(name, {})
+    if not isinstance(table, dict):
+        raise DataError(f"[{name}] must be a table, not {shorten(repr(table))}.")
+    return table
+
+
+def _text(data: Mapping[str, Any], name: str, default: str) -> str:
+    value = data.get(name, default)
+    if not isinstance(value, str):
+        raise DataError(f"{name} must be text, not {shorten(repr(value))}.")
+    return value
+
+
+def _date(value: Any) -> dt.date:
+    if isinstance(value, dt.datetime):
+        value = value.date()
+    if not isinstance(value, dt.date):
+        raise DataError(f"origin must be a date such as 2026-09-10, not {shorten(repr(value))}.")
+    if not 2000 <= value.year <= 2100:
+        raise DataError(f"origin {value} lies outside 2000 to 2100.")
+    return value
+
+
+def _run(table: Mapping[str, Any], base: Run) -> Run:
+    _known("run setting", table, tuple(_RUN_LIMITS))
+    for name, value in table.items():
+        if not _number(value) or (name in _WHOLE and not isinstance(value, int)):
+            kind = "a whole number" if name in _WHOLE else "a number"
+            raise DataError(f"run.{name} must be {kind}, not {shorten(repr(value))}.")
+    run = replace(base, **table)
+    _check_run(run)
+    return run
+
+
+def _check_run(run: Run) -> None:
+    for name, (least, most) in _RUN_LIMITS.items():
+        value = getattr(run, name)
+        if not least <= value <= most:
+            raise DataError(f"run.{name} is {value:g}; it must lie in {least:g} to {most:g}.")
+    if run.steps < 1:
+        raise DataError(
+            f"run.horizon_years {run.horizon_years:g} / run.step_years {run.step_years:g} gives no "
+            "step: make the horizon longer or the step shorter."
+        )
+
+
+def _evidence(table: Mapping[str, Any], base: Mapping[str, Evidence]) -> Mapping[str, Evidence]:
+    _known("evidence", table, tuple(base))
+    result = dict(base)
+    for name, value in table.items():
+        if not isinstance(value, dict):
+            raise DataError(f"evidence.{name} must be a table with value and deviation.")
+        _known(f"key of evidence.{name}", value, ("value", "deviation", "source"))
+        for key in ("value", "deviation"):
+            if key in value and not _number(value[key]):
+                raise DataError(f"evidence.{name}.{key} must be a number.")
+        new = replace(result[name], **value)
+        if not new.deviation > 0:
+            raise DataError(f"evidence.{name}.deviation is {new.deviation:g}; it must be above 0.")
+        result[name] = new
+    return MappingProxyType(result)
+
+
+def _scenarios(
+    table: Mapping[str, Any], base: Mapping[str, Mapping[str, float]]
+) -> Mapping[str, Mapping[str, float]]:
+    _known("scenario", table, tuple(base))
+    result = dict(base)
+    for name, options in table.items():
+        if not isinstance(options, dict):
+            raise DataError(f"scenario.{name} must be a table of chances.")
+        _known(f"option of scenario.{name}", options, tuple(base[name]))
+        if not all(_number(v) and 0 <= v <= 1 for v in options.values()):
+            raise DataError(f"scenario.{name}: every chance must lie between 0 and 1.")
+        chances = {option: float(options.get(option, 0.0)) for option in base[name]}
+        total = math.fsum(chances.values())
+        if abs(total - 1) > 1e-6:
+            shown = " + ".join(f"{v:g}" for v in chances.values())
+            raise DataError(
+                f"scenario.{name}: {shown} = {total:g}; the chances must add up to 1 "
+                "(an option that is not named has none)."
+            )
+        result[name] = MappingProxyType(chances)
+    return MappingProxyType(result)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,103 @@
+"""``krzem outlook``: the compute gap, the odds, and the levers that move them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from krzem.outlook.whole import Advance
+
+
+@click.command("outlook")
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--paths", type=click.IntRange(min=100), help="Paths to simulate.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the random numbers.")
+@click.option(
+    "--years",
+    type=float,
+    default=5.0,
+    show_default=True,
+    help="Horizon of the odds whose levers are shown.",
+)
+@click.option("--no-levers", is_flag=True, help="Only the forecast: a few seconds instead of tens.")
+@click.option("--assumptions", is_flag=True, help="Print the shipped assumptions as TOML and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page to this file."
+)
+def outlook_command(
+    file: Path | None,
+    paths: int | None,
+    seed: int | None,
+    years: float,
+    no_levers: bool,
+    assumptions: bool,
+    as_json: bool,
+    html: Path | None,
+) -> None:
+    """How far one group of labs is behind another, and its chance to be ahead within N years.
+
+    \b
+    krzem outlook                             China against the US frontier
+    krzem outlook --assumptions > mine.toml   every number it rests on, with its source
+    krzem outlook mine.toml                   the same with your numbers
+
+    FILE holds the assumptions that differ; a quantity is a number (then it is certain) or a table
+    with low, mid and high (5, 50 and 95 % points).
+    """
+    from krzem.outlook.assumptions import load, shipped, shipped_text
+
+    if assumptions:
+        click.echo(shipped_text(), nl=False)
+        return
+    chosen = load(file) if file is not None else shipped()
+    given = {"paths": paths, "seed": seed}
+    chosen = chosen.with_run(**{k: v for k, v in given.items() if v is not None})
+    _run(chosen, None if no_levers else years, as_json, html)
+
+
+def _run(chosen: object, years: float | None, as_json: bool, html: Path | None) -> None:
+    from krzem.errors import InputError
+    from krzem.outlook.assumptions import Assumptions
+    from krzem.outlook.document import document
+    from krzem.outlook.text import format_outlook
+    from krzem.outlook.whole import outlook
+
+    assert isinstance(chosen, Assumptions)
+    if years is not None and not 0.25 <= years <= chosen.run.horizon_years:
+        raise InputError(
+            f"--years {years:g} lies outside 0.25 to the horizon of {chosen.run.horizon_years:g} "
+            "(run.horizon_years)."
+        )
+    with _progress(years is not None) as advance:
+        result = outlook(chosen, lever_years=years, advance=advance)
+    if html is not None:
+        from krzem.outlook.page import outlook_page
+        from krzem.report.selfcontained import write_text
+
+        write_text(html, outlook_page(result))
+    if as_json:
+        click.echo(json.dumps(document(result), indent=2))
+    elif html is None:
+        click.echo(format_outlook(result))
+    else:
+        click.echo(f"wrote {html}")
+
+
+@contextmanager
+def _progress(with_levers: bool) -> Iterator[Advance]:
+    """A bar for each part, on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    parts = ("paths", "levers", "beliefs") if with_levers else ("paths",)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks = {part: bars.add_task(part, total=1.0) for part in parts}
+        yield lambda part, share: bars.advance(tasks[part], share)

@@ -1,0 +1,249 @@
+"""The outlook as text for a terminal or a Markdown page: pure functions."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from krzem.outlook.backtest import LEVELS, BackTest
+from krzem.outlook.reproduce import Reproduced
+from krzem.outlook.sensitivity import Belief, Beliefs, Levers
+from krzem.outlook.simulate import QUANTILES, Forecast
+from krzem.outlook.statements import ODDS, Comparison, not_comparable
+from krzem.outlook.whole import Nats, Outlook
+
+Cells = Sequence[str]
+
+_SHOWN_YEARS = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+
+
+def format_outlook(result: Outlook) -> str:
+    """Everything, in sections."""
+    return "\n\n".join(f"{title}\n{body}" for title, body in sections(result))
+
+
+def sections(result: Outlook) -> Iterable[tuple[str, str]]:
+    """Title and text of each part; the tables are Markdown and read well as they stand."""
+    f = result.forecast
+    a = f.assumptions
+    yield a.title, _summary(result)
+    yield "Chance of having been ahead", odds_table(f)
+    yield f"How far {a.follower} are behind (5, 50 and 95 % points)", fan_table(f)
+    if result.levers is not None:
+        yield (
+            f"Levers of the odds within {result.levers.within_years:g} years",
+            _levers(result.levers),
+        )
+        yield "If one scenario were certain", _options(result.levers)
+    yield "What others said", _comparisons(result.comparisons)
+    if result.beliefs:
+        yield "What one must believe", "\n\n".join(map(_belief_block, result.beliefs))
+    yield (
+        "Back-test: known at the end of 2024, held against 2025 and 2026",
+        back_test_table(result.back_test),
+    )
+    yield "Published figures reproduced from the inputs", _reproduced(result.reproduced)
+    yield "The median gap as a difference of loss", _nats(result.nats)
+
+
+def table(head: Cells, rows: Iterable[Cells], numbers: int = 0) -> str:
+    """A Markdown table with aligned columns; the last ``numbers`` columns are set to the right."""
+    body = [list(row) for row in rows]
+    widths = [max(len(row[i]) for row in [list(head), *body]) for i in range(len(head))]
+    right = [i >= len(head) - numbers for i in range(len(head))]
+
+    def line(cells: Cells) -> str:
+        fitted = (
+            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)
+        )
+        return f"| {' | '.join(fitted)} |"
+
+    rule = (f"{'-' * (w - 1)}{':' if r else '-'}" for w, r in zip(widths, right, strict=True))
+    return "\n".join([line(head), f"| {' | '.join(rule)} |", *map(line, body)])
+
+
+def odds_table(f: Forecast) -> str:
+    """Odds by year and by scenario."""
+    years = _years(f)
+    head = ["years", "until", "ever ahead", "ahead in trend then", "larger run then"]
+    head += [f"ever, {name} {option}".replace("_", " ") for name, option in f.by_option]
+    rows = []
+    for n in years:
+        cells = [f"{n:g}", _date(f, n), _percent(f.odds(n)), _percent(_at(f, f.ahead, n)),
+                 _percent(_at(f, f.larger_run, n))]  # fmt: skip
+        cells += [_percent(_at(f, curve, n)) for curve in f.by_option.values()]
+        rows.append(cells)
+    return table(head, rows, len(head) - 2)
+
+
+def fan_table(f: Forecast) -> str:
+    """Lag, gap, ratio of runs and chips by year."""
+    head = ["years", "until", "months", "ECI points", "largest run, times",
+            "leader M H100e", "follower M H100e"]  # fmt: skip
+    names = (("lag_months", 1.0, "{:.1f}"), ("gap_points", 1.0, "{:.1f}"),
+             ("run_ratio", 1.0, "{:.3g}"), ("leader_stock", 1e-6, "{:,.3g}"),
+             ("follower_stock", 1e-6, "{:,.3g}"))  # fmt: skip
+    rows = []
+    for n in (0.0, *_years(f)):
+        cells = [f"{n:g}", _date(f, n)]
+        for name, factor, form in names:
+            three = (_at(f, f.fans[name][:, QUANTILES.index(q)], n) for q in (0.05, 0.5, 0.95))
+            cells.append(" / ".join(form.format(x * factor) for x in three))
+        rows.append(cells)
+    return table(head, rows, 5)
+
+
+def back_test_table(test: BackTest) -> str:
+    """Every target, then the coverage."""
+    rows = [
+        (t.what, t.unit, f"{t.actual:,.4g}", f"{t.low:,.4g}", f"{t.mid:,.4g}", f"{t.high:,.4g}",
+         f"{100 * t.place:.0f} %", "yes" if t.inside(0.8) else "no")
+        for t in test.targets
+    ]  # fmt: skip
+    head = ("target", "unit", "actual", "5 %", "median", "95 %", "actual lies at", "in the 80 %")
+    count = len(test.targets)
+    lines = [f"{100 * level:.0f} % intervals hold {test.covered(level)} of {count}."
+             for level in LEVELS]  # fmt: skip
+    return table(head, rows, 6) + "\n\n" + " ".join(lines) + " " + (
+        "Several targets are one thing at two dates, so this is fewer than "
+        f"{count} independent tests; the sizes of the noises, the scale of the index and the "
+        "weight of compute were not blind to 2025-26."
+    )  # fmt: skip
+
+
+def _summary(result: Outlook) -> str:
+    f = result.forecast
+    a = f.assumptions
+    three, five = (min(n, float(f.years[-1])) for n in (3.0, 5.0))
+    judged = sum(q.kind == "judgement" for q in a.quantities.values())
+    lines = [
+        f"Counted from {a.origin}; {f.paths:,} paths, seed {a.run.seed}; the evidence leaves "
+        f"{f.effective:,.0f} independent draws of the assumptions.",
+        f"Chance that {a.follower} have been ahead on the index: {_percent(f.odds(three))} within "
+        f"{three:g} years, {_percent(f.odds(five))} within {five:g} (standard error "
+        f"{100 * f.error(five):.1f} points; the assumptions matter far more).",
+        f"Ahead in trend, without the luck of release dates: {_percent(_at(f, f.ahead, five))} "
+        f"after {five:g} years.",
+        f"{judged} of {len(a.quantities)} quantities are our judgement; all of them can be changed "
+        "in a TOML file (`krzem outlook --assumptions` prints them).",
+    ]
+    if result.levers is not None:
+        top = ", ".join(lever.name for lever in result.levers.levers[:3])
+        lines.append(f"Strongest levers: {top}.")
+    return "\n".join(lines)
+
+
+def _levers(levers: Levers) -> str:
+    rows = [
+        (v.name, v.unit, f"{v.low:,.4g}", f"{v.high:,.4g}", _percent(v.at_low), _percent(v.at_high),
+         f"{v.rank_correlation:+.2f}")
+        for v in levers.levers
+    ]  # fmt: skip
+    head = ("assumption", "unit", "low", "high", "odds at low", "odds at high", "rank corr.")
+    note = (
+        f"All else uncertain: {_percent(levers.base)}. Rank correlation is Spearman's, of the "
+        "drawn value with the least gap on its path: negative values bring the follower closer."
+    )
+    return table(head, rows, 5) + "\n\n" + note
+
+
+def _options(levers: Levers) -> str:
+    rows = [(o.scenario, o.option, _percent(o.chance), _percent(o.odds)) for o in levers.options]
+    return table(("scenario", "option", "assumed chance", "odds if certain"), rows, 2)
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> str:
+    rows = []
+    for c in comparisons:
+        s = c.statement
+        rows.append((
+            s.who, s.said, s.words, _range(s.measure, s.low, s.high),
+            _percent(c.mid) if s.measure in ODDS else
+            " / ".join(_value(s.measure, x) for x in (c.low, c.mid, c.high)),
+            "yes" if c.agrees else "in our 90 %" if c.overlaps else "no", s.fits,
+        ))  # fmt: skip
+    head = ("who", "said", "words", "stated", "ours", "agree", "how well it fits")
+    others = "\n".join(
+        f"- {n['who']}: {n['words']}. Not compared: {n['why']}." for n in not_comparable()
+    )
+    return table(head, rows) + "\n\n" + others
+
+
+def _belief_block(b: Beliefs) -> str:
+    title = (
+        f"{_percent(b.target)} within {b.within_years:g} years (ours: {_percent(b.base)}). "
+        + _together(b)
+    )
+    rows = [(s.lever, *_belief_cells(s)) for s in b.single]
+    head = ("one assumption alone", "has to be", "deviations from ours")
+    return f"{title}\n\n{table(head, rows, 2)}"
+
+
+def _together(b: Beliefs) -> str:
+    if b.together is None:
+        return "Not reached by moving all of these by two standard deviations."
+    way = "the follower's way" if b.together > 0 else "the leader's way"
+    return f"All of these together: {abs(b.together):.2f} standard deviations {way}."
+
+
+def _belief_cells(s: Belief) -> tuple[str, str]:
+    if s.value is None or s.deviations is None:
+        return f"cannot (reaches {_percent(s.reached)})", "-"
+    return f"{s.value:,.4g}", f"{s.deviations:+.1f}"
+
+
+def _reproduced(rows: Sequence[Reproduced]) -> str:
+    def three(values: tuple[float, float, float]) -> str:
+        low, mid, high = (f"{v:,.3g}" for v in values)
+        return mid if values[0] == values[2] else f"{low} / {mid} / {high}"
+
+    body = [(r.what, r.unit, three(r.published), three(r.ours), r.source) for r in rows]
+    return table(("figure", "unit", "published", "ours", "source"), body)
+
+
+def _nats(rows: Sequence[Nats]) -> str:
+    body = [
+        (n.law, f"{n.years:g}", f"{n.leader_loss:.4f}", f"{n.follower_loss:.4f}",
+         f"{n.follower_loss - n.leader_loss:.4f}")
+        for n in rows
+    ]  # fmt: skip
+    head = ("law", "years", "leader", "follower", "gap, nats per token")
+    return table(head, body, 4) + (
+        "\n\nA law far outside the compute it was fitted on; it sizes the gap and does not change "
+        "who is ahead. Losses of two laws are not comparable."
+    )
+
+
+def _years(f: Forecast) -> list[float]:
+    last = float(f.years[-1])
+    return [n for n in _SHOWN_YEARS if n <= last] or [last]
+
+
+def _at(f: Forecast, curve: object, years: float) -> float:
+    return float(np.interp(years, f.years, np.asarray(curve)))
+
+
+def _date(f: Forecast, years: float) -> str:
+    return f"{f.assumptions.origin + dt.timedelta(days=round(years * 365.25)):%Y-%m}"
+
+
+def _percent(chance: float) -> str:
+    if np.isnan(chance):
+        return "-"
+    if 0 < chance < 0.001:
+        return "< 0.1 %"
+    return f"{100 * chance:.2g} %" if chance < 0.1 else f"{100 * chance:.0f} %"
+
+
+def _range(measure: str, low: float, high: float) -> str:
+    if measure in ODDS:
+        return f"{100 * low:.0f}-{100 * high:.0f} %"
+    return f"{_value(measure, low)} to {_value(measure, high)}"
+
+
+def _value(measure: str, value: float) -> str:
+    if measure == "top_stock":
+        return f"{value / 1e6:.1f} M"
+    return f"{value:.1f}" if measure == "lag_months" else f"{value:.0f}"
