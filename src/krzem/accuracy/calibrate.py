@@ -96,6 +96,7 @@ def _document(
         "rows": len(batch.cases),
         "sources": len({c.source for c in batch.cases}),
         "logs": {name: round(value, 5) for name, value in logs if abs(value) > 5e-6},
+        "years": _years(batch),
         "spread": {
             "weights": dict(spread.weights),
             "engines": dict(spread.engines),
@@ -107,6 +108,14 @@ def _document(
             **{f"without_{k}": summary(trials[k].error, sigma[k]) for k in trials},
         },
     }
+
+
+def _years(batch: Batch) -> dict[str, list[float]]:
+    """First and last year in which each engine was measured."""
+    seen: dict[str, list[float]] = {}
+    for s in batch.situations:
+        seen.setdefault(s.engine.name, []).append(round(s.year, 2))
+    return {name: [min(years), max(years)] for name, years in sorted(seen.items())}
 
 
 def _held_back_rows(

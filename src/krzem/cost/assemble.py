@@ -74,8 +74,6 @@ def machine(s: Situation, c: Coefficients) -> Machine:
     unfused = float(s.year < FUSED_ATTENTION_SINCE and s.device.software != "tpu")
     hidden_tp = 0.6 if "async-tp" in s.traits else e.tp_overlap
     hidden_ep = c.common("ep-hide") if "ep-overlap" in s.traits else e.ep_overlap
-    years = s.year - 2024.0
-    overhead = c.member("engine", e.name) * c.member("engine-year", e.name) ** years
     return Machine(
         matmul_flops=rate,
         matmul16_flops=base * share,
@@ -116,7 +114,7 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         pp_scatter=e.pp_scatter,
         imbalance=1.0 if {"balanced", "capacity"} & s.traits else 1.0 + c.common("imbalance"),
         jitter=c.common("jitter"),
-        overhead=overhead,
+        overhead=c.engine_overhead(e.name, s.year),
         fixed_seconds=c.common("fixed"),
     )  # fmt: skip
 

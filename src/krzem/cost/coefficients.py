@@ -77,12 +77,25 @@ GROUPED: Mapping[str, Prior] = MappingProxyType(
 
 
 class Coefficients:
-    """A point in coefficient space: logarithms by name, 0 where a name is absent."""
+    """A point in coefficient space: logarithms by name, 0 where a name is absent.
 
-    __slots__ = ("_logs",)
+    ``years`` bounds, for each engine, the years it was measured in: an engine's change per year is
+    not carried beyond them.
+    """
 
-    def __init__(self, logs: Mapping[str, float]) -> None:
+    __slots__ = ("_logs", "_years")
+
+    def __init__(
+        self, logs: Mapping[str, float], years: Mapping[str, tuple[float, float]] | None = None
+    ) -> None:
         self._logs = dict(logs)
+        self._years = dict(years or {})
+
+    def engine_overhead(self, engine: str, year: float) -> float:
+        """What an engine of ``year`` adds to, or takes from, the time of an average one."""
+        first, last = self._years.get(engine, (year, year))
+        since = min(max(year, first), last) - 2024.0
+        return self.member("engine", engine) * self.member("engine-year", engine) ** since
 
     def common(self, name: str) -> float:
         """Value of a common coefficient."""
@@ -104,4 +117,6 @@ class Coefficients:
 @cache
 def fitted() -> Coefficients:
     """The coefficients shipped with krzem (``facts/coefficients.json``)."""
-    return Coefficients({str(k): float(v) for k, v in shipped()["logs"].items()})
+    raw = shipped()
+    years = {str(k): (float(v[0]), float(v[1])) for k, v in raw["years"].items()}
+    return Coefficients({str(k): float(v) for k, v in raw["logs"].items()}, years)

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from krzem.cost.memory import RESERVE_SPREAD, SPREAD
-from krzem.layout.arrays import Layouts
-from krzem.plan.price import Pricer
+from krzem.cost.step import StepSeconds
+from krzem.cost.uncertainty import Standing, log_sigma
+from krzem.plan.price import Task
+
+_LOW = ("fp8", "fp4")
 
 
-def step_sigma(pricer: Pricer, layouts: Layouts) -> float:
-    """Standard deviation of the logarithm of the step time of the first layout."""
-    return 0.12
+def step_sigma(task: Task, step: StepSeconds) -> float:
+    """Standard deviation of the logarithm of one step time, as held-back published runs had it."""
+    standing = Standing(
+        device=[task.cluster.device.id],
+        family=[task.cluster.device.family],
+        engine=[task.engine.name],
+        guesses=0.0,
+        experts=float(task.architecture.is_moe),
+        low_precision=float(task.goal.precision.arithmetic in _LOW),
+    )
+    return float(np.ravel(log_sigma(step, standing))[0])
 
 
-def memory_sigma(pricer: Pricer, peak_bytes: float) -> float:
+def memory_sigma(peak_bytes: float) -> float:
     """Standard deviation of the logarithm of the peak memory."""
     return math.hypot(SPREAD, RESERVE_SPREAD / max(peak_bytes, 1.0))

@@ -190,7 +190,7 @@ def describe(pricer: Pricer, layout: Layout) -> LayoutPlan:
     step = pricer.step(x)
     memory = pricer.memory(x)
     task = pricer.task
-    seconds = Estimate.lognormal(_one(step.total), step_sigma(pricer, x), Basis.CALIBRATED)
+    seconds = Estimate.lognormal(_one(step.total), step_sigma(task, step), Basis.CALIBRATED)
     tokens = task.goal.tokens_per_step / task.cluster.devices
     flops = pricer.step_flops() / task.cluster.devices / pricer.peak_flops()
     peak = _one(memory.peak)
@@ -203,7 +203,7 @@ def describe(pricer: Pricer, layout: Layout) -> LayoutPlan:
         step_seconds=seconds,
         tokens_per_s_per_device=seconds.inverse(tokens),
         mfu=seconds.inverse(flops),
-        memory_bytes=Estimate.lognormal(peak, memory_sigma(pricer, peak), Basis.CALIBRATED),
+        memory_bytes=Estimate.lognormal(peak, memory_sigma(peak), Basis.CALIBRATED),
         fits_probability=_one(pricer.fits(memory)),
         terms=_terms(step),
         ranks=tuple(
