@@ -14,7 +14,14 @@ from krzem.cost.coefficients import Coefficients, fitted
 from krzem.cost.engines import Engine, engines
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import Machine
-from krzem.cost.memory import MemoryBytes, StateSizes, fits_probability, memory_bytes
+from krzem.cost.memory import (
+    MemoryBytes,
+    StateSizes,
+    fits_probability,
+    low_bytes,
+    memory_bytes,
+    stored_bytes,
+)
 from krzem.cost.parts import LayerSeconds
 from krzem.cost.step import Optim, StepSeconds, step_seconds
 from krzem.errors import UnknownNameError
@@ -118,8 +125,15 @@ class Pricer:
             state_bytes=kept,
             muon=float(task.goal.optimizer is Optimizer.MUON),
         )
-        self.sizes = StateSizes(weight=states.weight, gradient=states.gradient, optimizer=kept)
-        self.low = {"fp8": 1.0, "fp4": 1.0}.get(task.goal.precision.arithmetic, 2.0)
+        self.sizes = StateSizes(
+            weight=states.weight,
+            gradient=states.gradient,
+            optimizer=kept,
+            logit=task.engine.logit_bytes,
+            stored=stored_bytes(task.goal.precision),
+            buckets=task.engine.bucket_bytes,
+        )
+        self.low = low_bytes(task.goal.precision)
 
     def with_machine(self, **changes: float) -> Pricer:
         """The same task on a machine that differs in some rates."""
