@@ -1,0 +1,180 @@
+"""Reads ``goal.toml``: the run, the date, the limits and the pools of a fleet.
+
+All keys with examples: ``GOAL``, ``MOVE``, ``CHANCE`` and ``POOL`` below; described in
+``docs/fleet.md``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from krzem.errors import DataError, GoalError, QuantityError, shorten
+from krzem.quantity import parse_date, parse_duration, parse_money, parse_ratio
+from krzem.supply.fields import Faults, Field, flag, read_table, text, written
+from krzem.supply.goal import Correlation, FleetGoal, Moves
+from krzem.supply.pool_file import CONTEXT, read_pool
+from krzem.supply.readers import days, place, rate, share
+
+LARGEST_FILE = 1_000_000
+MOST_POOLS = 100
+DAY = 86_400.0
+
+RUN = {
+    "tokens": Field(written, '"33T"', "tokens to train"),
+    "sequence": Field(written, '"4k"', "tokens per sequence"),
+    "global_batch": Field(written, "15360", "sequences per step"),
+    "batch_tokens": Field(written, '"94M"', "the same in tokens"),
+    "precision": Field(text, '"fp8-block"', "arithmetic"),
+    "optimizer": Field(text, '"muon"', "adamw or muon"),
+    "state_bytes": Field(text, '"weight=2,moments=4"', "bytes per parameter"),
+    "engine": Field(text, '"megatron-core"', "training engine that is priced"),
+    "date": Field(parse_date, "2026-11-23", "age of the software"),
+}
+"""Handed to the planner as they are."""
+
+GOAL = RUN | {
+    "name": Field(text, '"my run"', "how reports call it"),
+    "model": Field(text, '"deepseek-v3"', "built-in model, or the path of a config.json"),
+    "start": Field(parse_date, "2027-01-01", "first day"),
+    "deadline": Field(lambda v: v, '2027-12-31 or "300d"', "the run must be done by then"),
+    "budget": Field(parse_money, '"$50M"', "for everything"),
+    "month_budgets": Field(lambda v: v, '{"2027-03" = "$5M"}', "by month"),
+    "domestic_share": Field(share, '"50%"', "of the tokens on domestic devices"),
+    "domestic": Field(place, '"CN"', "whose devices count as domestic"),
+    "lawful_only": Field(flag, "true", "leave out what the buyer may not have"),
+    "to": Field(place, '"CN"', "where the devices stand"),
+    "parent": Field(place, '"CN"', "seat of the buyer's parent"),
+    "sure": Field(share, '"80%"', "chance of meeting the date that counts as meeting it"),
+    "move": Field(lambda v: v, "a table", "what a move costs"),
+    "chance": Field(lambda v: v, "a table", "what errors have in common"),
+    "pool": Field(lambda v: v, "[[pool]]", "what can be had"),
+}
+MOVE = {
+    "start": Field(days, '"2d"', "before the first pool trains"),
+    "same_stack": Field(days, '"2d"', "to another pool of the same software"),
+    "other_stack": Field(days, '"10d"', "to another vendor's software"),
+    "resize": Field(days, '"6h"', "other number of devices of one pool"),
+    "bandwidth": Field(rate, '"1 GB/s"', "for the checkpoint, between sites"),
+    "spread": Field(parse_ratio, "0.4", "log standard deviation of these times"),
+}
+CHANCE = {
+    "shared": Field(share, "0.3", "of the error variance, common to all pools"),
+    "family": Field(share, "0.3", "of the error variance, common to one device family"),
+}
+
+
+def read_goal(path: str | Path) -> FleetGoal:
+    """The goal that a TOML file describes.
+
+    Raises DataError (the file), GoalError (its content, every fault listed), UnknownNameError
+    and ClusterError (a device, machine or model that is not known).
+    """
+    file = Path(path)
+    return goal_of(load_toml(file), shorten(file.name, 60), file.parent)
+
+
+def goal_of(table: Mapping[str, Any], where: str = "the goal", folder: Path | None = None
+            ) -> FleetGoal:  # fmt: skip
+    """The goal of parsed TOML; a model file is looked for in ``folder``.
+
+    Raises as :func:`read_goal`.
+    """
+    faults = Faults(where)
+    found = read_table(table, GOAL, "goal", faults)
+    moves = _moves(found.pop("move", {}), faults)
+    chance = read_table(found.pop("chance", {}), CHANCE, "chance", faults)
+    pools = found.pop("pool", [])
+    start = found.get("start", dt.date.today())
+    deadline = _deadline(found.get("deadline"), start, faults)
+    budgets = _budgets(found.get("month_budgets", {}), faults)
+    if "model" not in found:
+        faults.add('goal.model is missing: write model = "deepseek-v3"')
+    if not isinstance(pools, list) or not 0 < len(pools) <= MOST_POOLS:
+        faults.add(f"pools: 1 to {MOST_POOLS} tables [[pool]] are needed")
+        pools = []
+    context = CONTEXT | {k: found[k] for k in ("to", "domestic") if k in found}
+    context["start"] = start
+    read = [read_pool(p, i, context, faults) for i, p in enumerate(pools)]
+    faults.stop()
+    return FleetGoal(
+        model=_model(found["model"], folder),
+        pools=tuple(pool for pool in read if pool is not None),
+        start=start,
+        deadline=deadline,
+        run=MappingProxyType({k: found[k] for k in RUN if k in found}),
+        budget_usd=found.get("budget"),
+        month_budgets=MappingProxyType(budgets),
+        domestic_share=found.get("domestic_share", 0.0),
+        lawful_only=found.get("lawful_only", False),
+        parent=found.get("parent", ""),
+        moves=moves,
+        correlation=replace(Correlation(), **chance),
+        sure=found.get("sure", 0.8),
+        name=found.get("name", where.removesuffix(".toml")),
+    )
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a dict; raises DataError."""
+    name = shorten(str(path), 120)
+    try:
+        if not path.is_file():
+            raise DataError(f"{name} is not a file: give the TOML file of a goal")
+        if path.stat().st_size > LARGEST_FILE:
+            raise DataError(f"{name} is larger than {LARGEST_FILE:,} bytes: that is no goal file")
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{name} is not UTF-8 text, so it is not TOML") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} is not valid TOML: {shorten(str(error), 120)}") from None
+
+
+def _model(name: str, folder: Path | None) -> str | Path:
+    beside = None if folder is None else folder / name
+    return beside if beside is not None and beside.is_file() else name
+
+
+def _moves(table: object, faults: Faults) -> Moves:
+    found = read_table(table, MOVE, "move", faults)
+    if "bandwidth" in found:
+        found["bytes_per_s"] = found.pop("bandwidth")
+    try:
+        return replace(Moves(), **found)
+    except GoalError as error:
+        faults.add(str(error))
+        return Moves()
+
+
+def _deadline(value: Any, start: dt.date, faults: Faults) -> dt.date:
+    far = start + dt.timedelta(days=365)
+    if value is None:
+        faults.add('goal.deadline is missing: write deadline = 2027-12-31, or "300d"')
+        return far
+    try:
+        if isinstance(value, str) and "-" not in value:
+            return start + dt.timedelta(days=round(parse_duration(value) / DAY))
+        return parse_date(value)
+    except (QuantityError, OverflowError) as error:
+        faults.add(f'goal.deadline, such as 2027-12-31 or "300d": {shorten(str(error), 200)}')
+        return far
+
+
+def _budgets(table: object, faults: Faults) -> dict[str, float]:
+    if not isinstance(table, Mapping):
+        faults.add('goal.month_budgets: a table is needed, such as {"2027-03" = "$5M"}')
+        return {}
+    found = {}
+    for month, amount in table.items():
+        try:
+            found[f"{parse_date(month):%Y-%m}"] = parse_money(amount)
+        except QuantityError as error:
+            faults.add(f"goal.month_budgets: {error}")
+    return found
