@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from krzem.errors import InputError, KrzemError
 from krzem.outlook import shipped
 from krzem.outlook.command import outlook_command
-from krzem.outlook.study import main, write_study
+from krzem.outlook.study import assumption_lines, main, write_study
 
 FEW = (
     "[run]\npaths = 2000\nlever_paths = 200\nfan_paths = 1000\nchunk_paths = 1000\n"
@@ -126,3 +126,10 @@ def test_study_is_written_with_its_figures(tmp_path: Path) -> None:
 def test_study_without_a_target_says_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "docs/studies/outlook.md" in capsys.readouterr().err
+
+
+def test_the_written_study_rests_on_the_shipped_assumptions() -> None:
+    """Fails when the assumptions change and the study is not written anew."""
+    study = Path(__file__).parents[2] / "docs/studies/outlook.md"
+    text = study.read_text(encoding="utf-8")
+    assert [line for line in assumption_lines(shipped()) if line not in text] == []

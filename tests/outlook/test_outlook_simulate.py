@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from krzem.errors import InputError
 from krzem.outlook import Forecast, forecast, shipped
 from krzem.outlook.simulate import FANS, QUANTILES
 
@@ -68,3 +69,10 @@ def test_a_hundred_thousand_paths_take_no_time() -> None:
     start = time.process_time()
     forecast(shipped().with_run(paths=100_000))
     assert time.process_time() - start < 3.0
+
+
+def test_nobody_is_ahead_at_the_origin_and_nothing_is_known_beyond_the_horizon() -> None:
+    result = forecast(RUN)
+    assert result.ever[0] == 0
+    with pytest.raises(InputError, match="beyond the horizon"):
+        result.odds(10.5)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krzem.errors import DataError, UnknownNameError
-from krzem.rules import Chip, Side, evaluate, find_country, load_chip, load_rules, verdict
+from krzem.rules import Buyer, Chip, Side, evaluate, find_country, load_chip, load_rules, verdict
 from krzem.rules.expression import parse
 from krzem.rules.ruleset import read_rules
 
@@ -79,7 +79,7 @@ def test_exception_without_notification_since_april_2024() -> None:
     ("chip", "day", "expected"),
     [
         ("nvidia-h200-sxm", "2026-01-20", "barred"),
-        ("nvidia-h200-sxm", "2026-02-01", "state_barred"),
+        ("nvidia-h200-sxm", "2026-02-01", "conditional"),
         ("nvidia-rtx-pro-6000d", "2025-09-17", "barred"),
         ("nvidia-h20-sxm-96", "2025-08-15", "discouraged"),
         ("nvidia-h20-sxm-96", "2025-07-15", "free"),
@@ -95,8 +95,36 @@ def test_the_importing_side(chip: str, day: str, expected: str) -> None:
 def test_chinese_chips_fall_under_the_2025_guidance_and_not_under_licences() -> None:
     v = verdict("910c", TODAY)
     assert v.outcomes[Side.EXPORT].status == load_rules().statuses["free"]
-    assert v.outcomes[Side.USE].status == load_rules().statuses["gp10"]
+    assert v.outcomes[Side.USE].status == load_rules().statuses["gp10_home"]
+    abroad = verdict("910c", TODAY, "DE").outcomes[Side.USE].status
+    assert abroad == load_rules().statuses["gp10"]
     assert verdict("910c", dt.date(2025, 5, 12)).outcomes[Side.USE].possible[0].code == "free"
+
+
+def test_state_funds_bar_foreign_chips() -> None:
+    private, state = (verdict("h20-sxm-96", TODAY, state_funded=s) for s in (False, True))
+    words = [v.outcomes[Side.IMPORT].possible[0].code for v in (private, state)]
+    assert words == ["discouraged", "barred"]
+    assert verdict("910c", TODAY, state_funded=True).outcomes[Side.IMPORT].possible[0].rank == 0
+
+
+@pytest.mark.parametrize(
+    ("chip", "to", "clear"),
+    [
+        ("nvidia-h100-sxm", "DE", True),
+        ("nvidia-h100-sxm", "AE", False),
+        ("nvidia-h20-sxm-96", "CN", False),
+        ("nvidia-l40", "CN", True),  # exception NAC: notify, then ship
+        ("nvidia-rtx-pro-6000d", "CN", False),  # export is open, import is stopped
+        ("google-tpu-v4", "CN", None),
+        ("huawei-ascend-910c", "CN", True),
+        ("huawei-ascend-910c", "DE", False),
+        ("huawei-ascend-910d", "DE", None),
+        ("nvidia-v100-sxm2-16", "IR", False),  # no threshold, but an embargo
+    ],
+)
+def test_what_a_lawful_plan_may_count_on(chip: str, to: str, clear: bool | None) -> None:
+    assert verdict(chip, TODAY, to).clear is clear
 
 
 def test_missing_die_area_is_said_with_its_turning_points() -> None:
@@ -146,7 +174,8 @@ def test_learning_a_figure_only_narrows_the_verdict(
         io_gb_per_s=chip.io_gb_per_s or io,
     )
     open_, closed = (
-        evaluate(c, rules, TODAY, "CN", "CN").outcomes[Side.EXPORT] for c in (chip, complete)
+        evaluate(c, rules, Buyer(on=TODAY, to="CN", parent="CN")).outcomes[Side.EXPORT]
+        for c in (chip, complete)
     )
     assert closed.status in open_.possible
     assert closed.depends_on == ()
@@ -158,7 +187,9 @@ def test_more_performance_is_never_less_controlled(chip: Chip, factor: float) ->
     known = replace(chip, tpp=chip.tpp or 3000.0, die_area_mm2=chip.die_area_mm2 or 800.0)
     faster = replace(known, tpp=known.tpp and known.tpp * factor)
     before, after = (
-        evaluate(c, rules, dt.date(2024, 1, 1), "CN", "CN").outcomes[Side.EXPORT].possible[0]
+        evaluate(c, rules, Buyer(on=dt.date(2024, 1, 1), to="CN", parent="CN"))
+        .outcomes[Side.EXPORT]
+        .possible[0]
         for c in (known, faster)
     )
     assert after.rank >= before.rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -179,11 +180,16 @@ def beliefs(
 
 
 def _small(assumptions: Assumptions, years: float) -> Assumptions:
+    """Fewer paths, and a grid that ends at ``years``."""
     run = assumptions.run
-    step = min(run.step_years, years)
+    steps = math.ceil(years / run.step_years - 1e-9)
     paths = min(run.paths, run.lever_paths)
     return assumptions.with_run(
-        paths=paths, lever_paths=paths, fan_paths=100, horizon_years=years, step_years=step
+        paths=paths,
+        lever_paths=paths,
+        fan_paths=100,
+        horizon_years=years,
+        step_years=years / steps,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from krzem.errors import InputError
 from krzem.outlook.assumptions import Assumptions
 from krzem.outlook.draws import draw_chunk, path_rng
 from krzem.outlook.model import State, simulate
@@ -45,7 +46,15 @@ class Forecast:
     follower."""
 
     def odds(self, within_years: float) -> float:
-        """The chance of having been ahead within so many years (linear between steps)."""
+        """The chance of having been ahead within so many years (linear between steps).
+
+        Raises InputError beyond the horizon.
+        """
+        if not 0 <= within_years <= self.years[-1]:
+            raise InputError(
+                f"{within_years:g} years lie beyond the horizon of {self.years[-1]:g} "
+                "(run.horizon_years)."
+            )
         return float(np.interp(within_years, self.years, self.ever))
 
     def error(self, within_years: float) -> float:
@@ -109,7 +118,8 @@ def _chunk(assumptions: Assumptions, chunk: int, paths: int, fan: int) -> _Tally
     fans: dict[str, list[Array]] = {name: [] for name in FANS} if fan else {}
     states = simulate(drawn.draws, run.steps, run.step_years, path_rng(assumptions, chunk))
     for state in states:
-        ever |= state.gap_points <= 0
+        if state.years > 0:  # that the follower is behind at the origin is known
+            ever |= state.gap_points <= 0
         counts.append([
             int(ever.sum()),
             int((state.trend_points <= 0).sum()),

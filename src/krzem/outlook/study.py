@@ -49,7 +49,7 @@ def study_text(result: Outlook, stem: str) -> str:
         lines += ["", f"## {'Summary' if i == 0 else title}", "", body]
         for name in pictures.get(i, ()):
             lines += ["", f"![{name}]({stem}-{name}.svg)"]
-    lines += ["", "## Assumptions", "", *(_assumptions(a))]
+    lines += ["", "## Assumptions", "", *assumption_lines(a)]
     return "\n".join(lines) + "\n"
 
 
@@ -63,7 +63,8 @@ def _figures(result: Outlook) -> dict[str, Figure]:
     }
 
 
-def _assumptions(a: Assumptions) -> list[str]:
+def assumption_lines(a: Assumptions) -> list[str]:
+    """Evidence, scenarios and quantities, one bullet each with its source."""
     rows = [
         f"- `{q.name}` {q.low:,.4g} / {q.mid:,.4g} / {q.high:,.4g} ({q.unit}; {q.kind}): {q.source}"
         for q in a.quantities.values()

@@ -12,10 +12,11 @@ from krzem.rules.chip import Chip, Disagreement, disagreements, load_chip
 from krzem.rules.disagreement import Alternative, alternatives
 from krzem.rules.places import find_country
 from krzem.rules.ruleset import Rule, RuleSet, Side, Status, load_rules
-from krzem.rules.verdicts import Finding, Outcome, Verdict, evaluate
+from krzem.rules.verdicts import Buyer, Finding, Outcome, Verdict, evaluate
 
 __all__ = [
     "Alternative",
+    "Buyer",
     "Chip",
     "Disagreement",
     "Finding",
@@ -41,14 +42,21 @@ def verdict(
     to: str = "CN",
     parent: str | None = None,
     *,
+    state_funded: bool = False,
     rules: RuleSet | None = None,
 ) -> Verdict:
     """The verdict on a chip of the catalogue; countries as codes or English names.
 
-    Raises UnknownNameError for a chip or country that is not known.
+    ``parent`` is the seat of the buyer's ultimate parent where that is another country.
+    ``Verdict.clear`` says in one word whether a plan may count on the chip.  Raises
+    UnknownNameError for a chip or country that is not known.
     """
     ruleset = rules or load_rules()
     country = find_country(to)
-    return evaluate(
-        load_chip(chip, ruleset), ruleset, on, country, find_country(parent) if parent else country
+    buyer = Buyer(
+        on=on,
+        to=country,
+        parent=find_country(parent) if parent else country,
+        state_funded=state_funded,
     )
+    return evaluate(load_chip(chip, ruleset), ruleset, buyer)

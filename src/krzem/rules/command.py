@@ -20,12 +20,19 @@ import click
     metavar="COUNTRY",
     help="Seat of the buyer's ultimate parent, where it is another country.",
 )
+@click.option("--state-funded", is_flag=True, help="The buyer builds with state funds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page to this file."
 )
 def rules_command(
-    chip: str | None, day: str | None, to: str, parent: str | None, as_json: bool, html: Path | None
+    chip: str | None,
+    day: str | None,
+    to: str,
+    parent: str | None,
+    state_funded: bool,
+    as_json: bool,
+    html: Path | None,
 ) -> None:
     """Export and import status of accelerators on a date, computed from their figures.
 
@@ -47,7 +54,7 @@ def rules_command(
     ruleset = load_rules()
     on = parse_date(day) if day else dt.date.today()
     chips = [chip] if chip else device_ids()
-    verdicts = [verdict(c, on, to, parent, rules=ruleset) for c in chips]
+    verdicts = [verdict(c, on, to, parent, state_funded=state_funded, rules=ruleset) for c in chips]
     full = [(v, alternatives(v, ruleset)) for v in verdicts]
     if html is not None:
         from krzem.report.selfcontained import write_text

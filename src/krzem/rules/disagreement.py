@@ -32,7 +32,7 @@ def _alternative(item: Disagreement, verdict: Verdict, ruleset: RuleSet) -> Alte
         return Alternative(disagreement=item, outcomes=None, changes=())
     figure: dict[str, Any] = {item.quantity: item.value}
     chip = replace(verdict.chip, **figure)
-    other = evaluate(chip, ruleset, verdict.on, verdict.to, verdict.parent)
+    other = evaluate(chip, ruleset, verdict.buyer)
     changes = tuple(
         side
         for side, outcome in verdict.outcomes.items()

@@ -46,6 +46,8 @@ class Status:
 
     code: str
     rank: int
+    clears: bool
+    """A deal may go ahead without an authority's decision on it."""
     words: str
 
 
@@ -91,6 +93,8 @@ class Rule:
     vendors: tuple[str, ...]
     vendor_countries: tuple[str, ...]
     not_vendor_countries: tuple[str, ...]
+    state_funded: bool
+    """Speaks of buyers with state funds only."""
     replaces: tuple[str, ...]
     conditions: tuple[str, ...]
     effects: tuple[Effect, ...]
@@ -201,6 +205,7 @@ def _rule(table: Mapping[str, Any], statuses: Mapping[str, Status]) -> Rule:
         vendors=words("vendors"),
         vendor_countries=words("vendor_countries"),
         not_vendor_countries=words("not_vendor_countries"),
+        state_funded=table.get("state_funded", False),
         replaces=words("replaces"),
         conditions=words("conditions"),
         effects=tuple(_effect(e, statuses) for e in table.get("effect", ())),

@@ -28,7 +28,8 @@ def format_verdict(verdict: Verdict, ruleset: RuleSet, others: Sequence[Alternat
     """Everything about one chip: verdict, arithmetic, rules one by one, what is not known."""
     blocks = [
         _head(verdict, ruleset),
-        "\n".join(f"{SIDES[s]:<26}{outcome_words(o)}" for s, o in verdict.outcomes.items()),
+        "\n".join(f"{SIDES[s]:<26}{outcome_words(o)}" for s, o in verdict.outcomes.items())
+        + f"\n{'In short':<26}{clear_words(verdict)}",
         *filter(None, ("\n".join(_turning(o, verdict.chip)) for o in verdict.outcomes.values())),
         _section("Arithmetic", map(_bullet, verdict.chip.arithmetic)),
         _section("Rules in force that day", _findings(verdict)),
@@ -43,8 +44,8 @@ def format_table(verdicts: Sequence[Verdict], ruleset: RuleSet) -> str:
     head = f"{'chip':<27}{'TPP':>9}{'PD':>8}  {'export, or use where Chinese':<39} {'import'}"
     rows = (_row(v) for v in verdicts)
     first = verdicts[0]
-    title = f"To a buyer in {place(first)}, on {first.on}. {_one_line(ruleset.disclaimer)}"
-    rules = [rule_line(r) for r in ruleset.in_force(first.on)]
+    title = f"To a buyer in {place(first)}, on {first.buyer.on}. {_one_line(ruleset.disclaimer)}"
+    rules = [rule_line(r) for r in ruleset.in_force(first.buyer.on)]
     blocks = [
         _wrap(title),
         "\n".join([head, "-" * len(head), *rows]),
@@ -65,10 +66,20 @@ def outcome_words(outcome: Outcome) -> str:
 
 def place(verdict: Verdict) -> str:
     """``China``, or ``Singapore, ultimate parent in China``."""
-    where = names()[verdict.to]
-    if verdict.parent == verdict.to:
+    buyer = verdict.buyer
+    where = names()[buyer.to] + (", with state funds" if buyer.state_funded else "")
+    if buyer.parent == buyer.to:
         return where
-    return f"{where}, ultimate parent in {names()[verdict.parent]}"
+    return f"{where}, ultimate parent in {names()[buyer.parent]}"
+
+
+def clear_words(verdict: Verdict) -> str:
+    """What ``Verdict.clear`` means for a plan."""
+    if verdict.clear is None:
+        return "a plan may not count on it: open until the missing figure is known"
+    if verdict.clear:
+        return "no rule listed asks for an authority's decision; mind what is not covered"
+    return "a plan may not count on it without an authority's decision"
 
 
 def rule_line(rule: Rule) -> str:
@@ -97,7 +108,7 @@ def with_figures(text: str, chip: Chip) -> str:
 
 def _head(verdict: Verdict, ruleset: RuleSet) -> str:
     chip = verdict.chip
-    title = f"{chip.name} ({chip.id}) to {place(verdict)} on {verdict.on}"
+    title = f"{chip.name} ({chip.id}) to {place(verdict)} on {verdict.buyer.on}"
     note = f" Released {chip.released}, after that day." if _later(verdict) else ""
     return f"{title}\n{_wrap(_one_line(ruleset.disclaimer) + note)}"
 
@@ -105,7 +116,7 @@ def _head(verdict: Verdict, ruleset: RuleSet) -> str:
 def _later(verdict: Verdict) -> bool:
     """Whether the chip came out after the day asked for."""
     released = verdict.chip.released
-    return released > f"{verdict.on:%Y-%m}"[: len(released)]
+    return released > f"{verdict.buyer.on:%Y-%m}"[: len(released)]
 
 
 def _turning(outcome: Outcome, chip: Chip) -> list[str]:
@@ -138,8 +149,9 @@ def _findings(verdict: Verdict) -> Iterable[str]:
         rule = finding.rule
         if rule.side is Side.CONTEXT and (rule.test is not None or finding.out_of_scope):
             continue
-        elsewhere = finding.effect is None and rule.side is Side.IMPORT
-        if elsewhere or (rule.test is None and finding.out_of_scope):
+        untested = rule.test is None or rule.side is Side.IMPORT
+        elsewhere = finding.effect is None and bool(rule.effects)
+        if untested and (elsewhere or finding.out_of_scope):
             continue
         yield "\n".join(_finding(finding, verdict.chip))
 

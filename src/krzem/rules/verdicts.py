@@ -32,6 +32,18 @@ WORDS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Buyer:
+    """Who buys, and when."""
+
+    on: dt.date
+    to: str
+    """Country of destination, ISO 3166 alpha-2."""
+    parent: str
+    """Country of the ultimate parent (``to`` where there is none)."""
+    state_funded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What one rule says of a chip."""
 
@@ -78,23 +90,30 @@ class Verdict:
     """Everything the rules say of one chip for one buyer on one day."""
 
     chip: Chip
-    on: dt.date
-    to: str
-    parent: str
+    buyer: Buyer
     findings: tuple[Finding, ...]
     outcomes: Mapping[Side, Outcome]
 
+    @property
+    def clear(self) -> bool | None:
+        """Whether the rules listed leave the deal to buyer and seller.
 
-def evaluate(chip: Chip, ruleset: RuleSet, on: dt.date, to: str, parent: str) -> Verdict:
-    """Apply the rules in force on ``on`` to a sale of ``chip`` to a buyer in ``to``.
+        False where every case asks for an authority's decision or bars it; None where that
+        depends on a figure nobody has published.
+        """
+        sides = [{s.clears for s in outcome.possible} for outcome in self.outcomes.values()]
+        if any(side == {False} for side in sides):
+            return False
+        return True if all(side == {True} for side in sides) else None
 
-    ``parent`` is the country of the buyer's ultimate parent (its own where it has none).
-    """
-    rules = ruleset.in_force(on)
+
+def evaluate(chip: Chip, ruleset: RuleSet, buyer: Buyer) -> Verdict:
+    """Apply the rules in force that day to a sale of ``chip`` to ``buyer``."""
+    rules = ruleset.in_force(buyer.on)
     values, axes = _cases(chip, rules)
     truths = _truths(rules, values)
-    scopes = {rule.id: rule.out_of_scope(chip.id, chip.vendor, chip.country) for rule in rules}
-    effects = {rule.id: _effect(ruleset, rule, to, parent, on) for rule in rules}
+    scopes = {rule.id: _out_of_scope(rule, chip, buyer) for rule in rules}
+    effects = {rule.id: _effect(ruleset, rule, buyer) for rule in rules}
     counts = _counting(rules, truths, scopes, effects, truths | dict(values))
     findings = tuple(
         Finding(
@@ -111,13 +130,18 @@ def evaluate(chip: Chip, ruleset: RuleSet, on: dt.date, to: str, parent: str) ->
         side: _outcome(side, rules, effects, counts, ruleset.statuses, values, axes)
         for side in (Side.EXPORT, Side.USE, Side.IMPORT)
     }
-    return Verdict(
-        chip=chip, on=on, to=to, parent=parent, findings=findings, outcomes=outcomes
-    )  # fmt: skip
+    return Verdict(chip=chip, buyer=buyer, findings=findings, outcomes=outcomes)
 
 
-def _effect(ruleset: RuleSet, rule: Rule, to: str, parent: str, on: dt.date) -> Effect | None:
-    return next((e for e in rule.effects if ruleset.reaches(e, to, parent, on)), None)
+def _out_of_scope(rule: Rule, chip: Chip, buyer: Buyer) -> str:
+    if rule.state_funded and not buyer.state_funded:
+        return "speaks of buyers with state funds"
+    return rule.out_of_scope(chip.id, chip.vendor, chip.country)
+
+
+def _effect(ruleset: RuleSet, rule: Rule, buyer: Buyer) -> Effect | None:
+    reached = (e for e in rule.effects if ruleset.reaches(e, buyer.to, buyer.parent, buyer.on))
+    return next(reached, None)
 
 
 def _cases(chip: Chip, rules: Iterable[Rule]) -> tuple[Values, tuple[str, ...]]:
