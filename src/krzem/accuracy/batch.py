@@ -25,8 +25,8 @@ from krzem.cost.step import Optim, StepSeconds, step_seconds
 from krzem.errors import UnknownFactError
 from krzem.layout.arrays import Layouts, cells, pack
 from krzem.layout.layout import Recompute
+from krzem.layout.precision import Precision
 from krzem.model.table import ModelTable, stack, tabulate
-from krzem.plan.goal import Precision
 
 IMPOSSIBLE = 0.05
 """Chance of fitting under which a layout counts as impossible."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from krzem.accuracy.cells import Row, number, text
 from krzem.hardware.device import Device
 from krzem.layout.precision import Precision
-from krzem.model.architecture import Architecture
+from krzem.model.architecture import Architecture, Attention, FeedForward
 from krzem.model.branches import branches
 from krzem.model.table import projections
 
@@ -23,7 +23,9 @@ def forward_flops(arch: Architecture, sequence: int, attention: str, logits: boo
     return total
 
 
-def _layer(arch, a, ff, sequence: int, attention: str) -> float:  # type: ignore[no-untyped-def]
+def _layer(
+    arch: Architecture, a: Attention, ff: FeedForward, sequence: int, attention: str
+) -> float:
     h = arch.hidden
     total = 2.0 * sum(c * k * n for c, k, n, _ in projections(a, h))
     for b in branches(a, sequence):

@@ -56,17 +56,18 @@ def memory_figures(rows: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def mean_spearman(rows: Sequence[Outcome]) -> float | None:
-    """Rank correlation within groups of at least three rows that differ only in layout, averaged.
+    """Rank correlation within groups of at least three layouts that differ in nothing else.
 
-    Groups whose measurements or predictions are all equal have no order and are left out.
+    The mean over groups.  Several measurements of one layout count as their median; groups whose
+    measurements or predictions are all equal have no order and are left out.
     """
-    groups: dict[str, list[Outcome]] = defaultdict(list)
+    groups: dict[str, dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        groups[row.group].append(row)
+        groups[row.group][row.layout].append(row)
     found = []
     for group in groups.values():
-        measured = np.array([r.measured_s for r in group], dtype=float)
-        predicted = np.array([r.mid_s for r in group])
+        measured = np.array([np.median([r.measured_s for r in same]) for same in group.values()])
+        predicted = np.array([same[0].mid_s for same in group.values()])
         if len(group) >= 3 and np.ptp(measured) > 0 and np.ptp(predicted) > 0:
             found.append(spearman(measured, predicted))
     return _plain(np.mean(found)) if found else None

@@ -46,10 +46,11 @@ def held_back(full: Fit, batch: Batch, group: str) -> HeldBack:
 
 
 def _unseen(batch: Batch, held: np.ndarray) -> np.ndarray:
+    named = [(c.device.id, c.device.family, c.engine) for c in batch.cases]
     columns = []
-    for of in (lambda c: c.device.id, lambda c: c.device.family, lambda c: c.engine):
-        left = {of(c) for c, out in zip(batch.cases, held, strict=True) if not out}
-        columns.append([float(of(c) not in left) for c in batch.cases])
+    for names in zip(*named, strict=True):
+        left = {name for name, out in zip(names, held, strict=True) if not out}
+        columns.append([float(name not in left) for name in names])
     return np.array(columns).T
 
 

@@ -29,6 +29,7 @@ class Outcome:
     source: str = "?"
     family: str = "?"
     accelerator: str = "?"
+    layout: str = ""
     group: str = ""
     """Rows of one group differ only in layout."""
     measured_by: str = ""
@@ -108,6 +109,7 @@ def _outcome(case: Case, mid: float, sigma: float, memory_predicted: float, fits
         source=case.source,
         family=case.family,
         accelerator=case.device.id,
+        layout=str(case.layout),
         group=_group(case),
         guesses=case.guesses,
     )
@@ -133,6 +135,7 @@ _MEMORY_NEEDS = frozenset({"micro-batch", "zero stage", "ep", "global batch", "f
 def _group(case: Case) -> str:
     parts = (
         case.source, case.architecture.name, case.device.id, case.devices, case.sequence,
-        round(case.global_batch), case.precision.value,
+        round(case.global_batch), case.precision.value, f"{case.date:.2f}",
+        *sorted(case.traits),
     )  # fmt: skip
     return "|".join(str(part) for part in parts)

@@ -12,7 +12,7 @@ from krzem.hardware.device import Device
 from krzem.layout.precision import Precision
 
 FUSED_ATTENTION_SINCE = 2022.9
-"""Year from which engines are taken to use fused attention (FlashAttention in Megatron and FSDP)."""
+"""Year from which engines are taken to use fused attention (FlashAttention)."""
 
 
 ASYNC_BACKWARD_SINCE = 2022.1

@@ -46,7 +46,7 @@ COMMON: Mapping[str, Prior] = MappingProxyType(
         "out-latency": Prior(value=1.5e-5, sigma=0.5, meaning="seconds per hop, network"),
         "depth": Prior(value=96.0, sigma=0.5, meaning="inner dimension of half rate"),
         "tail": Prior(value=0.35, sigma=0.5, meaning="filling lost at the end of a product"),
-        "host": Prior(value=1.0, sigma=0.15, meaning="host time per kernel, relative to the engine"),
+        "host": Prior(value=1.0, sigma=0.15, meaning="host time per launch, relative"),
         "moe-launches": Prior(value=1.0, sigma=0.4, meaning="launches of routed experts, relative"),
         "elementwise": Prior(value=1.0, sigma=0.3, meaning="element-wise traffic, relative"),
         "jitter": Prior(value=0.008, sigma=0.7, meaning="slow-down per doubling of nodes"),
@@ -95,7 +95,8 @@ class Coefficients:
         """What an engine of ``year`` adds to, or takes from, the time of an average one."""
         first, last = self._years.get(engine, (year, year))
         since = min(max(year, first), last) - 2024.0
-        return self.member("engine", engine) * self.member("engine-year", engine) ** since
+        change = self.member("engine-year", engine)
+        return self.member("engine", engine) * math.exp(since * math.log(change))
 
     def common(self, name: str) -> float:
         """Value of a common coefficient."""

@@ -228,13 +228,14 @@ def _dispatch(t: ModelTable, c: Cells, mc: Machine) -> _Pair:
     """All-to-all of one layer: dispatch and combine."""
     own = tokens(t, c) / c.tp
     k = c.ep / collectives.members(c.ep, c.etp, mc.domain)
-    reached = k * (1.0 - (1.0 - 1.0 / np.maximum(k, 1.0)) ** t.experts_per_token)
-    limited = np.where(t.expert_groups > 1, np.minimum(reached, t.groups_per_token), reached)
+    # Group-limited routing keeps a token within some groups, so within a share of the domains.
+    open_to = np.maximum(k * t.groups_per_token / t.expert_groups, 1.0)
+    reached = open_to * (1.0 - (1.0 - 1.0 / open_to) ** t.experts_per_token)
     size = own * t.hidden * mc.imbalance
 
     def once(width: Array) -> Array:
         copies = size * t.experts_per_token * width
-        return collectives.all_to_all(copies, size * limited * width, c.ep, c.etp, mc)
+        return collectives.all_to_all(copies, size * reached * width, c.ep, c.etp, mc)
 
     there, back = once(mc.dispatch_bytes), once(np.asarray(2.0))
     return _Pair(there + back, 2.0 * back)

@@ -19,8 +19,8 @@ from krzem.cost.schedule import in_flight, joined_ends, weight_copies
 from krzem.cost.stages import stages
 from krzem.layout.arrays import RECOMPUTES, Layouts
 from krzem.layout.layout import Recompute
+from krzem.layout.precision import Precision
 from krzem.model.table import ModelTable
-from krzem.plan.goal import Precision
 
 Array = Any
 

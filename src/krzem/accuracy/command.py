@@ -1,0 +1,89 @@
+"""``krzem accuracy``: predictions against a table of measured runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATIENCE_S = 2.0
+
+
+@click.command("accuracy")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--rows",
+    "rows_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write one CSV line a row: measured, predicted low/mid/high, error or reason.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; fractions, not per cent.")
+@click.option("--cross-validate", is_flag=True,
+              help="Refit on this table, leaving out each source, accelerator and family in turn"
+                   " (a minute or two).")  # fmt: skip
+def accuracy_command(
+    file: Path, rows_file: Path | None, as_json: bool, cross_validate: bool
+) -> None:
+    """Predict every run of a CSV FILE and compare with what was measured.
+
+    FILE has the columns of the packaged table of published runs (facts/runs.csv; docs/data.md
+    explains them), in any order; what is missing is inferred where only one answer is possible,
+    assumed and noted where a habit tells, and else the row is skipped with the reason.
+
+    \b
+    krzem accuracy runs.csv
+    krzem accuracy mine.csv --rows errors.csv
+    krzem accuracy mine.csv --json
+    """
+    from krzem.accuracy.evaluate import evaluate, rows_csv
+    from krzem.cli.output import check_files
+    from krzem.report.text_accuracy import format_report
+    from krzem.train.durable import write_atomic
+
+    check_files(None if rows_file is None else str(rows_file))
+    with _counting(as_json) as progress:
+        report = evaluate(file, cross_validate=cross_validate, progress=progress)
+    if rows_file is not None:
+        write_atomic(rows_file, rows_csv(report).encode())
+        click.echo(f"wrote {rows_file}", err=True)
+    document = report.as_dict()
+    if as_json:
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        click.echo(format_report(document), nl=False)
+
+
+@contextmanager
+def _counting(quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """What is called with the rows read so far; shows itself on a terminal after a while."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.status import Status
+
+    status = Status("reading", console=Console(stderr=True))
+    started = time.monotonic()
+    shown = False
+
+    def count(rows: int) -> None:
+        nonlocal shown
+        if not shown and time.monotonic() - started > PATIENCE_S:
+            status.start()
+            shown = True
+        if shown and rows % 256 == 0:
+            status.update(f"{rows:,} rows predicted")
+
+    try:
+        yield count
+    finally:
+        status.stop()

@@ -1,0 +1,133 @@
+"""What a row says, what can be inferred from it and why it may be skipped."""
+
+from __future__ import annotations
+
+import pytest
+
+from krzem.accuracy.case import UnusableRowError
+from krzem.accuracy.conventions import forward_flops, published_flops
+from krzem.accuracy.network import network_bytes_per_s
+from krzem.accuracy.reader import read_case
+from krzem.accuracy.shapes import read_architecture
+from krzem.cost.engines import engine_of, engines
+from krzem.layout.layout import Recompute, Schedule
+from krzem.model import load_model
+
+Row = dict[str, str]
+
+
+def test_a_complete_row(llama: Row) -> None:
+    case = read_case(llama)
+    assert case.layout.zero == 3
+    assert case.layout.dp == 64
+    assert case.engine == "torchtitan"
+    assert case.seconds == 3.0
+    assert case.guesses == ()
+    assert case.architecture.runs[0].layer.feed_forward.gated
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"quality": "exclude"}, "marked exclude"),
+        ({"accelerator_id": ""}, "not named"),
+        ({"accelerator_id": "abacus-9"}, "not in the catalogue"),
+        ({"seq_len": ""}, "sequence length"),
+        ({"devices": "7", "tp": "2"}, "not a multiple"),
+        ({"global_batch": "8"}, "fewer sequences"),
+        ({"precision": "int4"}, "not modelled"),
+        ({"notes": "mamba layers"}, "state-space"),
+        ({"metric_step_time_s": ""}, "no speed or memory"),
+        ({"tp": "", "pp": "", "zero_or_fsdp_stage": "1"}, "layout not published"),
+        ({"layers": "", "model_name": "secret"}, "model shape"),
+        ({"date": "yesterday"}, "no date"),
+    ],
+)
+def test_reasons(llama: Row, change: Row, reason: str) -> None:
+    with pytest.raises(UnusableRowError, match=reason):
+        read_case(llama | change)
+
+
+def test_a_known_model_needs_no_shape(llama: Row) -> None:
+    bare = {k: v for k, v in llama.items() if k not in ("layers", "hidden", "ffn_hidden", "heads")}
+    found, _, guesses = read_architecture(bare | {"model_name": "DeepSeek-V3"})
+    assert found.layers == load_model("deepseek-v3").layers
+    assert guesses
+
+
+@pytest.mark.parametrize(
+    ("columns", "value"),
+    [
+        ({"metric_step_time_s": "2.0"}, 2.0),
+        ({"metric_tokens_per_s_per_device": "8192"}, 2.0),
+    ],
+)
+def test_speed_by_its_column(llama: Row, columns: Row, value: float) -> None:
+    case = read_case(llama | {"metric_step_time_s": ""} | columns)
+    assert case.seconds == pytest.approx(value)
+    assert case.measured_by == next(iter(columns))
+
+
+def test_speed_by_flops_keeps_to_the_convention(llama: Row) -> None:
+    arch = load_model("llama-3.1-8b")
+    causal = published_flops(arch, 8192, "model flops, causal attention", False)
+    full = published_flops(arch, 8192, "non-causal", False)
+    hardware = published_flops(arch, 8192, "hardware, causal", True)
+    assert full > causal
+    assert hardware == pytest.approx(causal * 4 / 3)
+    assert published_flops(arch, 8192, "6n without attention", False) == pytest.approx(
+        3 * forward_flops(arch, 8192, "none")
+    )
+    row = llama | {"metric_step_time_s": "", "metric_tflops_per_device": "400",
+                   "flops_convention": "causal"}  # fmt: skip
+    assert read_case(row).measured_by == "metric_tflops_per_device"
+
+
+def test_sharded_weights_are_not_accumulated(llama: Row) -> None:
+    case = read_case(llama | {"micro_batch": ""})
+    assert case.layout.micro_batch == 2
+    assert "micro-batch" in case.guesses
+
+
+def test_schedules_and_recomputation(llama: Row) -> None:
+    row = llama | {"pp": "8", "zero_or_fsdp_stage": "1", "recompute": "unknown"}
+    assert read_case(row).layout.schedule is Schedule.ONE_F_ONE_B
+    assert read_case(row | {"notes": "DualPipeV"}).layout.schedule is Schedule.DUALPIPE_V
+    assert not read_case(row).recompute_known
+    assert read_case(row | {"recompute": "none"}).layout.recompute is Recompute.NONE
+
+
+def test_sliding_windows_by_name(llama: Row) -> None:
+    arch = read_case(llama | {"model_name": "Gemma-3-12B", "layers": "48"}).architecture
+    windows = [run.layer.attention.window for run in arch.runs for _ in range(run.count)]
+    assert windows.count(None) == 8
+    assert windows.count(1024) == 40
+
+
+@pytest.mark.parametrize(
+    ("notes", "gigabytes"),
+    [
+        ("DGX A100, 4xHDR200 per node", 12.5),
+        ("8xHDR IB per node", 25.0),
+        ("Omni-Path 4x100Gb", 6.25),
+        ("1600 Gbps/node RoCE", 25.0),
+        ("400 Gb/s per GPU", 50.0),
+        ("NVLink", None),
+        ("0x100Gb", None),
+    ],
+)
+def test_networks_in_notes(notes: str, gigabytes: float | None) -> None:
+    found = network_bytes_per_s(notes, 8)
+    assert found is None if gigabytes is None else found == pytest.approx(gigabytes * 1e9)
+
+
+def test_engines_by_their_sources(llama: Row) -> None:
+    assert engine_of("NVIDIA/Megatron-LM README", "") == "megatron-lm"
+    assert engine_of("somewhere", "run with deepspeed") == "megatron-deepspeed"
+    assert engine_of("nothing known", "") == "other"
+    recent = read_case(llama | {"source": "Megatron-LM", "zero_or_fsdp_stage": "1"})
+    assert recent.engine == "megatron-core"
+    for name, engine in engines().items():
+        assert engine.name == name
+        assert 0 <= engine.dp_overlap < 1
+        assert engine.logit_bytes >= 4
