@@ -3,7 +3,8 @@
 The model reads four bytes and predicts the next: embedding, one hidden layer, softmax; stochastic
 gradient descent with momentum in float64.  Gradients are summed sample by sample in the order of
 the global index, so the result is the same, bit for bit, on any number of ranks.  Checkpoints are
-krzem's portable ones.  Ranks are processes of their own that talk over pipes.
+krzem's portable ones.  Ranks are processes of their own that talk over pipes, or, where a scheduler
+starts one task on each host, over sockets.
 
 Run by a controller as ``python reference_trainer.py SETTINGS.json``.  ``RUN/faults.json`` plants
 faults (see :class:`Faults`), each of which strikes once.
@@ -22,6 +23,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,14 @@ from krzem.run.contract import (
     FencedError,
     StepRecord,
     TrainerContract,
+    attempt_folder,
 )
 from krzem.train.checkpoint.manifest import Chunk, Manifest, StoredTensor, write_manifest
 from krzem.train.checkpoint.store import Retention, prune, remove_strays, step_folder, verify
 from krzem.train.checkpoint.tensor_file import Entry, TensorFileWriter, read_header
+from krzem.train.durable import write_atomic
 
+KEY = b"reference"
 CONTEXT, WIDTH, HIDDEN, BYTES = 4, 8, 24, 256
 RATE, MOMENTUM = 0.2, 0.9
 
@@ -230,6 +235,9 @@ class Trainer:
         return EXIT_DONE
 
     def _spawn(self) -> None:
+        if "SLURM_NTASKS" in os.environ and int(os.environ["SLURM_NTASKS"]) > 1:
+            self._accept()
+            return
         context = get_context("fork")
         for rank in range(1, self.settings.ranks):
             ours, theirs = context.Pipe()
@@ -243,6 +251,14 @@ class Trainer:
             context.Process(target=worker, args=arguments, daemon=True).start()
             theirs.close()
             self.pipes.append(ours)
+
+    def _accept(self) -> None:
+        """Wait for the tasks on other hosts, and sort them by rank."""
+        with Listener(("127.0.0.1", 0), authkey=KEY) as listener:
+            address = attempt_folder(self.contract.run_dir, self.contract.attempt) / "address"
+            write_atomic(address, json.dumps(listener.address).encode())
+            joined = [listener.accept() for _ in range(1, self.settings.ranks)]
+        self.pipes = [pipe for _, pipe in sorted((pipe.recv(), pipe) for pipe in joined)]
 
     def _train_step(self) -> None:
         begun = time.perf_counter()
@@ -346,12 +362,25 @@ class Trainer:
         self.step = manifest.step
 
 
+def join(settings: Settings, contract: TrainerContract) -> int:
+    """A task on another host: find rank 0 and work for it."""
+    address = attempt_folder(contract.run_dir, contract.attempt) / "address"
+    while not address.exists():
+        time.sleep(0.01)
+    with Client(tuple(json.loads(address.read_bytes())), authkey=KEY) as pipe:
+        pipe.send(contract.rank)
+        worker(settings, contract, pipe)
+    return EXIT_DONE
+
+
 def main() -> int:
     settings = Settings(**json.loads(Path(sys.argv[1]).read_text()))
-    contract = TrainerContract.from_environment()
+    contract = TrainerContract.from_environment(rank=int(os.environ.get("SLURM_PROCID", "0")))
     if contract is None:
         raise SystemExit("run this under krzem run")
     contract.beat(0, "start")
+    if contract.rank:
+        return join(settings, contract)
     try:
         return Trainer(settings, contract).run()
     except FencedError as error:

@@ -61,6 +61,7 @@ def write_run(
     gates: str = "",
     extra: str = "",
     trainer: dict[str, Any] | None = None,
+    nodes: int = 1,
     pool_extra: dict[str, str] | None = None,
     pool_trainer: dict[str, dict[str, Any]] | None = None,
 ) -> Path:
@@ -75,6 +76,8 @@ def write_run(
         (folder / f"{name}.json").write_text(json.dumps(values))
         text += POOL.format(name=name, ranks=ranks, launcher=launcher)
         text += (pool_extra or {}).get(name, "")
+        if launcher == "slurm":
+            text += f'\n[pool.slurm]\nnodes = {nodes}\nnotice = "1s"\n'
     text += f"\n[gates]\nthroughput = false\n{gates}\n{extra}"
     (folder / "run.toml").write_text(text)
     (folder / "run").mkdir(exist_ok=True)

@@ -130,7 +130,7 @@ class TrainerContract:
         self.attempt = attempt
         self.token = token
         self.rank = rank
-        self._host = socket.gethostname()
+        self._host = host_name()
         self._signalled = False
         (run_dir / HEARTBEATS).mkdir(parents=True, exist_ok=True)
 
@@ -259,6 +259,11 @@ def read_heartbeats(run_dir: Path, attempt: int) -> dict[int, Heartbeat]:
             if beat.attempt == attempt:
                 found[beat.rank] = beat
     return found
+
+
+def host_name() -> str:
+    """This host, as its scheduler calls it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def now() -> float:

@@ -46,6 +46,11 @@ class Reader:
         if not path.is_file():
             raise DataError(f"{folder} is not the folder of a run: it has no {LEDGER}")
         self._connection = _connect(f"{path.absolute().as_uri()}?mode=ro")
+        with _sentences():
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if not version:
+            self._connection.close()
+            raise DataError(f"the run in {folder} is only just being made: look again in a moment")
 
     def __enter__(self) -> Reader:
         return self

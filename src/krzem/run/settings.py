@@ -83,8 +83,8 @@ class Slurm:
     nodes: int = setting(1, whole(1, 10**6), "128", "--nodes")
     cpus: int | None = setting(None, whole(1, 4096), "64", "--cpus-per-task; one task a node")
     gpus: str | None = setting(None, text, '"8"', "--gpus-per-node")
-    notice_seconds: int = setting(
-        120, whole(1, 86400), "120", "seconds before the end at which Slurm sends SIGUSR1",
+    notice_seconds: float = setting(
+        120.0, parse_duration, '"2 min"', "before the end at which Slurm sends SIGUSR1",
         key="notice",
     )  # fmt: skip
     requeue: bool = setting(True, flag, "true", "whether a preempted job is queued again")

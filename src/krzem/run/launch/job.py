@@ -74,7 +74,10 @@ class Job:
         command = " ".join(self.command)
         if self.environment.container is not None:
             command = self.environment.container.replace("{command}", command)
-        exports = [f"export {k}={shlex.quote(v)}" for k, v in sorted(self.variables.items())]
+        # What the supervisor has set stands: it may know a newer checkpoint to begin from.
+        exports = [
+            f"export {k}=${{{k}-{shlex.quote(v)}}}" for k, v in sorted(self.variables.items())
+        ]
         modules = self.environment.modules
         load = [
             "command -v module >/dev/null || . /etc/profile",

@@ -136,7 +136,7 @@ def batch_options(job: Job) -> list[str]:
         "--ntasks-per-node=1",
         f"--output={job.folder / OUTPUT}",
         "--open-mode=append",
-        f"--signal=B:USR1@{s.notice_seconds}",
+        f"--signal=B:USR1@{max(1, round(s.notice_seconds))}",
         "--requeue" if s.requeue else "--no-requeue",
     ]
     named = {"partition": s.partition, "account": s.account, "qos": s.qos,

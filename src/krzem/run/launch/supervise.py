@@ -18,7 +18,14 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from krzem.run.contract import EXIT_FENCED, EXIT_STOPPED, STOP, read_fence
+from krzem.run.contract import (
+    CHECKPOINTS,
+    ENV_RESUME,
+    EXIT_FENCED,
+    EXIT_STOPPED,
+    STOP,
+    read_fence,
+)
 from krzem.run.processes import Identity
 from krzem.train.durable import write_atomic
 
@@ -40,6 +47,7 @@ class _Supervisor:
         self.slurm = slurm
         self.job = json.loads((folder / "job.json").read_bytes())
         self.child: subprocess.Popen[bytes] | None = None
+        self.noticed = False
 
     def run(self) -> int:
         """The whole life of a job."""
@@ -59,15 +67,30 @@ class _Supervisor:
         command = ["bash", str(self.folder / "job.sh")]
         if self.slurm and int(os.environ.get("SLURM_NNODES", "1")) > 0:
             command = ["srun", "--kill-on-bad-exit=1", *command]
-        self.child = subprocess.Popen(command, preexec_fn=_die_with_parent)
+        environment = {**os.environ, **self._resume()}
+        self.child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)
         while True:
             try:
                 return self.child.wait()
             except InterruptedError:
                 continue
 
+    def _resume(self) -> dict[str, str]:
+        """A job that was queued again goes on from what its earlier start has saved."""
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:
+            return {}
+        from krzem.train.checkpoint.store import latest_good
+
+        good = latest_good(Path(self.job["run_dir"]) / CHECKPOINTS)
+        return {} if good is None else {ENV_RESUME: str(good)}
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """A notice from the scheduler: trainers look for the file, whatever starts them."""
+        """A notice from the scheduler: trainers look for the file, whatever starts them.
+
+        SIGUSR1 comes before the end of the allotted time.  SIGTERM comes with a preemption or
+        with somebody's scancel; then it is Slurm, or the controller, who starts the job again.
+        """
+        self.noticed = self.slurm and number == signal.SIGUSR1
         if not (self.folder / STOP).exists():
             write_atomic(self.folder / STOP, json.dumps({"why": "preempted"}).encode())
 
@@ -85,10 +108,10 @@ class _Supervisor:
 
     def _finish(self, code: int) -> int:
         preempted = code == EXIT_STOPPED and self._why_stopped() == "preempted"
-        if preempted and self.slurm and self.job["requeue"]:
+        if preempted and self.noticed and self.job["requeue"]:
             number = os.environ.get("SLURM_JOB_ID", "")
             if subprocess.run(["scontrol", "requeue", number], check=False).returncode == 0:
-                signal.pause()  # Slurm ends this process and queues the job again
+                return code  # no exit code is left: this job is not over
         return self._leave(code, "preempted" if preempted else "")
 
     def _leave(self, code: int, detail: str) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from krzem.run.contract import host_name
 from krzem.run.probe import collectives, rates
 from krzem.run.probe.backend import Backend, backend_for
 from krzem.run.probe.numerics import check_operators
@@ -42,7 +42,7 @@ class RankProbe:
         b, precisions = self.backend, self.backend.precisions
         result: dict[str, Any] = {
             "rank": self.rank,
-            "host": socket.gethostname(),
+            "host": host_name(),
             "device": b.device,
             "backend": b.name,
             "threads": os.environ.get("OMP_NUM_THREADS"),
