@@ -98,7 +98,7 @@ def _block(p: Problem, s: Space, tp: int, cp: int, pp: int, dp: int) -> Layouts:
 
     return Layouts(
         tp=same(tp), cp=same(cp), pp=same(pp), dp=same(dp), micro_batch=micro, vpp=vpp, ep=ep,
-        etp=etp, zero=zero, shard=shard, sequence_parallel=same(int(tp > 1)), schedule=schedule,
+        etp=etp, zero=zero, shard=shard, sequence_parallel=same(1), schedule=schedule,
         first_stage_layers=first, last_stage_layers=last, recompute=recompute,
         recompute_layers=rlayers, context_parallel=kind, offload_optimizer=offload,
     )  # fmt: skip
