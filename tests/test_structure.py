@@ -33,7 +33,12 @@ MAY_IMPORT = {
     "cli": {"report", "run"},
 }
 """A room may import these, and what these may import."""
-COUNTED_TO = {"command": "cli", "page": "report", "selfcontained": "selfcontained"}
+COUNTED_TO = {
+    "command": "cli",
+    "__main__": "cli",
+    "page": "report",
+    "selfcontained": "selfcontained",
+}
 """The verbs and the page of a room may live beside it; they count as the rooms above."""
 WITHOUT_TORCH = set(MAY_IMPORT) - {"train", "witness", "run"}
 
