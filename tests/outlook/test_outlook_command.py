@@ -35,7 +35,8 @@ def test_text_has_every_part(few: str) -> None:
     text = run(few).stdout
     for words in (
         "Chance of having been ahead", "Levers of the odds within 5 years", "What others said",
-        "Justin Lin", "Polymarket", "What one must believe", "Back-test", "90 % intervals hold",
+        "Justin Lin", "Polymarket", "What one must believe", "is right up to here",
+        "Back-test", "90 % intervals hold",
         "Published figures reproduced", "besiroglu_2024", "are our judgement",
     ):  # fmt: skip
         assert words in text

@@ -39,7 +39,10 @@ def sections(result: Outlook) -> Iterable[tuple[str, str]]:
         yield "If one scenario were certain", _options(result.levers)
     yield "What others said", _comparisons(result.comparisons)
     if result.beliefs:
-        yield "What one must believe", "\n\n".join(map(_belief_block, result.beliefs))
+        yield (
+            "What one must believe",
+            "\n\n".join(_belief_block(b, result.comparisons) for b in result.beliefs),
+        )
     yield (
         "Back-test: known at the end of 2024, held against 2025 and 2026",
         back_test_table(result.back_test),
@@ -171,14 +174,24 @@ def _comparisons(comparisons: Sequence[Comparison]) -> str:
     return table(head, rows) + "\n\n" + others
 
 
-def _belief_block(b: Beliefs) -> str:
+def _belief_block(b: Beliefs, comparisons: Sequence[Comparison]) -> str:
     title = (
         f"{_percent(b.target)} within {b.within_years:g} years (ours: {_percent(b.base)}). "
-        + _together(b)
+        f"{_whose(b, comparisons)} {_together(b)}"
     )
     rows = [(s.lever, *_belief_cells(s)) for s in b.single]
     head = ("one assumption alone", "has to be", "deviations from ours")
     return f"{title}\n\n{table(head, rows, 2)}"
+
+
+def _whose(b: Beliefs, comparisons: Sequence[Comparison]) -> str:
+    """Whose statement begins or ends at this target."""
+    for c in comparisons:
+        s = c.statement
+        if s.measure in ODDS and s.years == b.within_years and b.target in (s.low, s.high):
+            at_top = b.target == s.high
+            return f"{s.who} is right {'up to' if at_top else 'from'} here."
+    return "An even chance, for scale."
 
 
 def _together(b: Beliefs) -> str:
