@@ -6,4 +6,6 @@ import importlib.util
 
 collect_ignore_glob = []
 if importlib.util.find_spec("torch") is None:
-    collect_ignore_glob = [f"{folder}/*" for folder in ("model", "ops", "optim", "parallel", "hf")]
+    collect_ignore_glob = [
+        f"{folder}/*" for folder in ("model", "ops", "optim", "parallel", "hf", "loop")
+    ]

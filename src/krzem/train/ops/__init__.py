@@ -1,12 +1,12 @@
 """Operators: a portable version each, vendor versions where one helps.
 
-Vendor versions live in :mod:`krzem.train.ops.cuda` and :mod:`krzem.train.ops.ascend` and register
+Vendor versions live in the modules ``cpu``, ``cuda`` and ``ascend`` and register
 themselves here; importing them needs neither a device nor a vendor's library.
 """
 
 from __future__ import annotations
 
-from krzem.train.ops import ascend, cuda
+from krzem.train.ops import ascend, cpu, cuda
 from krzem.train.ops.attention import attention, sink_attention
 from krzem.train.ops.dispatch import dispatch
 from krzem.train.ops.grouped import Groups, grouped_linear
@@ -23,6 +23,7 @@ __all__ = [
     "ascend",
     "attention",
     "combine",
+    "cpu",
     "cuda",
     "dispatch",
     "find_operator",

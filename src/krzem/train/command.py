@@ -1,0 +1,97 @@
+"""``krzem train``: one run from a run file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from krzem.errors import KrzemError, RunError
+from krzem.run.contract import (
+    ENV_LAYOUT,
+    EXIT_CHECKPOINT,
+    EXIT_DONE,
+    EXIT_FENCED,
+    EXIT_NONFINITE,
+    EXIT_STOPPED,
+    EXIT_STORAGE,
+    FencedError,
+    TrainerContract,
+)
+
+
+@click.command("train")
+@click.argument("run_file", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be run.")
+@click.option("--layout", help='Instead of the file\'s, such as "dp=2,ep=2,mbs=4".')
+@click.option("--json", "as_json", is_flag=True, help="Print the dry run or the end as JSON.")
+def train_command(run_file: Path, dry_run: bool, layout: str | None, as_json: bool) -> None:
+    """Train the run that RUN_FILE describes; a second start resumes it.
+
+    \b
+    krzem train run.toml                                       on one device
+    torchrun --nproc-per-node 8 -m krzem.train run.toml        on many
+    krzem train run.toml --dry-run                             parameters, layout, memory
+    """
+    if layout is not None:
+        os.environ[ENV_LAYOUT] = layout
+    sys.exit(main(run_file, dry_run=dry_run, as_json=as_json))
+
+
+def main(run_file: Path, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Train; returns the exit code that the controller understands."""
+    try:
+        from krzem.train.start import describe, prepare
+    except ImportError as error:
+        return _fail(RunError(_torch_missing(error)))
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        contract = TrainerContract.from_environment(rank)
+        if dry_run:
+            _say(describe(run_file), as_json)
+            return EXIT_DONE
+        trainer = prepare(run_file, contract)
+        resumed = trainer.resume(None if contract is None else contract.resume_from)
+        if resumed is not None and rank == 0:
+            trainer.reporter.event(trainer.step, "resumed", f"resumed from {resumed}")
+        end = trainer.run()
+    except (KrzemError, FencedError) as error:
+        return _fail(error)
+    if rank == 0 and as_json:
+        _say({"step": end.step, "loss": end.loss, "stopped": end.stopped}, as_json)
+    return EXIT_STOPPED if end.stopped else EXIT_DONE
+
+
+def _fail(error: Exception) -> int:
+    """Print the error for people; the exit code says which kind it was."""
+    rank = os.environ.get("RANK")
+    click.echo(f"krzem train{f' (rank {rank})' if rank else ''}: {error}", err=True)
+    codes = {
+        "NotFiniteError": EXIT_NONFINITE,
+        "CheckpointError": EXIT_CHECKPOINT,
+        "StorageError": EXIT_STORAGE,
+        "FencedError": EXIT_FENCED,
+    }
+    return codes.get(type(error).__name__, getattr(error, "exit_code", 2))
+
+
+def _torch_missing(error: ImportError) -> str:
+    if "torch_npu" in str(error) or "backend extension" in str(error):
+        return (
+            f"torch does not load because a vendor's plug-in is half installed ({error}); set "
+            "TORCH_DEVICE_BACKEND_AUTOLOAD=0 to do without it, or complete its installation"
+        )
+    return f"training needs torch ({error}): pip install krzem[train]"
+
+
+def _say(value: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(value, indent=2))
+        return
+    width = max(map(len, value))
+    for name, item in value.items():
+        click.echo(f"{name:<{width}}  {item}")

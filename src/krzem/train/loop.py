@@ -1,0 +1,339 @@
+"""The run: data in, steps, numbers out, checkpoints, a clean end.
+
+What a step trains on is a function of the global sample index alone; the position of the run is
+the number of steps done.  A run that is stopped goes on where it was under any layout.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from krzem.errors import CheckpointError, DataError, RunError
+from krzem.layout.layout import Layout
+from krzem.model import flops_per_token
+from krzem.train.checkpoint import AsyncSaver, Retention, latest_good, load, load_meta
+from krzem.train.config import ModelSpec
+from krzem.train.device import DeviceInfo, peak_memory, synchronize
+from krzem.train.engine import Engine, StepResult
+from krzem.train.model.block import Block
+from krzem.train.model.context import LossWeights
+from krzem.train.optim import ExpertLoad, Optimizer, OptimizerConfig, Schedule, update_biases
+from krzem.train.report import Contract, Reporter
+from krzem.train.settings import TrainSettings
+from krzem.train.state import copies_state, run_state
+from krzem.train.watch import Watch, broken_gradients, is_finite
+
+
+class Source(Protocol):
+    """Where samples come from."""
+
+    fingerprint: str
+    """Equal for sources that give equal samples."""
+
+    def batch(self, start: int, count: int) -> np.ndarray:
+        """Tokens of global samples ``start`` to ``start + count``: int64 [count, sequence + 1]."""
+
+    def batch_with_documents(self, start: int, count: int) -> Any:
+        """The same with ``tokens`` and ``documents`` [count, sequence + 1]."""
+
+
+class NotFiniteError(RunError):
+    """A loss or a gradient that is no number; nothing was saved after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnd:
+    """How a run ended."""
+
+    step: int
+    loss: float
+    stopped: bool
+    """True where it was asked to stop before its last step."""
+
+
+class Trainer:
+    """One run on this rank; :meth:`run` trains it to the end."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        spec: ModelSpec,
+        config: dict[str, Any],
+        layout: Layout,
+        info: DeviceInfo,
+        source: Source,
+        *,
+        held_out: Source | None = None,
+        contract: Contract | None = None,
+    ) -> None:
+        self.settings, self.spec, self.config = settings, spec, config
+        self.info, self.source, self.held_out = info, source, held_out
+        self.contract, self.layout = contract, layout
+        t, goal = settings.train, settings.goal
+        self.engine = Engine(
+            spec,
+            layout,
+            device=info.device,
+            dtype=torch.bfloat16 if goal.precision == "bf16" else torch.float32,
+            weights=LossWeights(mtp=t.mtp, balance=t.balance, z=t.z, router_z=t.router_z),
+            seed=t.seed,
+        )
+        if t.compile:
+            _compile(self.engine)
+        groups = spec.layers[0].attention.output_groups or 1
+        self.optimizer = Optimizer(self.engine.held, optimizer_config(settings), groups=groups)
+        self.schedule = schedule_of(settings)
+        self.watch = Watch()
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.step = 0
+        self._stop = False
+        self.root = settings.folder / "checkpoints"
+        self.reporter = Reporter(
+            settings.folder,
+            settings.steps,
+            every=settings.metrics.every if self.rank == 0 else 0,
+            tensorboard=settings.metrics.tensorboard and self.rank == 0,
+        )
+
+    def resume(self, folder: Path | None = None) -> Path | None:
+        """Load ``folder``, or the newest good checkpoint of the run; None where there is none.
+
+        Raises:
+            CheckpointError: of another model, other data, damaged or incomplete.
+        """
+        found = folder or (latest_good(self.root) if self.root.exists() else None)
+        if found is None:
+            return None
+        meta = load_meta(found)
+        if meta["order"] != self.source.fingerprint:
+            raise CheckpointError(
+                f"{found} was trained on other data, or in another order ({meta['order'][:12]} "
+                f"instead of {self.source.fingerprint[:12]}): data, weights, sequence length and "
+                "seed have to be those of the run, or start a new folder"
+            )
+        load(found, run_state(self.engine, self.optimizer), config=self.config)
+        if self.layout.pp > 1:
+            load(found, copies_state(self.engine, self.optimizer), strict=False, check="sizes")
+        self.step = int(meta["step"])
+        self.optimizer.steps = int(meta["updates"])
+        return found
+
+    def run(self) -> RunEnd:
+        """Train from the present step to the last, or until asked to stop; saves at the end.
+
+        Raises:
+            NotFiniteError: a loss or gradient is no number.
+            StorageError: the disk does not take a checkpoint.
+        """
+        previous = self._listen()
+        loss = float("nan")
+        try:
+            with self._saver() as saver:
+                while self.step < self.settings.steps and not self._asked_to_stop():
+                    loss = self._one_step().losses["loss"]
+                    every = self.settings.checkpoint.every
+                    if every and self.step % every == 0 and self.step < self.settings.steps:
+                        self._save(saver)
+                    self._evaluate()
+                self._save(saver)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return RunEnd(step=self.step, loss=loss, stopped=self.step < self.settings.steps)
+
+    def _one_step(self) -> StepResult:
+        begun, goal = time.perf_counter(), self.settings.goal
+        self._beat("data")
+        first = self.step * goal.global_batch
+        tokens, documents = self._batch(self.source, first, goal.global_batch)
+        self._beat("compute")
+        result = self.engine.step(tokens, sequences=goal.global_batch, documents=documents)
+        if not is_finite(result):
+            self._report_broken(result)
+        self._beat("update")
+        seen = (self.step + 1) * goal.global_batch * goal.sequence
+        rate = self.schedule.at(seen)
+        self.optimizer.step(rate, result.gradient_norm)
+        loads = update_biases(
+            self.engine.routers(), self.engine.loads(), self.settings.train.bias_rate
+        )
+        synchronize(self.info.device)
+        self.step += 1
+        self._record(result, loads, rate, time.perf_counter() - begun)
+        return result
+
+    def _batch(self, source: Source, first: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """This rank's share of ``count`` samples from ``first``."""
+        data = self.engine.data
+        own = count // data.size
+        start = first + data.rank * own
+        device = self.info.device
+        if not self.settings.data.documents:
+            return torch.from_numpy(source.batch(start, own)).to(device), None
+        batch = source.batch_with_documents(start, own)
+        documents = torch.from_numpy(batch.documents[:, :-1].astype(np.int64))
+        return torch.from_numpy(batch.tokens).to(device), documents.to(device)
+
+    def _record(
+        self, result: StepResult, loads: list[ExpertLoad], rate: float, seconds: float
+    ) -> None:
+        for message in self.watch.faults(self.step, result, loads):
+            if self.rank == 0:
+                self.reporter.event(self.step, "warning", message)
+        if self.rank:
+            return
+        goal = self.settings.goal
+        tokens = goal.global_batch * goal.sequence
+        first = (self.step - 1) * goal.global_batch
+        self.reporter.step(
+            {
+                "step": self.step,
+                "tokens": self.step * tokens,
+                **result.losses,
+                "grad_norm": result.gradient_norm,
+                "rate": rate,
+                "seconds": seconds,
+                "tokens_per_s": tokens / seconds,
+                "mfu": self._mfu(tokens / seconds),
+                "peak_load": max((x.peak for x in loads), default=None),
+                "first_sample": first,
+                "last_sample": first + goal.global_batch - 1,
+                "attempt": getattr(self.contract, "attempt", 0),
+                "time": time.time(),
+                "memory_bytes": peak_memory(self.info.device),
+            }
+        )
+
+    def _mfu(self, tokens_per_s: float) -> float | None:
+        """Model FLOPs utilisation against the stated peak; None where none is stated."""
+        peak = self.settings.metrics.peak
+        if peak is None:
+            return None
+        per_token = flops_per_token(self.spec.arch, self.settings.goal.sequence)
+        return tokens_per_s * per_token / (peak * self.layout.devices)
+
+    def _evaluate(self) -> None:
+        e = self.settings.evaluation
+        if self.held_out is None or not e.every or self.step % e.every:
+            return
+        self._beat("evaluate")
+        each = self.engine.data.size * self.layout.micro_batch
+        count = -(-e.sequences // each) * each
+        loss = self.engine.evaluate(*self._batch(self.held_out, 0, count))
+        if self.rank == 0:
+            self.reporter.value(self.step, "held_out_loss", loss)
+
+    def _saver(self) -> AsyncSaver:
+        guard = None if self.contract is None else self.contract.commit_guard
+        keep = Retention(keep_last=max(1, self.settings.checkpoint.keep_last))
+        return AsyncSaver(self.root, config=self.config, retention=keep, commit_guard=guard)
+
+    def _save(self, saver: AsyncSaver) -> None:
+        self._beat("save")
+        goal = self.settings.goal
+        meta = {
+            "step": self.step,
+            "updates": self.optimizer.steps,
+            "tokens": self.step * goal.global_batch * goal.sequence,
+            "sample": self.step * goal.global_batch,
+            "order": self.source.fingerprint,
+            "seed": self.settings.train.seed,
+        }
+        saver.save(self.step, run_state(self.engine, self.optimizer), meta)
+
+    def _report_broken(self, result: StepResult) -> None:
+        names = broken_gradients(self.engine.held)
+        everyone: list[list[str]] = [names]
+        if dist.is_initialized():
+            everyone = [[]] * dist.get_world_size()
+            dist.all_gather_object(everyone, names)
+        where = next(((r, found[0]) for r, found in enumerate(everyone) if found), None)
+        place = f"first in {where[1]} on rank {where[0]}" if where else "no gradient is to blame"
+        raise NotFiniteError(
+            f"step {self.step + 1}: loss {result.losses['loss']}, gradient norm "
+            f"{result.gradient_norm}: {place}; nothing was saved after step {self.step}"
+        )
+
+    def _listen(self) -> dict[int, Any]:
+        """Take Ctrl-C and SIGTERM as a request to save and end after this step."""
+
+        def ask(number: int, frame: Any) -> None:
+            self._stop = True
+
+        return {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any rank was asked to; all ranks agree."""
+        own = self._stop or (self.contract is not None and self.contract.stop_requested())
+        if not dist.is_initialized():
+            return own
+        flag = torch.tensor(int(own), device=self.info.device)
+        dist.all_reduce(flag)
+        return bool(flag.item())
+
+    def _beat(self, phase: str) -> None:
+        if self.contract is not None:
+            self.contract.beat(self.step, phase)
+
+
+def optimizer_config(settings: TrainSettings) -> OptimizerConfig:
+    """The optimiser's constants."""
+    o = settings.optimizer
+    return OptimizerConfig(
+        kind=settings.goal.optimizer,
+        beta1=o.beta1,
+        beta2=o.beta2,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        momentum=o.momentum,
+        clip=o.clip,
+    )
+
+
+def schedule_of(settings: TrainSettings) -> Schedule:
+    """The learning rate over the run."""
+    s = settings.schedule
+    return Schedule(
+        tokens=settings.goal.tokens,
+        peak=settings.optimizer.rate,
+        kind=s.kind,
+        warmup_tokens=s.warmup,
+        decay_share=s.decay_share,
+        final_share=s.final_share,
+    )
+
+
+def check_batch(settings: TrainSettings, layout: Layout) -> None:
+    """Refuse a batch that the layout cannot share out.
+
+    Raises:
+        DataError: with the arithmetic.
+    """
+    goal, each = settings.goal, layout.dp * layout.micro_batch
+    if goal.global_batch % each:
+        raise DataError(
+            f"goal.global_batch = {goal.global_batch} is not a multiple of dp*mbs = "
+            f"{layout.dp}*{layout.micro_batch} = {each}"
+        )
+    parts = layout.cp * layout.tp
+    if goal.sequence % parts:
+        raise DataError(
+            f"goal.sequence = {goal.sequence} is not a multiple of cp*tp = {layout.cp}*{layout.tp}"
+            f" = {parts}"
+        )
+
+
+def _compile(engine: Engine) -> None:
+    for stage in engine.stages:
+        for module in stage.modules():
+            if isinstance(module, Block):
+                module.compile()

@@ -1,0 +1,296 @@
+"""The trainer's part of ``run.toml``, read whole: every fault is found before any work begins.
+
+The same file serves ``krzem run``: its tables ``[run]``, ``model`` and ``[goal]`` are shared, those
+of pools and gates are passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from krzem.errors import KrzemError, RunError, nearest, shorten
+from krzem.layout.layout import Layout, parse_layout
+from krzem.quantity import parse_count, parse_flops, parse_length
+from krzem.train.optim.schedule import KINDS
+
+Values = TypeVar("Values")
+_OTHERS = frozenset({"pool", "gates", "qualify", "recovery", "trainer", "witness", "cluster"})
+"""Tables that the controller or the planner reads."""
+
+
+def _key(default: Any, read: Callable[[Any], Any], means: str) -> Any:
+    about = {"read": read, "means": means}
+    return field(metadata=about) if default is MISSING else field(default=default, metadata=about)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise RunError("it has to be a text in quotes")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RunError("it has to be true or false")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise RunError("it has to be a number, 0 or more")
+    return float(value)
+
+
+def _share(value: Any) -> float:
+    if _number(value) > 1:
+        raise RunError("it has to be a share between 0 and 1")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RunError("it has to be a whole number, 0 or more")
+    return value
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise RunError(f"it has to be one of {', '.join(choices)}")
+        return str(value)
+
+    return read
+
+
+def _anything(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoalTable:
+    """``[goal]``: what is trained, shared with the planner."""
+
+    tokens: int = _key(MISSING, parse_count, "tokens of the whole run")
+    sequence: int = _key(MISSING, parse_length, "tokens of a sequence")
+    global_batch: int = _key(MISSING, parse_count, "sequences per optimiser step")
+    precision: str = _key("bf16", _one_of("bf16", "fp32"), "arithmetic of matrix products")
+    optimizer: str = _key("adamw", _one_of("adamw", "muon"), "adamw or muon")
+    deadline: Any = _key(None, _anything, "the controller's")  # noqa: RUF009
+    budget: Any = _key(None, _anything, "the controller's")  # noqa: RUF009
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainTable:
+    """``[train]``: how it is trained."""
+
+    seed: int = _key(0, _whole, "of initial values and of the order of data")
+    device: str = _key("auto", _text, "auto, cpu, cuda or npu")
+    mtp: float = _key(0.3, _number, "weight of multi-token prediction")
+    balance: float = _key(1e-4, _number, "weight of the sequence-wise balance loss")
+    bias_rate: float = _key(1e-3, _number, "step of the balancing biases")
+    z: float = _key(0.0, _number, "weight of the output's z-loss")
+    router_z: float = _key(0.0, _number, "weight of the routers' z-loss")
+    compile: bool = _key(False, _flag, "compile layers with torch.compile")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataTable:
+    """``[data]``: tokens made by ``krzem data build``."""
+
+    path: Any = _key(MISSING, _anything, "a folder, or a table of folders with weights")  # noqa: RUF009
+    documents: bool = _key(False, _flag, "keep attention within a document")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerTable:
+    """``[optimizer]``."""
+
+    rate: float = _key(3e-4, _number, "peak learning rate")
+    beta1: float = _key(0.9, _share, "of AdamW")
+    beta2: float = _key(0.95, _share, "of AdamW")
+    eps: float = _key(1e-8, _number, "of AdamW")
+    momentum: float = _key(0.95, _share, "of Muon")
+    weight_decay: float = _key(0.1, _number, "of matrices")
+    clip: float = _key(1.0, _number, "largest gradient norm, 0 for none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleTable:
+    """``[schedule]``: the learning rate over tokens."""
+
+    kind: str = _key("wsd", _one_of(*KINDS), "shape after the warm-up")
+    warmup: int = _key(0, parse_count, "tokens of linear warm-up")
+    decay_share: float = _key(0.2, _share, "last part of the run, of wsd")
+    final_share: float = _key(0.1, _share, "rate at the end over the peak")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointTable:
+    """``[checkpoint]``."""
+
+    every: int = _key(1000, _whole, "steps between checkpoints, 0: only at the end")
+    keep_last: int = _key(3, _whole, "newest checkpoints kept")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationTable:
+    """``[evaluation]``: loss on held-out data."""
+
+    every: int = _key(0, _whole, "steps between evaluations, 0: none")
+    sequences: int = _key(64, _whole, "sequences of one evaluation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsTable:
+    """``[metrics]``."""
+
+    every: int = _key(10, _whole, "steps between lines on the screen")
+    tensorboard: bool = _key(False, _flag, "also write TensorBoard files")
+    peak: float | None = _key(None, parse_flops, "dense peak of one device, for MFU")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """All that the trainer needs to know."""
+
+    name: str
+    base: Path
+    """Folder of the run file, from which relative paths start."""
+    folder: Path
+    model: Path | str
+    layout: str
+    """As ``--layout`` reads it, or ``auto``."""
+    goal: GoalTable
+    train: TrainTable
+    data: DataTable
+    optimizer: OptimizerTable
+    schedule: ScheduleTable
+    checkpoint: CheckpointTable
+    evaluation: EvaluationTable
+    metrics: MetricsTable
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that reach the tokens, the last one whole."""
+        return -(-self.goal.tokens // (self.goal.sequence * self.goal.global_batch))
+
+
+_TABLES: dict[str, type] = {
+    "goal": GoalTable,
+    "train": TrainTable,
+    "data": DataTable,
+    "optimizer": OptimizerTable,
+    "schedule": ScheduleTable,
+    "checkpoint": CheckpointTable,
+    "evaluation": EvaluationTable,
+    "metrics": MetricsTable,
+}
+
+
+def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
+    """The settings in the run file at ``path``.
+
+    Raises:
+        RunError: with every fault of the file, one to a line.
+    """
+    file = Path(path)
+    raw = _parse(file)
+    faults: list[str] = []
+    known = {*_TABLES, "run", "model", "layout", *_OTHERS}
+    faults += [_unknown("table", name, known, "") for name in raw if name not in known]
+    tables: dict[str, Any] = {
+        n: _table(kind, raw.get(n, {}), n, faults) for n, kind in _TABLES.items()
+    }
+    run = raw.get("run", {})
+    run = run if isinstance(run, Mapping) else {}
+    name = str(run.get("name", file.stem))
+    folder = file.parent / str(run.get("folder", Path("runs") / name))
+    model = _model(raw.get("model"), file.parent, faults)
+    layout = _layout(raw.get("layout", "auto"), faults)
+    if faults:
+        listed = "\n".join(f"  - {fault}" for fault in faults)
+        raise RunError(f"{file} has {len(faults)} faults:\n{listed}")
+    return TrainSettings(
+        name=name, base=file.parent, folder=folder, model=model, layout=layout, **tables
+    )
+
+
+def _parse(file: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RunError(f"{file} is no TOML: {error}") from error
+
+
+def _table(kind: type[Values], given: object, where: str, faults: list[str]) -> Values | None:
+    if not isinstance(given, Mapping):
+        faults.append(f"{where} has to be a table, written [{where}]")
+        return None
+    keys: dict[str, Field[Any]] = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    faults += [_unknown("key", k, keys, f"{where}.") for k in given if k not in keys]
+    found: dict[str, Any] = {}
+    before = len(faults)
+    for name, about in keys.items():
+        if name in given:
+            try:
+                found[name] = about.metadata["read"](given[name])
+            except (KrzemError, TypeError, ValueError) as error:
+                faults.append(f"{where}.{name} = {shorten(repr(given[name]))}: {error}")
+        elif about.default is MISSING:
+            faults.append(f"{where}.{name} is missing: {about.metadata['means']}")
+    return kind(**found) if len(faults) == before else None
+
+
+def _unknown(what: str, name: str, known: Sequence[str] | Any, where: str) -> str:
+    close = nearest(name, known)
+    offer = f"; did you mean {', '.join(close)}?" if close else f"; there are {', '.join(known)}"
+    return f"unknown {what} {where}{shorten(name)}{offer}"
+
+
+def _model(given: object, base: Path, faults: list[str]) -> Path | str:
+    if isinstance(given, Mapping):
+        given = given.get("config", given.get("name"))
+    if not isinstance(given, str) or not given.strip():
+        faults.append('model is missing: write model = "config.json", or a built-in name')
+        return ""
+    local = base / given
+    return local if local.exists() else given
+
+
+def _layout(given: object, faults: list[str]) -> str:
+    """``layout = "dp=2,mbs=4"``, or the table of a plan file with ``text``."""
+    if isinstance(given, Mapping):
+        given = given.get("text", "auto")
+    if not isinstance(given, str):
+        faults.append('layout has to be a text such as "dp=2,mbs=4", or "auto"')
+        return "auto"
+    if given != "auto":
+        try:
+            parse_layout(given)
+        except KrzemError as error:
+            faults.append(str(error))
+    return given
+
+
+def automatic_layout(ranks: int, experts: int, global_batch: int) -> Layout:
+    """Without a plan: data parallel over all ranks, experts over as many as divide them.
+
+    Raises:
+        RunError: the ranks do not divide the batch.
+    """
+    if global_batch % ranks:
+        raise RunError(
+            f"layout auto spreads goal.global_batch = {global_batch} sequences over {ranks} ranks, "
+            f"but {global_batch} / {ranks} is no whole number; change one, or state a layout"
+        )
+    ep = max(d for d in range(1, ranks + 1) if ranks % d == 0 and max(experts, 1) % d == 0)
+    each = global_batch // ranks
+    micro = max(d for d in range(1, min(each, 8) + 1) if each % d == 0)
+    return Layout(dp=ranks, ep=ep if experts else 1, micro_batch=micro)

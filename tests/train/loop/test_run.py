@@ -1,0 +1,192 @@
+"""Whole runs: they learn, stop, resume to the same bits, and refuse what cannot be run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.train.configs import ALL
+
+from krzem.errors import CheckpointError, KrzemError, RunError
+from krzem.train.command import main
+from krzem.train.data import BuildRequest, build
+from krzem.train.data.tokenizer import ByteTokenizer
+from krzem.train.loop import NotFiniteError, Trainer
+from krzem.train.settings import read_settings
+from krzem.train.start import checked, describe, prepare
+
+RUN = """
+model = "config.json"
+layout = "{layout}"
+[run]
+folder = "out"
+[goal]
+tokens = {tokens}
+sequence = 32
+global_batch = 8
+precision = "fp32"
+[data]
+path = "tokens"
+documents = true
+[optimizer]
+rate = 5e-3
+[checkpoint]
+every = 4
+[evaluation]
+every = {evaluate}
+sequences = 4
+[metrics]
+every = 0
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder with a model of 257 tokens, text and a run file of ten steps."""
+    lines = [f"the {i}th line of a text that repeats itself, line {i * i}." for i in range(400)]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    request = BuildRequest(
+        sources=(tmp_path / "text.txt",), out=tmp_path / "tokens", tokenizer="bytes"
+    )
+    build(request)
+    write(tmp_path, ALL["deepseek_v3"])
+    return tmp_path / "run.toml"
+
+
+def write(folder: Path, config: dict[str, Any], **changes: Any) -> None:
+    fields = {"layout": "mbs=4", "tokens": 2560, "evaluate": 0, **changes}
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 264}))
+    (folder / "run.toml").write_text(RUN.format(**fields))
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {h.name: h.part.detach().clone() for h in trainer.engine.held}
+
+
+@pytest.mark.parametrize("model", ["deepseek_v3", "deepseek_v4"])
+def test_a_run_learns_and_says_so(run: Path, model: str) -> None:
+    write(run.parent, ALL[model])
+    assert main(run) == 0
+    lines = (run.parent / "out" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [r["step"] for r in records] == list(range(1, 11))
+    assert records[-1]["loss"] < records[0]["loss"] - 0.5
+    assert records[3]["first_sample"] == 24
+    assert records[3]["last_sample"] == 31
+    assert records[0]["mfu"] is None
+    assert records[-1]["memory_bytes"] > 0
+
+
+def test_resuming_gives_the_same_bits(run: Path) -> None:
+    whole = prepare(run)
+    whole.run()
+    write(run.parent, ALL["deepseek_v3"], tokens=2560)
+    (run.parent / "out").rename(run.parent / "whole")
+    first = prepare(run)
+    for _ in range(4):
+        first._one_step()
+    with first._saver() as saver:
+        first._save(saver)
+    second = prepare(run)
+    assert second.resume() is not None
+    assert second.step == 4
+    second.run()
+    a, b = weights(whole), weights(second)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_sigterm_saves_and_a_second_start_goes_on(run: Path) -> None:
+    write(run.parent, ALL["deepseek_v3"], tokens=256 * 400)
+
+    def stop_soon() -> None:
+        while not (run.parent / "out" / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop_soon)
+    thread.start()
+    assert main(run) == 75
+    thread.join()
+    steps = [p.name for p in (run.parent / "out" / "checkpoints").glob("step-*")]
+    assert steps
+    again = prepare(run)
+    again.resume()
+    assert 0 < again.step < 400
+
+
+def test_other_data_is_refused(run: Path) -> None:
+    trainer = prepare(run)
+    trainer._one_step()
+    with trainer._saver() as saver:
+        trainer._save(saver)
+    run.write_text(run.read_text() + "\n[train]\nseed = 5\n")
+    with pytest.raises(CheckpointError, match="other data, or in another order"):
+        prepare(run).resume()
+
+
+def test_numbers_that_are_none_end_the_run(run: Path) -> None:
+    trainer = prepare(run)
+    with torch.no_grad():
+        trainer.engine.held[3].part.fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match=r"step 1: loss nan.* on rank 0; nothing was saved"):
+        trainer.run()
+    assert not list((run.parent / "out").glob("checkpoints/step-*"))
+
+
+def test_all_faults_of_a_file_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'layout = "dp=x"\n[goal]\ntokens = "10 apples"\nsequence = 32\nprecission = "bf16"\n'
+        '[optimizer]\nrate = "fast"\n[sheduel]\n'
+    )
+    with pytest.raises(RunError) as caught:
+        read_settings(file)
+    text = str(caught.value)
+    for part in ("goal.tokens", "goal.global_batch is missing", "did you mean precision",
+                 "optimizer.rate", "did you mean schedule", "model is missing", "dp=x",
+                 "data.path is missing"):  # fmt: skip
+        assert part in text.replace("'x'", "dp=x"), part
+
+
+@pytest.mark.parametrize(
+    ("layout", "why"),
+    [
+        ("dp=2,mbs=4", "needs tp*cp*pp*dp = 1*1*1*2 = 2 ranks, 1 are present"),
+        ("mbs=3", "global_batch = 8 is not a multiple of dp*mbs = 1*3 = 3"),
+        ("tp=3,mbs=8", "does not divide attention heads = 4"),
+        ("pp=2,schedule=zb-v,recompute=full,mbs=1", "use recompute=none"),
+    ],
+)
+def test_impossible_layouts_are_refused_before_any_work(run: Path, layout: str, why: str) -> None:
+    write(run.parent, ALL["deepseek_v3"], layout=layout)
+    with pytest.raises(KrzemError) as caught:
+        checked(run)
+    assert why in str(caught.value)
+    assert not (run.parent / "out").exists()
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_s(run: Path) -> None:
+    (run.parent / "config.json").write_text(json.dumps(ALL["deepseek_v3"]))
+    with pytest.raises(KrzemError, match=r"vocab"):
+        checked(run)
+    assert ByteTokenizer().vocabulary > 96
+
+
+def test_the_dry_run_says_what_would_be_run(run: Path) -> None:
+    told = describe(run)
+    assert told["steps"] == 10
+    assert told["layout"] == "tp=1,pp=1,dp=1,mbs=4,zero=1"
+    assert "(MTP)" in told["parameters"]
+    assert main(run, dry_run=True) == 0
+
+
+def test_missing_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tmp_path / "no.toml") == 2
+    assert "cannot be read: No such file" in capsys.readouterr().err
