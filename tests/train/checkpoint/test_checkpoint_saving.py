@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
 import random
 import resource
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -241,30 +243,31 @@ def test_a_disk_that_refuses_is_one_sentence(
     assert good_value(step_folder(tmp_path, 2)) == 2
 
 
-def child(work: Callable[[], None]) -> int:
-    """Run ``work`` in a forked process and return its process id."""
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
+def child(work: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Run ``work`` in a process of its own, forked from a server that has started no threads.
+
+    A fork of this process would inherit locks that threads of torch may hold.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "krzem.train.checkpoint"])
+    process = context.Process(target=work, args=arguments)
+    process.start()
     return process
+
+
+def save_under_a_limit(root: Path) -> None:
+    """Save more than the kernel lets this process write."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    with pytest.raises(StorageError, match="larger than the file-size limit"):
+        save(root, 2, {"w": torch.zeros(100_000)}, meta={})
 
 
 def test_a_real_limit_on_file_size(tmp_path: Path) -> None:
     """The kernel itself refuses the bytes."""
     save(tmp_path, 1, some_state(1), meta={})
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        with pytest.raises(StorageError, match="larger than the file-size limit"):
-            save(tmp_path, 2, {"w": torch.zeros(100_000)}, meta={})
-
-    _, status = os.waitpid(child(limited), 0)
-    assert status == 0
+    process = child(save_under_a_limit, tmp_path)
+    process.join(60)
+    assert process.exitcode == 0
     assert latest_good(tmp_path) == step_folder(tmp_path, 1)
 
 
@@ -296,21 +299,26 @@ def test_the_guard_has_the_last_word(tmp_path: Path) -> None:
     assert [s for s, _ in checkpoints(tmp_path)] == [1]
 
 
+def save_for_ever(root: Path, first: int, ready: Event) -> None:
+    """Save step after step, pruning as it goes."""
+    ready.set()
+    with AsyncSaver(root, retention=Retention(keep_last=2)) as saver:
+        for step in range(first, first + 100_000):
+            saver.save(step, some_state(step), {"step": step})
+
+
 def test_killed_at_any_moment_the_last_good_one_loads(tmp_path: Path) -> None:
     """A saver that prunes as it goes, killed 30 times at random moments."""
     randomness = random.Random(4)
     reached = 0
 
-    def saves() -> None:
-        with AsyncSaver(tmp_path, retention=Retention(keep_last=2)) as saver:
-            for step in range(reached + 1, reached + 100_000):
-                saver.save(step, some_state(step), {"step": step})
-
     for _ in range(30):
-        process = child(saves)
-        time.sleep(randomness.uniform(0.0, 0.12))
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        ready = multiprocessing.get_context("forkserver").Event()
+        process = child(save_for_ever, tmp_path, reached + 1, ready)
+        assert ready.wait(60)
+        time.sleep(randomness.uniform(0.0, 0.2))
+        process.kill()
+        process.join(60)
         found = latest_good(tmp_path)
         if found is None:
             assert reached == 0
