@@ -33,6 +33,37 @@ VERBS = {
     "outlook": Verb(
         at="krzem.outlook.command:outlook_command", help="The compute gap and the odds."
     ),
+    "fleet": Verb(
+        at="krzem.supply.command:fleet_command",
+        help="What to buy, rent or apply for, under rules and budgets.",
+        extra="fleet",
+    ),
+    "infer": Verb(
+        at="krzem.supply.command:infer_command",
+        help="Which fleets a published run may have used.",
+        extra="fleet",
+    ),
+    "proposal": Verb(
+        at="krzem.supply.command:proposal_command",
+        help="The tables that a call for computing time asks for.",
+        extra="fleet",
+    ),
+    "probe": Verb(
+        at="krzem.run.command:probe_command",
+        help="Measure this machine and write a device profile.",
+    ),
+    "run": Verb(
+        at="krzem.run.command:run_command",
+        help="The whole story: pools in order of preference, gates, fallback.",
+    ),
+    "status": Verb(at="krzem.run.command:status_command", help="How a run is doing."),
+    "logs": Verb(at="krzem.run.command:logs_command", help="What a run has written."),
+    "stop": Verb(at="krzem.run.command:stop_command", help="Stop a run cleanly."),
+    "witness": Verb(
+        at="krzem.witness.command:witness_command",
+        help="Is it the same run on that other hardware?",
+        extra="train",
+    ),
     "data": Verb(
         at="krzem.train.data.command:data_command",
         help="Turn text into tokens to train on.",
