@@ -52,6 +52,8 @@ class Controller:
         }
         while not (row := self._row()).state.final:
             try:
+                if self._stopped_while_idle(row):
+                    continue
                 handlers[row.state](row)
                 self._troubles = 0
             except (StorageError, LaunchError) as error:
@@ -210,7 +212,7 @@ class Controller:
         pool = self.settings.pool(row.pool or "")
         attempt = self.ledger.open_attempt()
         if attempt is None:
-            if self._stopped_while_idle(pool):
+            if self._judge_faults(pool):
                 return
             started = self._start(pool)
         else:
@@ -221,12 +223,13 @@ class Controller:
         outcome = watch.until_end()
         self._close(pool, started, outcome, watch)
 
-    def _stopped_while_idle(self, pool: Pool) -> bool:
-        """Whether to stop, or to move, before anything is started."""
-        if self._row().stop_requested:
-            self._stop(pool)
-            return True
-        return self._judge_faults(pool)
+    def _stopped_while_idle(self, row: RunRow) -> bool:
+        """Stop before anything new is started; a move that is under way is finished first."""
+        busy = row.state in (State.MOVE, State.AFTER) or self.ledger.open_attempt() is not None
+        if row.stop_requested is None or busy:
+            return False
+        self._stop(row.pool)
+        return True
 
     def _start(self, pool: Pool) -> Started | None:
         wait = self._backoff(pool)
@@ -320,7 +323,7 @@ class Controller:
             self.ledger.set_state(State.AFTER, pool.name, "every token is trained")
             return
         if self._row().stop_requested:
-            self._stop(pool)
+            self._stop(pool.name)
             return
         fired = [f for f in self.ledger.fired() if f.attempt == attempt.id]
         if any(f.action == Action.STOP for f in fired):
@@ -328,9 +331,9 @@ class Controller:
         elif moving := [f for f in fired if f.action == Action.MOVE]:
             self._leave(pool, moving[-1].gate, moving[-1].message)
 
-    def _stop(self, pool: Pool) -> None:
+    def _stop(self, pool: str | None) -> None:
         with self.ledger.writing():
-            self.ledger.set_state(State.STOPPED, pool.name, "stopped on request")
+            self.ledger.set_state(State.STOPPED, pool, "stopped on request")
             self.ledger.request_stop(None)
 
     def _leave(self, pool: Pool, gate: str, message: str) -> None:
@@ -454,7 +457,9 @@ def _check_same_run(settings: RunSettings, row: RunRow | None) -> None:
 def _take_up(ledger: Ledger, row: RunRow) -> None:
     """Begin, or go on where an earlier controller left off."""
     raise_fence(ledger, row.token)
-    if row.state is State.STOPPED and row.pool:
-        ledger.set_state(State.TRAIN, row.pool, "going on after a stop")
+    if row.state is State.STOPPED:
+        trained = row.pool is not None and bool(ledger.attempts(row.pool))
+        begun = State.QUALIFY if row.pool else State.BEFORE
+        ledger.set_state(State.TRAIN if trained else begun, row.pool, "going on after a stop")
     elif row.state is State.FAILED:
         ledger.set_state(State.BEFORE, None, "trying every pool again")

@@ -1,0 +1,139 @@
+"""The report of a run as one HTML page: what ran where, plan and actual, what it all cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from krzem.report.selfcontained import inline_svg, new_figure, page
+
+_TEMPLATE = """
+<h1>{{ s.name }}</h1>
+<p>{{ s.state }}: {{ "{:,}".format(s.tokens) }} of {{ "{:,}".format(s.goal_tokens) }} tokens in
+{{ "{:,}".format(s.step) }} steps; goodput
+{% if s.goodput is none %}unknown{% else %}{{ "{:.1%}".format(s.goodput) }}{% endif %}.
+{% if s.samples_exact %}Every sample was trained exactly once, as the recorded indices show.
+{% else %}<strong>Samples are not exact:</strong> {{ s.sample_gaps | join("; ") }}{% endif %}</p>
+
+<h2>What ran where</h2>
+<table>
+<tr><th>pool</th><th class="n">tokens</th><th class="n">steps</th><th class="n">done again</th>
+<th class="n">attempts</th><th class="n">faults</th><th class="n">time in steps, s</th>
+<th class="n">tokens/s</th><th class="n">planned</th><th class="n">share of plan</th></tr>
+{% for p in s.pools %}
+<tr><td>{{ p.name }}</td><td class="n">{{ "{:,}".format(p.tokens) }}</td>
+<td class="n">{{ p.steps }}</td><td class="n">{{ p.lost_steps }}</td>
+<td class="n">{{ p.attempts }}</td><td class="n">{{ p.faults }}</td>
+<td class="n">{{ "{:,.1f}".format(p.step_seconds) }}</td>
+<td class="n">{{ p.tokens_per_s | number }}</td>
+<td class="n">{{ p.planned_tokens_per_s | number }}</td>
+<td class="n">{% if p.tokens_per_s and p.planned_tokens_per_s -%}
+{{ "{:.0%}".format(p.tokens_per_s / p.planned_tokens_per_s) }}{% else %}unknown{% endif %}</td></tr>
+{% endfor %}
+</table>
+
+{% if figures.loss %}
+<figure>{{ figures.loss }}<figcaption>Loss, one colour a pool.</figcaption></figure>
+<figure>{{ figures.speed }}<figcaption>Speed; dashed: what was planned for the pool.</figcaption>
+</figure>
+{% endif %}
+
+<h2>What each fault and move cost</h2>
+{% if s.interruptions %}
+<table>
+<tr><th>attempt</th><th>pool</th><th>cause</th><th>what happened</th>
+<th class="n">steps done again</th><th class="n">their time, s</th>
+<th class="n">to the next step, s</th><th>went on</th></tr>
+{% for i in s.interruptions %}
+<tr><td>{{ i.attempt }}</td><td>{{ i.pool }}</td><td>{{ i.cause }}</td><td>{{ i.detail }}</td>
+<td class="n">{{ i.lost_steps }}</td><td class="n">{{ "{:,.2f}".format(i.lost_seconds) }}</td>
+<td class="n">{{ i.recovery_seconds | number }}</td>
+<td>{{ "in place" if i.next_pool == i.pool else (i.next_pool or "–") }}</td></tr>
+{% endfor %}
+</table>
+{% else %}<p>Nothing interrupted the run.</p>{% endif %}
+
+<h2>Gates</h2>
+{% if s.gates %}
+<table><tr><th>gate</th><th>pool</th><th>action</th><th>why</th><th class="n">rows kept</th></tr>
+{% for g in s.gates %}
+<tr><td>{{ g.gate }}</td><td>{{ g.pool }}</td><td>{{ g.action }}</td><td>{{ g.message }}</td>
+<td class="n">{{ g.evidence | length }}</td></tr>
+{% endfor %}</table>
+{% else %}<p>No gate fired.</p>{% endif %}
+
+<h2>Parity between pools</h2>
+{% if s.witness %}
+<table><tr><th>check</th><th>outcome</th><th>what it says</th></tr>
+{% for w in s.witness %}
+<tr><td>{{ w.subject }}</td><td>{{ w.choice }}</td><td>{{ w.reason }}</td></tr>
+{% endfor %}</table>
+{% else %}<p>The run did not change its pool, so there was nothing to compare.</p>{% endif %}
+
+<h2>Decisions</h2>
+<table><tr><th class="n">at, s</th><th>about</th><th>decision</th><th>reason</th></tr>
+{% for d in s.decisions %}
+<tr><td class="n">{{ "{:,.1f}".format(d.at) }}</td><td>{{ d.subject }}</td><td>{{ d.choice }}</td>
+<td>{{ d.reason }}</td></tr>
+{% endfor %}</table>
+<p class="quiet">{{ s.folder }}: everything here is from ledger.sqlite and metrics.jsonl.</p>
+"""
+
+
+def report_page(story: Mapping[str, Any], pool_of: Mapping[int, str]) -> str:
+    """The whole page for a story as JSON; ``pool_of`` names the pool of each attempt.
+
+    Raises KrzemError without the extra ``report``.
+    """
+    return page(
+        f"krzem run: {story['name']}",
+        _TEMPLATE,
+        filters={"number": _number},
+        s=story,
+        figures=_figures(story, pool_of),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _figures(story: Mapping[str, Any], pool_of: Mapping[int, str]) -> dict[str, Any]:
+    curve = story["curve"]
+    if not curve:
+        return {"loss": None, "speed": None}
+    return {
+        "loss": _figure(curve, pool_of, 1, "loss", {}),
+        "speed": _figure(curve, pool_of, 2, "tokens/s", _planned(story)),
+    }
+
+
+def _planned(story: Mapping[str, Any]) -> dict[str, float | None]:
+    return {p["name"]: p["planned_tokens_per_s"] for p in story["pools"]}
+
+
+def _figure(
+    curve: Sequence[Sequence[float]],
+    pool_of: Mapping[int, str],
+    column: int,
+    label: str,
+    planned: Mapping[str, float | None],
+) -> Any:
+    figure = new_figure(8.0, 3.2)
+    axes = figure.subplots()
+    names = list(dict.fromkeys(pool_of.values()))
+    for pool, part in groupby(curve, key=lambda point: pool_of.get(int(point[3]), "?")):
+        points = list(part)
+        colour = f"C{names.index(pool) if pool in names else 9}"
+        steps = [p[0] for p in points]
+        axes.plot(steps, [p[column] for p in points], color=colour, label=pool, linewidth=1)
+        level = planned.get(pool)
+        if level:
+            axes.plot([steps[0], steps[-1]], [level, level], "--", color=colour, linewidth=1)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    axes.legend(handles.values(), handles.keys())
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0 if column == 2 else None)
+    return inline_svg(figure)

@@ -1,0 +1,162 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tests.run.run_helpers import assert_exact, run_it, write_run
+
+from krzem.errors import RunError
+from krzem.run.command import (
+    logs_command,
+    probe_command,
+    run_command,
+    status_command,
+    stop_command,
+    write_report,
+)
+from krzem.run.ledger import Reader
+from krzem.run.profile import read_profile
+from krzem.run.rows import Cause
+from krzem.run.story import tell
+from krzem.run.view import count, duration, sparkline
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two pools, with a fault on each."""
+    folder = tmp_path_factory.mktemp("moved")
+    faults = [
+        {"id": "a", "step": 13, "at": "compute", "do": "nan"},
+        {"id": "b", "step": 15, "at": "compute", "do": "nan"},
+        {"id": "c", "step": 27, "at": "compute", "do": "kill"},
+    ]
+    run_it(write_run(folder, pools=["bad", "good"], faults=faults))
+    return folder / "run"
+
+
+def test_the_story_adds_up(moved: Path) -> None:
+    story = tell(moved)
+    assert (story.state, story.step, story.share) == ("done", 40, 1.0)
+    assert {p.name: p.steps for p in story.pools} == {"bad": 10, "good": 30}
+    assert sum(p.tokens for p in story.pools) == story.goal_tokens
+    assert [i.cause for i in story.interruptions] == ["nonfinite", "nonfinite", "killed"]
+    assert [i.next_pool for i in story.interruptions] == ["bad", "good", "good"]
+    assert sum(i.lost_steps for i in story.interruptions) == 3 + 5 + 6
+    assert all((i.recovery_seconds or 0) > 0 for i in story.interruptions)
+    assert story.samples_exact
+    assert story.goodput is not None
+    assert 0 < story.goodput < 1
+    assert [w["choice"] for w in story.witness] == ["not checked"]
+
+
+def test_the_report_is_one_page_that_says_what_happened(moved: Path) -> None:
+    write_report(moved)
+    text = (moved / "report.html").read_text()
+    for expected in ("Every sample was trained exactly once", "nonfinite", "not checked", "<svg",
+                     "killed", "first in order of preference"):  # fmt: skip
+        assert expected in text
+    assert 'src="http' not in text
+    assert 'href="http' not in text
+
+
+def test_status_logs_and_events(moved: Path) -> None:
+    runner = CliRunner()
+    told = json.loads(runner.invoke(status_command, [str(moved), "--json"]).output)
+    assert told["tokens"] == told["goal_tokens"]
+    shown = runner.invoke(status_command, [str(moved.parent / "run.toml")]).output
+    assert "each trained once" in shown
+    assert "pool     bad" in shown
+    events = runner.invoke(logs_command, [str(moved), "--events", "--lines", "200"]).output
+    assert "gate nonfinite [bad]" in events
+    log = runner.invoke(logs_command, [str(moved), "--attempt", "2", "--json"])
+    assert json.loads(log.output)["attempt"] == 2
+    missing = runner.invoke(logs_command, [str(moved), "--attempt", "99"])
+    assert isinstance(missing.exception, RunError)
+    assert "there are 1, 2, 3, 4" in str(missing.exception)
+
+
+def test_a_folder_that_holds_no_run(tmp_path: Path) -> None:
+    result = CliRunner().invoke(status_command, [str(tmp_path)])
+    assert isinstance(result.exception, RunError)
+    assert "begin it with `krzem run`" in str(result.exception)
+
+
+def test_dry_run_says_what_would_be_done(tmp_path: Path) -> None:
+    path = write_run(tmp_path, pools=["first"])
+    result = CliRunner().invoke(run_command, [str(path), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "would begin on first" in result.output
+    assert not (tmp_path / "run" / "ledger.sqlite").exists()
+    plans = json.loads(CliRunner().invoke(run_command, [str(path), "--dry-run", "--json"]).output)
+    assert plans[0]["tokens_per_s"]["mid"] == 1000
+
+
+_RUN = [
+    sys.executable,
+    "-c",
+    "import sys; from krzem.run.command import run_command; run_command(sys.argv[1:])",
+]
+
+
+def _begun(path: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([*_RUN, str(path), "--quiet"], stdout=subprocess.DEVNULL)
+    metrics = path.parent / "run" / "metrics.jsonl"
+    end = time.monotonic() + 60
+    while not metrics.exists() or metrics.stat().st_size < 1500:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return process
+
+
+def test_ctrl_c_saves_and_stops_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    reference = write_run(tmp_path / "reference")
+    run_it(reference)
+    path = write_run(tmp_path, trainer={"step_seconds": 0.03})
+    with _begun(path) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    with Reader(tmp_path / "run") as reader:
+        assert reader.attempts()[0].cause is Cause.STOPPED
+    assert subprocess.run([*_RUN, str(path), "--quiet"], check=False,
+                          stdout=subprocess.DEVNULL).returncode == 0  # fmt: skip
+    assert_exact(tmp_path / "run", tmp_path / "reference" / "run")
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_stop_ends_a_trainer_whose_controller_is_dead(tmp_path: Path) -> None:
+    path = write_run(tmp_path, steps=2000, trainer={"step_seconds": 0.02})
+    with _begun(path) as process:
+        process.kill()
+    refused = CliRunner().invoke(stop_command, [str(tmp_path / "run")])
+    assert "give the run file" in str(refused.exception)
+    result = CliRunner().invoke(stop_command, [str(path), "--json"])
+    assert json.loads(result.output)["state"] == "stopped"
+    with Reader(tmp_path / "run") as reader:
+        (attempt,) = reader.attempts()
+        assert attempt.cause is Cause.STOPPED
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_probe_writes_a_profile_that_a_plan_can_read(tmp_path: Path) -> None:
+    out = tmp_path / "profile.toml"
+    arguments = ["--seconds", "1", "--device", "numpy", "--processes", "1", "--out", str(out)]
+    result = CliRunner().invoke(probe_command, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.output)
+    assert told["passed"]
+    read = read_profile(out)
+    assert read.measured["tf32_flops"] == pytest.approx(told["measured"]["tf32_flops"], rel=1e-4)
+    assert read.measured["memory_bytes_per_s"] > 1e8
+    assert "# Verdict: 1 device passed" in out.read_text()
+
+
+def test_small_formats() -> None:
+    assert duration(3700) == "1 h 1 min"
+    assert duration(12.3) == "12.3 s"
+    assert duration(None) == "unknown"
+    assert count(14.8e12) == "14.8 T"
+    assert sparkline([1, 2, 3, float("nan")]) == "▁▅█ "
