@@ -61,7 +61,7 @@ VERBS = {
     "stop": Verb(at="krzem.run.command:stop_command", help="Stop a run cleanly."),
     "witness": Verb(
         at="krzem.witness.command:witness_command",
-        help="Is it the same run on that other hardware?",
+        help="Record what a run must reproduce, and check it on other hardware.",
         extra="train",
     ),
     "data": Verb(
