@@ -57,7 +57,7 @@ def test_the_packaged_table_is_judged_by_what_was_held_back(
     assert held["without_accelerator"]["median_ape"] < 0.18
     assert 0.75 <= held["without_source"]["coverage80"] <= 0.85
     for name, figures in held.items():
-        assert figures == pytest.approx(shipped()["summary"][name], abs=1e-3)
+        assert figures == pytest.approx(shipped()["summary"][name], abs=3e-3)
 
 
 def test_no_published_layout_is_impossible(packaged: dict[str, dict[str, float]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,5 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
     file = written(tmp_path, b"id,devices,hidden\n" + data)
     assert evaluate(file).as_dict()["rows"] >= 0
     file = written(tmp_path, data)
-    try:
+    with contextlib.suppress(DataError):
         evaluate(file)
-    except DataError:
-        pass

@@ -20,6 +20,10 @@ GROUPS: dict[str, Callable[[Case], str]] = {
 """What is left out at once, and what tells it from a case."""
 
 
+ROUNDS = 4
+"""Gauss-Newton steps of each refit from the full one; more change no figure in its third digit."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeldBack:
     """Errors of each row when its group was left out of the calibration."""
@@ -39,7 +43,7 @@ def held_back(full: Fit, batch: Batch, group: str) -> HeldBack:
     unseen = np.zeros((len(names), 3))
     for name in dict.fromkeys(names):
         held = label == name
-        theta = without(full, batch, held, 1)
+        theta = without(full, batch, held, ROUNDS)
         error[held] = residuals(batch, full.names, theta)[held]
         unseen[held] = _unseen(batch, held)[held]
     return HeldBack(error, unseen)

@@ -48,7 +48,7 @@ NEW_ATTENTION = frozenset({"nvidia-hopper", "nvidia-blackwell"})
 """Families whose tensor units FlashAttention-2 does not use as they are meant to be used."""
 BRIDGED = 2
 """Cards joined in pairs; the pairs talk over PCIe."""
-HOST_BYTES_PER_S = 10e9
+HOST_BYTES_PER_S = 16e9
 """Per device, one direction, between pairs of bridged cards (PCIe 4.0 x16 shared through hosts)."""
 TILE_AREA = 128 * 256
 SMALL_FILL = 512 * 512
@@ -92,6 +92,7 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         * below_peak(c.common("up") * c.member("up", family)),
         out_bytes_per_s=_outside(s)
         * below_peak(c.common("out") * c.member("out", family)),
+        rails=float(not _bridged(s)),
         up_latency=c.common("up-latency"),
         out_latency=c.common("out-latency"),
         host_seconds=host,
@@ -104,6 +105,7 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         tp_backward=e.tp_backward if s.year >= ASYNC_BACKWARD_SINCE else 0.0,
         dp_overlap=e.dp_overlap,
         ep_overlap=below_peak(hidden_ep),
+        turn_seconds=e.turn_ms * 1e-3 * c.common("turn"),
         pp_exposed=below_peak(c.common("pp-exposed")),
         dedup=e.dedup,
         dispatch_bytes=2.0,
@@ -126,9 +128,13 @@ def below_peak(share: float) -> float:
 
 def _outside(s: Situation) -> float:
     """Bandwidth beyond the scale-up domain: the network, or the host's PCIe inside a node."""
-    if s.scale_up_domain < s.devices_per_node and s.scale_up_domain <= BRIDGED:
+    if _bridged(s):
         return min(s.scale_out_bytes_per_s, HOST_BYTES_PER_S)
     return s.scale_out_bytes_per_s
+
+
+def _bridged(s: Situation) -> bool:
+    return s.scale_up_domain <= BRIDGED and s.scale_up_domain < s.devices_per_node
 
 
 def _gradient_bytes(s: Situation) -> float:

@@ -58,6 +58,7 @@ COMMON: Mapping[str, Prior] = MappingProxyType(
         "tp-hide": Prior(value=1.0, sigma=0.5, meaning="hidden tensor-parallel share, relative"),
         "ep-hide": Prior(value=0.6, sigma=0.4, meaning="hidden share where all-to-all overlaps"),
         "pp-exposed": Prior(value=0.7, sigma=0.5, meaning="exposed share of pipeline transfers"),
+        "turn": Prior(value=1.0, sigma=0.5, meaning="pipeline host time per turn, relative"),
         "fixed": Prior(value=0.02, sigma=0.7, meaning="fixed seconds per step"),
     }
 )  # fmt: skip

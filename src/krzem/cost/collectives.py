@@ -38,7 +38,10 @@ def ring(total_bytes: Array, size: Array, stride: Array, machine: Machine) -> Ar
     g = members(size, stride, machine.domain)
     k = size / g
     inside = total_bytes * (size - 1.0) / size / machine.up_bytes_per_s
-    across = total_bytes * (k - 1.0) / (k * g) / machine.out_bytes_per_s
+    railed = total_bytes * (k - 1.0) / (k * g) / machine.out_bytes_per_s
+    # Without an interface for each member one ring visits all ranks through the same few links.
+    flat = np.where(k > 1.0, total_bytes * (size - 1.0) / size / machine.out_bytes_per_s, 0.0)
+    across = np.where(machine.rails > 0, railed, flat)
     seconds = np.maximum(np.where(g > 1.0, inside, 0.0), across) + _hops(size, g, machine)
     return np.where(size > 1.0, seconds, 0.0)
 

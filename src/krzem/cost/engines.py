@@ -19,6 +19,7 @@ class Engine:
     elementwise: float
     host_us: float
     gap_us: float
+    turn_ms: float
     tp_overlap: float
     tp_backward: float
     dp_overlap: float

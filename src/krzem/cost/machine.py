@@ -43,6 +43,8 @@ class Machine:
     """Devices per scale-up domain."""
     up_bytes_per_s: Array
     out_bytes_per_s: Array
+    rails: Array
+    """1 where every device has an interface of its own, 0 where pairs share the host's PCIe."""
     up_latency: Array
     """Seconds per hop inside a scale-up domain."""
     out_latency: Array
@@ -66,6 +68,8 @@ class Machine:
     """Share of data-parallel communication that may hide behind the backward pass."""
     ep_overlap: Array
     """Share of expert all-to-all that may hide behind computation."""
+    turn_seconds: Array
+    """Host time of a pipeline engine per micro-batch and chunk, in which its device idles."""
     pp_exposed: Array
     """Share of pipeline transfers that is not hidden."""
     dedup: Array
