@@ -62,6 +62,8 @@ class Quantity:
 
     def draw(self, z: Array) -> Array:
         """The values at standard normal quantiles ``z``; each side has its own width."""
+        if self.fixed:
+            return np.full(z.shape, self.mid, dtype=np.float32)
         low, mid, high = (self._inner(x) for x in (self.low, self.mid, self.high))
         below, above = (mid - low) / _Z95, (high - mid) / _Z95
         inner = mid + z * np.where(z < 0, np.float32(below), np.float32(above))

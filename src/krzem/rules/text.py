@@ -28,8 +28,12 @@ def format_verdict(verdict: Verdict, ruleset: RuleSet, others: Sequence[Alternat
     """Everything about one chip: verdict, arithmetic, rules one by one, what is not known."""
     blocks = [
         _head(verdict, ruleset),
-        "\n".join(f"{SIDES[s]:<26}{outcome_words(o)}" for s, o in verdict.outcomes.items())
-        + f"\n{'In short':<26}{clear_words(verdict)}",
+        "\n".join(
+            [
+                *(_entry(SIDES[s], outcome_words(o)) for s, o in verdict.outcomes.items()),
+                _entry("In short", clear_words(verdict)),
+            ]
+        ),
         *filter(None, ("\n".join(_turning(o, verdict.chip)) for o in verdict.outcomes.values())),
         _section("Arithmetic", map(_bullet, verdict.chip.arithmetic)),
         _section("Rules in force that day", _findings(verdict)),
@@ -227,6 +231,13 @@ def _day(rule: Rule) -> str:
 def _section(title: str, lines: Iterable[str]) -> str:
     lines = list(lines)
     return "\n".join([title, *(textwrap.indent(line, "  ") for line in lines)]) if lines else ""
+
+
+def _entry(name: str, words: str) -> str:
+    return textwrap.fill(
+        words, WIDTH, initial_indent=f"{name:<26}", subsequent_indent=" " * 26,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _bullet(text: str) -> str:
