@@ -120,9 +120,10 @@ def losses(run_dir: Path) -> list[float]:
 
 def assert_exact(run_dir: Path, undisturbed: Path) -> None:
     """The run ended as if nothing had happened: same weights, same losses, no sample twice."""
-    assert prove_samples(History.of(run_dir).kept).gaps == ()
-    assert losses(run_dir) == losses(undisturbed)
-    assert final_state(run_dir) == final_state(undisturbed)
+    gaps = prove_samples(History.of(run_dir).kept).gaps
+    assert not gaps, "; ".join(gaps)
+    assert losses(run_dir) == losses(undisturbed), "other losses than undisturbed"
+    assert final_state(run_dir) == final_state(undisturbed), "other weights than undisturbed"
 
 
 def kinds(run_dir: Path) -> list[str]:

@@ -34,6 +34,8 @@ class Pulse:
         self._seen: dict[int, _Seen] = {}
         self._slow: dict[int, tuple[int, int]] = {}
         """Rank: (last step counted, steps in a row that it was slow)."""
+        self._busy: dict[int, tuple[int, float]] = {}
+        """Rank: (step, its own work in it), the last that it told of."""
         self._full = 0
 
     @property
@@ -55,6 +57,8 @@ class Pulse:
             seen = self._seen.get(rank)
             if seen is None or seen.beat != beat:
                 self._seen[rank] = _Seen(beat, now)
+            if beat.busy_seconds:
+                self._busy[rank] = (beat.step, beat.busy_seconds)
         g = self._gates
         found = [
             g.stall and self._stalled(g.stall, now, step_seconds),
@@ -93,6 +97,13 @@ class Pulse:
             evidence=tuple(asdict(seen.beat) for _, seen in sorted(self._seen.items())),
         )
 
+    def slow_host(self) -> str | None:
+        """The host of the rank that is slowest in its own work."""
+        if not self._busy:
+            return None
+        slowest = max(self._busy, key=lambda rank: self._busy[rank][1])
+        return self._seen[slowest].beat.host
+
     def last_ranks(self) -> list[Heartbeat]:
         """The ranks that are furthest behind: the others are most likely waiting for them."""
         places = {rank: _place(seen.beat) for rank, seen in self._seen.items()}
@@ -100,19 +111,17 @@ class Pulse:
         return [self._seen[rank].beat for rank in sorted(places) if places[rank] == last]
 
     def _straggling(self, gate: Straggler) -> Finding | None:
-        busy = {r: s.beat.busy_seconds for r, s in self._seen.items() if s.beat.busy_seconds}
-        if len(busy) < 2:
+        if len(self._busy) < 2:
             return None
-        for rank, seconds in busy.items():
-            others = statistics.median(s for r, s in busy.items() if r != rank)
+        for rank, (step, seconds) in self._busy.items():
+            others = statistics.median(s for r, (_, s) in self._busy.items() if r != rank)
             last, count = self._slow.get(rank, (-1, 0))
-            step = self._seen[rank].beat.step
             if seconds <= gate.ratio * others:
-                self._slow[rank] = (step, 0)
+                count = 0
             elif step != last:
-                self._slow[rank] = (step, count + 1)
-            if self._slow[rank][1] >= gate.steps:
-                self._slow[rank] = (step, 0)
+                count += 1
+            self._slow[rank] = (step, count % gate.steps)
+            if count >= gate.steps:
                 return self._straggler(gate, rank, seconds / others)
         return None
 

@@ -293,9 +293,7 @@ class Watch:
 
     def slow_host(self) -> str | None:
         """The host of the rank that is slowest in its own work, for exclusion."""
-        busy = {b.rank: b for b in self._pulse.beats.values() if b.busy_seconds}
-        slowest = max(busy.values(), key=lambda b: b.busy_seconds or 0.0, default=None)
-        return None if slowest is None else slowest.host
+        return self._pulse.slow_host()
 
 
 def _with_first_step(started: Started, at: float) -> Started:

@@ -1,0 +1,526 @@
+"""Break runs on purpose, in every way we know, and check that nothing is lost.
+
+``python -m benchmarks.faults --trials 240 --write`` tries faults at random and puts the table into
+docs/reliability.md.  Each trial is a run of the reference trainer (tests/run), disturbed, and
+compared with an undisturbed one: same weights bit for bit, same losses, every sample trained once,
+at no time two trainers, the newest good checkpoint never lost, everything in the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from tests.run.run_helpers import assert_exact, run_it, write_run
+
+from krzem.errors import CheckpointError, DataError
+from krzem.run.contract import CHECKPOINTS, ENV_ATTEMPT, read_heartbeats
+from krzem.run.ledger import Reader
+from krzem.run.lock import LOCK
+from krzem.run.processes import end_all, of_run
+from krzem.run.rows import State
+from krzem.run.story import tell
+from krzem.train.checkpoint.store import checkpoints, quick_check
+
+ROOT = Path(__file__).parent.parent
+CONTROLLER = ROOT / "tests" / "run" / "controller_main.py"
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+STEPS = 40
+POINTS = ("compute", "save.begin", "save.data", "save.manifest", "save.done")
+LONGEST = 180.0
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One disturbed run."""
+
+    folder: Path
+    random: random.Random
+    path: Path = field(init=False)
+    controllers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    damaged: bool = False
+    refused: int = 0
+    """Second controllers that were turned away."""
+    most_trainers: int = 0
+    newest_good: int = 0
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    def write(self, **changes: Any) -> None:
+        """The run file; a step takes 15 ms, so that there is something to hit."""
+        gates = 'stall = { seconds = "1s", load = "20s" }\nrestarts = { per_day = 50 }\n'
+        values: dict[str, Any] = {"steps": STEPS, "ranks": 2, "trainer": {"step_seconds": 0.015}}
+        values |= changes
+        values["gates"] = gates + values.get("gates", "")
+        self.path = write_run(self.folder, **values)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """A controller in a process of its own."""
+        log = (self.folder / "controller.log").open("ab")
+        process = subprocess.Popen(
+            [sys.executable, CONTROLLER, self.path], stdout=log, stderr=log, cwd=ROOT
+        )
+        log.close()
+        self.controllers.append(process)
+        return process
+
+    def step(self) -> int:
+        """Last step that the heartbeats tell of."""
+        with contextlib.suppress(DataError), Reader(self.run_dir) as reader:
+            attempt = reader.open_attempt()
+            if attempt is not None:
+                beats = read_heartbeats(self.run_dir, attempt.id)
+                return max((beat.step for beat in beats.values()), default=0)
+        return 0
+
+    def until(self, step: int) -> None:
+        """Wait for a step, or for the end."""
+        self.wait(lambda: self.step() >= step or self.controllers[-1].poll() is not None)
+
+    def wait(self, what: Callable[[], bool], seconds: float = LONGEST) -> None:
+        """Watch the invariants until something is so."""
+        end = time.monotonic() + seconds
+        while not what():
+            self.look()
+            if time.monotonic() > end:
+                raise AssertionError("it took too long")
+            time.sleep(0.01)
+
+    def look(self) -> None:
+        """Never two trainers; never a step back of the newest good checkpoint."""
+        attempts = {found for pid in of_run(self.run_dir) if (found := _attempt_of(pid))}
+        self.most_trainers = max(self.most_trainers, len(attempts))
+        newest = _newest_good(self.run_dir)
+        if newest < self.newest_good and not self.damaged:
+            raise AssertionError(f"checkpoint {self.newest_good} was lost, {newest} is the newest")
+        self.newest_good = newest
+
+    def finish(self) -> None:
+        """Start controllers until the run is done."""
+        for _ in range(20):
+            process = self.controllers[-1] if self.controllers else self.start()
+            self.wait(lambda p=process: p.poll() is not None)  # type: ignore[misc]
+            if self.state() is State.DONE:
+                return
+            self.start()
+        raise AssertionError("twenty controllers did not finish the run")
+
+    def state(self) -> State | None:
+        """Where the run is."""
+        with contextlib.suppress(DataError), Reader(self.run_dir) as reader:
+            run = reader.run()
+            return run.state if run else None
+        return None
+
+    def kill_trainers(self) -> None:
+        """Every process but the controller."""
+        for pid in of_run(self.run_dir):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _attempt_of(pid: int) -> str | None:
+    with contextlib.suppress(OSError):
+        for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if word.startswith(f"{ENV_ATTEMPT}=".encode()):
+                return word.decode()
+    return None
+
+
+def _newest_good(run_dir: Path) -> int:
+    for step, folder in reversed(checkpoints(run_dir / CHECKPOINTS)):
+        with contextlib.suppress(CheckpointError):
+            quick_check(folder)
+            return step
+    return 0
+
+
+def planted(do: str, *, rank: int | None = None, at: str | None = None) -> Callable[[Trial], None]:
+    """A fault inside the trainer, at a random step and point."""
+
+    def disturb(trial: Trial) -> None:
+        r = trial.random
+        point = at or r.choice(POINTS)
+        who = (r.randrange(2) if point == "compute" else 0) if rank is None else rank
+        step = r.choice((10, 20, 30)) if point.startswith("save") else r.randrange(1, STEPS)
+        step = 0 if point == "load" else step
+        trial.write(faults=[{"id": "a", "step": step, "at": point, "do": do, "rank": who}])
+        trial.start()
+
+    return disturb
+
+
+def slow_rank(trial: Trial) -> None:
+    fault = {"id": "a", "step": 10, "at": "compute", "do": "slow", "rank": 1, "for": 15}
+    trial.write(faults=[fault], gates="straggler = { ratio = 2, steps = 4 }")
+    trial.start()
+    trial.finish()
+    with Reader(trial.run_dir) as reader:
+        assert [f.gate for f in reader.fired()] == ["straggler"], "the slow rank was not named"
+
+
+def kill_controllers(trial: Trial) -> None:
+    """The controller, one to three times, at any instant of its life."""
+    trial.write()
+    for _ in range(trial.random.randint(1, 3)):
+        process = trial.start()
+        end = time.monotonic() + trial.random.uniform(0.05, 1.2)
+        trial.wait(lambda e=end: time.monotonic() > e)  # type: ignore[misc]
+        process.kill()
+        process.wait()
+    trial.start()
+
+
+def kill_trainer_anywhere(trial: Trial) -> None:
+    """All ranks and the supervisor, from outside, at any instant."""
+    trial.write()
+    trial.start()
+    trial.until(trial.random.randrange(0, STEPS - 3))
+    time.sleep(trial.random.uniform(0, 0.03))
+    trial.kill_trainers()
+
+
+def kill_everything(trial: Trial) -> None:
+    """As a power cut does."""
+    trial.write()
+    process = trial.start()
+    trial.until(trial.random.randrange(0, STEPS - 3))
+    process.kill()
+    trial.kill_trainers()
+    process.wait()
+    trial.start()
+
+
+def kill_while_moving(trial: Trial) -> None:
+    """A pool that gives NaN twice is left; the controller is killed again and again meanwhile."""
+    faults = [{"id": i, "step": 13, "at": "compute", "do": "nan"} for i in "ab"]
+    trial.write(pools=["bad", "good"], faults=faults)
+    moving = (State.MOVE, State.QUALIFY)
+    trial.start()
+    for _ in range(3):
+        pause = trial.random.uniform(0, 0.3)
+        trial.wait(lambda: trial.state() in moving or trial.controllers[-1].poll() is not None)
+        time.sleep(pause * trial.random.random())
+        trial.controllers[-1].kill()
+        trial.controllers[-1].wait()
+        trial.start()
+
+
+def two_controllers(trial: Trial) -> None:
+    trial.write()
+    trial.start()
+    trial.until(trial.random.randrange(1, STEPS // 2))
+    first = trial.controllers[-1]
+    second = trial.start()
+    trial.wait(lambda: second.poll() is not None)
+    assert second.returncode == 2 or first.poll() is not None, "it was not turned away"
+    trial.refused += 1
+    trial.controllers.remove(second)
+
+
+def stale_lock(trial: Trial) -> None:
+    trial.write()
+    process = trial.start()
+    trial.until(trial.random.randrange(1, STEPS // 2))
+    process.kill()
+    process.wait()
+    (trial.run_dir / LOCK).write_text('{"host": "elsewhere", "pid": 1}')
+    trial.start()
+
+
+def clock_jump(trial: Trial) -> None:
+    trial.write()
+    process = trial.start()
+    trial.until(5)
+    jump = trial.random.choice((-1, 1)) * trial.random.uniform(1e3, 1e8)
+    (trial.folder / "clock-jump").write_text(str(jump))
+    trial.until(15)
+    if trial.random.random() < 0.5:
+        process.kill()
+        process.wait()
+        trial.start()
+    (trial.folder / "clock-jump").write_text("0")
+
+
+def damage(how: str) -> Callable[[Trial], None]:
+    """The newest checkpoint is truncated or has a bit flipped while nothing runs."""
+
+    def disturb(trial: Trial) -> None:
+        trial.write()
+        process = trial.start()
+        trial.until(trial.random.randrange(22, STEPS - 3))
+        process.kill()
+        process.wait()
+        trial.kill_trainers()
+        end_all(trial.run_dir)
+        trial.damaged = True
+        _, folder = [c for c in checkpoints(trial.run_dir / CHECKPOINTS) if _is_good(c[1])][-1]
+        file = trial.random.choice([p for p in folder.iterdir() if p.stat().st_size])
+        raw = bytearray(file.read_bytes())
+        if how == "truncated":
+            del raw[trial.random.randrange(len(raw)) :]
+        else:
+            raw[trial.random.randrange(len(raw))] ^= 1 << trial.random.randrange(8)
+        file.write_bytes(raw)
+        trial.start()
+        trial.finish()
+        with Reader(trial.run_dir) as reader:
+            assert reader.events("checkpoint rejected"), "the damage was not noticed"
+
+    return disturb
+
+
+def _is_good(folder: Path) -> bool:
+    with contextlib.suppress(CheckpointError):
+        quick_check(folder)
+        return True
+    return False
+
+
+def disk_full(trial: Trial) -> None:
+    """No byte is left for a while, for checkpoints and ledger alike."""
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", trial.folder], check=True)
+    trial.write()
+    trial.start()
+    trial.until(trial.random.randrange(3, 15))
+    ballast = trial.folder / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(b"0" * 4096):
+            pass
+    end = time.monotonic() + trial.random.uniform(0.5, 2.0)
+    trial.wait(lambda: time.monotonic() > end)
+    ballast.unlink()
+
+
+def slurm_daemon(which: str) -> Callable[[Trial], None]:
+    """A daemon of Slurm dies under the job and is started again."""
+
+    def disturb(trial: Trial) -> None:
+        home = Path(os.environ["SLURM_CONF"]).parent
+        trial.write(launcher="slurm", nodes=2)
+        trial.start()
+        trial.until(trial.random.randrange(3, 20))
+        os.kill(int((home / f"{which}.pid").read_text()), signal.SIGKILL)
+        end = time.monotonic() + trial.random.uniform(0.1, 2.0)
+        trial.wait(lambda: time.monotonic() > end)
+        name, _, node = which.partition("-")
+        subprocess.run([name, *(["-N", node] if node else [])], check=True)
+
+    return disturb
+
+
+def slurm_job(trial: Trial) -> None:
+    """The job is cancelled by somebody."""
+    trial.write(launcher="slurm", nodes=2)
+    trial.start()
+    trial.until(trial.random.randrange(3, 30))
+    with Reader(trial.run_dir) as reader:
+        attempt = reader.open_attempt()
+    if attempt is not None and attempt.handle is not None:
+        subprocess.run(["scancel", attempt.handle["job_id"]], check=False)
+
+
+LOCAL: dict[str, tuple[Callable[[Trial], None], int]] = {
+    "one rank killed, in a step": (planted("kill", at="compute"), 24),
+    "rank 0 killed, in a save": (planted("kill", rank=0), 30),
+    "all ranks killed, in a step or save": (planted("kill-all", rank=0), 30),
+    "rank 0 killed, in a load": (planted("kill", rank=0, at="load"), 8),
+    "trainer killed from outside, anywhere": (kill_trainer_anywhere, 24),
+    "controller killed 1 to 3 times, anywhere": (kill_controllers, 30),
+    "controller and trainer killed together": (kill_everything, 24),
+    "controller killed 3 times while moving": (kill_while_moving, 16),
+    "two controllers at once": (two_controllers, 6),
+    "stale lock of a dead controller": (stale_lock, 6),
+    "date jumps by up to 3 years": (clock_jump, 8),
+    "newest checkpoint truncated": (damage("truncated"), 8),
+    "newest checkpoint with a flipped bit": (damage("flipped"), 8),
+    "disk full for a while": (disk_full, 8),
+    "NaN injected": (planted("nan", at="compute", rank=0), 8),
+    "one rank 5 times slower": (slow_rank, 6),
+    "one rank hangs": (planted("hang", at="compute"), 8),
+}
+"""Name: how to disturb, and its share of the trials."""
+SLURM: dict[str, tuple[Callable[[Trial], None], int]] = {
+    "Slurm's controller daemon killed": (slurm_daemon("slurmctld"), 6),
+    "Slurm's node daemon killed": (slurm_daemon("slurmd-n2"), 6),
+    "Slurm job cancelled": (slurm_job, 6),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of a trial."""
+
+    scenario: str
+    seed: int
+    survived: bool
+    fault: str
+    """What was not as it must be."""
+    lost_steps: int
+    recovery_seconds: tuple[float, ...]
+    seconds: float
+
+
+def try_one(scenario: str, seed: int, undisturbed: Path, keep: Path | None = None) -> Result:
+    """One trial of a scenario; a failure is a result, and its folder is kept for a look."""
+    disturb, _ = (LOCAL | SLURM)[scenario]
+    folder = Path(tempfile.mkdtemp(prefix="krzem-faults-"))
+    trial = Trial(folder=folder / "t", random=random.Random(f"{scenario} {seed}"))
+    begun = time.monotonic()
+    fault = ""
+    try:
+        disturb(trial)
+        trial.finish()
+        check(trial, undisturbed)
+    except Exception as error:
+        fault = f"{type(error).__name__}: {str(error)[:300]}"
+    finally:
+        for process in trial.controllers:
+            process.kill()
+            process.wait()
+        end_all(trial.run_dir)
+    lost, recovery = _cost(trial.run_dir)
+    if fault and keep is not None:
+        shutil.copytree(trial.folder, keep / f"{scenario.replace(' ', '-')}-{seed}",
+                        dirs_exist_ok=True)  # fmt: skip
+    if os.path.ismount(trial.folder):
+        subprocess.run(["umount", "-l", trial.folder], check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    return Result(
+        scenario=scenario,
+        seed=seed,
+        survived=not fault,
+        fault=fault,
+        lost_steps=lost,
+        recovery_seconds=recovery,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def check(trial: Trial, undisturbed: Path) -> None:
+    """Everything that must hold after a trial."""
+    assert_exact(trial.run_dir, undisturbed)
+    assert trial.most_trainers <= 1, f"{trial.most_trainers} trainers at once"
+    with Reader(trial.run_dir) as reader:
+        attempts = reader.attempts()
+        controllers = max(e.epoch for e in reader.events())
+        told = {e.attempt for e in reader.events()}
+    assert all(a.cause for a in attempts), "an attempt has no end in the ledger"
+    assert {a.id for a in attempts} <= told, "an attempt has no event in the ledger"
+    assert controllers <= len(trial.controllers), "a controller that was never started"
+    struck = len(list((trial.run_dir / "faults.done").glob("*")))
+    assert sum(a.is_fault for a in attempts) >= struck, "a fault is not in the ledger"
+
+
+def _cost(run_dir: Path) -> tuple[int, tuple[float, ...]]:
+    try:
+        story = tell(run_dir)
+    except Exception:
+        return 0, ()
+    seconds = [i.recovery_seconds for i in story.interruptions if i.recovery_seconds is not None]
+    return sum(i.lost_steps for i in story.interruptions), tuple(seconds)
+
+
+@contextmanager
+def slurm_at_hand() -> Iterator[bool]:
+    """A Slurm of our own while inside, if it is installed and we may start it."""
+    if os.geteuid() or not all(shutil.which(t) for t in ("munged", "slurmctld", "slurmd")):
+        yield False
+        return
+    folder = Path(tempfile.mkdtemp(prefix="krzem-slurm-"))
+    subprocess.run([ROOT / "scripts" / "slurm-up", folder], check=True, stdout=subprocess.DEVNULL)
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    try:
+        yield True
+    finally:
+        subprocess.run([ROOT / "scripts" / "slurm-down", folder], check=False)
+        del os.environ["SLURM_CONF"]
+
+
+def schedule(trials: int, slurm: bool) -> list[tuple[str, int]]:
+    """(scenario, seed) of each trial, scenarios in proportion to their shares."""
+    chosen = LOCAL | (SLURM if slurm else {})
+    total = sum(share for _, share in chosen.values())
+    return [
+        (name, seed)
+        for name, (_, share) in chosen.items()
+        for seed in range(max(1, round(trials * share / total)))
+    ]
+
+
+def table(results: list[Result]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| fault | tried | survived | steps done again: median (most) "
+        "| recovery, s: median (most) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in dict.fromkeys(r.scenario for r in results):
+        mine = [r for r in results if r.scenario == name]
+        lines.append(f"| {name} | {_cells(mine)} |")
+    lines.append(f"| **all** | {_cells(results)} |")
+    return "\n".join(lines)
+
+
+def _cells(results: list[Result]) -> str:
+    lost = [r.lost_steps for r in results]
+    recovery = [s for r in results for s in r.recovery_seconds]
+    times = f"{statistics.median(recovery):.2f} ({max(recovery):.2f})" if recovery else "–"
+    survived = sum(r.survived for r in results)
+    return f"{len(results)} | {survived} | {statistics.median(lost):g} ({max(lost)}) | {times}"
+
+
+def write_table(results: list[Result], page: Path = PAGE) -> None:
+    """Put the table between the marks of the page."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
+
+
+@click.command()
+@click.option("--trials", default=240, show_default=True, help="About how many in all.")
+@click.option("--only", help="Scenarios whose name holds this text.")
+@click.option("--write", is_flag=True, help="Put the table into docs/reliability.md.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep the folders of failures here.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write every result here.")
+def main(trials: int, only: str | None, write: bool, keep: Path | None, out: Path | None) -> None:
+    """Try faults at random and print what came of them."""
+    results: list[Result] = []
+    with slurm_at_hand() as slurm, tempfile.TemporaryDirectory() as name:
+        run_it(write_run(Path(name), steps=STEPS))
+        planned = [p for p in schedule(trials, slurm) if only is None or only in p[0]]
+        for number, (scenario, seed) in enumerate(planned, 1):
+            result = try_one(scenario, seed, Path(name) / "run", keep)
+            results.append(result)
+            click.echo(f"{number}/{len(planned)} {scenario} {seed}: "
+                       f"{result.fault or 'survived'} ({result.seconds:.1f} s)")  # fmt: skip
+    click.echo(table(results))
+    if out is not None:
+        out.write_text(json.dumps([vars(r) for r in results], indent=1))
+    if write:
+        write_table(results)
+    raise SystemExit(0 if all(r.survived for r in results) else 1)
+
+
+if __name__ == "__main__":
+    main()
