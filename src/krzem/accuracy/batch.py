@@ -131,6 +131,7 @@ def memory(batch: Batch) -> MemoryBytes:
 
 
 def _second_gradient(s: Situation) -> float:
-    """DeepSpeed keeps bf16 gradients beside the 32-bit sums (its BF16 optimiser)."""
-    deepspeed = s.engine.name == "megatron-deepspeed"
-    return 2.0 if deepspeed and s.precision is Precision.BF16 else 0.0
+    """DeepSpeed keeps bf16 gradients beside 32-bit sums, and sums fp16 gradients as they are."""
+    if s.engine.name != "megatron-deepspeed":
+        return 0.0
+    return {Precision.BF16: 2.0, Precision.FP16: -2.0}.get(s.precision, 0.0)

@@ -28,6 +28,8 @@ RESERVE_BYTES = 1.6e9
 """Median of what context, communication buffers and fragmentation take beside tensors."""
 FRAGMENTATION = 0.01
 """Median share of the tensors lost to fragmentation."""
+CONTEXT_BYTES = 2.5e9
+"""Median of driver context and communication libraries, which the device's own tool counts too."""
 CACHED = 0.08
 """Median share of the tensors that a caching allocator holds where memory is not short."""
 SPREAD = 0.035
@@ -101,7 +103,7 @@ class MemoryBytes:
     @property
     def shown(self) -> Array:
         """Median of what the device's own tool shows: pages that a caching allocator keeps too."""
-        return self.tensors * (1.0 + CACHED) + RESERVE_BYTES
+        return self.tensors * (1.0 + CACHED) + RESERVE_BYTES + CONTEXT_BYTES
 
 
 def memory_bytes(
