@@ -71,7 +71,9 @@ class _Combine(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, position: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(y, position, weights)
         picked = y.index_select(0, position.reshape(-1)).view(*position.shape, y.shape[1])
-        return torch.bmm(weights.to(y.dtype).unsqueeze(1), picked).squeeze(1)
+        out = y.new_empty(len(position), y.shape[1])
+        torch.bmm(weights.to(y.dtype).unsqueeze(1), picked, out=out.unsqueeze(1))
+        return out
 
     @staticmethod
     @once_differentiable

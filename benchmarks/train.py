@@ -1,0 +1,173 @@
+"""Speed of the trainer on this machine's processor, beside ``transformers``.
+
+    OMP_NUM_THREADS=1 python benchmarks/train.py [--compile] [--ranks 2]
+
+One model of 12.32 M parameters (DeepSeek-V3 class, 8 experts), batch 8 x 256, forward, backward and
+fused AdamW; tokens per second of processor time, one thread, median of the steps after the first
+two.  Ours keeps float32 master weights; ``transformers`` in bfloat16 keeps none.  ``--ranks``
+measures several processes, one thread each, against one (wall time, expert and data parallel).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from krzem.layout.layout import Layout, parse_layout
+from krzem.train.config import model_spec
+from krzem.train.device import find_device, start_ranks
+from krzem.train.engine import Engine
+from krzem.train.model import LossWeights
+from krzem.train.model.block import Block
+from krzem.train.optim import Optimizer, OptimizerConfig
+
+MODEL: dict[str, Any] = {
+    "model_type": "deepseek_v3",
+    "vocab_size": 2048,
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "moe_intermediate_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": None,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 64,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "max_position_embeddings": 256,
+    "num_nextn_predict_layers": 0,
+    "tie_word_embeddings": False,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+}
+BATCH, LENGTH, STEPS = 8, 256, 9
+
+
+def measured(step: Callable[[], object], clock: Callable[[], float], tokens: int) -> float:
+    """Tokens per second, the median of the steps after the first two."""
+    rates = []
+    for _ in range(STEPS):
+        begun = clock()
+        step()
+        rates.append(tokens / (clock() - begun))
+    return statistics.median(rates[2:])
+
+
+def ours(dtype: torch.dtype, layout: Layout, *, compiled: bool) -> Callable[[], object]:
+    """One step of the trainer."""
+    engine = Engine(
+        model_spec(MODEL),
+        layout,
+        device=torch.device("cpu"),
+        dtype=dtype,
+        weights=LossWeights(mtp=0.0, balance=0.0),
+    )
+    if compiled:
+        for stage in engine.stages:
+            for module in stage.modules():
+                if isinstance(module, Block):
+                    module.compile()
+    optimizer = Optimizer(engine.held, OptimizerConfig())
+    sequences = BATCH * engine.data.size
+    tokens = torch.randint(0, 2048, (BATCH, LENGTH + 1))
+
+    def step() -> None:
+        result = engine.step(tokens, sequences=sequences)
+        optimizer.step(1e-3, result.gradient_norm)
+
+    return step
+
+
+def theirs(dtype: torch.dtype, experts: str, *, compiled: bool) -> Callable[[], object]:
+    """One step of ``transformers``."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    fields = {k: v for k, v in MODEL.items() if k not in ("model_type", "num_nextn_predict_layers")}
+    model = DeepseekV3ForCausalLM._from_config(
+        DeepseekV3Config(**fields), attn_implementation="sdpa", experts_implementation=experts
+    ).to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    tokens = torch.randint(0, 2048, (BATCH, LENGTH))
+    run = torch.compile(model) if compiled else model
+
+    def step() -> None:
+        run(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def one_process(compiled: bool) -> None:
+    """The table against ``transformers``."""
+    torch.set_num_threads(1)
+    tokens, mode = BATCH * LENGTH, "compiled" if compiled else "eager"
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        for experts in ("eager", "grouped_mm"):
+            step = theirs(dtype, experts, compiled=compiled)
+            rate = measured(step, time.process_time, tokens)
+            print(
+                f"transformers, {experts:<10}  {name:<8}  {mode}  {rate:7.0f} tok/cpu-s", flush=True
+            )
+        rate = measured(ours(dtype, Layout(micro_batch=BATCH), compiled=compiled),
+                        time.process_time, tokens)  # fmt: skip
+        print(f"krzem                     {name:<8}  {mode}  {rate:7.0f} tok/cpu-s", flush=True)
+
+
+def as_rank() -> None:
+    """One of several processes; the first prints wall tokens per second of all together."""
+    torch.set_num_threads(1)
+    start_ranks(find_device("cpu"))
+    world = int(os.environ["WORLD_SIZE"])
+    layout = parse_layout(f"dp={world},ep={world},mbs={BATCH}")
+    step = ours(torch.bfloat16, layout, compiled=False)
+    rate = measured(step, time.perf_counter, BATCH * LENGTH * world)
+    if int(os.environ["RANK"]) == 0:
+        print(f"{world} processes, {layout}: {rate:.0f} tok/s", flush=True)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def several(ranks: int) -> None:
+    """Wall speed of one process, then of ``ranks`` under torchrun."""
+    for world in (1, ranks):
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}"]
+        subprocess.run([*command, __file__, "--rank"], check=True)
+
+
+def main() -> None:
+    """Read the arguments and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--ranks", type=int, default=0)
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank:
+        as_rank()
+    elif options.ranks:
+        several(options.ranks)
+    else:
+        one_process(options.compile)
+
+
+if __name__ == "__main__":
+    main()
