@@ -1,0 +1,189 @@
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.run.run_helpers import run_it, services, write_run
+
+from krzem.run.answers import PoolPlan, Qualified
+from krzem.run.before import plan_pool
+from krzem.run.controller import run
+from krzem.run.gate_settings import Action
+from krzem.run.ledger import Reader
+from krzem.run.qualify import qualify_pool
+from krzem.run.rows import Cause, State
+from krzem.run.run_file import read_run
+from krzem.run.settings import RunSettings
+from krzem.run.verdict import Agreement, Verdict
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
+    "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 512, "head_dim": 32,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+}  # fmt: skip
+MEASURED = {
+    "bf16_flops": 5e10, "tf32_flops": 6e10, "memory_bytes_per_s": 1e10, "memory_bytes": 8e9,
+}  # fmt: skip
+TEXT = """
+model = "model"
+[goal]
+tokens = "10M"
+sequence = 256
+global_batch = 16
+[[pool]]
+name = "processors"
+accelerator = "cpu"
+count = 2
+precision = "fp32"
+[[pool]]
+name = "hopper"
+accelerator = "h800"
+count = 8
+"""
+
+
+def settings_of(tmp_path: Path, text: str = TEXT) -> RunSettings:
+    (tmp_path / "model").mkdir(exist_ok=True)
+    (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "run.toml").write_text(text)
+    return read_run(tmp_path / "run.toml")
+
+
+def planned(tmp_path: Path, pool: int, text: str = TEXT, **given: Any) -> PoolPlan:
+    settings = settings_of(tmp_path, text)
+    values = {"tokens_left": 1e7, "days_left": None, "measured": None} | given
+    return plan_pool(settings, settings.pools[pool], **values)
+
+
+def test_unmeasured_processors_are_openly_unknown(tmp_path: Path) -> None:
+    found = planned(tmp_path, 0)
+    assert found.tokens_per_s is None
+    assert found.refused is None
+    assert "nothing was measured" in found.basis
+    assert "gate on speed stays silent" in found.warnings[0]
+
+
+def test_measured_processors_have_a_plan_with_a_wide_interval(tmp_path: Path) -> None:
+    found = planned(tmp_path, 0, measured=MEASURED)
+    assert found.tokens_per_s is not None
+    assert found.tokens_per_s.high / found.tokens_per_s.low > 4
+    faster = planned(tmp_path, 0, measured=MEASURED | {"tf32_flops": 12e10})
+    assert faster.tokens_per_s is not None
+    assert 1.3 < faster.tokens_per_s.mid / found.tokens_per_s.mid <= 2.01
+
+
+def test_measured_rates_replace_the_data_sheet(tmp_path: Path) -> None:
+    sheet = planned(tmp_path, 1)
+    crippled = planned(tmp_path, 1, measured={"bf16_flops": 1e11})
+    assert sheet.tokens_per_s is not None
+    assert crippled.tokens_per_s is not None
+    assert crippled.basis == "plan, with measured rates"
+    assert crippled.tokens_per_s.mid < 0.1 * sheet.tokens_per_s.mid
+    flops = 6 * 4 * (4 * 256 * 256 + 3 * 256 * 768)
+    assert crippled.tokens_per_s.mid * flops < 8 * 1e11, "no faster than the measured rate"
+
+
+def test_a_pool_that_cannot_hold_the_model_is_refused(tmp_path: Path) -> None:
+    text = TEXT.replace('"model"', '"deepseek-v3"').replace("16", "64")
+    assert "does not fit" in (planned(tmp_path, 1, text).refused or "")
+
+
+@pytest.mark.parametrize(("rule", "refused"), [("false", False), ("true", True)])
+def test_a_late_pool_is_warned_of_or_refused_by_rule(
+    tmp_path: Path, rule: str, refused: bool
+) -> None:
+    text = TEXT.replace("count = 8", "count = 8\ntokens_per_s = 1000")
+    text += f"[recovery]\nrefuse_late = {rule}\n"
+    found = planned(tmp_path, 1, text, days_left=0.05)
+    assert found.in_time == 0.0
+    sentence = (found.refused if refused else found.warnings[-1]) or ""
+    assert "finishes 0.1 days from now with 0% certainty" in sentence
+    assert planned(tmp_path, 1, text, days_left=0.2).in_time == 1.0
+
+
+def test_qualification_measures_under_the_launcher_and_writes_a_profile(tmp_path: Path) -> None:
+    path = write_run(tmp_path, extra="", steps=5)
+    text = path.read_text().replace("enabled = false", 'enabled = true\nseconds = "1s"')
+    path.write_text(text.replace("look_every", "# look_every"))
+    assert run(read_run(path), services(qualify=qualify_pool)) is State.DONE
+    with Reader(tmp_path / "run") as reader:
+        names = {m.name for m in reader.measurements("first")}
+        (decision,) = [d for d in reader.decisions() if d.subject == "qualify first"]
+    assert {"tf32_flops", "memory_bytes_per_s"} <= names
+    assert decision.choice == "passed"
+    assert decision.evidence["ranks"][0]["soak"]["different"] == 0
+    assert (tmp_path / "run" / "profiles" / "first.toml").exists()
+
+
+def test_a_pool_that_fails_its_qualification_is_passed_over(tmp_path: Path) -> None:
+    def qualify(settings: Any, pool: Any, launcher: Any, token: int) -> Qualified:
+        faults = ("device 3 computes other bits",) if pool.name == "bad" else ()
+        return Qualified(passed=not faults, message="measured", faults=faults)
+
+    path = write_run(tmp_path, pools=["bad", "good"], steps=5)
+    path.write_text(path.read_text().replace("enabled = false", "enabled = true"))
+    assert run_it(path, qualify=qualify) is State.DONE
+    with Reader(tmp_path / "run") as reader:
+        assert [a.pool for a in reader.attempts()] == ["good"]
+        given_up = [d for d in reader.decisions() if d.choice == "given up"]
+    assert "device 3 computes other bits" in given_up[0].reason
+
+
+def witness(fails_on: str) -> Any:
+    def check(checkpoint: Path, pool: Any) -> Verdict:
+        failed = pool.name == fails_on
+        return Verdict(
+            agreement=Agreement.FAILED if failed else Agreement.PASSED,
+            message="layer 3 departs" if failed else "within the floor",
+            departs=("layers.3.attention",) if failed else (),
+        )
+
+    return check
+
+
+def test_a_failed_witness_sends_the_run_to_the_pool_after(tmp_path: Path) -> None:
+    faults = [{"id": i, "step": 17, "at": "compute", "do": "nan"} for i in "ab"]
+    path = write_run(tmp_path, pools=["first", "wrong", "right"], faults=faults)
+    assert run_it(path, witness=witness("wrong")) is State.DONE
+    with Reader(tmp_path / "run") as reader:
+        assert [a.pool for a in reader.attempts()] == ["first", "first", "right"]
+        checks = [d for d in reader.decisions() if d.subject.startswith("witness")]
+    assert [d.choice for d in checks] == ["failed", "passed"]
+    assert checks[0].evidence["departs"] == ["layers.3.attention"]
+
+
+def test_without_another_pool_a_failed_witness_fails_the_run(tmp_path: Path) -> None:
+    faults = [{"id": i, "step": 17, "at": "compute", "do": "nan"} for i in "ab"]
+    path = write_run(tmp_path, pools=["first", "wrong"], faults=faults)
+    assert run_it(path, witness=witness("wrong")) is State.FAILED
+    with Reader(tmp_path / "run") as reader:
+        assert "no pool is left" in reader.events()[-1].message
+
+
+def test_memory_above_the_limit_is_warned_of(tmp_path: Path) -> None:
+    path = write_run(
+        tmp_path,
+        trainer={"step_seconds": 0.02},
+        pool_extra={"first": '[pool.limits]\nmemory = "1 MiB"\n'},
+        gates="memory = { steps = 2 }",
+    )
+    assert run_it(path) is State.DONE
+    with Reader(tmp_path / "run") as reader:
+        (fired,) = reader.fired()
+    assert (fired.gate, fired.action) == ("memory", Action.WARN)
+    assert fired.evidence[0]["memory_bytes"] > 2**20
+
+
+def test_an_attempt_is_renewed_at_its_time_limit(tmp_path: Path) -> None:
+    path = write_run(
+        tmp_path,
+        trainer={"step_seconds": 0.03},
+        pool_extra={"first": '[pool.limits]\ntime = "0.8s"\n'},
+    )
+    assert run_it(path) is State.DONE
+    with Reader(tmp_path / "run") as reader:
+        attempts = reader.attempts()
+    assert len(attempts) > 1
+    assert {a.cause for a in attempts[:-1]} == {Cause.STOPPED}
+    assert all(b.from_step == a.last_step for a, b in itertools.pairwise(attempts))

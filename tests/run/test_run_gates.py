@@ -1,0 +1,187 @@
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krzem.run.contract import Heartbeat, StepRecord
+from krzem.run.gate_settings import Gates, Memory, Nonfinite, Restarts, Spike, Stall, Throughput
+from krzem.run.gates import judge_steps, nonfinite, restarts, spike, throughput
+from krzem.run.history import History, prove_samples
+from krzem.run.pulse import Pulse
+from krzem.run.rows import Attempt, Cause
+
+RECORD = StepRecord(
+    step=1, tokens=128, loss=3.0, grad_norm=1.0, seconds=0.1, tokens_per_s=1280.0, first_sample=0,
+    last_sample=7, attempt=1, time=0.0,
+)  # fmt: skip
+ATTEMPT = Attempt(
+    id=1, pool="a", token=1, launcher="local", handle=None, state="ended", from_step=0, at=0.0,
+    first_step_at=None, ended_at=10.0, exit_code=1, cause=Cause.CRASH, detail="", last_step=3,
+)  # fmt: skip
+
+
+def steps(losses: Sequence[float], **values: float) -> list[StepRecord]:
+    return [
+        replace(RECORD, step=n, tokens=128 * n, loss=loss, first_sample=8 * n - 8,
+                last_sample=8 * n - 1, **values)  # type: ignore[arg-type]
+        for n, loss in enumerate(losses, 1)
+    ]  # fmt: skip
+
+
+def falling(count: int, noise: float = 0.02, seed: int = 0) -> list[float]:
+    random = np.random.default_rng(seed)
+    return list(3 * np.arange(1, count + 1) ** -0.1 + noise * random.standard_normal(count))
+
+
+def test_throughput_waits_for_its_window_and_compares_the_median() -> None:
+    gate = Throughput(below=0.6, steps=10, skip=5)
+    slow = steps([3.0] * 15, tokens_per_s=500.0)
+    assert throughput(gate, slow[:14], 1000.0) is None
+    found = throughput(gate, slow, 1000.0)
+    assert found is not None
+    assert "500 tokens/s over the last 10 steps, 50% of the expected 1,000" in found.message
+    assert len(found.evidence) == 10
+    assert throughput(gate, slow, 800.0) is None
+    assert throughput(gate, slow, None) is None, "without a plan there is nothing to compare with"
+    hiccups = [replace(r, tokens_per_s=1.0) if r.step % 3 == 0 else r for r in slow]
+    assert throughput(gate, hiccups, 800.0) is None, "single slow steps are no slow pool"
+
+
+@given(st.integers(0, 1000))
+def test_an_honest_loss_curve_is_no_spike(seed: int) -> None:
+    gates = Gates(spike=Spike(window=50, recover=20))
+    kept = steps(falling(150, noise=0.05, seed=seed))
+    assert judge_steps(gates, kept, kept, 80, None) == []
+
+
+@pytest.mark.parametrize("jump", [0.5, 2.0])
+def test_a_spike_fires_only_if_it_stays(jump: float) -> None:
+    gate = Spike(window=50, recover=20)
+    losses = falling(120)
+    stays = steps([*losses[:100], *(loss + jump for loss in losses[100:])])
+    found = spike(gate, stays)
+    assert found is not None
+    assert found.since_step == 101
+    assert "at step 101" in found.message
+    back = [*losses[:100], *(loss + jump for loss in losses[100:110]), *losses[110:]]
+    assert spike(gate, steps(back)) is None
+    assert spike(gate, stays[:-1]) is None
+
+
+def test_a_spike_is_found_also_when_many_steps_come_at_once() -> None:
+    gates = Gates(spike=Spike(window=50, recover=20))
+    losses = falling(130)
+    kept = steps([*losses[:100], *(loss + 1 for loss in losses[100:])])
+    assert judge_steps(gates, kept[:119], kept[:119], 119, None) == []
+    assert judge_steps(gates, kept, kept, 30, None)[0].since_step == 101
+
+
+def test_restarts_count_faults_of_one_day_only() -> None:
+    gate = Restarts(per_day=2)
+    old = [replace(ATTEMPT, id=n, ended_at=float(n)) for n in range(5)]
+    assert restarts(gate, old, 86_400.0 + 10) is None
+    assert restarts(gate, old, 100.0) is not None
+    saved = [replace(a, cause=Cause.PREEMPTED) for a in old]
+    full = [replace(a, cause=Cause.STORAGE) for a in old]
+    assert restarts(gate, saved + full, 100.0) is None, "neither is the pool's fault"
+
+
+def test_nonfinite_counts_attempts() -> None:
+    bad = [replace(ATTEMPT, id=n, cause=Cause.NONFINITE, last_step=7) for n in (1, 2)]
+    assert nonfinite(Nonfinite(times=2), bad[:1], []) is None
+    found = nonfinite(Nonfinite(times=2), bad, [])
+    assert found is not None
+    assert "steps 7, 7" in found.message
+
+
+def beat(rank: int, step: int, phase: str = "compute", busy: float | None = None) -> Heartbeat:
+    return Heartbeat(
+        rank=rank, attempt=1, step=step, phase=phase, host=f"n{rank}", pid=1, busy_seconds=busy
+    )
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_stall_names_the_ranks_that_are_behind() -> None:
+    clock = Clock()
+    pulse = Pulse(Gates(stall=Stall(seconds=10, factor=10, load=100)), clock)
+    beats = {0: beat(0, 7, "reduce"), 1: beat(1, 7, "compute"), 2: beat(2, 7, "reduce")}
+    assert pulse.look(beats, step_seconds=0.1) == []
+    clock.now = 9.9
+    assert pulse.look(beats, step_seconds=0.1) == []
+    clock.now = 10.1
+    (found,) = pulse.look(beats, step_seconds=0.1)
+    assert "furthest behind: rank 1 on n1 in 'compute'" in found.message
+
+
+def test_a_long_step_and_a_long_load_are_no_stall() -> None:
+    clock = Clock()
+    pulse = Pulse(Gates(stall=Stall(seconds=10, factor=10, load=100)), clock)
+    pulse.look({0: beat(0, 7)}, step_seconds=5.0)
+    clock.now = 45.0
+    assert pulse.look({0: beat(0, 7)}, step_seconds=5.0) == [], "ten usual steps are allowed"
+    pulse.look({0: beat(0, 7, "save")}, step_seconds=0.1)
+    clock.now = 140.0
+    assert pulse.look({0: beat(0, 7, "save")}, step_seconds=0.1) == []
+    clock.now = 146.0
+    assert len(pulse.look({0: beat(0, 7, "save")}, step_seconds=0.1)) == 1
+
+
+def test_silence_in_a_queue_means_nothing_and_before_the_first_beat_little() -> None:
+    clock = Clock()
+    pulse = Pulse(Gates(stall=Stall(load=100)), clock)
+    clock.now = 1e6
+    pulse.waiting()
+    assert pulse.look({}, step_seconds=None) == []
+    clock.now += 101
+    assert len(pulse.look({}, step_seconds=None)) == 1
+
+
+def test_memory_fires_after_looks_in_a_row() -> None:
+    pulse = Pulse(Gates(memory=Memory(above=0.9, steps=3)), Clock())
+    found = [
+        bool(pulse.look({}, step_seconds=None, memory=m, memory_limit=100))
+        for m in (95, 95, 80, 95, 95, 95, 95)
+    ]
+    assert found == [False, False, False, False, False, True, False]
+
+
+def test_history_keeps_the_last_of_each_step() -> None:
+    history = History()
+    history.add(steps([3.0] * 10))
+    again = [replace(r, attempt=2) for r in steps([3.0] * 12)[6:]]
+    history.add(again)
+    assert [r.step for r in history.kept] == list(range(1, 13))
+    assert [r.step for r in history.lost] == [10, 9, 8, 7]
+    assert len(history.of_attempt(2)) == 6
+    assert history.of_attempt(1) == []
+    assert prove_samples(history.kept).exact
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8))
+def test_any_order_of_restarts_leaves_one_exact_history(starts: list[int]) -> None:
+    history, reached = History(), 0
+    whole = steps([3.0] * 60)
+    for attempt, start in enumerate(starts):
+        begin = min(start, reached + 1)
+        end = begin + 10
+        history.add([replace(r, attempt=attempt) for r in whole[begin - 1 : end]])
+        reached = end
+    assert prove_samples(history.kept).exact
+    assert history.kept[-1].step == reached
+
+
+def test_gaps_in_the_samples_are_named() -> None:
+    kept = steps([3.0] * 4)
+    kept[2] = replace(kept[2], first_sample=kept[2].first_sample + 2)
+    del kept[3]
+    assert prove_samples(kept).gaps == ("step 3: 2 samples skipped",)
+    assert "begins at step 2" in prove_samples(kept[1:]).gaps[0]
