@@ -41,8 +41,12 @@ PANGU_TOKENS_PER_S = 1.46e6
 def situation(device: str, engine: str, year: float, precision: Precision,
               traits: frozenset[str] = frozenset()) -> Situation:  # fmt: skip
     d = load_device(device)
-    assert d.memory_bytes and d.memory_bytes_per_s and d.devices_per_node
-    assert d.scale_up_domain and d.scale_up_bytes_per_s and d.scale_out_bytes_per_s
+    assert d.memory_bytes is not None
+    assert d.memory_bytes_per_s is not None
+    assert d.devices_per_node is not None
+    assert d.scale_up_domain is not None
+    assert d.scale_up_bytes_per_s is not None
+    assert d.scale_out_bytes_per_s is not None
     return Situation(
         device=d, devices_per_node=d.devices_per_node, memory_bytes=d.memory_bytes,
         memory_bytes_per_s=d.memory_bytes_per_s, scale_up_domain=d.scale_up_domain,

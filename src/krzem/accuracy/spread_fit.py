@@ -21,6 +21,9 @@ PRIOR = {
 """Weights believed before any error is seen: what is unknown, guessed or small is less certain."""
 RIDGE = 0.25
 """Prior standard deviation of a feature's weight."""
+HELD = {"small-step": 0.06, "guesses": 0.1}
+"""The same where the rows cannot tell: hardly any is bound by its host, and those that are come
+from the best-tuned sources; rows with guesses are mostly from sources that are easy to guess."""
 OFFSET = 0.3
 """The same of an engine's or family's offset."""
 
@@ -69,7 +72,8 @@ def _design(batch: Batch, step: StepSeconds, trial: HeldBack) -> _Design:
     engines, families = tuple(sorted(known.engines)), tuple(sorted(known.families))
     one_hot = [np.array([float(c.engine == n) for c in batch.cases]) for n in engines]
     one_hot += [np.array([float(c.device.family == n) for c in batch.cases]) for n in families]
-    ridge = [0.0] + [RIDGE**-2.0] * (len(FEATURES) - 1) + [OFFSET**-2.0] * len(one_hot)
+    ridge = [0.0] + [HELD.get(n, RIDGE) ** -2.0 for n in FEATURES[1:]]
+    ridge += [OFFSET**-2.0] * len(one_hot)
     matrix = np.stack([columns[n] for n in FEATURES] + one_hot, axis=1)
     prior = [PRIOR.get(n, 0.0) for n in FEATURES] + [0.0] * len(one_hot)
     return _Design(matrix, np.array(prior), np.array(ridge), engines, families)
