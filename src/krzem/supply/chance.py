@@ -89,7 +89,7 @@ class _Run:
 
     def __init__(self, goal: FleetGoal, schedule: Schedule) -> None:
         self.goal, self.schedule = goal, schedule
-        self.stages = schedule.stages
+        self.stages = (*schedule.stages, *schedule.reserve)
         self.now = np.zeros(COUNT)
         self.left = np.ones(COUNT)
         self.home = np.zeros(COUNT)
@@ -100,9 +100,10 @@ class _Run:
 
     def follow(self) -> tuple[Draws, Draws, Draws]:
         """Day of the end, US dollars, domestic share of the tokens."""
-        for k, stage in enumerate(self.stages):
-            self._train(k, stage, stage.tokens / stage.slot.speed.tokens)
-        for k in reversed(range(len(self.stages))):
+        planned = range(len(self.schedule.stages))
+        for k in planned:
+            self._train(k, self.stages[k], self.stages[k].tokens / self.stages[k].slot.speed.tokens)
+        for k in (*reversed(planned), *range(len(planned), len(self.stages))):
             self._train(k, self.stages[k], 1.0)
         for purchase in self.schedule.purchases:
             self.usd += purchase.usd

@@ -14,9 +14,9 @@ from krzem.supply.months import Month, months_between
 from krzem.supply.optimum import cheapest, earliest
 from krzem.supply.relax import Relaxation, relaxations
 from krzem.supply.speed import Progress, Slot, slots
-from krzem.supply.stages import Schedule
+from krzem.supply.stages import Schedule, reserve_of
 
-FRONT_POINTS = 6
+FRONT_POINTS = 5
 WARY = 1.2815515655446004
 """Standard deviations by which pools are slowed in the search for a certain plan."""
 
@@ -150,6 +150,7 @@ def _portfolios(
     say("the most certain plan")
     wary = _wary(goal, found, months)
     every = [least, fastest, *between, *wary]
+    every += [replace(s, reserve=reserve_of(goal, found, s)) for s in (least, fastest, *wary)]
     chances = [odds(goal, schedule) for schedule in every]
     certain = best_by(every, chances)
     # Rounding of the solver may leave a front point a hair cheaper or earlier than the extremes.
@@ -158,7 +159,8 @@ def _portfolios(
         Portfolio(label=label, schedule=schedule, odds=chance)
         for label, schedule, chance in zip(labels, every, chances, strict=True)
     ]
-    return [*points, replace(points[certain], label="most certain")]
+    plain = points[: -2 - len(wary)]
+    return [*plain, replace(points[certain], label="most certain")]
 
 
 def _between(
@@ -180,7 +182,7 @@ def _wary(goal: FleetGoal, found: Sequence[Slot], months: Sequence[Month]) -> li
     result = []
     for level in levels:
         sure = [slot for slot in found if goal.pools[slot.pool].chance >= level]
-        for pessimism in (WARY, 0.0):
+        for pessimism in (WARY, WARY / 2, 0.0):
             schedule = earliest(goal, sure, months, pessimism)
             if schedule is not None:
                 result.append(schedule)
@@ -220,6 +222,10 @@ def _notes(goal: FleetGoal) -> tuple[str, ...]:
                      " counted")  # fmt: skip
     if any(pool.running == 0 and (pool.buy is not None or pool.acquired) for pool in goal.pools):
         notes.append("owned devices without running = ... cost nothing to run here")
+    if all(p.rent is None and p.buy is None and p.running == 0 for p in goal.pools) and not any(
+        grant.usd_per_node_hour for p in goal.pools for grant in p.grants
+    ):
+        notes.append("nothing here costs money: the cheapest plan is that of least node-hours")
     if goal.lawful_only:
         notes.append("rules as known today; this is not legal advice")
     return tuple(notes)

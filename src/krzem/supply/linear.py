@@ -16,9 +16,9 @@ from krzem.errors import KrzemError
 
 INSTALL = "fleet plans need scipy (for its HiGHS solver): pip install 'krzem[fleet]'"
 INFINITY = float("inf")
-GAP = 1e-3
+GAP = 2e-3
 """Relative gap at which a solution counts as the best one."""
-PATIENCE = 10.0
+PATIENCE = 4.0
 """Seconds for one solve; what is found by then is used, with its gap."""
 
 _INFEASIBLE = 2

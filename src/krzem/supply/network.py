@@ -89,8 +89,11 @@ class Network:
         return self.goal.pools[self.slots[slot].pool]
 
     def cheapest(self, relaxed: bool = False) -> Solution | None:
-        """Least money; among equals the fewest days."""
-        return self.lp.minimise(merged(self._cost_terms(), self._tie_break()), relaxed=relaxed)
+        """Least money (least node-hours where nothing costs any); among equals the fewest days."""
+        costs = self._cost_terms()
+        if not any(costs.values()):
+            costs = self._hour_terms()
+        return self.lp.minimise(merged(costs, self._tie_break()), relaxed=relaxed)
 
     def shortfall(self, relaxed: bool = False) -> Solution | None:
         """The least share of the run that stays untrained: its objective, nearly zero or not."""
@@ -117,7 +120,7 @@ class Network:
         """The least sum of some slacks, which are opened for it."""
         self.lp.release(columns)
         missed = {int(c): 1.0 for c in columns.ravel()}
-        return self.lp.minimise(merged(missed, self._tie_break(1e-7)), relaxed=relaxed)
+        return self.lp.minimise(merged(missed, self._tie_break(1e-10)), relaxed=relaxed)
 
     # Columns
 
@@ -325,6 +328,16 @@ class Network:
             for column, value in self._month_cost(m):
                 total[column] = total.get(column, 0.0) + value
         return total
+
+    def _hour_terms(self) -> dict[int, float]:
+        """Thousand node-hours."""
+        found: dict[int, float] = {}
+        for m in range(len(self.months)):
+            for i, slot in enumerate(self.slots):
+                for column, factor in self._occupied(i, m):
+                    hours = factor * slot.speed.nodes * HOURS / THOUSAND
+                    found[column] = found.get(column, 0.0) + hours
+        return found
 
     def _tie_break(self, weight: float = 1e-6) -> dict[int, float]:
         """A small price on days, higher later on, that settles ties."""

@@ -21,8 +21,8 @@ from krzem.supply.stages import Schedule, schedule_of
 
 MISSED = 1e-5
 """Share of the run that may be left untrained as rounding of the solver."""
-WHOLE = 8
-"""Up to so many slots everything is solved at once."""
+WHOLE = 60
+"""Up to so many slots times months everything is solved at once."""
 ROUNDS = 2
 """Supports of the relaxed programme that are taken together."""
 USED_DAYS = 1e-3
@@ -65,7 +65,7 @@ def best(question: Question) -> tuple[Network, Solution] | None:
     slots = question.slots
     if not slots:
         return None
-    if len(slots) > WHOLE:
+    if len(slots) * len(question.months) > WHOLE:
         decided, found = _over_support(question)
         if decided:
             return found
@@ -99,7 +99,10 @@ def _over_support(question: Question) -> tuple[bool, tuple[Network, Solution] | 
         question.aim is Aim.SHORTFALL and solution.objective > MISSED >= bound.objective
     ):
         return False, None
-    gap = (solution.objective - bound.objective) / max(abs(solution.objective), 1e-9)
+    whole = abs(solution.objective)
+    if question.aim is Aim.EARLIEST:
+        whole = sum(month.days for month in question.months)
+    gap = (solution.objective - bound.objective) / max(whole, 1e-9)
     return True, (network, replace(solution, gap=max(solution.gap, gap)))
 
 

@@ -120,23 +120,34 @@ def _hardware(
     found: Mapping[str, Any], where: Machine | None, label: str
 ) -> tuple[dict[str, Any], int]:
     """Keys of a cluster file without the count, and the count."""
-    ways = [key for key in ("on", "machine", "cluster") if key in found]
-    if len(ways) != 1:
-        raise GoalError(
-            "one of on, machine and cluster says what it is"
-            + (f"; here are {' and '.join(ways)}" if ways else ': write on = "h800:4096"')
-        )
+    ways = [key for key in ("on", "machine") if key in found]
+    if len(ways) > 1:
+        raise GoalError("on and machine say the same: keep one")
+    if not ways:
+        if "cluster" not in found:
+            raise GoalError('nothing says what it is: write on = "h800:4096"')
+        return _cluster(found["cluster"], label)
+    more = _overrides(found.get("cluster", {}), label)
     if where is not None:
         nodes = found.get("nodes", where.nodes)
         if nodes > where.nodes:
             raise GoalError(f"{nodes:,} nodes, but {where.name} has {where.nodes:,}")
-        return dict(where.cluster), nodes * where.devices_per_node
-    if "cluster" in found:
-        return _cluster(found["cluster"], label)
+        return dict(where.cluster) | more, nodes * where.devices_per_node
     device, _, count = (part.strip() for part in found["on"].partition(":"))
     if not count:
         raise GoalError(f'on = "{device}": write the number of devices too, as in "h800:4096"')
-    return {"device": find_id(device)}, read_devices(count)
+    return {"device": find_id(device)} | more, read_devices(count)
+
+
+def _overrides(table: Any, label: str) -> dict[str, Any]:
+    """Keys of a cluster file beside ``on`` or ``machine``; they say no device and no count."""
+    if not isinstance(table, Mapping):
+        raise GoalError('cluster: a table is needed, such as {restart_time = "10 min"}')
+    said = sorted({"device", "devices", "nodes", "cards"} & set(table))
+    if said:
+        raise GoalError(f"cluster.{said[0]} is said by on or machine already: leave it out")
+    read_keys(table, f"{label}.cluster")
+    return dict(table)
 
 
 def _cluster(table: Any, label: str) -> tuple[dict[str, Any], int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from krzem.supply.goal import FleetGoal
 from krzem.supply.linear import Solution
 from krzem.supply.network import HOURS, THOUSAND, Network
 from krzem.supply.speed import Slot
@@ -70,6 +71,8 @@ class Schedule:
     start: dt.date
     gap: float
     """How much better the solver could still do, relative."""
+    reserve: tuple[Stage, ...] = ()
+    """Pools that are held ready and train only what the stages leave over."""
 
     @property
     def finish(self) -> dt.date:
@@ -115,6 +118,23 @@ class _Visit:
     days: float
     move: str
     move_days: float
+
+
+def reserve_of(goal: FleetGoal, slots: Sequence[Slot], schedule: Schedule) -> tuple[Stage, ...]:
+    """Every pool that ``schedule`` does not use, at its fastest size; the fastest first."""
+    used = {stage.slot.pool for stage in schedule.stages}
+    best: dict[int, Slot] = {}
+    for slot in slots:
+        held = best.get(slot.pool)
+        if slot.pool not in used and (held is None or slot.speed.days.mid < held.speed.days.mid):
+            best[slot.pool] = slot
+    ready = sorted(best.values(), key=lambda slot: slot.speed.days.mid)
+    move = goal.moves.other_stack
+    return tuple(
+        Stage(slot=slot, index=-1, first_day=0.0, last_day=0.0, days=0.0, tokens=0.0, move="far",
+              move_days=move, node_hours=0.0, usd=0.0)
+        for slot in ready
+    )  # fmt: skip
 
 
 def _visits(network: Network, solution: Solution) -> list[_Visit]:
@@ -180,7 +200,32 @@ def _merged(network: Network, visits: Sequence[_Visit]) -> list[Stage]:
             stages[-1] = _joined(stages[-1], stage)
         else:
             stages.append(stage)
-    return [stage for stage in stages if stage.days > LEAST_DAYS]
+    return _without_empty(stages)
+
+
+def _without_empty(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages that train; what passing through another took belongs to the next one."""
+    kept: list[Stage] = []
+    passed: Stage | None = None
+    for stage in stages:
+        whole = stage if passed is None else _after(passed, stage)
+        if stage.days > LEAST_DAYS:
+            kept.append(whole)
+            passed = None
+        else:
+            passed = whole
+    return kept
+
+
+def _after(passed: Stage, stage: Stage) -> Stage:
+    return replace(
+        stage,
+        first_day=passed.first_day,
+        move=passed.move if stage.move in ("", "resize") else stage.move,
+        move_days=passed.move_days + stage.move_days,
+        node_hours=passed.node_hours + stage.node_hours,
+        usd=passed.usd + stage.usd,
+    )
 
 
 def _stage(network: Network, visit: _Visit, slot: Slot) -> Stage:

@@ -1,0 +1,185 @@
+"""HTML pages of fleets, inverse questions, inferences and proposals, from their documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from krzem.report.selfcontained import inline_svg, new_figure, page
+from krzem.supply import text
+
+Document = Mapping[str, Any]
+
+_TABLE = """{% macro grid(rows) %}<table>
+{% for row in rows %}<tr>{% for cell in row %}
+{% if loop.index0 and not cell[:1].isalpha() %}{% set kind = ' class="n"' %}{% else %}
+{% set kind = '' %}{% endif %}
+{% if rows[0] is sameas row %}<th{{ kind | safe }}>{{ cell }}</th>
+{% else %}<td{{ kind | safe }}>{{ cell }}</td>{% endif %}{% endfor %}</tr>
+{% endfor %}</table>{% endmacro %}
+"""
+
+_FLEET = (
+    _TABLE
+    + """
+<h1>{{ d.name }}: {{ d.model }}</h1>
+<p>From {{ d.start }}, to be done by {{ d.deadline }}.</p>
+{% if not d.feasible %}
+<h2>No plan keeps every limit</h2>
+<p>Relaxing one of them, the others held:</p>
+<ul>{% for r in d.relaxations %}<li><strong>{{ r.limit }}</strong>: {{ r.words }}</li>{% endfor %}
+</ul>
+{% else %}
+<figure>{{ gantt }}<figcaption>Where the run is, and when. Hatched: moves and
+requalification.</figcaption></figure>
+{% for key in ("cheapest", "fastest", "most_certain") %}
+<h2>{{ key.replace("_", " ") | capitalize }}</h2>
+<p>{{ headline(d[key]) }}</p>
+{{ grid(rows(stages(d[key]))) }}
+{% endfor %}
+<h2>What an earlier date costs</h2>
+<figure>{{ front }}<figcaption>Each point is the cheapest plan for its date; its label is the chance
+of keeping the date that was asked for.</figcaption></figure>
+{{ grid(rows(fronts(d))) }}
+{% endif %}
+<h2>Every pool alone</h2>
+{{ grid(rows(speeds(d))) }}
+{% if d.rules %}<h2>Rules</h2><ul>{% for name, r in d.rules.items() %}
+<li>{{ name }}: {{ r.words }}</li>{% endfor %}</ul>{% endif %}
+{% if d.left_out %}<h2>Left out</h2><ul>{% for name, why in d.left_out.items() %}
+<li>{{ name }}: {{ why }}</li>{% endfor %}</ul>{% endif %}
+<h2>Assumptions</h2>
+<ul>{% for name, value in d.assumptions.items() %}<li>{{ name.replace("_", " ") }}: {{ value }}</li>
+{% endfor %}</ul>
+<h2>Notes</h2><ul>{% for note in d.notes %}<li>{{ note }}</li>{% endfor %}</ul>
+"""
+)
+
+_PLAIN = (
+    _TABLE
+    + """
+<h1>{{ about }}</h1>
+{% if chart %}<figure>{{ chart }}<figcaption>{{ caption }}</figcaption></figure>{% endif %}
+{% for block in blocks %}
+{% if block.rows %}{{ grid(block.rows) }}
+{% elif block.heading %}<h2>{{ block.heading }}</h2>
+{% elif block.item %}<li>{{ block.item }}</li>
+{% elif block.line %}<p>{{ block.line }}</p>{% endif %}
+{% endfor %}
+"""
+)
+
+
+def fleet_page(document: Document) -> str:
+    """The page of ``krzem fleet``; raises KrzemError where the extra is missing."""
+    feasible = document["feasible"]
+    return page(
+        "krzem fleet",
+        _FLEET,
+        d=document,
+        gantt=_gantt(document) if feasible else "",
+        front=_front(document) if feasible else "",
+        headline=text.headline,
+        stages=text.stages_table,
+        fronts=text.front_table,
+        speeds=text.speeds_table,
+        rows=_rows,
+    )
+
+
+def infer_page(document: Document) -> str:
+    """The page of ``krzem infer``."""
+    return page(
+        "krzem infer",
+        _PLAIN,
+        about=f"Which fleet trained {document['model']}?",
+        blocks=_blocks(text.infer_text(document)),
+        chart=_odds_chart(document),
+        caption="Odds of each kind of device, flat prior.",
+    )
+
+
+def text_page(title: str, markdown: str) -> str:
+    """Headings, paragraphs, lists and tables of simple Markdown as a page."""
+    return page("krzem", _PLAIN, about=title, blocks=_blocks(markdown), chart="", caption="")
+
+
+def _rows(markdown: str) -> list[list[str]]:
+    """Cells of a Markdown table, the rule left out."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    return [row for i, row in enumerate(cells) if i != 1]
+
+
+def _blocks(markdown: str) -> list[dict[str, Any]]:
+    """Headings, items, lines and tables in order; the title is the page's own."""
+    blocks: list[dict[str, Any]] = []
+    pending: list[str] = []
+    for line in [*markdown.splitlines(), ""]:
+        if line.startswith("|"):
+            pending.append(line)
+            continue
+        if pending:
+            blocks.append(_block(rows=_rows("\n".join(pending))))
+            pending = []
+        if line.startswith("##"):
+            blocks.append(_block(heading=line.lstrip("# ")))
+        elif line.startswith("- "):
+            blocks.append(_block(item=line[2:]))
+        elif line.strip() and not line.startswith("#"):
+            blocks.append(_block(line=line))
+    return blocks
+
+
+def _block(**kind: Any) -> dict[str, Any]:
+    return {"rows": None, "heading": "", "item": "", "line": ""} | kind
+
+
+def _gantt(document: Document) -> Any:
+    """Bars of the three named plans over the calendar."""
+    import datetime as dt
+
+    figure = new_figure(8.0, 3.0)
+    axes = figure.add_subplot()
+    keys = ["cheapest", "fastest", "most_certain"]
+    pools = list(dict.fromkeys(s["pool"] for k in keys for s in document[k]["stages"]))
+    for y, key in enumerate(keys):
+        for stage in document[key]["stages"]:
+            first = dt.date.fromisoformat(stage["from"])
+            length = (dt.date.fromisoformat(stage["to"]) - first).days
+            color = f"C{pools.index(stage['pool']) % 10}"
+            left = first.toordinal()
+            axes.barh(y, length, left=left, color=color, label=stage["pool"])
+            axes.barh(y, min(stage["move_days"], length), left=left, color="none", hatch="///",
+                      edgecolor="white")  # fmt: skip
+    axes.axvline(dt.date.fromisoformat(document["deadline"]).toordinal(), color="black", ls=":")
+    axes.set_yticks(range(len(keys)), [key.replace("_", " ") for key in keys])
+    axes.invert_yaxis()
+    ticks = [int(t) for t in axes.get_xticks() if t > 0]
+    axes.set_xticks(ticks, [dt.date.fromordinal(t).isoformat() for t in ticks], rotation=20)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    axes.legend(handles.values(), handles.keys(), fontsize="small")
+    return inline_svg(figure)
+
+
+def _front(document: Document) -> Any:
+    figure = new_figure()
+    axes = figure.add_subplot()
+    points = [
+        (p["finish_day"], p["cost_usd"] / 1e6, p["odds"]["meets_date"]) for p in document["front"]
+    ]
+    axes.plot([p[0] for p in points], [p[1] for p in points], marker="o")
+    for day, cost, chance in points:
+        axes.annotate(text.percent(chance), (day, cost), xytext=(4, 4), textcoords="offset points")
+    axes.set(xlabel=f"days after {document['start']}", ylabel="million US dollars", ylim=(0, None))
+    return inline_svg(figure)
+
+
+def _odds_chart(document: Document) -> Any:
+    figure = new_figure(8.0, 3.5)
+    axes = figure.add_subplot()
+    kinds = document["kinds"]
+    axes.barh([k["device"] for k in kinds], [k["probability"] for k in kinds])
+    axes.invert_yaxis()
+    axes.set(xlabel="probability", xlim=(0, 1))
+    return inline_svg(figure)

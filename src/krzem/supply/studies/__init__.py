@@ -1,0 +1,1 @@
+"""Worked studies: ``python -m krzem.supply.studies docs/studies`` writes them anew."""

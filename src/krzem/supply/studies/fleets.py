@@ -1,0 +1,152 @@
+"""A fleet study: the portfolios of one goal, and what would change them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from krzem.supply import text
+from krzem.supply.chance import odds
+from krzem.supply.document import fleet_document
+from krzem.supply.fleet import Fleet, fleet
+from krzem.supply.goal import FleetGoal
+from krzem.supply.goal_file import read_goal
+from krzem.supply.months import months_between
+from krzem.supply.optimum import cheapest
+from krzem.supply.speed import Slot
+from krzem.supply.stages import Schedule
+
+SLOWER = 1.25
+"""How much slower a pool is made to see what hangs on it."""
+
+
+def fleet_study(folder: Path, name: str, title: str) -> str:
+    """The Markdown of the study whose goal is ``folder/name.toml``."""
+    goal = read_goal(folder / f"{name}.toml")
+    answer = fleet(goal)
+    document = fleet_document(answer)
+    parts = [
+        f"# {title}",
+        "",
+        f"Goal: [`{name}.toml`]({name}.toml). This page is written by"
+        " `python -m krzem.supply.studies docs/studies`; every number is computed. Intervals are"
+        " 80 %.",
+        "",
+        *_question(answer),
+        "",
+        "## Every pool alone",
+        "",
+        text.speeds_table(document),
+        "",
+    ]
+    for left, why in document["left_out"].items():
+        parts.append(f"- Left out, {left}: {why}")
+    parts += ["", *_answers(document), "", "## What would change the answer", ""]
+    parts += _changes(answer)
+    parts += ["", "## Caveats", "", *_caveats(answer)]
+    return "\n".join(parts) + "\n"
+
+
+def _question(answer: Fleet) -> Iterator[str]:
+    goal = answer.goal
+    tokens = answer.slots[0].speed.tokens
+    yield (
+        f"{text.format_count(tokens, 3)} tokens from {goal.start} to {goal.deadline}"
+        + (f", {text.percent(goal.domestic_share)} of them on domestic devices" * bool(
+            goal.domestic_share))
+        + (", on what is lawful for the buyer" * goal.lawful_only)
+        + "."
+    )  # fmt: skip
+    for pool, standing in answer.standings.items():
+        yield f"- {pool}: {standing.words}"
+
+
+def _answers(document: dict[str, object]) -> Iterator[str]:
+    d = document
+    if not d["feasible"]:
+        yield "## No plan keeps every limit"
+        yield ""
+        for relaxation in d["relaxations"]:  # type: ignore[attr-defined]
+            yield f"- {relaxation['limit']}: {relaxation['words']}"
+        return
+    for key in ("cheapest", "fastest", "most_certain"):
+        point: dict[str, object] = d[key]  # type: ignore[assignment]
+        yield f"## {key.replace('_', ' ').capitalize()}"
+        yield ""
+        yield text.headline(point)[:1].upper() + text.headline(point)[1:] + "."
+        yield ""
+        yield text.stages_table(point)
+        yield ""
+    yield "## Date against cost and chance"
+    yield ""
+    yield text.front_table(d)
+
+
+def _changes(answer: Fleet) -> list[str]:
+    """The cheapest plan again with one thing changed each time."""
+    goal, slots = answer.goal, answer.slots
+    rows = [_row("as stated", goal, slots)]
+    if goal.domestic_share:
+        rows.append(_row("no domestic share", replace(goal, domestic_share=0.0), slots))
+    for p, pool in enumerate(goal.pools):
+        rest = [slot for slot in slots if slot.pool != p]
+        if rest:
+            rows.append(_row(f"without {pool.name}", goal, rest))
+    for p, pool in enumerate(goal.pools):
+        slow = [_slower(slot) if slot.pool == p else slot for slot in slots]
+        rows.append(_row(f"{pool.name} {SLOWER - 1:.0%} slower", goal, slow))
+    moves = replace(goal.moves, other_stack=min(2 * goal.moves.other_stack, 28.0))
+    rows.append(_row("moves between stacks twice as long", replace(goal, moves=moves), slots))
+    head = ("change", "cheapest plan done", "cost", "node-hours", "in time", "tokens by pool")
+    return [text.table(head, rows)]
+
+
+def _slower(slot: Slot) -> Slot:
+    return replace(slot, speed=replace(slot.speed, days=slot.speed.days.scaled(SLOWER)))
+
+
+def _row(label: str, goal: FleetGoal, slots: Sequence[Slot]) -> list[str]:
+    schedule = cheapest(goal, slots, months_between(goal.start, goal.deadline))
+    if schedule is None:
+        return [label, "no plan keeps every limit", "", "", "", ""]
+    hours = sum(stage.node_hours for stage in schedule.stages)
+    return [
+        label,
+        schedule.finish.isoformat(),
+        text.millions(schedule.usd),
+        f"{hours:,.0f}",
+        text.percent(odds(goal, schedule).meets_date),
+        _shares(goal, schedule),
+    ]
+
+
+def _shares(goal: FleetGoal, schedule: Schedule) -> str:
+    shares = schedule.token_shares().items()
+    return " + ".join(f"{text.percent(share)} {goal.pools[p].name}" for p, share in shares)
+
+
+def _caveats(answer: Fleet) -> list[str]:
+    goal = answer.goal
+    unsure = [f"{pool.name} {text.percent(pool.chance)}" for pool in goal.pools if pool.chance < 1]
+    lines = [f"- {note}." if not note.endswith(".") else f"- {note}" for note in answer.notes]
+    if unsure:
+        lines.append(f"- Chances that a pool is had at all are assumptions: {', '.join(unsure)}.")
+    lines.append(
+        f"- A move between software stacks is taken to cost {goal.moves.other_stack:g} days at the"
+        " destination; nobody has published a distribution of it."
+    )
+    lines.append(
+        "- Published coefficients cover each device family unequally: the interval of a pool in the"
+        " first table says how well."
+    )
+    gaps = [p.schedule.gap for p in (answer.cheapest, answer.fastest) if p is not None]
+    if gaps:
+        lines.append(
+            f"- The solver proves the cheapest plan to within {gaps[0]:.1%} of the best possible:"
+            " what is missing is the proof more than a better plan."
+        )
+    return lines
+
+
+Study = Callable[[Path], str]

@@ -1,0 +1,134 @@
+"""What hardware trained a model whose hardware is not published: tested, then applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from krzem.supply import text
+from krzem.supply.document import infer_document
+from krzem.supply.infer import CANDIDATES, Evidence, Inference, evidence_of, infer, known_runs
+
+WINDOWS = ((45.0, 75.0), (75.0, 120.0), (120.0, 180.0))
+"""Days that the run may have lasted."""
+INTERRUPTIONS = {"device_days_between_interruptions": 1155}
+"""Assumed where nobody has published them: the figure of the Ascend 910C."""
+STOCK = {
+    "nvidia-h800-sxm": 10_000,
+    "nvidia-h100-sxm": 10_000,
+    "nvidia-h20-sxm-96": 30_000,
+    "nvidia-h200-sxm": 2_000,
+    "nvidia-b200-sxm": 5_000,
+    "huawei-ascend-910c": 10_000,
+}
+"""Cards: SemiAnalysis, January 2025, disputed (Hopper); The Information, December 2025 (several
+thousand Blackwell); the rest is assumed."""
+
+
+def infer_study() -> str:
+    """The Markdown of the study."""
+    parts = [
+        "# What must DeepSeek-V4-Pro have been trained on?",
+        "",
+        "The report of DeepSeek-V4-Pro (arXiv 2606.19348) gives the model, 33T tokens, the batch"
+        " and FP8, and neither hardware nor hours. krzem turns the planner round: which kinds and"
+        " numbers of devices are consistent with what is published, by the planner's own step times"
+        " and their uncertainty. Written by `python -m krzem.supply.studies docs/studies`; every"
+        " number is computed, intervals are 80 %.",
+        "",
+        "## Does it work? Runs whose hardware is known",
+        "",
+        *_tests(),
+        "",
+        "## DeepSeek-V4-Pro",
+        "",
+    ]
+    for days in WINDOWS:
+        parts += [f"### If the run lasted {days[0]:.0f} to {days[1]:.0f} days", ""]
+        answer = infer(_unknown(days))
+        parts += [text.kinds_table(infer_document(answer)), ""]
+        parts += [_families(answer), ""]
+    parts += ["Left out:", ""]
+    parts += [f"- {device}: {why}" for device, why in answer.left_out.items()]
+    parts += ["", "## How to read it", "", *_reading()]
+    return "\n".join(parts) + "\n"
+
+
+def _unknown(days: tuple[float, float]) -> Evidence:
+    return Evidence(
+        model="deepseek-v4-pro",
+        days=days,
+        done="2026-04",
+        candidates=tuple(c for c in CANDIDATES if c in STOCK),
+        stock=STOCK,
+        assumed=INTERRUPTIONS,
+    )
+
+
+def _families(answer: Inference) -> str:
+    return "By family: " + ", ".join(
+        f"{family} {text.percent(p)}" for family, p in answer.families.items()
+    )
+
+
+def _tests() -> list[str]:
+    rows, right, within = [], 0, 0
+    tested = [row for row in known_runs() if row["device_hours"]]
+    for row in tested:
+        answer = infer(evidence_of(row))
+        rows.append(_test_row(row, answer))
+        family = _family(answer, row["device"])
+        right += next(iter(answer.families)) == family
+        within += row["device"] in answer.credible(0.8)
+    head = ("run", "published", "card-hours published", "predicted on it (80 %)",
+            "odds of its family", "most probable kinds (80 % of the odds)")  # fmt: skip
+    return [
+        text.table(head, rows),
+        "",
+        f"The family is right in {right} of {len(tested)} runs, and the exact kind is among those"
+        f" that hold 80 % of the odds in {within} of {len(tested)}. Given are model, tokens,"
+        " precision, month, card-hours and (DeepSeek-V3) duration; the hardware is held back."
+        " Variants of one chip (H100, H800, H200; A100, A800) do nearly the same hours on one model"
+        " and are not told apart. Card-hours of the Llama 3.1 model card cover more than"
+        " pre-training, which makes the small model look slow.",
+    ]
+
+
+def _family(answer: Inference, device: str) -> str | None:
+    return next((k.speed.family for k in answer.kinds if k.device == device), None)
+
+
+def _test_row(row: Mapping[str, str], answer: Inference) -> list[str]:
+    true = next((k for k in answer.kinds if k.device == row["device"]), None)
+    if true is None:
+        return [row["id"], row["device"], row["device_hours"], "not planned", "–", "–"]
+    hours = {name: f"{value / 1e6:,.2f}M" for name, value in true.card_hours.as_dict().items()}
+    return [
+        row["id"],
+        row["device"],
+        f"{float(row['device_hours']) / 1e6:,.2f}M",
+        f"{hours['mid']} {text.span(hours['low'], hours['high'])}",
+        text.percent(answer.families[true.speed.family]),
+        ", ".join(answer.credible(0.8)),
+    ]
+
+
+def _reading() -> list[str]:
+    return [
+        "- Without published hours, the dates fix **how many** of each kind were needed, and only"
+        " what the owner could have had speaks about **which** kind. The odds above are those of a"
+        " flat prior times the stocks below; they are no evidence that a kind was used.",
+        "- Stocks (cards, each with a factor of e^0.5 either way): "
+        + ", ".join(f"{device} {count:,}" for device, count in STOCK.items())
+        + ". Sources: SemiAnalysis of January 2025, disputed, for Hopper; The Information of"
+        " December 2025 (several thousand smuggled Blackwell, via the-decoder.com); H200 and Ascend"
+        " are assumptions.",
+        "- The window of days is an assumption: the preview came out on 24 April 2026, and the"
+        " press had the run going on in the second half of 2025.",
+        "- Every kind is given its best layout and the software of today. A less careful run needs"
+        " more devices or days; FP8 on Ascend 910C has no published peak, so that it is planned in"
+        " BF16.",
+        "- A run on several kinds one after the other is not covered; the press has DeepSeek trying"
+        " Ascend first and finishing part of the training on NVIDIA.",
+        "- Published card-hours, or a published number of devices, would settle the family: see the"
+        " table of tests.",
+    ]

@@ -1,0 +1,218 @@
+"""Answers as text for a terminal and as Markdown tables; made from the documents alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from krzem.quantity import format_count
+
+Document = Mapping[str, Any]
+MOVES = {"begin": "start", "near": "same software", "far": "other software", "resize": "resize"}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, padded so that it reads in a terminal too."""
+    cells = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    rule = f"| {' | '.join('-' * width for width in widths)} |"
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def percent(value: float | None) -> str:
+    """``84 %``; certainty only where no draw fails."""
+    if value is None:
+        return "–"
+    if 0.995 <= value < 1:
+        return "over 99 %"
+    return f"{value:.0%}".replace("%", " %")
+
+
+def millions(usd: float | None) -> str:
+    """``$12.3M``."""
+    return "–" if usd is None else f"${usd / 1e6:,.1f}M"
+
+
+def span(low: str, high: str) -> str:
+    """An interval in brackets."""
+    return f"({low} to {high})"
+
+
+def money_span(cost: Mapping[str, float]) -> str:
+    """``$12.3M ($10.1M to $15.0M)``."""
+    return f"{millions(cost['mid'])} {span(millions(cost['low']), millions(cost['high']))}"
+
+
+def fleet_text(document: Document) -> str:
+    """The whole answer of ``krzem fleet``."""
+    parts = [
+        f"{document['name']}: {document['model']}, {document['start']} to {document['deadline']}\n",
+        speeds_table(document),
+    ]
+    if not document["feasible"]:
+        parts.append("\nNo plan keeps every limit. Relaxing one of them, the others held:")
+        parts += [f"- {r['limit']}: {r['words']}" for r in document["relaxations"]]
+    else:
+        for key in ("cheapest", "fastest", "most_certain"):
+            parts += ["", f"{key.replace('_', ' ').capitalize()}: {headline(document[key])}",
+                      stages_table(document[key])]  # fmt: skip
+        parts += ["", "What an earlier date costs:", front_table(document)]
+    for name, why in document["left_out"].items():
+        parts.append(f"\nleft out, {name}: {why}")
+    parts += ["", *(f"- {note}" for note in document["notes"])]
+    return "\n".join(parts) + "\n"
+
+
+def headline(portfolio: Document) -> str:
+    """Date, chance and cost in one line."""
+    odds = portfolio["odds"]
+    text = f"done {portfolio['finish']}"
+    if odds["finish"]:
+        text += f" {span(odds['finish']['low'], odds['finish']['high'])}"
+    text += f", in time with {percent(odds['meets_date'])}, {money_span(odds['cost_usd'])}"
+    if odds["within_budget"] is not None:
+        text += f", within budget with {percent(odds['within_budget'])}"
+    return text
+
+
+def stages_table(portfolio: Document) -> str:
+    """Which pool trains what, from when to when."""
+    total = sum(stage["tokens"] for stage in portfolio["stages"])
+    rows = [
+        [
+            stage["pool"],
+            f"{stage['devices']:,}",
+            stage["from"],
+            stage["to"],
+            f"{MOVES.get(stage['move'] or '', '')} {stage['move_days']:.1f} d".strip(),
+            format_count(stage["tokens"], 3),
+            percent(stage["tokens"] / total),
+            f"{stage['node_hours']:,.0f}",
+            millions(stage["cost_usd"]),
+        ]
+        for stage in portfolio["stages"]
+    ]
+    head = ("pool", "devices", "from", "to", "move before", "tokens", "share", "node-hours", "cost")
+    found = table(head, rows)
+    for grant in portfolio["grants"]:
+        found += (
+            f"\ngrant {grant['grant']} of {grant['pool']}: {grant['node_hours']:,.0f} node-hours"
+        )
+    if portfolio["reserve"]:
+        held = ", ".join(f"{r['pool']} ({r['devices']:,})" for r in portfolio["reserve"])
+        found += f"\nheld ready for what is left over: {held}"
+    for bought in portfolio["purchases"]:
+        found += (
+            f"\nbought for {bought['pool']}: {bought['devices']:,.0f} devices,"
+            f" {millions(bought['cost_usd'])}"
+        )
+    return found
+
+
+def speeds_table(document: Document) -> str:
+    """Each pool and size: how long the whole run would take there alone."""
+    rows = [
+        [
+            slot["pool"],
+            f"{slot['devices']:,}",
+            slot["precision"],
+            f"{slot['days_for_all_tokens']['mid']:,.0f}",
+            span(*(f"{slot['days_for_all_tokens'][k]:,.0f}" for k in ("low", "high"))),
+            f"{slot['mfu']['mid']:.1%}",
+            percent(slot["goodput"]["mid"] if slot["goodput"] else None),
+        ]
+        for slot in document["slots"]
+    ]
+    head = ("pool", "devices", "precision", "days alone", "80 % interval", "MFU", "goodput")
+    return table(head, rows)
+
+
+def front_table(document: Document) -> str:
+    """The trade-off of date, cost and chance."""
+    rows = [
+        [
+            point["finish"],
+            millions(point["cost_usd"]),
+            percent(point["odds"]["meets_date"]),
+            " + ".join(f"{percent(share)} {name}" for name, share in point["shares"].items()),
+            point["label"] or "",
+        ]
+        for point in document["front"]
+    ]
+    return table(("done", "cost", "in time", "tokens by pool", ""), rows)
+
+
+def inverse_text(document: Document) -> str:
+    """The largest model or the fewest devices."""
+    parts = []
+    largest = document["largest"]
+    if largest is not None:
+        parts.append(
+            f"Largest model by {document['deadline']} with {percent(document['sure'])}:"
+            f" {format_count(largest['parameters'], 3)} parameters"
+            f" ({format_count(largest['active_parameters'], 3)} active),"
+            f" {format_count(largest['tokens'], 3)} tokens, done {largest['finish']}.\n"
+            f"{largest['how']}.\n"
+        )
+        parts.append(stages_table(largest | {"grants": [], "purchases": [], "reserve": []}))
+    if document["fewest"]:
+        rows = [
+            [f["pool"], "–" if f["devices"] is None else f"{f['devices']:,}", f["words"]]
+            for f in document["fewest"]
+        ]
+        parts.append(
+            f"Fewest devices for {document['deadline']} with {percent(document['sure'])}:\n"
+        )
+        parts.append(table(("pool", "devices", ""), rows))
+    return "\n".join(parts) + "\n"
+
+
+def kinds_table(document: Document) -> str:
+    """The candidates of an inference."""
+    rows = [
+        [
+            kind["device"],
+            percent(kind["probability"]),
+            _whole(kind["cards"]),
+            _whole(kind["card_hours"]),
+            _whole(kind["days"]),
+            f"{kind['mfu']['mid']:.0%}".replace("%", " %"),
+            kind["precision"],
+        ]
+        for kind in document["kinds"]
+    ]
+    head = (
+        "device",
+        "odds",
+        "cards (80 %)",
+        "card-hours (80 %)",
+        "days (80 %)",
+        "MFU",
+        "precision",
+    )
+    return table(head, rows)
+
+
+def infer_text(document: Document) -> str:
+    """The whole answer of ``krzem infer``."""
+    families = ", ".join(f"{name} {percent(p)}" for name, p in document["families"].items())
+    parts = [
+        f"{document['model']}: which fleet is consistent with what is published?\n",
+        kinds_table(document),
+        f"\nBy family: {families}",
+    ]
+    parts += [f"left out, {name}: {why}" for name, why in document["left_out"].items()]
+    parts += [f"- {note}" for note in document["notes"]]
+    return "\n".join(parts) + "\n"
+
+
+def _whole(value: Mapping[str, float]) -> str:
+    def short(number: float) -> str:
+        return f"{number:,.0f}" if number < 1e6 else format_count(number, 3)
+
+    return f"{short(value['mid'])} {span(short(value['low']), short(value['high']))}"
