@@ -20,6 +20,8 @@ GAP = 2e-3
 """Relative gap at which a solution counts as the best one."""
 PATIENCE = 4.0
 """Seconds for one solve; what is found by then is used, with its gap."""
+LAST_PATIENCE = 60.0
+"""Where nothing is found by then."""
 
 _INFEASIBLE = 2
 """Status of ``scipy.optimize.milp``."""
@@ -94,20 +96,23 @@ class Linear:
         cost = np.zeros(len(self._low))
         for column, value in costs.items():
             cost[int(column)] += value
-        found = milp(
-            cost,
-            integrality=np.array(self._whole, dtype=float) * (not relaxed),
-            bounds=Bounds(np.array(self._low), np.array(self._high)),
-            constraints=LinearConstraint(
+        programme = {
+            "integrality": np.array(self._whole, dtype=float) * (not relaxed),
+            "bounds": Bounds(np.array(self._low), np.array(self._high)),
+            "constraints": LinearConstraint(
                 self._matrix(), [row[2] for row in self._rows], [row[3] for row in self._rows]
             ),
-            options={"mip_rel_gap": GAP, "time_limit": PATIENCE},
-        )
+        }
+        for seconds in (PATIENCE, LAST_PATIENCE):
+            limits = {"mip_rel_gap": GAP, "time_limit": seconds}
+            found = milp(cost, options=limits, **programme)
+            if found.x is not None or found.status == _INFEASIBLE:
+                break
         if found.status == _INFEASIBLE:
             return None
         if found.x is None:
             raise KrzemError(
-                f"no plan was found within {PATIENCE:g} s ({found.message.strip()}): use fewer"
+                f"no plan was found within {LAST_PATIENCE:g} s ({found.message.strip()}): use fewer"
                 " pools, sizes or months"
             )
         return Solution(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from krzem.quantity import format_count
 from krzem.supply import text
 from krzem.supply.chance import odds
 from krzem.supply.document import fleet_document
@@ -52,7 +53,7 @@ def _question(answer: Fleet) -> Iterator[str]:
     goal = answer.goal
     tokens = answer.slots[0].speed.tokens
     yield (
-        f"{text.format_count(tokens, 3)} tokens from {goal.start} to {goal.deadline}"
+        f"{format_count(tokens, 3)} tokens from {goal.start} to {goal.deadline}"
         + (f", {text.percent(goal.domestic_share)} of them on domestic devices" * bool(
             goal.domestic_share))
         + (", on what is lawful for the buyer" * goal.lawful_only)
@@ -147,6 +148,3 @@ def _caveats(answer: Fleet) -> list[str]:
             " what is missing is the proof more than a better plan."
         )
     return lines
-
-
-Study = Callable[[Path], str]
