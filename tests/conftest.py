@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from tests.command_line import Said, say
 
 settings.register_profile("krzem", deadline=None)
 settings.load_profile("krzem")
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a command printed, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-
-def say(*arguments: str) -> Said:
-    """Run the command line in this process; an exception that escapes it fails the test."""
-    from krzem.cli.main import run
-
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(arguments)
-    return Said(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")

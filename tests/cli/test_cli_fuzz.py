@@ -2,8 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from conftest import say
+from tests.command_line import say
 
 ANY = st.text(max_size=40)
 NUMBERISH = st.from_regex(r"[-+]?[0-9_,.]{0,12}([eE][-+]?[0-9]{1,4})?\s?[a-zA-Z/%$]{0,6}",

@@ -72,8 +72,11 @@ def test_good_layouts_pass() -> None:
 def test_the_space_is_legal_and_without_repeats(problem: Problem) -> None:
     everything = join(list(layouts(problem, Space())))
     assert legal(problem, everything).all()
-    columns = np.stack([getattr(everything, name) for name in everything.__slots__])
-    assert np.unique(columns, axis=1).shape[1] == len(everything)
+    key = np.zeros(len(everything), dtype=np.int64)
+    for name in everything.__slots__:
+        values, codes = np.unique(getattr(everything, name), return_inverse=True)
+        key = key * len(values) + codes
+    assert len(np.unique(key)) == len(everything)
 
 
 def test_the_space_holds_the_layouts_people_use() -> None:
