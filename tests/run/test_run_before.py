@@ -161,12 +161,30 @@ def test_without_another_pool_a_failed_witness_fails_the_run(tmp_path: Path) -> 
         assert "no pool is left" in reader.events()[-1].message
 
 
-def test_memory_above_the_limit_is_warned_of(tmp_path: Path) -> None:
+def test_memory_above_the_limit_ends_the_attempt_and_moves_the_run(tmp_path: Path) -> None:
+    path = write_run(
+        tmp_path,
+        pools=["tight", "roomy"],
+        trainer={"step_seconds": 0.01},
+        pool_extra={"tight": '[pool.limits]\nmemory = "1 MiB"\n'},
+        gates="restarts = { per_day = 1 }",
+    )
+    assert run_it(path) is State.DONE
+    with Reader(tmp_path / "run") as reader:
+        assert [(a.pool, a.cause) for a in reader.attempts()] == [
+            ("tight", Cause.MEMORY), ("tight", Cause.MEMORY), ("roomy", Cause.DONE),
+        ]  # fmt: skip
+    rows = (tmp_path / "run" / "measured.csv").read_text().splitlines()
+    assert len(rows) == 2
+    assert rows[1].startswith("run-roomy,")
+
+
+def test_memory_near_the_limit_is_warned_of(tmp_path: Path) -> None:
     path = write_run(
         tmp_path,
         trainer={"step_seconds": 0.02},
-        pool_extra={"first": '[pool.limits]\nmemory = "1 MiB"\n'},
-        gates="memory = { steps = 2 }",
+        pool_extra={"first": '[pool.limits]\nmemory = "8 GiB"\n'},
+        gates="memory = { above = 0.0001, steps = 2 }",
     )
     assert run_it(path) is State.DONE
     with Reader(tmp_path / "run") as reader:

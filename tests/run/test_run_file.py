@@ -57,7 +57,7 @@ def read(tmp_path: Path, text: str = GOOD) -> RunSettings:
 def test_a_run_file_is_read_into_base_units(tmp_path: Path) -> None:
     run = read(tmp_path)
     assert run.name == "flagship"
-    assert run.folder == tmp_path / "flagship.run"
+    assert run.folder == tmp_path / "runs" / "flagship"
     assert (run.goal.tokens, run.goal.sequence, run.goal.deadline_days) == (14.8e12, 4096, 60)
     ascend, hopper = run.pools
     assert (ascend.launcher, ascend.count, ascend.slurm.notice_seconds) == (

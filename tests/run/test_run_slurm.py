@@ -12,6 +12,7 @@ from krzem.errors import DataError
 from krzem.run.launch.job import Job
 from krzem.run.launch.slurm import batch_options, batch_script
 from krzem.run.ledger import Reader
+from krzem.run.qualify import qualify_pool
 from krzem.run.rows import Cause, State
 from krzem.run.settings import Slurm
 
@@ -142,6 +143,17 @@ def test_a_dead_slurm_controller_is_waited_for(
         subprocess.run(["slurmctld"], check=True)
         assert process.wait(timeout=90) == 0
     assert_exact(tmp_path / "run", undisturbed)
+
+
+def test_a_pool_is_measured_on_all_its_nodes(slurm: Path, tmp_path: Path) -> None:
+    path = write_run(tmp_path, launcher="slurm", nodes=2, ranks=2, steps=5)
+    text = path.read_text().replace("enabled = false", 'enabled = true\nseconds = "2s"')
+    path.write_text(text)
+    assert run_it(path, qualify=qualify_pool) is State.DONE
+    with Reader(tmp_path / "run") as reader:
+        (decision,) = [d for d in reader.decisions() if d.subject == "qualify first"]
+    assert decision.choice == "passed"
+    assert [rank["host"] for rank in decision.evidence["ranks"]] == ["n1", "n2"]
 
 
 def test_batch_script_has_every_option(tmp_path: Path) -> None:

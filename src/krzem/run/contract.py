@@ -12,7 +12,8 @@ instant.  This module needs the standard library alone; docs/run.md says the sam
     RUN/metrics.jsonl         one StepRecord per line, written by rank 0, appended by all attempts
     RUN/heartbeat/rank-3      one Heartbeat, replaced at each change of phase
     RUN/checkpoints/step-…    portable checkpoints
-    RUN/attempts/0007/        what belongs to one attempt: job.json, stop, output.log, exit.json
+    RUN/attempts/0007/        what belongs to one attempt: job.json, stop, output.log, exit.json,
+                              and left/rank-3, the code with which a rank left
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ HEARTBEATS = "heartbeat"
 CHECKPOINTS = "checkpoints"
 ATTEMPTS = "attempts"
 STOP = "stop"
+LEFT = "left"
 
 PHASES = (
     "start", "load", "data", "compute", "reduce", "update", "save", "evaluate", "stop",
@@ -208,6 +210,14 @@ class TrainerContract:
         finally:
             os.close(descriptor)
 
+    def leave(self, code: int) -> int:
+        """Note the exit code of this rank, which torchrun would not pass on; returns it."""
+        folder = attempt_folder(self.run_dir, self.attempt) / LEFT
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"rank-{self.rank}").write_text(str(code), encoding="ascii")
+        return code
+
     def commit_guard(self) -> None:
         """Called just before a checkpoint's manifest is renamed into place.
 
@@ -259,6 +269,18 @@ def read_heartbeats(run_dir: Path, attempt: int) -> dict[int, Heartbeat]:
             if beat.attempt == attempt:
                 found[beat.rank] = beat
     return found
+
+
+def code_left(folder: Path) -> int | None:
+    """The gravest code with which a rank of the attempt in ``folder`` left; None if none said."""
+    codes = []
+    for path in (folder / LEFT).glob("rank-*"):
+        with contextlib.suppress(OSError, ValueError):
+            codes.append(int(path.read_text(encoding="ascii")))
+    grave = (EXIT_NONFINITE, EXIT_CHECKPOINT, EXIT_STORAGE, EXIT_FENCED)
+    known = [code for code in grave if code in codes]
+    others = [code for code in codes if code not in (EXIT_DONE, EXIT_STOPPED)]
+    return next(iter([*known, *others, *sorted(codes, reverse=True)]), None)
 
 
 def host_name() -> str:

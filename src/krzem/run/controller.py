@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from krzem.errors import LaunchError, RunError, StorageError, shorten
+from krzem.errors import KrzemError, LaunchError, RunError, StorageError, shorten
 from krzem.run import gates
 from krzem.run.answers import PoolPlan, Qualified
 from krzem.run.attempts import Started, adopt, job_of, raise_fence, start
@@ -26,6 +26,7 @@ from krzem.run.settings import Pool, RunSettings, Verify
 from krzem.run.stored import Good, last_good, note_new
 from krzem.run.verdict import Agreement
 from krzem.run.watch import SAVES_FIRST, Outcome, Watch
+from krzem.run.written_back import write_back
 
 DAY = 86_400.0
 _RETRY_SECONDS = (1.0, 60.0)
@@ -406,10 +407,11 @@ class Controller:
         self.services.say(why)
 
     def _after(self, row: RunRow) -> None:
-        """Write the report; a report that cannot be written does not undo the run."""
+        """Write report and measurements; what cannot be written does not undo the run."""
         try:
+            write_back(self.settings)
             self.services.report(self.settings.folder)
-        except (StorageError, RunError) as error:
+        except KrzemError as error:
             self.ledger.event("report failed", str(error))
         self.ledger.set_state(State.DONE, row.pool, "done")
 

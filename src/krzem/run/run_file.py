@@ -111,22 +111,22 @@ def _unknown(name: str) -> str:
 
 
 def _run(table: object, path: Path, faults: list[str]) -> tuple[str, Path]:
-    """Name and folder; both have defaults that come from the file's own name."""
-    name, folder = path.stem, path.parent / f"{path.stem}.run"
+    """Name and folder: by default the file's own name, and runs/NAME beside it."""
+    name, place = path.stem, None
     if not isinstance(table, Mapping):
         faults.append("run: it must be a table, written [run] on a line of its own")
-        return name, folder
+        table = {}
     for key, value in table.items():
         try:
             if key == "name":
                 name = text(value)
             elif key == "folder":
-                folder = path.parent / text(value)
+                place = text(value)
             else:
                 faults.append(f"run.{shorten(key, 40)}: unknown key; known are name, folder")
         except KrzemError as error:
             faults.append(f"run.{key}: {error}")
-    return name, folder.absolute()
+    return name, (path.parent / (place or f"runs/{name}")).absolute()
 
 
 def _model(given: object, base: Path, faults: list[str]) -> str:

@@ -50,7 +50,7 @@ class Limits:
 
     threads: int | None = setting(None, whole(1, 4096), "1", "compute threads of each process")
     memory_bytes: float | None = setting(
-        None, parse_bytes, '"4 GiB"', "of all its processes on a host; above it they are ended",
+        None, parse_bytes, '"4 GiB"', "of all processes on a host; above it they are ended",
         key="memory",
     )  # fmt: skip
     time_seconds: float | None = setting(

@@ -74,6 +74,7 @@ class Watch:
         self._begun = services.clock()
         self._stopping: tuple[str, float] | None = None
         self._noted_step = -1
+        self._memory: int | None = None
         self._phase = Phase.PENDING
         self._warned = {
             f.gate for f in ledger.fired() if f.attempt == started.attempt.id
@@ -106,6 +107,7 @@ class Watch:
             self._pulse.waiting()
         return (
             self._nonfinite(new)
+            or self._too_large(look)
             or self._stop_requests()
             or self._overdue()
             or self._act(self._findings(look, len(new)))
@@ -136,13 +138,10 @@ class Watch:
         found: list[Finding] = []
         if look.phase is not Phase.PENDING:
             limit = self._pool.limits.memory_bytes
-            memory = None
-            if limit is not None:
-                memory = self._started.launcher.memory_bytes(self._started.job)
             found += self._pulse.look(
                 read_heartbeats(self._settings.folder, attempt),
                 step_seconds=usual,
-                memory=memory,
+                memory=self._memory,
                 memory_limit=limit,
             )
         if new:
@@ -180,8 +179,9 @@ class Watch:
             return Outcome(cause=Cause.STALL, detail=finding.message)
         if finding.gate in SAVES_FIRST:
             if finding.action is Action.MOVE and not self._settings.after(self._pool.name):
-                reason = f"gate {finding.gate} says move, but no pool is left"
+                reason = f"gate {finding.gate} says move, but no pool is left: it goes on here"
                 self._ledger.decide(f"pool {self._pool.name}", "stays", reason)
+                self._services.say(reason)
                 return None
             self._ask_to_stop(f"gate {finding.gate}")
             return None
@@ -233,6 +233,17 @@ class Watch:
         set_aside(self._ledger, bad.step, f"step {bad.step} is not finite")
         detail = f"step {bad.step}: loss {bad.loss}, gradient norm {bad.grad_norm}"
         return Outcome(cause=Cause.NONFINITE, detail=detail)
+
+    def _too_large(self, look: Look) -> Outcome | None:
+        """The pool's memory limit is kept, as a device's memory would keep it."""
+        limit = self._pool.limits.memory_bytes
+        if limit is None or look.phase is Phase.PENDING:
+            return None
+        self._memory = self._started.launcher.memory_bytes(self._started.job)
+        if self._memory is None or self._memory <= limit:
+            return None
+        used = f"{self._memory / 2**30:.2f} GiB in use"
+        return Outcome(cause=Cause.MEMORY, detail=f"{used}, the limit is {limit / 2**30:.2f}")
 
     def _ended(self, look: Look) -> Outcome:
         code = look.exit_code or 0

@@ -39,7 +39,9 @@ def train_command(run_file: Path, dry_run: bool, layout: str | None, as_json: bo
     """
     if layout is not None:
         os.environ[ENV_LAYOUT] = layout
-    sys.exit(main(run_file, dry_run=dry_run, as_json=as_json))
+    code = main(run_file, dry_run=dry_run, as_json=as_json)
+    contract = TrainerContract.from_environment(int(os.environ.get("RANK", "0")))
+    sys.exit(code if contract is None else contract.leave(code))
 
 
 def main(run_file: Path, *, dry_run: bool = False, as_json: bool = False) -> int:

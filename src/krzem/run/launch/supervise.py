@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from krzem.run.contract import (
     ENV_RESUME,
     EXIT_FENCED,
     EXIT_STOPPED,
+    LEFT,
     STOP,
+    code_left,
     read_fence,
 )
 from krzem.run.processes import Identity
@@ -61,7 +64,9 @@ class _Supervisor:
             return self._leave(EXIT_FENCED, detail)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
-        return self._finish(self._child())
+        code = self._child()
+        # torchrun says 1 for whatever its ranks said.
+        return self._finish((code_left(self.folder) or code) if code else code)
 
     def _child(self) -> int:
         command = ["bash", str(self.folder / "job.sh")]
@@ -97,6 +102,7 @@ class _Supervisor:
     def _forget_earlier_start(self) -> None:
         """A job that Slurm queued again runs in the folder of its earlier start."""
         (self.folder / "exit.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / LEFT, ignore_errors=True)
         if self._why_stopped() == "preempted":
             (self.folder / STOP).unlink(missing_ok=True)
 
