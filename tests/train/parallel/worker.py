@@ -41,12 +41,13 @@ def train(case: dict[str, Any], layout: Layout) -> tuple[list[list[float]], dict
     spec = model_spec(ALL[case["model"]])
     weights = LossWeights(mtp=0.3, balance=1e-2, z=case.get("z", 0.0), router_z=1e-3)
     dtype = getattr(torch, case.get("dtype", "float32"))
-    engine = Engine(spec, layout, device=torch.device("cpu"), weights=weights, seed=3, dtype=dtype)
+    device = torch.device(case.get("device", "cpu"))
+    engine = Engine(spec, layout, device=device, weights=weights, seed=3, dtype=dtype)
     config = OptimizerConfig(kind=case.get("optimizer", "adamw"), clip=0.5, eps=1e-6)
     optimizer = Optimizer(engine.held, config, groups=2)
     history = []
     for batch in batches(case.get("steps", 2), spec.vocab):
-        own = batch.chunk(engine.data.size)[engine.data.rank]
+        own = batch.chunk(engine.data.size)[engine.data.rank].to(device)
         docs = documents(own) if case.get("documents") else None
         result = engine.step(own, sequences=SEQUENCES, documents=docs)
         optimizer.step(case.get("rate", 1e-3), result.gradient_norm)
@@ -60,10 +61,10 @@ def collect(engine: Engine, *, shared: bool) -> dict[str, Any]:
     found = {}
     for held in engine.held:
         full = getattr(held.parameter, "full_tensor", lambda h=held: h.parameter)()
-        found[held.name if held.primary else f"copy:{held.name}"] = full.detach().clone()
+        found[held.name if held.primary else f"copy:{held.name}"] = full.detach().cpu().clone()
     for name, router in engine.routers().items():
         if router.shape.router_bias:
-            found[f"{name}.bias"] = router.e_score_correction_bias.clone()
+            found[f"{name}.bias"] = router.e_score_correction_bias.cpu().clone()
     if not shared:
         return found
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -82,7 +83,7 @@ def outcome(case: dict[str, Any]) -> dict[str, Any]:
     history, found = train(case, parse_layout(case["layout"]))
     if dist.get_rank():
         return {}
-    expected_history, parameters = reference(json.dumps({**case, "layout": ""}))
+    expected_history, parameters = reference(json.dumps({**case, "layout": "", "device": "cpu"}))
     expected = {n: parameters[n.removeprefix("copy:")] for n in found}
     assert parameters.keys() <= found.keys(), parameters.keys() - found.keys()
     pairs = list(zip(history, expected_history, strict=True))
@@ -108,7 +109,12 @@ def main() -> None:
     for number, case in enumerate(cases):
         # Groups own threads and sockets: each case gets new ones and leaves none.
         own = dist.PrefixStore(str(number), store)
-        dist.init_process_group("gloo", store=own, rank=rank, world_size=world)
+        backend = "gloo"
+        if case.get("device", "cpu") != "cpu":
+            from tests.train.pretend import device
+
+            backend = f"cpu:gloo,{device.NAME}:{device.COLLECTIVES}"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world)
         result = outcome(case)
         if rank == 0:
             print(json.dumps(result), flush=True)
