@@ -98,10 +98,8 @@ def _model(name: str) -> Mapping[str, object]:
     arch = load_model(name)
     layer = arch.runs[-1].layer
     attention, forward = layer.attention, layer.feed_forward
-    dense = next(
-        (r.layer.feed_forward for r in arch.runs if not r.layer.feed_forward.experts), None
-    )
-    leading = sum(r.count for r in arch.runs if not r.layer.feed_forward.experts)
+    plain = [r for r in arch.runs if not r.layer.feed_forward.experts]
+    leading = sum(r.count for r in plain)
     return {
         "model_name": arch.name,
         "family": "moe" if forward.experts else "dense",
