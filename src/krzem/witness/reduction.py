@@ -1,0 +1,73 @@
+"""The same products in another order of summing.
+
+On a given machine a matrix product is summed in one order; on other hardware in another.  Here the
+contracted axis is cut in two and the two products are added, each rounded to the type in use, as
+tensor-parallel ranks and split kernels do.  It works for any model, forward and backward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_GROUPED = "krzem::grouped_linear"
+_PRODUCTS = {"aten::mm": torch.mm, "aten::bmm": torch.bmm}
+
+
+@contextlib.contextmanager
+def split_products(share: float) -> Iterator[None]:
+    """Every matrix product below is summed in two parts, attention by plain products.
+
+    ``share`` of the contracted axis goes into the first part.
+    """
+    with sdpa_kernel([SDPBackend.MATH]), _Split(share):
+        yield
+
+
+class _Split(TorchDispatchMode):
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.name().partition(".")[0]
+        plain = all(type(a) in (Tensor, torch.nn.Parameter) for a in args if isinstance(a, Tensor))
+        if kwargs or not plain:
+            return func(*args, **kwargs)
+        if name in _PRODUCTS and len(args) == 2:
+            return _in_two(_PRODUCTS[name], self.share, *args)
+        if name == "aten::addmm" and len(args) == 3:
+            return args[0] + _in_two(torch.mm, self.share, *args[1:])
+        if name == _GROUPED:
+            return _grouped(func, self.share, *args)
+        return func(*args)
+
+
+def _in_two(
+    product: Callable[[Tensor, Tensor], Tensor], share: float, a: Tensor, b: Tensor
+) -> Tensor:
+    cut = int(a.shape[-1] * share)
+    if not cut or not a.is_floating_point():
+        return product(a, b)
+    low = product(a[..., :cut], b[..., :cut, :])
+    return low + product(a[..., cut:], b[..., cut:, :])
+
+
+def _grouped(func: Any, share: float, x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+    """The experts' products: ``x [P, I]`` with ``weight [E, O, I]``."""
+    cut = int(x.shape[-1] * share)
+    parts = [
+        func(x[:, part].contiguous(), weight[..., part].contiguous(), sizes)
+        for part in (slice(0, cut), slice(cut, None))
+    ]
+    total: Tensor = parts[0] + parts[1]
+    return total

@@ -1,0 +1,110 @@
+"""What a witness asks of a model: a step in a given setting, its modules and its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from krzem.witness.batches import WitnessBatch
+from krzem.witness.rule import UpdateRule
+from krzem.witness.setting import Setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which model this is."""
+
+    kind: str
+    """krzem or transformers."""
+    name: str
+    config: Mapping[str, Any]
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldTensor:
+    """A parameter, or this rank's part of it."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole."""
+    region: tuple[slice, ...]
+    """The part of it that ``part`` is."""
+    part: Tensor
+    grad: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A module whose output is watched, in the stage that it is run by."""
+
+    name: str
+    module: nn.Module
+    root: nn.Module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """What one forward and backward pass gave, over all ranks."""
+
+    losses: Mapping[str, float]
+    gradient_norm: float
+    loads: Mapping[str, Tensor] = field(default_factory=dict)
+    """Choices per expert by router, over all tokens; empty on ranks that only hold copies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """This rank's part of a batch."""
+
+    rows: tuple[int, int]
+    """First sequence and one past the last."""
+    tokens: tuple[int, int]
+    """First token and one past the last, between layers."""
+
+
+class Subject(Protocol):
+    """A model under witness; every rank has one."""
+
+    identity: Identity
+    rule: UpdateRule | None
+
+    @property
+    def device_type(self) -> str:
+        """As torch calls it."""
+
+    @property
+    def dtype(self) -> str:
+        """Arithmetic of activations: float32, bfloat16 or float16."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences at a time."""
+
+    def under(self, setting: Setting) -> AbstractContextManager[None]:
+        """Set up for ``setting`` within, and as before afterwards."""
+
+    def share(self, batch: WitnessBatch) -> Share:
+        """Which part of the batch this rank computes."""
+
+    def step(self, batch: WitnessBatch) -> Stepped:
+        """Forward and backward; afterwards the tensors have gradients."""
+
+    def sites(self) -> Iterator[Site]:
+        """Modules to watch."""
+
+    def tensors(self) -> Iterator[HeldTensor]:
+        """Every parameter part that this rank answers for."""
+
+    def biases(self) -> dict[str, Tensor]:
+        """Balancing biases of routers by name; empty on ranks that only hold copies."""
+
+    def tensor_count(self) -> int:
+        """Parameter tensors of the whole model."""
+
+    def software(self) -> dict[str, Any]:
+        """Versions, device, layout: what a reader needs to know of the machine."""
