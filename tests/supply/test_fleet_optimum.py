@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -248,7 +249,7 @@ def test_a_schedule_is_one_that_can_be_followed(case: tuple) -> None:  # type: i
         return
     assert sum(stage.tokens for stage in found.stages) == pytest.approx(TOKENS, rel=1e-3)
     assert found.finish <= goal.deadline
-    for before, after in zip(found.stages, found.stages[1:], strict=False):
+    for before, after in pairwise(found.stages):
         assert after.first_day >= before.last_day - 1e-3
     for stage in found.stages:
         available = goal.pools[stage.slot.pool].available(stage.slot.speed.devices)

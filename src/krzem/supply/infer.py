@@ -211,7 +211,10 @@ def _speed(evidence: Evidence, device: str, cards: int) -> Speed:
     cluster = cluster_of(given, device)
     if cluster.failures_per_device_day is None:
         cluster = cluster_of(given | dict(evidence.assumed), device)
-    asked = settle(Question(model=evidence.model, on=cluster, **evidence.run))
+    run = dict(evidence.run)
+    if evidence.done:
+        run.setdefault("date", f"{evidence.done}-01")
+    asked = settle(Question(model=evidence.model, on=cluster, **run))
     return speed_of(asked)
 
 
@@ -267,8 +270,8 @@ def _quantiles(weights: NDArray[np.float64]) -> Estimate:
 
 def _notes(evidence: Evidence) -> tuple[str, ...]:
     notes = [
-        "every kind is given its best layout and today's software: an older or less careful run"
-        " needs more hours",
+        f"every kind is given its best layout and the software of {evidence.done or 'today'}: a"
+        " less careful run needs more hours",
         "one kind at a time; a run on several kinds is not covered",
     ]
     if evidence.card_hours is None:
@@ -283,8 +286,7 @@ def known_runs() -> Sequence[Mapping[str, str]]:
 
 def evidence_of(row: Mapping[str, str]) -> Evidence:
     """A row of that table as evidence, its hardware left out."""
-    run: dict[str, Any] = {"tokens": float(row["tokens"]), "precision": row["precision"],
-                           "date": f"{row['done']}-01"}  # fmt: skip
+    run: dict[str, Any] = {"tokens": float(row["tokens"]), "precision": row["precision"]}
     if row["global_batch"]:
         run["global_batch"] = int(row["global_batch"])
     days = (float(row["days_low"]), float(row["days_high"])) if row["days_low"] else None

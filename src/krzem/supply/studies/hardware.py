@@ -47,9 +47,8 @@ def infer_study() -> str:
         answer = infer(_unknown(days))
         parts += [text.kinds_table(infer_document(answer)), ""]
         parts += [_families(answer), ""]
-    parts += ["Left out:", ""]
-    parts += [f"- {device}: {why}" for device, why in answer.left_out.items()]
-    parts += ["", "## How to read it", "", *_reading()]
+    parts += [f"Left out, {device}: {why}" for device, why in answer.left_out.items()]
+    parts += ["## How to read it", "", *_reading()]
     return "\n".join(parts) + "\n"
 
 
@@ -123,9 +122,9 @@ def _reading() -> list[str]:
         " December 2025 (several thousand smuggled Blackwell, via the-decoder.com); H200 and Ascend"
         " are assumptions.",
         "- The window of days is an assumption: the preview came out on 24 April 2026, and the"
-        " press had the run going on in the second half of 2025.",
-        "- Every kind is given its best layout and the software of today. A less careful run needs"
-        " more devices or days; FP8 on Ascend 910C has no published peak, so that it is planned in"
+        " press of January 2026 had DeepSeek trying chips during 2025 and a launch near.",
+        "- Every kind is given its best layout and the software of April 2026. A less careful run"
+        " needs more devices or days; FP8 on Ascend 910C has no published peak, so that it is planned in"
         " BF16.",
         "- A run on several kinds one after the other is not covered; the press has DeepSeek trying"
         " Ascend first and finishing part of the training on NVIDIA.",

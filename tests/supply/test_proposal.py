@@ -1,0 +1,115 @@
+"""Applications: what is computed, what each call gets, what bad input gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krzem.errors import DataError, InputError, UnknownNameError
+from krzem.plan.answer import plan_of
+from krzem.plan.request import Question, settle
+from krzem.report.document import plan_document
+from krzem.supply.proposal import proposal, read_measured, read_plan, template, templates
+from krzem.supply.proposal_text import proposal_markdown
+
+
+@pytest.fixture(scope="module")
+def plan() -> dict[str, Any]:
+    asked = settle(Question(model="llama-2-7b", on="a100-80:64", tokens="100B", date="2026-11-01"))
+    return plan_document(plan_of(asked, alternatives=0), asked)
+
+
+@pytest.mark.parametrize("call", ["eurohpc", "incite", "nairr", "gcs"])
+def test_every_call_gets_its_sections_with_numbers(plan: dict[str, Any], call: str) -> None:
+    document = proposal(plan, call, nodes="8")
+    json.dumps(document, allow_nan=False)
+    text = proposal_markdown(document)
+    assert text.count("\n## ") == len(document["sections"])
+    assert f"{document['resources']['node_hours_total']['mid']:,.0f}" in text
+    for source in template(call)["sources"]:
+        assert source in text
+
+
+def test_the_plan_is_told_again(plan: dict[str, Any]) -> None:
+    document = proposal(plan, "eurohpc", nodes="8")
+    (row,) = document["scaling"]
+    assert row["devices"] == 64
+    assert row["step_time_s"]["mid"] == pytest.approx(plan["best"]["step_time_s"]["mid"], rel=0.05)
+    hours = plan["whole_run"]["node_hours"]["mid"]
+    assert document["resources"]["node_hours_training"]["mid"] == pytest.approx(hours, rel=0.05)
+    total = document["resources"]["node_hours_total"]["mid"]
+    assert total == pytest.approx(document["resources"]["node_hours_training"]["mid"] * 1.05)
+
+
+def test_efficiency_is_against_the_smallest(plan: dict[str, Any]) -> None:
+    rows = proposal(plan, "gcs", nodes="4,16")["scaling"]
+    assert [row["nodes"] for row in rows] == [4, 8, 16]
+    assert rows[0]["efficiency"] == 1.0
+    assert 0.3 < rows[-1]["efficiency"] <= 1.1
+
+
+def test_measurements_move_and_narrow_the_prediction(plan: dict[str, Any], tmp_path: Path) -> None:
+    plain = proposal(plan, "incite", nodes="8")["scaling"][0]["step_time_s"]
+    file = tmp_path / "own.csv"
+    file.write_text(f"nodes,step_time_s\n8,{plain['mid'] * 1.2}\n", encoding="utf-8")
+    document = proposal(plan, "incite", nodes="8", measured=file)
+    own = document["scaling"][0]["step_time_s"]
+    assert own["mid"] == pytest.approx(plain["mid"] * 1.2)
+    assert own["high"] / own["low"] < plain["high"] / plain["low"]
+    assert "1.20 times" in proposal_markdown(document)
+    file.write_text(f"nodes,step_time_s\n8,{plain['mid'] / 20}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="dense peak"):
+        proposal(plan, "incite", nodes="8", measured=file)
+
+
+def test_bands_of_a_public_machine(plan: dict[str, Any]) -> None:
+    asked = settle(Question(model="llama-2-7b", on=_lumi(), tokens="50B", date="2026-11-01"))
+    document = proposal(plan_document(plan_of(asked, alternatives=0), asked), "eurohpc", nodes="16")
+    assert document["machine"] in ("lumi-g", None)
+
+
+def _lumi() -> Any:
+    from krzem.hardware.cluster_reader import cluster_of
+    from krzem.supply.machines import machine
+
+    given = {"nodes": 16, "device_days_between_interruptions": 1000}
+    return cluster_of(dict(machine("lumi-g").cluster) | given)
+
+
+def test_bad_plans(tmp_path: Path, plan: dict[str, Any]) -> None:
+    file = tmp_path / "plan.json"
+    for text, words in (
+        ("{", "not JSON"),
+        ("[]", "krzem plan"),
+        ('{"schema": "x"}', "krzem.plan/1"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=words):
+            read_plan(file)
+    with pytest.raises(DataError, match="not a plan"):
+        read_plan(tmp_path / "none.json")
+    for part in ("goal", "cluster", "engine", "model"):
+        with pytest.raises(DataError, match="lacks or garbles"):
+            proposal({key: value for key, value in plan.items() if key != part}, "gcs")
+    with pytest.raises(UnknownNameError, match="eurohpc"):
+        proposal(plan, "eurohcp")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nodes\n8\n", "nodes,step_time_s\n8,x\n", "nodes,step_time_s\n0,1\n"]
+)
+def test_bad_measurements(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError):
+        read_measured(file)
+
+
+def test_templates_are_sourced() -> None:
+    for call in templates().values():
+        assert call["sources"]
+        assert call["asks"]
+        assert call["date"]
