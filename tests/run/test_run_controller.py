@@ -155,3 +155,13 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("global_batch = 8", "global_batch = 4"))
     with pytest.raises(RunError, match=r"holds another run.*global_batch: 8 there, 4 here"):
         run_it(path)
+
+
+def test_a_report_that_fails_does_not_undo_the_run(tmp_path: Path) -> None:
+    def report(folder: Path) -> None:
+        raise ZeroDivisionError("planted")
+
+    assert run_it(write_run(tmp_path, steps=5), report=report) is State.DONE
+    with Reader(tmp_path / "run") as reader:
+        (event,) = reader.events("report failed")
+    assert event.message == "ZeroDivisionError: planted"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from krzem.errors import KrzemError, LaunchError, RunError, StorageError, shorten
+from krzem.errors import LaunchError, RunError, StorageError, shorten
 from krzem.run import gates
 from krzem.run.answers import PoolPlan, Qualified
 from krzem.run.attempts import Started, adopt, job_of, raise_fence, start
@@ -400,6 +400,9 @@ class Controller:
             return
         self._take_next([self._plan(pool) for pool in pools], f"moving on from {row.pool}")
 
+    def _report(self) -> None:
+        self.services.report(self.settings.folder)
+
     def _fail(self, why: str, evidence: object) -> None:
         with self.ledger.writing():
             self.ledger.decide("pool", "none", why, evidence)
@@ -408,11 +411,12 @@ class Controller:
 
     def _after(self, row: RunRow) -> None:
         """Write report and measurements; what cannot be written does not undo the run."""
-        try:
-            write_back(self.settings)
-            self.services.report(self.settings.folder)
-        except KrzemError as error:
-            self.ledger.event("report failed", str(error))
+        for write in (lambda: write_back(self.settings), self._report):
+            try:
+                write()
+            except Exception as error:  # every token is trained: nothing here may undo that
+                self.ledger.event("report failed", f"{type(error).__name__}: {error}")
+                self.services.say(f"the report could not be written: {error}")
         self.ledger.set_state(State.DONE, row.pool, "done")
 
 

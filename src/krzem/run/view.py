@@ -77,7 +77,7 @@ def facts(story: Story) -> list[tuple[str, str]]:
         ("loss", "no step yet" if story.loss is None else f"{story.loss:.4f}"),
         ("goodput", percent(story.goodput)),
         ("left", duration(story.left_seconds) if story.left_seconds is not None else "–"),
-        ("faults", f"{len(story.interruptions)} interruptions, {lost} steps done again"),
+        ("stops", f"{len(story.interruptions)} faults, stops and moves; {lost} steps done again"),
         ("samples", "each trained once" if story.samples_exact else "; ".join(story.sample_gaps)),
         ("last", story.last_event),
     ]  # fmt: skip
