@@ -400,6 +400,9 @@ class Controller:
             return
         self._take_next([self._plan(pool) for pool in pools], f"moving on from {row.pool}")
 
+    def _write_back(self) -> None:
+        write_back(self.settings)
+
     def _report(self) -> None:
         self.services.report(self.settings.folder)
 
@@ -411,7 +414,7 @@ class Controller:
 
     def _after(self, row: RunRow) -> None:
         """Write report and measurements; what cannot be written does not undo the run."""
-        for write in (lambda: write_back(self.settings), self._report):
+        for write in (self._write_back, self._report):
             try:
                 write()
             except Exception as error:  # every token is trained: nothing here may undo that
