@@ -1,0 +1,1 @@
+"""Training: model, data, parallelism, loop and portable checkpoints."""
