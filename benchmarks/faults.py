@@ -324,6 +324,17 @@ def slurm_daemon(which: str) -> Callable[[Trial], None]:
         trial.wait(lambda: time.monotonic() > end)
         name, _, node = which.partition("-")
         subprocess.run([name, *(["-N", node] if node else [])], check=True)
+        limit = time.monotonic() + 15
+        trial.wait(
+            lambda: (
+                trial.controllers[-1].poll() is not None
+                or trial.step() >= STEPS - 2
+                or time.monotonic() > limit
+            )
+        )
+        # Slurm drains a node on which it could not start a job; somebody has to look after it.
+        subprocess.run(["scontrol", "update", "nodename=n[1-2]", "state=resume"], check=False,
+                       stderr=subprocess.DEVNULL)  # fmt: skip
 
     return disturb
 

@@ -29,6 +29,8 @@ _WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQ
                       "SPECIAL_EXIT", "RESV_DEL_HOLD"})  # fmt: skip
 _LIVING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT",
                      "RESIZING"})  # fmt: skip
+_HELD = "launch failed"
+"""Reason of a job that Slurm could not start on its nodes and will not try again by itself."""
 NO_ANSWER = ("Unable to contact slurm", "Connection refused", "Socket timed out",
              "Unexpected message received", "timed out")  # fmt: skip
 
@@ -66,6 +68,8 @@ class SlurmLauncher:
             state, reason = self._state(str(handle["job_id"]))
         except SlurmSilentError as error:
             return ended(job) or Look(phase=Phase.UNKNOWN, detail=str(error))
+        if state in _WAITING and _HELD in reason:
+            return Look(phase=Phase.GONE, detail=f"Slurm holds the job: {reason}")
         if state in _WAITING:
             return Look(phase=Phase.PENDING, detail=reason)
         if state in _LIVING:
