@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -54,6 +55,12 @@ def spawn(script: str, world: int, cases: list[dict[str, Any]], timeout: float =
         if process.poll() is None:
             process.kill()
     failed = [r for r, process in enumerate(ranks) if process.wait()]
-    detail = "\n".join(f"rank {r}: {texts.get(r, ('', 'timed out'))[1][-3000:]}" for r in failed)
-    assert not failed, detail
+    assert not failed, "\n".join(f"rank {r}: {_tail(texts.get(r))}" for r in failed)
     return [json.loads(line) for line in texts[0][0].splitlines()]
+
+
+def _tail(text: tuple[str, str] | None) -> str:
+    """The end of what a rank said, without the prefixes that torch adds at every start."""
+    if text is None:
+        return "no answer in time"
+    return re.sub(r"(\[rank\d+\]: )+", "", text[1])[-3000:]

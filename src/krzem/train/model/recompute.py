@@ -91,6 +91,7 @@ def _both(inner: AbstractContextManager[Any]) -> Iterator[None]:
 
 
 def _policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    packet = str(getattr(op, "overloadpacket", op))
-    kept = packet in _KEPT
+    # An ``out`` overload writes into a tensor that is not its own: nothing to keep.
+    owns = getattr(op, "_overloadname", "") != "out"
+    kept = owns and str(getattr(op, "overloadpacket", op)) in _KEPT
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
