@@ -117,21 +117,36 @@ def earliest(
 ) -> Schedule | None:
     """The schedule that ends first within ``months``; None where none ends."""
 
-    def ask(aim: Aim, count: int) -> tuple[Network, Solution] | None:
-        return best(
-            Question(goal=goal, slots=tuple(slots), months=tuple(months[:count]), aim=aim,
-                     pessimism=pessimism)
-        )  # fmt: skip
+    question = Question(
+        goal=goal, slots=tuple(slots), months=tuple(months), aim=Aim.SHORTFALL, pessimism=pessimism
+    )
+    for count in range(_first_possible(question) + 1, len(months) + 1):
+        shorter = replace(question, months=question.months[:count])
+        found = best(shorter)
+        if found is None or found[1].objective > MISSED:
+            continue
+        last = best(replace(shorter, aim=Aim.EARLIEST))
+        if last is not None:
+            return schedule_of(*last)
+    return None
 
-    low, high = 0, len(months)
+
+def _first_possible(question: Question) -> int:
+    """The first month by whose end the relaxed run ends: no true run ends in an earlier one."""
+
+    def ends(month: int) -> bool:
+        shorter = replace(question, months=question.months[: month + 1])
+        found = shorter.solve(shorter.network(shorter.slots), relaxed=True)
+        return found is not None and found.objective <= MISSED
+
+    if not question.slots:
+        return len(question.months)
+    # Short programmes are quick, so the search gallops from the first month.
+    low, high = 0, 1
+    while high < len(question.months) and not ends(high - 1):
+        low, high = high, 2 * high
+    high = min(high, len(question.months))
     while low < high:
         middle = (low + high) // 2
-        found = ask(Aim.SHORTFALL, middle + 1)
-        if found is not None and found[1].objective <= MISSED:
-            high = middle
-        else:
-            low = middle + 1
-    if low == len(months):
-        return None
-    found = ask(Aim.EARLIEST, low + 1)
-    return None if found is None else schedule_of(*found)
+        low, high = (low, middle) if ends(middle) else (middle + 1, high)
+    return low

@@ -138,14 +138,18 @@ def reserve_of(goal: FleetGoal, slots: Sequence[Slot], schedule: Schedule) -> tu
 
 
 def _visits(network: Network, solution: Solution) -> list[_Visit]:
-    """Stays of at most a month, in order."""
+    """Stays of at most a month, in order, as early as pools and grants allow.
+
+    The solver may leave idle days where they cost nothing; only budgets by month need them.
+    """
     place = np.round(solution.at(network.at)).astype(int)
     x = solution.at(network.x)
     start = network.months[0].first
     found: list[_Visit] = []
     cursor, here = 0.0, -1
     for m, month in enumerate(network.months):
-        cursor = max(cursor, float((month.first - start).days))
+        if network.goal.month_budgets:
+            cursor = max(cursor, float((month.first - start).days))
         there = int(np.argmax(place[:, m])) if place[:, m].any() else -1
         if here >= 0 and here != there and x[here, m] > LEAST_DAYS:
             found.append(_stay(here, cursor, float(x[here, m])))
@@ -170,7 +174,10 @@ def _arrival(
     if here == there:
         return _stay(there, cursor, days)
     move, move_days = _move(network, here, there)
-    available = network.pool(there).available(network.slots[there].speed.devices)
+    pool = network.pool(there)
+    available = pool.available(network.slots[there].speed.devices)
+    if pool.grants:
+        available = max(available, min(grant.first for grant in pool.grants))
     first = max(cursor, float((max(available, start) - start).days))
     return _Visit(
         index=there, first=first, last=first + move_days + days, days=days, move=move,

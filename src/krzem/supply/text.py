@@ -35,7 +35,9 @@ def percent(value: float | None) -> str:
 
 def millions(usd: float | None) -> str:
     """``$12.3M``."""
-    return "–" if usd is None else f"${usd / 1e6:,.1f}M"
+    if usd is None:
+        return "–"
+    return "$0" if usd == 0 else f"${usd / 1e6:,.1f}M"
 
 
 def span(low: str, high: str) -> str:
@@ -45,6 +47,8 @@ def span(low: str, high: str) -> str:
 
 def money_span(cost: Mapping[str, float]) -> str:
     """``$12.3M ($10.1M to $15.0M)``."""
+    if cost["high"] == 0:
+        return "for no money"
     return f"{millions(cost['mid'])} {span(millions(cost['low']), millions(cost['high']))}"
 
 
@@ -138,13 +142,14 @@ def front_table(document: Document) -> str:
         [
             point["finish"],
             millions(point["cost_usd"]),
+            f"{sum(stage['node_hours'] for stage in point['stages']):,.0f}",
             percent(point["odds"]["meets_date"]),
             " + ".join(f"{percent(share)} {name}" for name, share in point["shares"].items()),
             point["label"] or "",
         ]
         for point in document["front"]
     ]
-    return table(("done", "cost", "in time", "tokens by pool", ""), rows)
+    return table(("done", "cost", "node-hours", "in time", "tokens by pool", ""), rows)
 
 
 def inverse_text(document: Document) -> str:

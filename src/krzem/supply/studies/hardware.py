@@ -124,8 +124,8 @@ def _reading() -> list[str]:
         "- The window of days is an assumption: the preview came out on 24 April 2026, and the"
         " press of January 2026 had DeepSeek trying chips during 2025 and a launch near.",
         "- Every kind is given its best layout and the software of April 2026. A less careful run"
-        " needs more devices or days; FP8 on Ascend 910C has no published peak, so that it is planned in"
-        " BF16.",
+        " needs more devices or days; FP8 on Ascend 910C has no published peak, so that it is"
+        " planned in BF16.",
         "- A run on several kinds one after the other is not covered; the press has DeepSeek trying"
         " Ascend first and finishing part of the training on NVIDIA.",
         "- Published card-hours, or a published number of devices, would settle the family: see the"
