@@ -196,8 +196,8 @@ def test_memory_near_the_limit_is_warned_of(tmp_path: Path) -> None:
 def test_an_attempt_is_renewed_at_its_time_limit(tmp_path: Path) -> None:
     path = write_run(
         tmp_path,
-        trainer={"step_seconds": 0.03},
-        pool_extra={"first": '[pool.limits]\ntime = "0.8s"\n'},
+        trainer={"step_seconds": 0.1},
+        pool_extra={"first": '[pool.limits]\ntime = "3s"\n'},
     )
     assert run_it(path) is State.DONE
     with Reader(tmp_path / "run") as reader:

@@ -119,14 +119,14 @@ def test_nan_twice_moves_the_run(tmp_path: Path, undisturbed: Path) -> None:
 
 
 def test_too_many_restarts_move_the_run_and_the_last_pool_can_fail(tmp_path: Path) -> None:
-    faults = [{"id": str(i), "step": 5, "at": "compute", "do": "exit"} for i in range(9)]
-    path = write_run(tmp_path, pools=["a", "b"], faults=faults, gates="restarts = { per_day = 2 }")
+    faults = [{"id": str(i), "step": 5, "at": "compute", "do": "exit"} for i in range(5)]
+    path = write_run(tmp_path, pools=["a", "b"], faults=faults, gates="restarts = { per_day = 1 }")
     assert run_it(path) is State.DONE
     with Reader(tmp_path / "run") as reader:
         pools = [a.pool for a in reader.attempts()]
-        assert pools[:3] == ["a"] * 3
-        assert set(pools[3:]) == {"b"}, "no pool is left: it goes on where it is"
-        assert len(pools) == 10
+        assert pools[:2] == ["a"] * 2
+        assert set(pools[2:]) == {"b"}, "no pool is left: it goes on where it is"
+        assert len(pools) == 6
 
 
 def test_a_stop_request_saves_and_the_run_goes_on_later(tmp_path: Path, undisturbed: Path) -> None:
