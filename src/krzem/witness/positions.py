@@ -58,6 +58,7 @@ def _spread(name: str, elements: int, samples: int) -> Positions:
         return np.arange(elements, dtype=np.int64)
     digest = hashlib.shake_128(name.encode()).digest(8 * samples)
     share = np.frombuffer(digest, "<u8").astype(np.float64) / 2.0**64
-    edges = np.arange(samples, dtype=np.float64) * (elements / samples)
-    picked = (edges + share * (elements / samples)).astype(np.int64)
-    return np.minimum(picked, elements - 1)
+    edges = [i * elements // samples for i in range(samples + 1)]
+    first, width = np.array(edges[:-1], np.int64), np.diff(np.array(edges, np.int64))
+    picked: Positions = first + np.minimum((share * width).astype(np.int64), width - 1)
+    return picked

@@ -22,8 +22,9 @@ from krzem.train.parallel.held import Held
 from krzem.train.parallel.placing import Placement
 from krzem.witness.quantity import Samples
 
-STEPS = 3
-"""Virtual steps: bias correction and decay tell only after the first."""
+STEPS = (1.0, -0.5, 2.0)
+"""Virtual steps, and what the gradient is multiplied by in each: under a constant gradient Adam's
+constants would cancel."""
 RATE = 1e-3
 
 
@@ -42,7 +43,7 @@ class UpdateRule(Protocol):
     """A way to update parameters and balancing biases."""
 
     def updates(self, probes: Sequence[Probe], norm: float) -> dict[str, Samples]:
-        """What ``STEPS`` steps at ``RATE`` add to each probe's values."""
+        """What the steps at ``RATE`` add to each probe's values."""
 
     def bias_updates(self, loads: Mapping[str, Samples]) -> dict[str, Samples]:
         """What one step adds to each router's balancing bias, from choices per expert."""
@@ -85,10 +86,10 @@ class TrainerRule:
         before = {h.name: h.part.detach().clone() for h in held}
         gradients = {h.name: h.parameter.grad.clone() for h in held if h.parameter.grad is not None}
         optimizer = Optimizer(held, self.config, groups=1)
-        for _ in range(STEPS):
+        for factor in STEPS:
             for h in held:
                 assert h.parameter.grad is not None
-                h.parameter.grad.copy_(gradients[h.name])
+                h.parameter.grad.copy_(gradients[h.name] * factor)
             optimizer.step(RATE, norm)
         return {h.name: (h.part.detach() - before[h.name]).reshape(-1).cpu().numpy() for h in held}
 
@@ -138,9 +139,9 @@ class TorchRule:
         for group in optimizer.param_groups:
             group["lr"] = RATE
         scale = self.clip / (norm + 1e-6) if self.clip and norm > self.clip else 1.0
-        for _ in range(STEPS):
+        for factor in STEPS:
             for name, parameter in named:
-                parameter.grad = pairs[name][1] * scale
+                parameter.grad = pairs[name][1] * (scale * factor)
             optimizer.step()
         return {n: (p.detach() - pairs[n][0]).reshape(-1).numpy() for n, p in named}
 

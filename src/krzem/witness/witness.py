@@ -211,7 +211,7 @@ def _compact(spread: Mapping[str, float]) -> dict[str, float]:
 
 def _number(value: float) -> float | str:
     """JSON knows neither Inf nor NaN; ``float()`` reads their names."""
-    return value if math.isfinite(value) else str(value)
+    return float(value) if math.isfinite(value) else str(value)
 
 
 def _packed(values: np.ndarray, form: str) -> str:

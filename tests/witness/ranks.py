@@ -1,0 +1,58 @@
+"""Two processes: ``python ranks.py RANK WORLD PORT FOLDER``; checks layouts against a witness."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tests.train.configs import ALL
+from tests.witness.models import batches, build
+from tests.witness.plants import wrong_backward
+
+from krzem.layout.layout import parse_layout
+from krzem.train.optim import OptimizerConfig
+from krzem.witness.checking import check
+from krzem.witness.recording import record
+from krzem.witness.rule import TrainerRule
+from krzem.witness.setting import Setting
+from krzem.witness.trainer import TrainerSubject
+from krzem.witness.witness import read_witness
+
+LAYOUTS = ("dp=2,ep=2,mbs=1", "tp=2,mbs=2", "cp=2,cpkind=a2a,mbs=2", "pp=2,mbs=2")
+
+
+def main() -> None:
+    rank, world, port, folder = sys.argv[1:5]
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", int(port), int(world), is_master=rank == "0")
+    dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(world))
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        witness = read_witness(Path(folder) / f"{dtype}.json")
+        for text in LAYOUTS if dtype == "float32" else LAYOUTS[:2]:
+            model = under(text, dtype)
+            verdict = check(witness, model)
+            found[f"{dtype} {text}"] = [verdict.passed, verdict.message, verdict.not_compared]
+    with wrong_backward(model := under(LAYOUTS[0], "float32")):
+        verdict = check(read_witness(Path(folder) / "float32.json"), model)
+    found["faulty"] = [verdict.passed, verdict.message, []]
+    model = under(LAYOUTS[0], "float32")
+    model.build = lambda layout, dtype: build("deepseek_v3", layout, dtype)
+    witness = record(model, batches(), settings=(Setting(name="tp", layout=LAYOUTS[1]),))
+    found["recorded"] = [check(witness, model).passed, str(model.engine.layout), []]
+    if rank == "0":
+        print(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def under(text: str, dtype: str) -> TrainerSubject:
+    engine = build("deepseek_v3", parse_layout(text), getattr(torch, dtype))
+    rule = TrainerRule(OptimizerConfig())
+    return TrainerSubject(engine, ALL["deepseek_v3"], rule=rule)
+
+
+main()

@@ -1,0 +1,82 @@
+"""Models of other trainers, through transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.train.configs import ALL
+from tests.witness.models import QUICK, batches
+
+transformers = pytest.importorskip("transformers")
+
+import torch  # noqa: E402
+
+from krzem.errors import InputError, ModelError  # noqa: E402
+from krzem.witness import TorchRule, check, load_folder, record  # noqa: E402
+from krzem.witness.setting import Setting  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fields = {k: v for k, v in ALL["llama"].items() if k != "model_type"}
+    torch.manual_seed(0)
+    transformers.utils.logging.disable_progress_bar()
+    config = transformers.AutoConfig.for_model("llama", **fields)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    target = tmp_path_factory.mktemp("hf") / "model"
+    model.save_pretrained(target)
+    return target
+
+
+def groups(decay_everything: bool) -> Any:
+    def make(named: list[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
+        flat = [p for _, p in named if p.dim() < 2]
+        rest = [p for _, p in named if p.dim() >= 2]
+        decay = 0.1 if decay_everything else 0.0
+        return torch.optim.AdamW(
+            [{"params": rest, "weight_decay": 0.1}, {"params": flat, "weight_decay": decay}],
+            betas=(0.9, 0.95),
+        )
+
+    return make
+
+
+def test_a_folder_agrees_with_itself_and_faults_are_found(folder: Path) -> None:
+    rule = TorchRule(groups(False))
+    witness = record(
+        load_folder(folder, rule=rule), batches(), settings=QUICK, also=("bfloat16",)
+    )  # fmt: skip
+    there = load_folder(folder, rule=rule)
+    assert check(witness, there).passed
+    assert check(witness, load_folder(folder, dtype="bfloat16"), dtype="bfloat16").passed
+    for module in there.model.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.variance_epsilon = 1e-4
+    first = check(witness, there).first
+    assert first is not None
+    assert first.name == "model.layers.0.input_layernorm"
+    decayed = check(witness, load_folder(folder, rule=TorchRule(groups(True))))
+    assert decayed.first is not None
+    assert decayed.first.direction == "update"
+    assert "norm" in decayed.first.name or "bias" in decayed.first.name
+
+
+def test_what_was_not_given_is_said(folder: Path) -> None:
+    witness = record(load_folder(folder), batches(), settings=QUICK[:1])
+    verdict = check(witness, load_folder(folder))
+    assert verdict.passed
+    assert any("optimiser" in what for what in verdict.not_compared)
+
+
+def test_bad_folders_are_one_sentence(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load_folder(tmp_path)
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_folder(tmp_path)
+    with pytest.raises(InputError, match="not one of"):
+        load_folder(folder, dtype="int3")
+    with pytest.raises(InputError, match="no layouts"):
+        record(load_folder(folder), batches(), settings=(Setting(layout="dp=1"),))
