@@ -2,7 +2,7 @@
 
 Prints two tables in Markdown: every planted fault with the place and the signal that found it, and
 honest repeats with the alarms they raised.  With a FILE, the part between its two marks is
-replaced.  Takes some minutes on one core.
+replaced and ``examples/witness-departs.html`` beside it written.  Takes some minutes on one core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import torch
 from tests.witness.models import QUICK, batches, build, subject
 from tests.witness.plants import HONEST, PLANTS, Plant
 
+from krzem.report.selfcontained import write_text
 from krzem.witness.checking import check
+from krzem.witness.page import verdict_page
 from krzem.witness.recording import record
 from krzem.witness.trainer import TrainerSubject
 from krzem.witness.witness import Witness, to_bytes
@@ -96,6 +98,14 @@ def repeats_table() -> list[str]:
     return lines
 
 
+def example(target: Path) -> None:
+    """The page of a check that failed: the forward pass right, one layer's backward wrong."""
+    witness, there = made("deepseek_v3", "float32", 0)
+    plant = next(p for p in PLANTS if "backward x1.2" in p.name)
+    with plant.plant(there):
+        write_text(target, verdict_page(check(witness, there)))
+
+
 def main(target: Path | None) -> None:
     """Print both tables, or put them into ``target``."""
     torch.set_num_threads(1)
@@ -112,6 +122,7 @@ def main(target: Path | None) -> None:
         return
     page = target.read_text(encoding="utf-8")
     head, _, rest = page.partition(BEGIN)
+    example(target.parent / "examples" / "witness-departs.html")
     target.write_text(head + BEGIN + "\n" + text + END + rest.partition(END)[2], encoding="utf-8")
 
 
