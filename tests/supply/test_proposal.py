@@ -68,7 +68,12 @@ def test_measurements_move_and_narrow_the_prediction(plan: dict[str, Any], tmp_p
 def test_bands_of_a_public_machine(plan: dict[str, Any]) -> None:
     asked = settle(Question(model="llama-2-7b", on=_lumi(), tokens="50B", date="2026-11-01"))
     document = proposal(plan_document(plan_of(asked, alternatives=0), asked), "eurohpc", nodes="16")
-    assert document["machine"] in ("lumi-g", None)
+    assert document["machine"] == "lumi-g"
+    total = document["resources"]["node_hours_total"]["mid"]
+    for band in document["bands"]:
+        assert band["fits"] == ((band["least"] or 0) <= total <= band["most"])
+    assert "Calls of lumi-g" in proposal_markdown(document)
+    assert proposal(plan, "eurohpc", nodes="8", machine="leonardo-booster")["bands"]
 
 
 def _lumi() -> Any:

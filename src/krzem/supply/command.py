@@ -146,6 +146,7 @@ def infer_command(as_json: bool, html: Path | None, **given: Any) -> None:
 @click.option(
     "--measured", type=click.Path(path_type=Path), help="A CSV of own runs: nodes,step_time_s."
 )
+@click.option("--machine", help="The public machine that is applied to, such as lumi-g.")
 @click.option(
     "--evaluation", default="5%", show_default=True, help="Node-hours for evaluation, on top."
 )
@@ -158,6 +159,7 @@ def infer_command(as_json: bool, html: Path | None, **given: Any) -> None:
 @PAGE
 def proposal_command(
     plan: Path, call: str, model: str | None, nodes: str | None, measured: Path | None,
+    machine: str | None,
     evaluation: str, copies: int, out: Path | None, as_json: bool, html: Path | None,
 ) -> None:  # fmt: skip
     """The technical part of an application for computing time, from a plan.
@@ -173,7 +175,7 @@ def proposal_command(
     _writable(out)
     document = proposal(
         read_plan(plan), call, model=model, nodes=nodes, measured=measured, evaluation=evaluation,
-        copies=copies, progress=_progress(as_json),
+        copies=copies, machine=machine, progress=_progress(as_json),
     )  # fmt: skip
     markdown = proposal_markdown(document)
     if out is not None:

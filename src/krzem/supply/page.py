@@ -36,6 +36,7 @@ requalification.</figcaption></figure>
 <h2>{{ key.replace("_", " ") | capitalize }}</h2>
 <p>{{ headline(d[key]) }}</p>
 {{ grid(rows(stages(d[key]))) }}
+<ul>{% for line in extras(d[key]) %}<li>{{ line }}</li>{% endfor %}</ul>
 {% endfor %}
 <h2>What an earlier date costs</h2>
 <figure>{{ front }}<figcaption>Each point is the cheapest plan for its date; its label is the chance
@@ -81,6 +82,7 @@ def fleet_page(document: Document) -> str:
         front=_front(document) if feasible else "",
         headline=text.headline,
         stages=text.stages_table,
+        extras=text.extras,
         fronts=text.front_table,
         speeds=text.speeds_table,
         rows=_rows,

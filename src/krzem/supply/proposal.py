@@ -26,6 +26,7 @@ from krzem.model.catalogue import load_model
 from krzem.plan.request import Asked, Question, settle
 from krzem.quantity import parse_devices, parse_ratio
 from krzem.supply.machines import calls, machines
+from krzem.supply.machines import machine as find_machine
 from krzem.supply.speed import Progress, Speed, speed_of
 
 SCHEMA = "krzem.proposal/1"
@@ -95,6 +96,7 @@ def proposal(
     measured: Path | None = None,
     evaluation: str = "5%",
     copies: int = 3,
+    machine: str | None = None,
     progress: Progress | None = None,
 ) -> Document:
     """The document of an application, schema ``krzem.proposal/1``.
@@ -113,7 +115,7 @@ def proposal(
     own = [] if measured is None else read_measured(measured)
     fit = _correction(own, rows, question, asked)
     main = rows[asked.task.cluster.nodes]
-    machine = _machine(asked.task.cluster)
+    place = _machine(asked.task.cluster) if machine is None else find_machine(machine).id
     wanted = _resources(main, asked, fit, share)
     return {
         "schema": SCHEMA,
@@ -128,14 +130,14 @@ def proposal(
         "model": dict(plan["model"]),
         "cluster": dict(plan["cluster"]),
         "goal": dict(plan["goal"]),
-        "machine": machine,
+        "machine": place,
         "layout": main.layout,
         "engine": main.engine,
         "scaling": _scaling(rows, fit),
         "correction": fit,
         "memory": plan["best"]["ranks"],
         "resources": wanted,
-        "bands": _bands(machine, wanted),
+        "bands": _bands(place, wanted),
         "storage": _storage(main, asked, copies),
         "cost_usd": plan["whole_run"].get("cost_usd"),
         "energy_mwh": plan["whole_run"].get("energy_mwh"),
@@ -182,6 +184,7 @@ def _cluster(plan: Mapping[str, Any]) -> dict[str, Any]:
     c = plan["cluster"]
     given = {
         "device": c["device"],
+        "name": str(c["name"]),
         "devices": int(c["devices"]),
         "devices_per_node": int(c["devices_per_node"]),
         "memory": f"{c['memory_gib']} GiB",
@@ -349,9 +352,9 @@ def _storage(speed: Speed, asked: Asked, copies: int) -> Document:
 
 def _machine(cluster: Cluster) -> str | None:
     """The public machine that the cluster looks like: same name, or same accelerator and node."""
-    for machine in machines().values():
-        if machine.name == cluster.name:
-            return machine.id
+    for known in machines().values():
+        if known.name == cluster.name:
+            return known.id
     alike = [
         m.id
         for m in machines().values()

@@ -154,9 +154,20 @@ def _bands(d: Document) -> list[str]:
         table(("call", "least", "most", "the request fits"), rows),
     ]
     if not any(band["fits"] for band in d["bands"]):
-        lines += ["", "No single call takes this request: split the run over grants or machines"
-                  " (krzem fleet plans that)."]  # fmt: skip
+        lines += ["", _no_band(d)]
     return lines
+
+
+def _no_band(d: Document) -> str:
+    wanted = d["resources"]["node_hours_total"]["mid"]
+    if all(wanted < (band["least"] or 0) for band in d["bands"]):
+        return (
+            "The request is below the least of every call listed: ask for a smaller kind of access."
+        )
+    return (
+        "No single call takes this request: split the run over grants or machines"
+        " (krzem fleet plans that)."
+    )
 
 
 def _storage(d: Document) -> list[str]:

@@ -102,20 +102,28 @@ def stages_table(portfolio: Document) -> str:
         for stage in portfolio["stages"]
     ]
     head = ("pool", "devices", "from", "to", "move before", "tokens", "share", "node-hours", "cost")
-    found = table(head, rows)
-    for grant in portfolio["grants"]:
-        found += (
-            f"\ngrant {grant['grant']} of {grant['pool']}: {grant['node_hours']:,.0f} node-hours"
-        )
+    return "\n".join([table(head, rows), *_listed(extras(portfolio))])
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    return ["", *(f"- {line}" for line in lines)] if lines else []
+
+
+def extras(portfolio: Document) -> list[str]:
+    """What is asked of grants, held ready and bought."""
+    lines = [
+        f"grant {grant['grant']} of {grant['pool']}: {grant['node_hours']:,.0f} node-hours"
+        for grant in portfolio["grants"]
+    ]
     if portfolio["reserve"]:
         held = ", ".join(f"{r['pool']} ({r['devices']:,})" for r in portfolio["reserve"])
-        found += f"\nheld ready for what is left over: {held}"
-    for bought in portfolio["purchases"]:
-        found += (
-            f"\nbought for {bought['pool']}: {bought['devices']:,.0f} devices,"
-            f" {millions(bought['cost_usd'])}"
-        )
-    return found
+        lines.append(f"held ready for what is left over: {held}")
+    lines += [
+        f"bought for {bought['pool']}: {bought['devices']:,.0f} devices,"
+        f" {millions(bought['cost_usd'])}"
+        for bought in portfolio["purchases"]
+    ]
+    return lines
 
 
 def speeds_table(document: Document) -> str:
