@@ -17,10 +17,11 @@ from krzem.errors import (
     UnknownFactError,
     UnknownNameError,
 )
+from krzem.files import LARGEST_TOML
 from krzem.hardware.catalogue import device_ids
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_keys import KEYS, MEASURED
-from krzem.hardware.cluster_reader import LARGEST_FILE, cluster_of, read_cluster
+from krzem.hardware.cluster_reader import cluster_of, read_cluster
 
 Write = Callable[[str], Path]
 
@@ -189,7 +190,7 @@ def test_an_unknown_quantity_stops_and_says_how_to_give_it(write: Write) -> None
     message = str(caught.value)
     assert "memory" in message
     assert "ROADMAP" in message
-    snippet = "\n".join(line for line in message.splitlines() if " = " in line)
+    snippet = "\n".join(line for line in message.splitlines() if line.startswith("  "))
     assert read_cluster(write(snippet)).memory_bytes == 80 * 2**30
 
 
@@ -230,8 +231,8 @@ def test_every_device_makes_a_cluster_or_says_what_is_unknown(name: str, devices
         ("h800:8 boxes", ClusterError, "cards"),
         ("h900:8", UnknownNameError, "h800"),
         ("910c:9000k cards", ClusterError, "10,000,000"),
-        ("nowhere.toml", DataError, "not a file"),
-        ("/dev/zero.toml", DataError, "not a file"),
+        ("nowhere.toml", DataError, "does not exist"),
+        ("/dev/zero", ClusterError, "not a cluster"),
     ],
 )
 def test_bad_short_forms(text: str, error: type[KrzemError], says: str) -> None:
@@ -290,9 +291,11 @@ def test_all_faults_of_a_file_are_reported_together(write: Write) -> None:
         (b"device = ", "not valid TOML"),
         (b'device = "h800"\ndevice = "h100"', "not valid TOML"),
         (b"a = " + b"9" * 5000, "not valid TOML"),
-        (b"a = " + b"[" * 20_000, "not valid TOML"),
+        (b"a = " + b"[" * 20_000, "too deeply"),
+        (b"devices = 0x" + b"f" * 5000, "1,000 digits"),
+        (b"a." * 50_000 + b"a = 1", "more than 40 parts"),
         (b"\xff\xfe\x00", "not UTF-8"),
-        (b"#" * (LARGEST_FILE + 1), "at most 1,000,000"),
+        (b"#" * (LARGEST_TOML + 1), "at most 1,000,000"),
     ],
 )
 def test_hostile_files(tmp_path: Path, content: bytes, says: str) -> None:
@@ -365,3 +368,58 @@ def test_any_bytes_are_a_cluster_or_a_clear_error(
     path = tmp_path_factory.getbasetemp() / "fuzz.toml"
     path.write_bytes(content)
     reads_or_refuses(lambda: read_cluster(path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'scale_up_bandwidth = "1e-20 B/s"',
+        'scale_out_bandwidth = "1e25 B/s"',
+        'memory_bandwidth = "1 B/s"',
+        'memory = "1 B"',
+        'memory = "1e25 B"',
+        "oversubscription = 1e20",
+        "rails = 1e20",
+        'price = "$1e20/h"',
+        'power = "1e20 W"',
+        "pue = 1e6",
+        'restart_time = "1e20 d"',
+        'storage_bandwidth = "1 B/s"',
+        '[measured]\nbf16 = "1 FLOP/s"',
+        '[measured]\nlaunch_time = "2 d"',
+        '[peak]\nbf16 = "1e25 FLOP/s"',
+    ],
+)
+def test_what_no_machine_can_have_is_refused(write: Write, line: str) -> None:
+    with pytest.raises(ClusterError, match=r"(more|less) than .* makes no such machine"):
+        read_cluster(write(f'device = "h800"\ndevices = 8\n{line}\n'))
+
+
+def test_a_peak_that_is_given_is_the_devices_peak(write: Write) -> None:
+    cluster = read_cluster(
+        write('device = "rtx-pro-6000d"\ndevices = 8\n[peak]\nbf16 = "120 TFLOP/s"\n')
+    )
+    assert cluster.device.peak_flops["bf16"] == 120e12
+    assert cluster.facts["bf16_peak"].confidence == "given"
+    assert "fp8_peak" not in cluster.facts
+
+
+def test_a_measured_rate_stands_in_for_a_peak_and_never_exceeds_one(write: Write) -> None:
+    head = 'device = "{}"\ndevices = 8\n[measured]\nbf16 = "{} TFLOP/s"\n'
+    alone = read_cluster(write(head.format("rtx-pro-6000d", 90)))
+    assert alone.device.peak_flops["bf16"] == 90e12
+    known = read_cluster(write(head.format("h800", 650)))
+    assert known.device.peak_flops["bf16"] == pytest.approx(989.4e12, rel=1e-3)
+    with pytest.raises(ClusterError, match="more than the dense peak of 989"):
+        read_cluster(write(head.format("h800", 1979)))
+
+
+def test_power_measured_in_training_is_the_power_unless_one_is_stated(write: Write) -> None:
+    head = 'device = "h800"\ndevices = 8\n'
+    assert read_cluster(write(head + '[measured]\npower = "550 W"')).power_w == 550
+    assert read_cluster(write(head + 'power = "600 W"\n[measured]\npower = "550 W"')).power_w == 600
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", ""])
+def test_a_byte_order_mark_and_other_line_ends_do_not_matter(write: Write, mark: str) -> None:
+    assert read_cluster(write(f'{mark}device = "h800"\r\ndevices = 8\r\n')).devices == 8

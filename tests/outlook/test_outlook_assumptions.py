@@ -62,7 +62,7 @@ def test_the_shipped_file_given_back_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("= 3", "not TOML"),
+        ("= 3", "not valid TOML"),
         ("[quantity]\ncatchup = 3", "catch_up"),
         ("[quantities]\ncatch_up = 3", "quantity"),
         ("quantity = 3", "must be a table"),
@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> No
     file = tmp_path / "x.toml"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="writes one to start from"):
         load(file)
 
 

@@ -98,7 +98,7 @@ def test_assumptions_are_printed_as_a_file_that_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["none.toml"], "cannot be read"),
+        (["none.toml"], "none.toml does not exist"),
         (["--years", "50"], "outside"),
         (["--years", "0"], "outside"),
     ],

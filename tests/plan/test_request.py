@@ -141,8 +141,10 @@ def test_learned_positions_end() -> None:
 def test_a_device_without_any_training_peak() -> None:
     with pytest.raises(UnknownFactError, match="does not know"):
         ask(on="thead-ppu-v900:16")
-    with pytest.raises(GoalError, match="Published: fp8"):
+    with pytest.raises(UnknownFactError, match="the dense 16-bit peak of microsoft-maia-200"):
         ask("llama-3.1-8b", "microsoft-maia-200:16", global_batch=16)
+    with pytest.raises(GoalError, match="Published: bf16, fp16, fp32"):
+        ask("llama-3.1-8b", "a100:16", global_batch=16, precision="fp8")
 
 
 def test_a_config_that_bears_the_name_of_a_built_in_model_has_no_recipe(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from krzem.errors import InputError, KrzemError, StorageError
+from krzem.errors import InputError, KrzemError
 from krzem.rules.command import rules_command
 
 
@@ -84,7 +84,7 @@ def test_a_page_without_the_extra_names_the_install(
 
 
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(InputError, match="a folder that does not exist"):
         run("--chip", "h100", "--html", str(tmp_path / "none" / "x.html"))
 
 

@@ -8,18 +8,17 @@ from typing import Any
 
 import click
 
-from krzem.errors import InputError, UnknownNameError, shorten
+from krzem.errors import InputError, UnknownNameError
+from krzem.files import check_target
 
 Document = dict[str, Any]
 
 
 def check_files(*paths: str | None) -> None:
     """Refuse, before anything is computed, a file that cannot be written where it is wanted."""
-    for path in filter(None, paths):
-        file = Path(path)
-        if file.is_dir() or not file.parent.is_dir():
-            fault = "is a folder" if file.is_dir() else "lies in a folder that does not exist"
-            raise InputError(f"cannot write {shorten(path)!r}: it {fault}; give another file")
+    for path in paths:
+        if path is not None:
+            check_target(path)
 
 
 def check_engine(engine: str | None, target: str | None) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from krzem.errors import ClusterError, UnknownFactError, shorten
+from krzem.facts.fact import Fact
 from krzem.hardware.catalogue import load_device
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_facts import optional_facts
-from krzem.hardware.cluster_keys import KEYS, MOST_DEVICES
+from krzem.hardware.cluster_keys import ARITHMETIC, KEYS, MOST_DEVICES, PEAK
 from krzem.hardware.device import Device
+from krzem.quantity import format_flops
+
+MOST_OVER_PEAK = 1.1
+"""Clocks boost a little above the one that a data sheet counts with."""
 
 _FIELDS = {
     "devices_per_node": "devices_per_node",
@@ -32,13 +38,15 @@ def build_cluster(given: Mapping[str, Any], where: str) -> Cluster:
     """
     if "device" not in given:
         raise ClusterError(f'{where}: device is missing: write device = "h800".')
-    device = load_device(given["device"], given.get("device_fraction"))
+    given = _with_measured_power(given)
+    device, peaks = _with_peaks(load_device(given["device"], given.get("device_fraction")), given,
+                                where)  # fmt: skip
     known = _known(given, device, where)
     devices = _count(given, device, known["devices_per_node"], where)
     _spare_unused_links(known, devices)
     missing = [key for key, value in known.items() if value is None]
     if missing:
-        raise _unknown(device, where, missing)
+        raise unknown(device, where, missing, devices)
     facts = optional_facts(given, device, devices, where)
     settled = {_FIELDS[key]: value for key, value in known.items()}
     settled |= {name: fact.mid for name, fact in facts.items()}
@@ -51,9 +59,43 @@ def build_cluster(given: Mapping[str, Any], where: str) -> Cluster:
         host_memory_bytes_per_device=host_memory and host_memory / known["devices_per_node"],
         name=given.get("name", f"{device.id}:{devices}"),
         measured=MappingProxyType(dict(given.get("measured", {}))),
-        facts=MappingProxyType(facts),
+        facts=MappingProxyType({**peaks, **facts}),
         **settled,
     )
+
+
+def _with_measured_power(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was measured while training is the better power of a device where none is stated."""
+    power = given.get("measured", {}).get("power_w")
+    return given if power is None or "power" in given else {**given, "power": power}
+
+
+def _with_peaks(
+    device: Device, given: Mapping[str, Any], where: str
+) -> tuple[Device, dict[str, Fact]]:
+    """The device with the peaks that are given, and these as facts.
+
+    Where no peak is published, a measured rate stands in for it: MFU is then of what was measured.
+    """
+    stated: Mapping[str, float] = given.get("peak", {})
+    measured = {
+        kind: given["measured"][f"{kind}_flops"]
+        for kind in ARITHMETIC
+        if f"{kind}_flops" in given.get("measured", {})
+    }
+    peaks = {**measured, **device.peak_flops, **stated}
+    for kind, rate in measured.items():
+        if rate > MOST_OVER_PEAK * peaks[kind]:
+            raise ClusterError(
+                f"{where}: measured.{kind} is {format_flops(rate)}, more than the dense peak of "
+                f"{format_flops(peaks[kind])}: measure without sparsity, or give [peak] {kind}."
+            )
+    new = {kind: rate for kind, rate in peaks.items() if device.peak_flops.get(kind) != rate}
+    facts = {
+        f"{kind}_peak": Fact.given(f"{kind} peak flops per device", rate, "FLOP/s", where)
+        for kind, rate in new.items()
+    }
+    return replace(device, peak_flops=MappingProxyType(peaks)), facts
 
 
 def _known(given: Mapping[str, Any], device: Device, where: str) -> dict[str, Any]:
@@ -100,7 +142,7 @@ def _spare_unused_links(known: dict[str, Any], devices: int) -> None:
 def _count(given: Mapping[str, Any], device: Device, per_node: int | None, where: str) -> int:
     """The number of devices; all ways of counting that are given must agree."""
     if "nodes" in given and per_node is None:
-        raise _unknown(device, where, ["devices_per_node"])
+        raise unknown(device, where, ["devices_per_node"], None)
     size = {"devices": 1, "cards": round(1 / device.fraction), "nodes": per_node or 1}
     counts = {key: given[key] * factor for key, factor in size.items() if key in given}
     if not counts:
@@ -116,15 +158,25 @@ def _count(given: Mapping[str, Any], device: Device, per_node: int | None, where
     return devices
 
 
-def _unknown(device: Device, where: str, missing: list[str]) -> UnknownFactError:
-    """Which quantities nobody published, what the row says, and the file that gives them."""
-    what = " and the ".join(key.replace("_", " ") for key in missing)
+def unknown(
+    device: Device, where: str, missing: list[str], devices: int | None
+) -> UnknownFactError:
+    """The error for what nobody published of ``device``: ``missing`` keys, and a 16-bit peak.
+
+    It says what the row says, and the file that gives them.
+    """
+    wanted = [key.replace("_", " ") for key in missing]
+    peak = not {"bf16", "fp16"} & set(device.peak_flops)
+    wanted += ["dense 16-bit peak"] if peak else []
+    what = " and the ".join(filter(None, [", the ".join(wanted[:-1]), wanted[-1]]))
     lines = [
         f"{where} needs the {what} of {device.id}, which the catalogue does not know.",
         f"Its notes: {shorten(device.notes, 300) or 'none'}",
         "If you know, plan on a file cluster.toml that says so (the values are only examples):",
         f'  device = "{device.id}"',
-        "  devices = 1024",
+        f"  devices = {devices or 1024}",
         *(f"  {key} = {KEYS[key].example}   # {KEYS[key].means}" for key in missing),
-    ]
+        *(("  [peak]", f"  bf16 = {PEAK['bf16'].example}   # {PEAK['bf16'].means}")
+          if peak else ()),
+    ]  # fmt: skip
     return UnknownFactError("\n".join(lines))

@@ -30,6 +30,18 @@ class Key:
     read: Callable[[Any], Any]
     example: str
     means: str
+    least: str = ""
+    """Written as a value of this key; what is smaller is a slip."""
+    most: str = ""
+
+    def value(self, written: Any) -> Any:
+        """``written`` in base units; QuantityError where it is unreadable or out of bounds."""
+        found = self.read(written)
+        if self.least and found < self.read(self.least):
+            raise QuantityError(f"less than {self.least} makes no such machine.")
+        if self.most and found > self.read(self.most):
+            raise QuantityError(f"more than {self.most} makes no such machine.")
+        return found
 
 
 def _text(value: object) -> str:
@@ -53,6 +65,9 @@ def _at_least_one(value: Any) -> float:
     return ratio
 
 
+_LINK = ("1 MB/s", "1 PB/s")
+"""Bounds of a data rate: no link of a cluster is slower, no memory is faster."""
+
 KEYS: Mapping[str, Key] = {
     "device": Key(_text, '"h800"', "catalogue id or short form"),
     "device_fraction": Key(parse_ratio, "0.5", "part of a card that one device is; 1: whole cards"),
@@ -62,64 +77,96 @@ KEYS: Mapping[str, Key] = {
     "nodes": Key(read_devices, "256", "full nodes"),
     "devices_per_node": Key(read_devices, "8", "devices of one server"),
     "scale_up_domain": Key(read_devices, "8", "devices joined by NVLink, UB, xGMI, ..."),
-    "scale_up_bandwidth": Key(parse_rate, '"200 GB/s"', "per device, one direction"),
-    "scale_out_bandwidth": Key(parse_rate, '"400 Gbit/s"', "per device, one direction"),
-    "nics_per_node": Key(parse_count, "8", "network interfaces of one server"),
-    "nic_bandwidth": Key(parse_rate, '"400 Gbit/s"', "each, one direction"),
-    "rails": Key(parse_count, "8", "separate network planes"),
-    "oversubscription": Key(_at_least_one, '"2:1"', "leaf to spine; 1 is non-blocking"),
-    "memory": Key(parse_bytes, '"80 GiB"', "per device"),
-    "memory_bandwidth": Key(parse_rate, '"3.35 TB/s"', "per device"),
-    "host_memory": Key(parse_bytes, '"2 TB"', "per node"),
-    "storage_bandwidth": Key(parse_rate, '"100 GB/s"', "writing checkpoints, all devices together"),
-    "price": Key(parse_price, '"$2/h"', "per device and hour"),
-    "power": Key(parse_power, '"700 W"', "per device"),
-    "system_power_ratio": Key(_at_least_one, "1.5", "power of all IT over that of the devices"),
-    "pue": Key(_at_least_one, "1.2", "power of the site over that of all IT"),
+    "scale_up_bandwidth": Key(parse_rate, '"200 GB/s"', "per device, one direction", *_LINK),
+    "scale_out_bandwidth": Key(parse_rate, '"400 Gbit/s"', "per device, one direction", *_LINK),
+    "nics_per_node": Key(parse_count, "8", "network interfaces of one server", most="10000"),
+    "nic_bandwidth": Key(parse_rate, '"400 Gbit/s"', "each, one direction", *_LINK),
+    "rails": Key(parse_count, "8", "separate network planes", most="10000"),
+    "oversubscription": Key(
+        _at_least_one, '"2:1"', "leaf to spine; 1 is non-blocking", most="1000"
+    ),
+    "memory": Key(parse_bytes, '"80 GiB"', "per device", "1 GiB", "1 PB"),
+    "memory_bandwidth": Key(parse_rate, '"3.35 TB/s"', "per device", *_LINK),
+    "host_memory": Key(parse_bytes, '"2 TB"', "per node", "1 GiB", "1 EB"),
+    "storage_bandwidth": Key(
+        parse_rate, '"100 GB/s"', "writing checkpoints, all devices together", "1 MB/s", "1 EB/s"
+    ),
+    "price": Key(parse_price, '"$2/h"', "per device and hour", most="$1000000/h"),
+    "power": Key(parse_power, '"700 W"', "per device", "1 W", "1 MW"),
+    "system_power_ratio": Key(
+        _at_least_one, "1.5", "power of all IT over that of the devices", most="100"
+    ),
+    "pue": Key(_at_least_one, "1.2", "power of the site over that of all IT", most="100"),
     "device_days_between_interruptions": Key(
         parse_count, "3000", "devices x days per interruption"
     ),
-    "restart_time": Key(parse_duration, '"15 min"', "from an interruption to training again"),
+    "restart_time": Key(
+        parse_duration, '"15 min"', "from an interruption to training again", most="365d"
+    ),
 }
+
+ARITHMETIC = ("tf32", "fp16", "bf16", "fp8", "fp4")
+_FLOPS = ("1 GFLOP/s", "1 EFLOP/s")
+
+PEAK: Mapping[str, Key] = {
+    kind: Key(parse_flops, '"989 TFLOP/s"', f"dense {kind} peak per device", *_FLOPS)
+    for kind in ARITHMETIC
+}
+"""Keys of the [peak] table: what a data sheet says that the catalogue does not know."""
 
 MEASURED: Mapping[str, tuple[str, Key]] = {
     **{
-        kind: (f"{kind}_flops", Key(parse_flops, '"650 TFLOP/s"', f"large {kind} matrix product"))
-        for kind in ("tf32", "fp16", "bf16", "fp8", "fp4")
+        kind: (
+            f"{kind}_flops",
+            Key(parse_flops, f'"{rate} TFLOP/s"', f"large {kind} matrix product", *_FLOPS),
+        )
+        for kind, rate in zip(ARITHMETIC, (320, 650, 650, 1200, 5000), strict=True)
     },
     **{
-        f"{tier}_bandwidth": (f"{tier}_bytes_per_s", Key(parse_rate, '"170 GB/s"', "large message"))
+        f"{tier}_bandwidth": (
+            f"{tier}_bytes_per_s",
+            Key(parse_rate, '"170 GB/s"', "large message", *_LINK),
+        )
         for tier in ("memory", "scale_up", "scale_out")
     },
     **{
         f"{tier}_latency": (
             f"{tier}_latency_seconds",
-            Key(parse_duration, '"5us"', "small message"),
+            Key(parse_duration, '"5us"', "small message", most="1s"),
         )
         for tier in ("scale_up", "scale_out")
     },
-    "launch_time": ("launch_seconds", Key(parse_duration, '"6us"', "one kernel from the host")),
-    "power": ("power_w", Key(parse_power, '"680 W"', "per device, while training")),
+    "launch_time": (
+        "launch_seconds",
+        Key(parse_duration, '"6us"', "one kernel from the host", most="1s"),
+    ),
+    "power": ("power_w", Key(parse_power, '"680 W"', "per device, while training", "1 W", "1 MW")),
 }
 """Keys of the [measured] table: the name in Cluster.measured, how it is read."""
 
 
 def read_keys(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values of a cluster file in base units, ``measured`` included.
+    """The values of a cluster file in base units, ``measured`` and ``peak`` included.
 
     Raises ClusterError that lists every fault with its key.
     """
     faults: list[str] = []
-    measured = table.get("measured", {})
-    if not isinstance(measured, dict):
-        faults.append("measured: it must be a table: write [measured] on its own line.")
-        measured = {}
-    plain = {key: value for key, value in table.items() if key != "measured"}
+    plain = {key: value for key, value in table.items() if key not in ("measured", "peak")}
     found = _read(plain, KEYS, "", faults)
     names = {key: entry for key, (_, entry) in MEASURED.items()}
-    probes = _read(measured, names, "measured.", faults)
+    probes = _read(_section(table, "measured", faults), names, "measured.", faults)
+    peaks = _read(_section(table, "peak", faults), PEAK, "peak.", faults)
     raise_faults(faults, where)
-    return found | {"measured": {MEASURED[key][0]: value for key, value in probes.items()}}
+    probes = {MEASURED[key][0]: value for key, value in probes.items()}
+    return found | {"measured": probes, "peak": peaks}
+
+
+def _section(table: Mapping[str, Any], name: str, faults: list[str]) -> Mapping[str, Any]:
+    section = table.get(name, {})
+    if isinstance(section, dict):
+        return section
+    faults.append(f"{name}: it must be a table: write [{name}] on its own line.")
+    return {}
 
 
 def raise_faults(faults: list[str], where: str) -> None:
@@ -141,7 +188,7 @@ def _read(
             faults.append(_unknown_key(name, keys, prefix))
             continue
         try:
-            found[name] = key.read(value)
+            found[name] = key.value(value)
         except QuantityError as error:
             faults.append(f"{prefix}{name}: {error} Here ({key.means}): {name} = {key.example}")
     return found

@@ -8,26 +8,27 @@ is the catalogue's.  A file says more and overrules the catalogue::
     devices = 2048                  # or nodes = 256, or cards = 2048
     scale_up_bandwidth = "160 GB/s" # per device, one direction
     price = "$2/h"
-    [measured]
+    [peak]                          # where the catalogue does not know it
+    fp8 = "1979 TFLOP/s"
+    [measured]                      # takes the place of what the model assumes
     bf16 = "650 TFLOP/s"
 
-All keys, with examples: ``KEYS`` and ``MEASURED`` in cluster_keys.
+All keys, with examples: ``KEYS``, ``PEAK`` and ``MEASURED`` in cluster_keys.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import ClusterError, DataError, shorten
+from krzem.errors import ClusterError, shorten
+from krzem.files import read_toml
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_builder import build_cluster
 from krzem.hardware.cluster_keys import read_devices, read_keys
 
-LARGEST_FILE = 1_000_000
-"""Bytes; a cluster file is a page of text."""
+HINT = "give a TOML file, or write DEVICE:COUNT such as h800:2048"
 
 
 def read_cluster(text_or_path: str | Path) -> Cluster:
@@ -42,7 +43,7 @@ def read_cluster(text_or_path: str | Path) -> Cluster:
     text = str(text_or_path).strip()
     if isinstance(text_or_path, Path) or text.lower().endswith(".toml"):
         where = shorten(Path(text).name, 60)
-        return build_cluster(read_keys(_toml(Path(text)), where), where)
+        return build_cluster(read_keys(read_toml(Path(text), hint=HINT), where), where)
     return build_cluster(_short(text), shorten(text, 60))
 
 
@@ -68,20 +69,3 @@ def _short(text: str) -> dict[str, Any]:
             f"{device}:{number} cards where a card holds several devices."
         )
     return {"device": device, "cards" if unit == "cards" else "devices": read_devices(number)}
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    name = shorten(str(path), 120)
-    try:
-        if not path.is_file():
-            raise DataError(f"{name} is not a file: give a TOML file, or write DEVICE:COUNT.")
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise DataError(f"{name} has {size:,} bytes; at most {LARGEST_FILE:,} are read.")
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{name} is not UTF-8 text, so it is not TOML.") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is not valid TOML: {shorten(str(error), 120)}.") from None

@@ -119,6 +119,8 @@ _SHORT = {
     "offload_optimizer": "offload",
 }
 _LONG = {short: long for long, short in _SHORT.items()}
+NAMES = tuple(_SHORT.get(item.name, item.name) for item in fields(Layout))
+"""What a layout is written with, the short form of each."""
 _ENUMS: dict[str, type[Schedule] | type[Recompute] | type[ContextParallel]] = {
     "schedule": Schedule,
     "recompute": Recompute,
@@ -138,9 +140,10 @@ def parse_layout(text: str) -> Layout:
         key, sep, raw = part.partition("=")
         name = _LONG.get(key.strip().lower(), key.strip().lower().replace("-", "_"))
         if not sep or name not in known:
-            offer = ", ".join(nearest(name, [*known, *_LONG])) or ", ".join([*_LONG, *known])
+            near = nearest(name, [*known, *_LONG])
+            offer = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(NAMES)}"
             raise LayoutError(
-                f"layout: {shorten(part)!r} is not name=value with a known name; nearest: {offer}"
+                f"layout: {shorten(part)!r} is not name=value with a known name; {offer}"
             )
         if name in values:
             raise LayoutError(f"layout: {key.strip()!r} is given twice")
@@ -159,5 +162,7 @@ def _value(name: str, raw: str) -> object:
             raise LayoutError(f"layout: {name}={shorten(raw)!r} is not 0 or 1")
         return raw in ("1", "true")
     if not raw.isascii() or not raw.isdigit() or len(raw) > 8:
-        raise LayoutError(f"layout: {name}={shorten(raw)!r} is not a whole number")
+        raise LayoutError(
+            f"layout: {name}={shorten(raw, 40)}: a whole number up to 10,000,000 is needed"
+        )
     return int(raw)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from krzem.errors import DataError, UnknownNameError, shorten
+from krzem.files import LARGEST_TOML, parse_toml, read_text
 from krzem.outlook.quantity import Quantity, read_quantity
 
 FILE = "outlook.toml"
@@ -122,19 +123,13 @@ def load(path: Path) -> Assumptions:
     Raises DataError for a file that cannot be read or holds what makes no sense, and
     UnknownNameError for a name that is not an assumption.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
-    return changed(text, str(path))
+    hint = "`krzem outlook --assumptions > mine.toml` writes one to start from"
+    return changed(read_text(path, most=LARGEST_TOML, hint=hint), shorten(str(path)))
 
 
 def changed(text: str, where: str = "the file", base: Assumptions | None = None) -> Assumptions:
     """``base`` (the shipped ones) with the changes written in ``text``."""
-    try:
-        data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise DataError(f"{where} is not TOML: {shorten(str(error), 200)}.") from None
+    data = parse_toml(text, where)
     base = base or shipped()
     _known("setting", data, ("title", "leader", "follower", "origin", "run", "evidence",
                              "scenario", "scenario_source", "quantity"))  # fmt: skip

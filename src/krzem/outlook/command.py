@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("outlook")
-@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--paths", type=click.IntRange(min=100), help="Paths to simulate.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the random numbers.")
 @click.option(
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 @click.option("--no-levers", is_flag=True, help="Only the forecast: a few seconds instead of tens.")
 @click.option("--assumptions", is_flag=True, help="Print the shipped assumptions as TOML and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page to this file."
-)
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page to this file.")
 def outlook_command(
     file: Path | None,
     paths: int | None,
@@ -51,8 +49,11 @@ def outlook_command(
     FILE holds the assumptions that differ; a quantity is a number (then it is certain) or a table
     with low, mid and high (5, 50 and 95 % points).
     """
+    from krzem.files import check_target
     from krzem.outlook.assumptions import load, shipped, shipped_text
 
+    if html is not None:
+        check_target(html)
     if assumptions:
         click.echo(shipped_text(), nl=False)
         return

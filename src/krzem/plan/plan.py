@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
@@ -258,9 +258,13 @@ def _nothing_legal(task: Task) -> str:
         f"devices. The data-parallel degree must divide both the devices ({devices:,} = "
         f"{_factors(devices)}) and the batch ({goal.global_batch:,} = "
         f"{_factors(goal.global_batch)}), and what is left must be tensor, context and pipeline "
-        f"degrees that divide {sorted(task.problem.heads)} heads and at most "
+        f"degrees that divide {_listed(task.problem.heads)} heads and at most "
         f"{task.architecture.layers} layers. Choose a batch that shares factors with the devices"
     )
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return " and ".join(f"{number:,}" for number in sorted(numbers))
 
 
 def _factors(number: int) -> str:

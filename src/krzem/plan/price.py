@@ -33,6 +33,7 @@ from krzem.model.architecture import Architecture
 from krzem.model.flops import flops_per_token
 from krzem.model.table import ModelTable, tabulate
 from krzem.plan.goal import Goal, Optimizer
+from krzem.plan.measured import as_measured
 
 BLOCK = 16384
 """Layouts priced at once: their arrays stay in the processor's cache."""
@@ -117,7 +118,11 @@ class Pricer:
     def __init__(self, task: Task, coefficients: Coefficients | None = None) -> None:
         self.task = task
         self.table: ModelTable = tabulate(task.architecture, task.goal.sequence)
-        self.machine: Machine = machine(task.situation, coefficients or fitted())
+        assumed = machine(task.situation, coefficients or fitted())
+        kind = task.goal.precision.arithmetic
+        self.machine: Machine = as_measured(
+            assumed, task.cluster.measured, "tf32" if kind == "fp32" else kind
+        )
         states = task.goal.states
         kept = states.master + states.moments
         self.optim = Optim(

@@ -7,13 +7,14 @@ is not published either is asked for.  Nothing is guessed silently.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import GoalError, UnknownFactError, UnknownNameError, shorten
+from krzem.errors import GoalError, QuantityError, UnknownNameError, shorten
 from krzem.hardware.cluster import Cluster
+from krzem.hardware.cluster_builder import unknown
 from krzem.hardware.cluster_reader import read_cluster
 from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
@@ -34,6 +35,8 @@ from krzem.quantity import (
 )
 
 DAY = 86_400.0
+FIRST_YEAR, LAST_YEAR = 2017, 2100
+"""Of software and starts: from the first transformer on, and within what dates can hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +102,9 @@ def settle(question: Question) -> Asked:
     """
     architecture = _architecture(question.model)
     cluster = question.on if isinstance(question.on, Cluster) else read_cluster(question.on)
-    date = datetime.date.today() if question.date is None else parse_date(question.date)
-    start = None if question.start is None else parse_date(question.start)
+    today = datetime.date.today()
+    date = today if question.date is None else _day("--date", question.date)
+    start = None if question.start is None else _day("--start", question.start)
     config = config_of(question.model, architecture)
     recipe = recipe_of(architecture.name) if is_built_in(architecture) else None
     picker = _Picker(question, architecture, recipe)
@@ -151,7 +155,7 @@ class _Picker:
     def number(self, field: str, written: Written | None, read: Any, option: str) -> int:
         """The number given, else published; 1 stands in for what will be asked for."""
         if written is not None:
-            return int(read(written))
+            return int(_read(option, read, written))
         value = self.published(field)
         if value is None:
             self.wanting.append(option)
@@ -173,6 +177,24 @@ class _Picker:
         names = ", ".join(name.replace("_", " ") for name in self.taken)
         first = f"{names}: as published for {self.name} ({self.recipe.source})"
         return [first, *self.notes]
+
+
+def _read(option: str, read: Callable[[Any], Any], written: Any) -> Any:
+    """``read(written)``; where it cannot be read, the message starts with the option."""
+    try:
+        return read(written)
+    except QuantityError as error:
+        raise QuantityError(f"{option.partition(' ')[0]}: {error}") from None
+
+
+def _day(option: str, written: str) -> datetime.date:
+    """A day in the years that accelerators train in; raises QuantityError, GoalError."""
+    day: datetime.date = _read(option, parse_date, written)
+    if not FIRST_YEAR <= day.year <= LAST_YEAR:
+        raise GoalError(
+            f"{option} {day}: a day from {FIRST_YEAR} to {LAST_YEAR} is needed, such as 2026-11-23"
+        )
+    return day
 
 
 def _architecture(model: str | Path | Architecture) -> Architecture:
@@ -208,7 +230,7 @@ def _goal(
         optimizer=optimizer,
         states=states,
         deadline_days=_deadline(question.deadline, start),
-        budget_usd=None if question.budget is None else parse_money(question.budget),
+        budget_usd=_budget(question.budget),
     )
 
 
@@ -232,7 +254,7 @@ def _batch(picker: _Picker, sequence: int) -> int:
     if given is not None and tokens is not None:
         raise GoalError("--batch (sequences) and --batch-tokens say the same: keep one of them")
     if tokens is not None:
-        return _sequences(parse_count(tokens), sequence, picker.notes)
+        return _sequences(_read("--batch-tokens", parse_count, tokens), sequence, picker.notes)
     recipe = picker.recipe
     other = recipe is not None and recipe.sequence not in (None, sequence)
     if given is None and other and recipe is not None and recipe.global_batch:
@@ -309,14 +331,12 @@ def _on_device(precision: Precision, cluster: Cluster) -> Precision:
         return precision
     device = cluster.device
     usable = [p.value for p in Precision if _has(p, cluster)]
-    if not usable:
-        raise UnknownFactError(
-            f"nobody has published a dense peak of {device.id} for any training precision:"
-            " choose another device, see `krzem devices`"
-        )
+    if not (_has(Precision.BF16, cluster) or _has(Precision.FP16, cluster)):
+        raise unknown(device, cluster.name, [], cluster.devices)
     raise GoalError(
         f"{precision} on {device.id}: no dense peak is published for it. Published:"
-        f" {', '.join(usable)}: give one of them with --precision"
+        f" {', '.join(usable)}: give one of them with --precision, or the peak under [peak] in a"
+        " cluster file"
     )
 
 
@@ -362,6 +382,8 @@ def _state_bytes(text: str | None) -> dict[str, float]:
                 " once, with bytes per parameter from 0 to 64, such as weight=2,moments=4"
             )
         found[name] = value
+    if found.get("weight", 1.0) <= 0:
+        raise GoalError("--state-bytes weight=0: a weight takes bytes, such as weight=2")
     return found
 
 
@@ -375,16 +397,26 @@ def _schedules(text: str | None, engine: str, notes: list[str]) -> tuple[Any, ..
     return able
 
 
+def _budget(written: Written | None) -> float | None:
+    """US dollars, above zero."""
+    if written is None:
+        return None
+    usd: float = _read("--budget", parse_money, written)
+    if usd <= 0:
+        raise GoalError("--budget must be above zero: write $5M")
+    return usd
+
+
 def _deadline(text: str | None, start: datetime.date) -> float | None:
     """Days from the start: a duration, or a date that lies after it."""
     if text is None:
         return None
     if text.strip()[:4].isdigit() and "-" in text:
-        days = float((parse_date(text) - start).days)
+        days = float((_day("--deadline", text) - start).days)
         if days <= 0:
             raise GoalError(f"the deadline {text.strip()} is not after the start {start}")
         return days
-    days = parse_duration(text) / DAY
+    days = float(_read("--deadline", parse_duration, text)) / DAY
     if days <= 0:
         raise GoalError("--deadline must be later than the start: write 60d, or a date")
     return days

@@ -26,7 +26,7 @@ def facts(asked: Asked) -> list[dict[str, Any]]:
     return [
         _model(asked),
         *_recipe(asked),
-        _peak(asked),
+        *_peak(asked),
         *(_rate(cluster, *rate) for rate in _RATES),
         *(_measured(cluster, name, value) for name, value in cluster.measured.items()),
         *(_operation(fact) for fact in cluster.facts.values()),
@@ -83,12 +83,15 @@ def _shown(value: Any) -> Any:
     return value
 
 
-def _peak(asked: Asked) -> dict[str, Any]:
-    device = asked.task.cluster.device
+def _peak(asked: Asked) -> list[dict[str, Any]]:
+    """The catalogue's peak; one that was given is among the facts of the cluster."""
+    cluster = asked.task.cluster
     kind = asked.task.goal.precision.arithmetic
     kind = "tf32" if kind == "fp32" else kind
-    peak = device.peak_flops[kind] / 1e12
-    return _catalogued(f"{kind} dense peak per device", peak, "TFLOP/s", device)
+    if f"{kind}_peak" in cluster.facts:
+        return []
+    peak = cluster.device.peak_flops[kind] / 1e12
+    return [_catalogued(f"{kind} dense peak per device", peak, "TFLOP/s", cluster.device)]
 
 
 def _catalogued(what: str, value: float, unit: str, device: Device) -> dict[str, Any]:

@@ -104,6 +104,8 @@ def write_text(path: Path, text: str) -> None:
 
     Raises StorageError where the disk does not take it.
     """
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is not a regular file: give another name for the page.")
     temporary = ""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

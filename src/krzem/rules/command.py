@@ -22,9 +22,7 @@ import click
 )
 @click.option("--state-funded", is_flag=True, help="The buyer builds with state funds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page to this file."
-)
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page to this file.")
 def rules_command(
     chip: str | None,
     day: str | None,
@@ -45,12 +43,15 @@ def rules_command(
     A figure that nobody has published is never guessed: the verdict then says on what it depends
     and where it turns. This is not legal advice.
     """
+    from krzem.files import check_target
     from krzem.hardware.catalogue import device_ids
     from krzem.quantity import parse_date
     from krzem.rules import alternatives, load_rules, verdict
     from krzem.rules.document import document
     from krzem.rules.text import format_table, format_verdict
 
+    if html is not None:
+        check_target(html)
     ruleset = load_rules()
     on = parse_date(day) if day else dt.date.today()
     chips = [chip] if chip else device_ids()
