@@ -220,7 +220,8 @@ def _notes(goal: FleetGoal) -> tuple[str, ...]:
     if any(pool.buy is not None for pool in goal.pools):
         notes.append("bought devices are paid for in full: what they are worth afterwards is not"
                      " counted")  # fmt: skip
-    if any(pool.running == 0 and (pool.buy is not None or pool.acquired) for pool in goal.pools):
+    owned = [p for p in goal.pools if p.buy is not None or p.acquired]
+    if any(pool.running == 0 and pool.rent is None for pool in owned):
         notes.append("owned devices without running = ... cost nothing to run here")
     if all(p.rent is None and p.buy is None and p.running == 0 for p in goal.pools) and not any(
         grant.usd_per_node_hour for p in goal.pools for grant in p.grants

@@ -145,6 +145,6 @@ def _caveats(answer: Fleet) -> list[str]:
     if gaps:
         lines.append(
             f"- The solver proves the cheapest plan to within {gaps[0]:.1%} of the best possible:"
-            " what is missing is the proof more than a better plan."
+            " a plan better by that much is not excluded."
         )
     return lines
