@@ -90,7 +90,8 @@ def _read(found: Partial, number: int) -> Iterator[Quantity]:
     for key, value in found.items():
         what, _, name = key.partition("|")
         if what == "L":
-            yield Quantity(kind=Kind.LOAD, name=name, batch=number, samples=value)
+            order = found.get(f"O|{name.rpartition('.')[0]}", 0)  # with the network it is part of
+            yield Quantity(kind=Kind.LOAD, name=name, batch=number, order=order, samples=value)
         elif what in _KINDS and value.count:
             activation = what != "G"
             yield Quantity(
