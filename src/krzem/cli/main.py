@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -82,6 +83,10 @@ INTERRUPTED = 130
 """As shells give it: 128 and the number of the signal."""
 BROKEN_PIPE = 1
 """As click gives it."""
+CANNOT_WRITE = 3
+"""As StorageError has it."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
+"""What a write without a file name can fail of: that of standard output."""
 
 EPILOG = """\b
 Examples:
@@ -147,9 +152,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The reader has what it wanted; nothing may write to the closed pipe on the way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has what it wanted.
+        _write_nowhere()
         return BROKEN_PIPE
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        _write_nowhere()
+        return _say(f"standard output cannot be written ({error.strerror})", CANNOT_WRITE)
 
 
 def _usage(error: click.ClickException) -> str:
@@ -167,8 +177,20 @@ def _say(message: str, code: int) -> int:
     return code
 
 
+def _write_nowhere() -> None:
+    """Nothing may be written to a broken output on the way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _never_fail_to_print() -> None:
-    """On a terminal that is not UTF-8 a bar becomes a question mark, not an error."""
+    """On a terminal that is not UTF-8 a bar becomes a question mark, not an error.
+
+    Where an output is closed (``>&-``), nothing is printed on it: were its descriptor left free,
+    the next file that is opened would take its number and the answer with it.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

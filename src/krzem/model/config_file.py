@@ -40,7 +40,9 @@ def parse_config(text: bytes, where: str) -> dict[str, object]:
             f"{where} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from None
     except ValueError as error:
-        raise DataError(f"{where} is not a usable config: {shorten(str(error), 200)}") from None
+        # Python refuses to read longer numbers, with advice for programmers.
+        fault = str(error).partition("; use sys.")[0]
+        raise DataError(f"{where} is not a usable config: {shorten(fault, 200)}") from None
     if not isinstance(value, dict):
         raise DataError(
             f"{where} holds a JSON {_json_type(value)}; a Hugging Face config is an object "

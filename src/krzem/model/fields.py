@@ -153,6 +153,8 @@ class Fields:
         return present[0] if present else (None, None)
 
     def _missing(self, names: tuple[str, ...]) -> NoReturn:
+        if names[0] in self.raw:
+            self.fail(f"the field {names[0]!r} is null; give its value")
         close = nearest(names[0], (key for key in self.raw if isinstance(key, str)), count=2)
         hint = f" (the config has {', '.join(map(repr, map(shorten, close)))})" if close else ""
         also = f" (also read as {', '.join(map(repr, names[1:]))})" if names[1:] else ""
