@@ -1,19 +1,19 @@
 """Where the answer goes: closed, full and narrow outputs end in one sentence or in silence."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PROGRAM = f"{sys.executable} -m krzem"
+PROGRAM = f"{sys.executable} -c 'from krzem.cli.main import main; main()'"
 ASK = "devices h800"
 
 
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["sh", "-c", line], capture_output=True, text=True, timeout=60, env=environment or None
-    )  # fmt: skip
+    return subprocess.run(["sh", "-c", line], capture_output=True, encoding="utf-8", timeout=60,
+                          env=os.environ | environment)  # fmt: skip
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
