@@ -26,8 +26,10 @@ def test_two_spellings_that_disagree_are_refused() -> None:
 def test_defaults_stand_in_for_absent_fields_only() -> None:
     assert fields().count("x", default=3) == 3
     assert fields(x=None).optional_count("x", default=3) is None
-    with pytest.raises(ModelError, match="'x' is missing"):
+    with pytest.raises(ModelError, match="'x' is null; give its value"):
         fields(x=None).count("x", default=3)
+    with pytest.raises(ModelError, match="'x' is missing"):
+        fields().count("x")
 
 
 @pytest.mark.parametrize(
