@@ -1,5 +1,5 @@
 # Everything here makes its own virtual environment in .venv: Python 3.11+, pip, git and make do.
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench studies clean
 .DELETE_ON_ERROR:
 
 PINS := pyproject.toml constraints.txt scripts/setup
@@ -27,6 +27,10 @@ bench: .venv/demo.done  ## how fast the planner answers
 	    echo "tests of the trainer will be skipped; to run them: scripts/setup dev,data,parity"; \
 	    scripts/setup dev,data; }
 	@touch $@ .venv/demo.done
+
+studies: .venv/test.done  ## write the three worked studies anew (some minutes)
+	@.venv/bin/python -m krzem.supply.studies docs/studies
+	@.venv/bin/python -m krzem.outlook.study docs/studies/outlook.md
 
 clean:
 	rm -rf .venv out
