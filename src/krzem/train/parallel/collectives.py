@@ -95,7 +95,7 @@ def _sum_scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
 
 
 def _swap(x: Tensor, axis: Axis, split: int, join: int) -> Tensor:
-    parts = torch.stack(x.chunk(axis.size, split))
+    parts = torch.stack(x.chunk(axis.size, split)).contiguous()
     out = torch.empty_like(parts)
     dist.all_to_all_single(out, parts, group=axis.group)
     return torch.cat(out.unbind(0), join)
