@@ -12,7 +12,15 @@ from krzem.outlook import Outlook, outlook, shipped
 from krzem.outlook.document import document, plain
 from krzem.outlook.figures import fan_figure, lag_figure, odds_figure, tornado_figure
 from krzem.outlook.page import _blocks
-from krzem.outlook.text import _percent, back_test_table, fan_table, odds_table, sections, table
+from krzem.outlook.text import (
+    _percent,
+    _three_digits,
+    back_test_table,
+    fan_table,
+    odds_table,
+    sections,
+    table,
+)
 
 FEW = shipped().with_run(
     paths=4000, lever_paths=400, fan_paths=2000, chunk_paths=1000, horizon_years=6.0
@@ -152,3 +160,17 @@ def test_progress_of_all_parts_adds_up() -> None:
 
     outlook(FEW.with_run(paths=1000, lever_paths=200), lever_years=2.0, advance=advance)
     assert done == pytest.approx({"paths": 1.0, "levers": 1.0, "beliefs": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1.63e3, "1,630"),
+        (195_432.0, "195,000"),
+        (16.44, "16.4"),
+        (0.0123, "0.0123"),
+        (99.96, "100"),
+    ],
+)
+def test_large_numbers_have_no_exponent(value: float, shown: str) -> None:
+    assert _three_digits(value) == shown

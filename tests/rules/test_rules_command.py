@@ -1,6 +1,6 @@
 """The command: text, JSON, page, and what bad input gets."""
 
-from __future__ import annotations
+from __future__ import re
 
 import json
 import sys
@@ -103,3 +103,12 @@ def test_bad_input_is_one_sentence(arguments: list[str], words: str) -> None:
         run(*arguments)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
+
+
+def test_the_legend_of_the_page_stays_short(tmp_path: Path) -> None:
+    page = tmp_path / "all.html"
+    run("--html", str(page))
+    figure = page.read_text().partition("<figure>")[2].partition("</figure>")[0]
+    words = re.findall(r"<text[^>]*>([^<]+)</text>", figure)
+    assert "licence, presumption of denial" in words
+    assert max(map(len, words)) < 40

@@ -85,15 +85,15 @@ def fan_table(f: Forecast) -> str:
     """Lag, gap, ratio of runs and chips by year."""
     head = ["years", "until", "months", "ECI points", "largest run, times",
             "leader M H100e", "follower M H100e"]  # fmt: skip
-    names = (("lag_months", 1.0, "{:.1f}"), ("gap_points", 1.0, "{:.1f}"),
-             ("run_ratio", 1.0, "{:.3g}"), ("leader_stock", 1e-6, "{:,.3g}"),
-             ("follower_stock", 1e-6, "{:,.3g}"))  # fmt: skip
+    names = (("lag_months", 1.0, "{:.1f}".format), ("gap_points", 1.0, "{:.1f}".format),
+             ("run_ratio", 1.0, _three_digits), ("leader_stock", 1e-6, _three_digits),
+             ("follower_stock", 1e-6, _three_digits))  # fmt: skip
     rows = []
     for n in (0.0, *_years(f)):
         cells = [f"{n:g}", _date(f, n)]
-        for name, factor, form in names:
+        for name, factor, shown in names:
             three = (_at(f, f.fans[name][:, QUANTILES.index(q)], n) for q in (0.05, 0.5, 0.95))
-            cells.append(" / ".join(form.format(x * factor) for x in three))
+            cells.append(" / ".join(shown(x * factor) for x in three))
         rows.append(cells)
     return table(head, rows, 5)
 
@@ -209,7 +209,7 @@ def _belief_cells(s: Belief) -> tuple[str, str]:
 
 def _reproduced(rows: Sequence[Reproduced]) -> str:
     def three(values: tuple[float, float, float]) -> str:
-        low, mid, high = (f"{v:,.3g}" for v in values)
+        low, mid, high = map(_three_digits, values)
         return mid if values[0] == values[2] else f"{low} / {mid} / {high}"
 
     body = [(r.what, r.unit, three(r.published), three(r.ours), r.source) for r in rows]
@@ -240,6 +240,12 @@ def _at(f: Forecast, curve: object, years: float) -> float:
 
 def _date(f: Forecast, years: float) -> str:
     return f"{f.assumptions.origin + dt.timedelta(days=round(years * 365.25)):%Y-%m}"
+
+
+def _three_digits(value: float) -> str:
+    """``16.4``, ``1,030``, ``20,700``: no exponents, where they would fit."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if 100 <= abs(rounded) < 1e9 else f"{rounded:,.3g}"
 
 
 def _percent(chance: float) -> str:

@@ -91,19 +91,25 @@ def _chart(verdicts: Sequence[Verdict]) -> Any:
     figure = new_figure()
     axes = figure.add_subplot()
     axes.set(xscale="log", yscale="log", xlabel=WORDS["tpp"], ylabel="performance density")
-    words = sorted({outcome_words(v.outcomes[Side.EXPORT]) for v in verdicts})
+    placed = [
+        (v.chip.tpp, v.chip.performance_density, _mark(v))
+        for v in verdicts
+        if v.chip.tpp and v.chip.performance_density
+    ]
+    words = sorted({word for _, _, word in placed})
     for word in words:
-        points = [
-            (v.chip.tpp, v.chip.performance_density)
-            for v in verdicts
-            if outcome_words(v.outcomes[Side.EXPORT]) == word
-        ]
-        known = [(tpp, density) for tpp, density in points if tpp and density]
-        axes.scatter([tpp for tpp, _ in known], [d for _, d in known], label=word)
+        points = [(tpp, density) for tpp, density, mark in placed if mark == word]
+        axes.scatter([tpp for tpp, _ in points], [d for _, d in points], label=word)
     for tpp in (1600, 2400, 4800):
         axes.axvline(tpp, color="grey", linewidth=0.6, linestyle=":")
     for density in (1.6, 3.2, 5.92):
         axes.axhline(density, color="grey", linewidth=0.6, linestyle=":")
     if words:
-        axes.legend(fontsize="small", title="export")
+        figure.legend(loc="outside lower center", ncols=2, fontsize="small", title="export")
     return inline_svg(figure)
+
+
+def _mark(verdict: Verdict) -> str:
+    """Short words for a legend; what an open verdict depends on stands in the table."""
+    outcome = verdict.outcomes[Side.EXPORT]
+    return "depends on what is unknown" if outcome.status is None else outcome_words(outcome)
