@@ -1,8 +1,9 @@
 """The command: text, JSON, page, and what bad input gets."""
 
-from __future__ import re
+from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
