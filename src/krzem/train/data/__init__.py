@@ -3,6 +3,7 @@
 from krzem.train.data.build import BuildRequest, BuildResult, build
 from krzem.train.data.dataset import Batch, TokenDataset, content_hash
 from krzem.train.data.manifest import Manifest, read_manifest
+from krzem.train.data.ngram import NGram
 from krzem.train.data.part import Options
 from krzem.train.data.records import BadRecord
 from krzem.train.data.stream import Component, Places, SampleStream
@@ -23,6 +24,7 @@ __all__ = [
     "Component",
     "FileTokenizer",
     "Manifest",
+    "NGram",
     "Options",
     "Places",
     "SampleStream",

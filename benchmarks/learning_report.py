@@ -1,0 +1,116 @@
+"""Tables and curves of ``benchmarks/learning.py``, from the files that its runs have left."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from math import log
+from pathlib import Path
+from typing import Any
+
+from krzem.report.selfcontained import inline_svg, new_figure, page, save_svg, write_text
+
+COLOURS = {"v3": "#1b6ca8", "v4": "#b5472f", "v3-no-bias": "#7a7a7a", "v3-no-mtp": "#3d8b5f"}
+TITLE = "Learning: held-out loss beside counting"
+PAGE = """<h1>{{ heading }}</h1>
+<pre>{{ text }}</pre>
+<figure>{{ figure }}<figcaption>Held-out loss on a part of the held-out samples during training,
+with the losses of counting; load of the fullest expert over the mean load, worst layer of each
+step, mean of ten steps.</figcaption></figure>
+"""
+
+
+def write_report(out: Path, counted: dict[str, Any]) -> None:
+    """``learning.md``, ``learning.svg`` and ``learning.html`` in ``out``."""
+    results = {
+        file.parent.name: json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(out.glob("*/result.json"))
+    }
+    text = "\n".join([*_losses(results, counted), "", *_ablations(out, results)]) + "\n"
+    figure = _figure(out, results, counted)
+    write_text(out / "learning.md", text)
+    write_text(out / "learning.svg", save_svg(figure))
+    html = page(TITLE, PAGE, heading=TITLE, text=text, figure=inline_svg(figure))
+    write_text(out / "learning.html", html)
+    print(text)
+
+
+def _losses(results: dict[str, Any], counted: dict[str, Any]) -> list[str]:
+    orders = counted["losses"]
+    lines = [
+        f"{counted['origin']}; {counted['train']:,} training tokens (bytes), "
+        f"{counted['held_out'] - 1:,} held-out targets",
+        "",
+        "| model | parameters (active, + MTP) | tokens seen | CPU min | nats/byte | bits/byte |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {order}-gram, modified Kneser-Ney | | {counted['train']:,} | | "
+        f"{loss:.4f} | {loss / log(2):.3f} |"
+        for order, loss in orders.items()
+    ]
+    for name in ("v3", "v4"):
+        if name in results:
+            r = results[name]
+            lines.append(
+                f"| {name.upper()} class | {r['parameters'] / 1e6:.1f} M "
+                f"({r['active'] / 1e6:.1f} M, + {r['mtp_parameters'] / 1e6:.1f} M) | "
+                f"{r['tokens']:,} | {r['cpu_seconds'] / 60:.1f} | "
+                f"{r['held_out']:.4f} | {r['held_out'] / log(2):.3f} |"
+            )
+    return lines
+
+
+def _ablations(out: Path, results: dict[str, Any]) -> list[str]:
+    short = [n for n in ("v3-no-bias", "v3-no-mtp") if n in results]
+    if not short or "v3" not in results:
+        return []
+    at = results[short[0]]["steps"]
+    lines = [
+        f"At step {at}, same rate, same data; held-out loss on the part measured during training; "
+        "fullest expert over mean, per layer and step:",
+        "",
+        "| run | held-out nats/byte | steps | load, median | load, 95 % of steps below |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in ("v3", *short):
+        loss = dict(_held_out(out / name)).get(at)
+        for first, last in ((0, 25), (at - 50, at)):
+            peaks = [p for row in results[name]["peaks"].values() for p in row[first:last]]
+            shown = "" if first == 0 or loss is None else f"{loss:.4f}"
+            lines.append(
+                f"| {name} | {shown} | {first + 1}–{last} | {statistics.median(peaks):.2f} | "
+                f"{statistics.quantiles(peaks, n=20)[-1]:.2f} |"
+            )
+    return lines
+
+
+def _held_out(folder: Path) -> list[tuple[int, float]]:
+    file = folder / "run" / "events.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    events = [json.loads(line) for line in lines]
+    return [(e["step"], e["value"]) for e in events if e["kind"] == "held_out_loss"]
+
+
+def _figure(out: Path, results: dict[str, Any], counted: dict[str, Any]) -> Any:
+    figure = new_figure(9.0, 4.2)
+    losses, loads = figure.subplots(1, 2)
+    for name, result in results.items():
+        colour = COLOURS.get(name, "#444444")
+        per_step = result["tokens"] / result["steps"] / 1e6
+        points = _held_out(out / name)
+        losses.plot([s * per_step for s, _ in points], [v for _, v in points], color=colour,
+                    label=name, linestyle="--" if "-" in name else "-")  # fmt: skip
+        worst = [max(step) for step in zip(*result["peaks"].values(), strict=True)]
+        smooth = [statistics.fmean(worst[i : i + 10]) for i in range(0, len(worst) - 9, 10)]
+        loads.plot([(i * 10 + 5) * per_step for i in range(len(smooth))], smooth, color=colour,
+                   label=name, linestyle="--" if "-" in name else "-")  # fmt: skip
+    for order in ("1", "3", "5", "7"):
+        losses.axhline(counted["losses"][order], color="#999999", linewidth=0.8)
+        losses.annotate(f"{order}-gram", (1.0, counted["losses"][order]), ha="right", va="bottom",
+                        xycoords=("axes fraction", "data"), fontsize=8)  # fmt: skip
+    losses.set(xlabel="million tokens seen", ylabel="held-out loss, nats per byte")
+    loads.set(xlabel="million tokens seen", ylabel="fullest expert over mean, worst layer")
+    if results:
+        losses.legend(frameon=False, fontsize=8)
+    return figure
