@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from krzem.layout.arrays import CONTEXTS, RECOMPUTES, SCHEDULES, Layouts
-from krzem.layout.layout import Recompute, Schedule
+from krzem.layout.layout import ContextParallel, Recompute, Schedule
 from krzem.layout.rules import Problem, legal
 
 _COUNTS, _COUNTS_MOE = 96, 8
@@ -37,6 +37,7 @@ class Space:
     schedules: tuple[Schedule, ...] = tuple(Schedule)
     zero: tuple[int, ...] = (1, 2, 3)
     recompute: tuple[Recompute, ...] = tuple(Recompute)
+    contexts: tuple[ContextParallel, ...] = tuple(ContextParallel)
     offload: tuple[bool, ...] = (False,)
     domain: int = 8
     """Devices per scale-up domain: the size of hybrid shards."""
@@ -84,7 +85,7 @@ def _block(p: Problem, s: Space, tp: int, cp: int, pp: int, dp: int) -> Layouts:
         _zero(s, pp, dp * cp, tp),
         _recompute(p, s, pp),
         _ends(p, pp),
-        [(k,) for k in range(len(CONTEXTS))] if cp > 1 else [(0,)],
+        [(CONTEXTS.index(kind),) for kind in s.contexts] if cp > 1 else [(0,)],
         [(int(o),) for o in s.offload],
     ]
     columns = _product(axes)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from krzem.errors import UnknownNameError
 from krzem.model.architecture import Architecture
-from krzem.model.config_file import parse_config
+from krzem.model.config_file import load_config, parse_config
 from krzem.model.reader import read_config
 
 _UNITS = {"M": 10**6, "B": 10**9, "T": 10**12}
@@ -84,10 +84,29 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Architecture:
     return _load(known or _resolve(text))
 
 
+def load_model_config(name_or_path: str | os.PathLike[str]) -> tuple[dict[str, object], str]:
+    """The raw config of a built-in model (by name) or at a Path, and its name.
+
+    Raises:
+        UnknownNameError: no built-in model has that name.
+        DataError: the config at the path cannot be read.
+    """
+    if isinstance(name_or_path, str) and not _is_path(name_or_path):
+        found = _find(name_or_path)
+        if found is not None or not name_or_path.endswith(".json"):
+            model_id = found or _resolve(name_or_path)
+            return _raw(model_id), model_id
+    raw, file = load_config(name_or_path)
+    return raw, str(file)
+
+
 @cache
 def _load(model_id: str) -> Architecture:
-    raw = parse_config(_folder().joinpath(f"{model_id}.json").read_bytes(), model_id)
-    return read_config(raw, name=model_id, source=_facts()[model_id].source)
+    return read_config(_raw(model_id), name=model_id, source=_facts()[model_id].source)
+
+
+def _raw(model_id: str) -> dict[str, object]:
+    return parse_config(_folder().joinpath(f"{model_id}.json").read_bytes(), model_id)
 
 
 def _is_path(text: str) -> bool:

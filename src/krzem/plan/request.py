@@ -24,7 +24,7 @@ from krzem.plan.price import Task, engine_for
 from krzem.plan.recipe import Recipe, recipe_of
 from krzem.plan.search import SURE
 from krzem.plan.source import config_of, is_built_in
-from krzem.plan.support import ALIASES, parse_schedules, schedules_of
+from krzem.plan.support import ALIASES, contexts_of, parse_schedules, schedules_of
 from krzem.quantity import (
     Written,
     parse_count,
@@ -121,7 +121,7 @@ def settle(question: Question) -> Asked:
     return Asked(
         task=task,
         config=config,
-        space=replace(task.space, schedules=schedules,
+        space=replace(task.space, schedules=schedules, contexts=contexts_of(question.engine),
                       offload=(False, True) if question.offload else (False,)),
         recipe=picker.recipe,
         from_recipe=tuple(picker.taken),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from krzem.errors import InputError, nearest, shorten
-from krzem.layout.layout import Schedule
+from krzem.layout.layout import ContextParallel, Schedule
 
 _ONE, _MANY = Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED
 _H1, _V = Schedule.ZB_H1, Schedule.ZB_V
@@ -53,6 +53,12 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 def schedules_of(engine: str) -> tuple[Schedule, ...]:
     """What ``engine`` can run; an engine that the table lacks is taken as ``other``."""
     return SUPPORT.get(engine, SUPPORT["other"]).schedules
+
+
+def contexts_of(engine: str | None) -> tuple[ContextParallel, ...]:
+    """The forms of context parallelism to search: krzem's own trainer has the all-to-all form."""
+    own = engine is not None and engine.strip().lower() == "krzem"
+    return (ContextParallel.ALL_TO_ALL,) if own else tuple(ContextParallel)
 
 
 def parse_schedules(text: str) -> tuple[Schedule, ...]:

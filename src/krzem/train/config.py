@@ -94,15 +94,19 @@ class ModelSpec:
         return self.arch.hyper_connections
 
 
-def model_spec(source: str | os.PathLike[str] | Mapping[str, object]) -> ModelSpec:
+def model_spec(
+    source: str | os.PathLike[str] | Mapping[str, object], *, name: str | None = None
+) -> ModelSpec:
     """The trainable model that a ``config.json`` (path, folder or object) describes.
+
+    ``name`` is how messages call it; None: by its path.
 
     Raises:
         DataError: the file cannot be read.
         ModelError: a model or a feature that the trainer does not build.
     """
     raw = source if isinstance(source, Mapping) else load_config(source)[0]
-    arch = read_config(raw, name=None if isinstance(source, Mapping) else str(source))
+    arch = read_config(raw, name=name or (None if raw is source else str(source)))
     reader = _Reader(raw, arch)
     reader.refuse_unsupported()
     rope, compressed = reader.ropes()

@@ -13,11 +13,12 @@ import errno
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import StorageError
+from krzem.errors import RunError, StorageError
 
 TEMPORARY = ".part"
 """Ending of files that are still being written; anything with it may be deleted."""
@@ -30,6 +31,26 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_folder(folder: Path) -> None:
+    """Make ``folder`` and see that files can be written in it.
+
+    Raises:
+        RunError: it cannot be made, or may not be written to.
+    """
+    probe = folder / f".{socket.gethostname()}.{os.getpid()}{TEMPORARY}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(_sentence(folder, error)) from error
+        raise RunError(
+            f"the run's folder {folder} cannot be used: {error.strerror or error}; give one that "
+            "you may write to with [run] folder, or change its permissions"
+        ) from error
 
 
 def write_atomic(

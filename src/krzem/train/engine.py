@@ -25,7 +25,7 @@ from krzem.train.parallel.axis import ALONE, Axis
 from krzem.train.parallel.collectives import sum_over
 from krzem.train.parallel.held import add_shared_gradients, held_by, squared_norm
 from krzem.train.parallel.mesh import Meshes, build_meshes
-from krzem.train.parallel.pipeline import SPLIT_BACKWARD, Pipeline
+from krzem.train.parallel.pipeline import SPLIT_BACKWARD, Pipeline, forward_only
 from krzem.train.parallel.placing import Placement, local_part, place
 from krzem.train.parallel.stages import parts, stage_ranks
 
@@ -174,19 +174,17 @@ class Engine:
     def evaluate(self, tokens: Tensor, documents: Tensor | None = None) -> float:
         """The mean next-token loss of ``tokens [n, S + 1]``, every rank giving its own sequences.
 
-        Not with pipeline stages.
+        Ranks of one pipeline give the same ones.
         """
-        if self.layout.pp > 1:
-            raise LayoutError("evaluation runs without pipeline stages: pp has to be 1")
-        (model,) = self.stages
-        model.eval()
-        model.sequences = len(tokens) * self.data.size
-        model.losses.clear()
-        size = self.layout.micro_batch
-        for start in range(0, len(tokens), size):
-            piece = slice(start, start + size)
-            model(tokens[piece], documents=None if documents is None else documents[piece])
-        return float(sum_over(model.losses["loss"], self._world()))
+        for stage in self.stages:
+            stage.eval()
+            stage.sequences = len(tokens) * self.data.size
+            stage.losses.clear()
+        axis = ALONE if self.meshes is None else self.meshes.pipeline
+        forward_only(self.stages, self.layout, axis, tokens, documents)
+        zero = torch.zeros((), device=self.device)
+        own = sum((s.losses["loss"].float() for s in self.stages if "loss" in s.losses), zero)
+        return float(sum_over(own, self._world()))
 
     def routers(self) -> dict[str, Router]:
         """The routers this rank holds, by logical name."""

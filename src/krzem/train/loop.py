@@ -1,7 +1,8 @@
 """The run: data in, steps, numbers out, checkpoints, a clean end.
 
 What a step trains on is a function of the global sample index alone; the position of the run is
-the number of steps done.  A run that is stopped goes on where it was under any layout.
+the number of samples taken, and the size of the next step a function of it.  A run that is stopped
+goes on where it was under any layout.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from krzem.train.checkpoint import AsyncSaver, Retention, latest_good, load, loa
 from krzem.train.config import ModelSpec
 from krzem.train.device import DeviceInfo, peak_memory, synchronize
 from krzem.train.engine import Engine, StepResult
+from krzem.train.forecast import Forecast
 from krzem.train.model.block import Block
 from krzem.train.model.context import LossWeights
 from krzem.train.optim import ExpertLoad, Optimizer, OptimizerConfig, Schedule, update_biases
+from krzem.train.parallel.pipeline import check_micro_batches
 from krzem.train.report import Contract, Reporter
 from krzem.train.settings import TrainSettings
 from krzem.train.state import copies_state, run_state
@@ -74,10 +77,11 @@ class Trainer:
         *,
         held_out: Source | None = None,
         contract: Contract | None = None,
+        forecast: Forecast | None = None,
     ) -> None:
         self.settings, self.spec, self.config = settings, spec, config
         self.info, self.source, self.held_out = info, source, held_out
-        self.contract, self.layout = contract, layout
+        self.contract, self.layout, self.forecast = contract, layout, forecast
         t, goal = settings.train, settings.goal
         self.engine = Engine(
             spec,
@@ -94,14 +98,16 @@ class Trainer:
         self.schedule = schedule_of(settings)
         self.watch = Watch()
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.step = 0
-        self._stop = False
+        self.step, self.sample = 0, 0
+        self.batches, self._stop = settings.batches, False
         self.root = settings.folder / "checkpoints"
         self.reporter = Reporter(
             settings.folder,
-            settings.steps,
+            tokens=settings.samples * goal.sequence,
             every=settings.metrics.every if self.rank == 0 else 0,
             tensorboard=settings.metrics.tensorboard and self.rank == 0,
+            plan=forecast,
+            peak=self.peak,
         )
 
     def resume(self, folder: Path | None = None) -> Path | None:
@@ -123,7 +129,7 @@ class Trainer:
         load(found, run_state(self.engine, self.optimizer), config=self.config)
         if self.layout.pp > 1:
             load(found, copies_state(self.engine, self.optimizer), strict=False, check="sizes")
-        self.step = int(meta["step"])
+        self.step, self.sample = int(meta["step"]), int(meta["sample"])
         self.optimizer.steps = int(meta["updates"])
         return found
 
@@ -137,38 +143,41 @@ class Trainer:
         previous = self._listen()
         loss = float("nan")
         try:
-            with self._saver() as saver:
-                while self.step < self.settings.steps and not self._asked_to_stop():
+            with self._saver() as saver, self.reporter:
+                while self.steps_left and not self._asked_to_stop():
                     loss = self._one_step().losses["loss"]
                     every = self.settings.checkpoint.every
-                    if every and self.step % every == 0 and self.step < self.settings.steps:
+                    if every and self.step % every == 0 and self.steps_left:
                         self._save(saver)
                     self._evaluate()
                 self._save(saver)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return RunEnd(step=self.step, loss=loss, stopped=self.step < self.settings.steps)
+        return RunEnd(step=self.step, loss=loss, stopped=self.steps_left > 0)
+
+    @property
+    def steps_left(self) -> int:
+        """Steps from here to the last token."""
+        return self.batches.steps(self.sample, self.settings.samples)
 
     def _one_step(self) -> StepResult:
-        begun, goal = time.perf_counter(), self.settings.goal
+        begun, size = time.perf_counter(), self.batches.at(self.sample)
         self._beat("data")
-        first = self.step * goal.global_batch
-        tokens, documents = self._batch(self.source, first, goal.global_batch)
+        tokens, documents = self._batch(self.source, self.sample, size)
         self._beat("compute")
-        result = self.engine.step(tokens, sequences=goal.global_batch, documents=documents)
+        result = self.engine.step(tokens, sequences=size, documents=documents)
         if not is_finite(result):
             self._report_broken(result)
         self._beat("update")
-        seen = (self.step + 1) * goal.global_batch * goal.sequence
-        rate = self.schedule.at(seen)
+        rate = self.schedule.at((self.sample + size) * self.settings.goal.sequence)
         self.optimizer.step(rate, result.gradient_norm)
         loads = update_biases(
             self.engine.routers(), self.engine.loads(), self.settings.train.bias_rate
         )
         synchronize(self.info.device)
-        self.step += 1
-        self._record(result, loads, rate, time.perf_counter() - begun)
+        self.step, self.sample = self.step + 1, self.sample + size
+        self._record(result, loads, rate, size, time.perf_counter() - begun)
         return result
 
     def _batch(self, source: Source, first: int, count: int) -> tuple[Tensor, Tensor | None]:
@@ -184,20 +193,24 @@ class Trainer:
         return torch.from_numpy(batch.tokens).to(device), documents.to(device)
 
     def _record(
-        self, result: StepResult, loads: list[ExpertLoad], rate: float, seconds: float
+        self,
+        result: StepResult,
+        loads: list[ExpertLoad],
+        rate: float,
+        size: int,
+        seconds: float,
     ) -> None:
         for message in self.watch.faults(self.step, result, loads):
             if self.rank == 0:
                 self.reporter.event(self.step, "warning", message)
         if self.rank:
             return
-        goal = self.settings.goal
-        tokens = goal.global_batch * goal.sequence
-        first = (self.step - 1) * goal.global_batch
+        length = self.settings.goal.sequence
+        tokens = size * length
         self.reporter.step(
             {
                 "step": self.step,
-                "tokens": self.step * tokens,
+                "tokens": self.sample * length,
                 **result.losses,
                 "grad_norm": result.gradient_norm,
                 "rate": rate,
@@ -205,21 +218,29 @@ class Trainer:
                 "tokens_per_s": tokens / seconds,
                 "mfu": self._mfu(tokens / seconds),
                 "peak_load": max((x.peak for x in loads), default=None),
-                "first_sample": first,
-                "last_sample": first + goal.global_batch - 1,
+                "first_sample": self.sample - size,
+                "last_sample": self.sample - 1,
                 "attempt": getattr(self.contract, "attempt", 0),
                 "time": time.time(),
                 "memory_bytes": peak_memory(self.info.device),
-            }
+            },
+            left=self.steps_left,
         )
 
+    @property
+    def peak(self) -> float | None:
+        """FLOP/s of one device as stated, or of the device planned for; None: neither is given."""
+        stated = self.settings.metrics.peak
+        if stated is not None or self.forecast is None:
+            return stated
+        return self.forecast.peak_flops
+
     def _mfu(self, tokens_per_s: float) -> float | None:
-        """Model FLOPs utilisation against the stated peak; None where none is stated."""
-        peak = self.settings.metrics.peak
-        if peak is None:
+        """Model FLOPs utilisation; None where no peak is known."""
+        if self.peak is None:
             return None
         per_token = flops_per_token(self.spec.arch, self.settings.goal.sequence)
-        return tokens_per_s * per_token / (peak * self.layout.devices)
+        return tokens_per_s * per_token / (self.peak * self.layout.devices)
 
     def _evaluate(self) -> None:
         e = self.settings.evaluation
@@ -239,12 +260,11 @@ class Trainer:
 
     def _save(self, saver: AsyncSaver) -> None:
         self._beat("save")
-        goal = self.settings.goal
         meta = {
             "step": self.step,
             "updates": self.optimizer.steps,
-            "tokens": self.step * goal.global_batch * goal.sequence,
-            "sample": self.step * goal.global_batch,
+            "tokens": self.sample * self.settings.goal.sequence,
+            "sample": self.sample,
             "order": self.source.fingerprint,
             "seed": self.settings.train.seed,
         }
@@ -319,11 +339,15 @@ def check_batch(settings: TrainSettings, layout: Layout) -> None:
         DataError: with the arithmetic.
     """
     goal, each = settings.goal, layout.dp * layout.micro_batch
-    if goal.global_batch % each:
-        raise DataError(
-            f"goal.global_batch = {goal.global_batch} is not a multiple of dp*mbs = "
-            f"{layout.dp}*{layout.micro_batch} = {each}"
-        )
+    sizes = settings.batches.sizes
+    for size in sizes:
+        name = "goal.global_batch" if size == sizes[-1] else "a batch of the ramp"
+        if size % each:
+            raise DataError(
+                f"{name} = {size} is not a multiple of dp*mbs = "
+                f"{layout.dp}*{layout.micro_batch} = {each}"
+            )
+        check_micro_batches(layout, size // each, f"{name} = {size}")
     parts = layout.cp * layout.tp
     if goal.sequence % parts:
         raise DataError(

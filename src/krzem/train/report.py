@@ -1,9 +1,8 @@
-"""Where numbers go: a JSON line a step, a line on the screen, TensorBoard."""
+"""Where numbers go: a JSON line a step, a panel or lines on the screen, TensorBoard."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +10,9 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from krzem.errors import RunError
-from krzem.quantity import format_seconds
 from krzem.train.durable import storing
+from krzem.train.forecast import Forecast
+from krzem.train.live import Panel, Progress
 
 
 class Contract(Protocol):
@@ -29,47 +29,56 @@ class Contract(Protocol):
 
 
 class Reporter:
-    """Writes ``metrics.jsonl`` and ``events.jsonl`` and prints; on rank 0 alone."""
+    """Writes ``metrics.jsonl`` and ``events.jsonl`` and shows; on rank 0 alone.
 
-    def __init__(self, folder: Path, steps: int, *, every: int, tensorboard: bool) -> None:
-        self.folder, self.steps, self.every = folder, steps, every
-        self.console = Console(stderr=True, highlight=False)
+    On a terminal a panel stays in place while the reporter is entered (``with reporter:``);
+    elsewhere every ``every`` steps a line is printed.  ``every`` 0 shows nothing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tokens: int,
+        every: int,
+        tensorboard: bool,
+        plan: Forecast | None = None,
+        peak: float | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.folder, self.every = folder, every
+        self.console = console or Console(stderr=True, highlight=False)
+        self.progress = Progress(tokens=tokens, plan=plan, peak=peak)
         self._board: Any = _board(folder) if tensorboard else None
-        self._begun = time.monotonic()
-        self._first: int | None = None
+        self._live: Panel | None = None
+        self._first = True
         with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def step(self, record: Mapping[str, Any]) -> None:
-        """One optimiser step."""
-        self._first = record["step"] - 1 if self._first is None else self._first
+    def __enter__(self) -> Reporter:
+        if self.every and self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._live = Panel(self.console, self.folder.name)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+        self._live = None
+
+    def step(self, record: Mapping[str, Any], *, left: int) -> None:
+        """One optimiser step, with ``left`` to come."""
         self._append("metrics.jsonl", record)
         if self._board is not None:
             for name, value in record.items():
                 if isinstance(value, int | float) and name != "step":
                     self._board.add_scalar(name, value, record["step"])
-        last = record["step"] == self.steps
-        if self.every and (
-            record["step"] % self.every == 0 or last or self._first == 0 == record["step"] - 1
-        ):
-            self.console.print(self.line(record))
-
-    def line(self, record: Mapping[str, Any]) -> str:
-        """The step for people."""
-        done = record["step"] - (self._first or 0)
-        left = (time.monotonic() - self._begun) / max(done, 1) * (self.steps - record["step"])
-        parts = [
-            f"step {record['step']:>6}/{self.steps}",
-            f"loss {record['loss']:.4f}",
-            f"norm {record['grad_norm']:.2f}",
-            f"rate {record['rate']:.2e}",
-            f"{record['tokens_per_s']:,.0f} tokens/s",
-        ]
-        if record.get("mfu") is not None:
-            parts.append(f"MFU {record['mfu']:.1%}")
-        if record.get("memory_bytes"):
-            parts.append(f"{record['memory_bytes'] / 2**30:.1f} GiB")
-        return "  ".join([*parts, f"{format_seconds(left)} left"])
+        self.progress.saw(record, left)
+        if self._live is not None:
+            self._live.show(self.progress)
+        elif self.every and (record["step"] % self.every == 0 or not left or self._first):
+            self.console.print(self.progress.line(), soft_wrap=True)
+        self._first = False
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Something that is no ordinary step."""
@@ -81,6 +90,7 @@ class Reporter:
         self._append("events.jsonl", {"step": step, "kind": name, "value": value})
         if self._board is not None:
             self._board.add_scalar(name, value, step)
+        self.progress.values[name] = value
         self.console.print(f"step {step:>6}  {name.replace('_', ' ')} {value:.4f}")
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:

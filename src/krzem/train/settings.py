@@ -6,6 +6,7 @@ of pools and gates are passed over.
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from krzem.errors import KrzemError, RunError, nearest, shorten
+from krzem.files import read_toml
 from krzem.layout.layout import Layout, parse_layout
 from krzem.quantity import parse_count, parse_flops, parse_length
+from krzem.train.batches import Batches
 from krzem.train.optim.schedule import KINDS
 
 Values = TypeVar("Values")
-_OTHERS = frozenset({"pool", "gates", "qualify", "recovery", "trainer", "witness", "cluster"})
+_OTHERS = frozenset({"pool", "gates", "qualify", "recovery", "trainer", "witness"})
 """Tables that the controller or the planner reads."""
 
 
@@ -82,6 +85,9 @@ class GoalTable:
     optimizer: str = _key("adamw", _one_of("adamw", "muon"), "adamw or muon")
     deadline: Any = _key(None, _anything, "the controller's")  # noqa: RUF009
     budget: Any = _key(None, _anything, "the controller's")  # noqa: RUF009
+    deadline_days: Any = _key(None, _anything, "the planner's")  # noqa: RUF009
+    budget_usd: Any = _key(None, _anything, "the planner's")  # noqa: RUF009
+    states: Any = _key(None, _anything, "the planner's")  # noqa: RUF009
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +127,15 @@ class OptimizerTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleTable:
-    """``[schedule]``: the learning rate over tokens."""
+    """``[schedule]``: the learning rate and the batch over tokens."""
 
     kind: str = _key("wsd", _one_of(*KINDS), "shape after the warm-up")
     warmup: int = _key(0, parse_count, "tokens of linear warm-up")
     decay_share: float = _key(0.2, _share, "last part of the run, of wsd")
     final_share: float = _key(0.1, _share, "rate at the end over the peak")
+    ramp_from: int = _key(0, _whole, "sequences of the first step, 0: no batch ramp")
+    ramp_by: int = _key(0, _whole, "sequences by which the batch grows, 0: ramp_from")
+    ramp_tokens: int = _key(0, parse_count, "tokens over which it grows to goal.global_batch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +174,8 @@ class TrainSettings:
     model: Path | str
     layout: str
     """As ``--layout`` reads it, or ``auto``."""
+    cluster: str | Mapping[str, Any] | None
+    """What the planner is to plan for: ``h100:8``, a cluster file or device profile, or a table."""
     goal: GoalTable
     train: TrainTable
     data: DataTable
@@ -177,7 +188,23 @@ class TrainSettings:
     @property
     def steps(self) -> int:
         """Optimiser steps that reach the tokens, the last one whole."""
-        return -(-self.goal.tokens // (self.goal.sequence * self.goal.global_batch))
+        return self.batches.steps(0, self.samples)
+
+    @property
+    def samples(self) -> int:
+        """Samples that reach the tokens."""
+        return -(-self.goal.tokens // self.goal.sequence)
+
+    @property
+    def batches(self) -> Batches:
+        """Sequences per step; raises GoalError for a ramp that is none."""
+        s = self.schedule
+        return Batches(
+            full=self.goal.global_batch,
+            first=s.ramp_from,
+            by=s.ramp_by,
+            ramp_samples=-(-s.ramp_tokens // self.goal.sequence),
+        )
 
 
 _TABLES: dict[str, type] = {
@@ -201,7 +228,7 @@ def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
     file = Path(path)
     raw = _parse(file)
     faults: list[str] = []
-    known = {*_TABLES, "run", "model", "layout", *_OTHERS}
+    known = {*_TABLES, "run", "model", "layout", "cluster", *_OTHERS}
     faults += [_unknown("table", name, known, "") for name in raw if name not in known]
     tables: dict[str, Any] = {
         n: _table(kind, raw.get(n, {}), n, faults) for n, kind in _TABLES.items()
@@ -211,13 +238,29 @@ def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
     name = str(run.get("name", file.stem))
     folder = file.parent / str(run.get("folder", Path("runs") / name))
     model = _model(raw.get("model"), file.parent, faults)
-    layout = _layout(raw.get("layout", "auto"), faults)
+    layout = _layout(raw.get("layout", "auto"), file.parent, faults)
+    cluster = raw.get("cluster")
+    if not isinstance(cluster, str | Mapping | None):
+        faults.append('cluster has to be a text such as "h100:8", a file, or a table [cluster]')
     if faults:
-        listed = "\n".join(f"  - {fault}" for fault in faults)
-        raise RunError(f"{file} has {len(faults)} faults:\n{listed}")
+        raise RunError(listed(f"{file}", "has", faults))
     return TrainSettings(
-        name=name, base=file.parent, folder=folder, model=model, layout=layout, **tables
+        name=name,
+        base=file.parent,
+        folder=folder,
+        model=model,
+        layout=layout,
+        cluster=cluster,
+        **tables,
     )
+
+
+def listed(what: str, verb: str, faults: Sequence[str]) -> str:
+    """All faults in one message: a sentence for one, a line each for several."""
+    if len(faults) == 1:
+        return f"{what} {verb} a fault: {faults[0]}"
+    lines = "\n".join(f"  - {fault}" for fault in faults)
+    return f"{what} {verb} {len(faults)} faults:\n{lines}"
 
 
 def _parse(file: Path) -> Mapping[str, Any]:
@@ -255,42 +298,71 @@ def _unknown(what: str, name: str, known: Sequence[str] | Any, where: str) -> st
 
 
 def _model(given: object, base: Path, faults: list[str]) -> Path | str:
-    if isinstance(given, Mapping):
-        given = given.get("config", given.get("name"))
-    if not isinstance(given, str) or not given.strip():
-        faults.append('model is missing: write model = "config.json", or a built-in name')
+    """A path where there is one, else what should be a built-in name.
+
+    ``model = "..."``, ``[model] config = "..."``, or ``name`` and ``source`` as in a plan file.
+    """
+    table: Mapping[str, Any] = given if isinstance(given, Mapping) else {"config": given}
+    names: list[str] = [
+        table[k] for k in ("config", "name", "source") if isinstance(table.get(k), str)
+    ]
+    names = [name for name in names if name.strip()]
+    if not names:
+        faults.append(
+            'model is missing: write model = "deepseek-v3" (see krzem models), or the path of a '
+            "config.json"
+        )
         return ""
-    local = base / given
-    return local if local.exists() else given
+    return next((base / name for name in names if (base / name).exists()), names[0])
 
 
-def _layout(given: object, faults: list[str]) -> str:
-    """``layout = "dp=2,mbs=4"``, or the table of a plan file with ``text``."""
-    if isinstance(given, Mapping):
-        given = given.get("text", "auto")
-    if not isinstance(given, str):
-        faults.append('layout has to be a text such as "dp=2,mbs=4", or "auto"')
+def _layout(given: object, base: Path, faults: list[str]) -> str:
+    """``layout = "dp=2,mbs=4"``, the path of a plan file, or its table with ``text``."""
+    try:
+        return layout_text(given, base)
+    except KrzemError as error:
+        faults.append(str(error))
         return "auto"
-    if given != "auto":
-        try:
-            parse_layout(given)
-        except KrzemError as error:
-            faults.append(str(error))
-    return given
 
 
-def automatic_layout(ranks: int, experts: int, global_batch: int) -> Layout:
-    """Without a plan: data parallel over all ranks, experts over as many as divide them.
+def layout_text(given: object, base: Path) -> str:
+    """``auto``, or a layout that :func:`parse_layout` reads, from what a run file or option says.
 
     Raises:
-        RunError: the ranks do not divide the batch.
+        LayoutError: it can be read as neither.
+        RunError, DataError: the plan file has none, or cannot be read.
     """
-    if global_batch % ranks:
-        raise RunError(
-            f"layout auto spreads goal.global_batch = {global_batch} sequences over {ranks} ranks, "
-            f"but {global_batch} / {ranks} is no whole number; change one, or state a layout"
-        )
+    text = given.get("text", "auto") if isinstance(given, Mapping) else given
+    if isinstance(text, str) and text.strip().endswith(".toml"):
+        file = base / text.strip()
+        hint = "write one with `krzem plan ... --emit krzem --emit-to plan.toml`"
+        table = read_toml(file, hint=hint).get("layout")
+        text = table.get("text") if isinstance(table, Mapping) else table
+        if not isinstance(text, str) or text.endswith(".toml"):
+            raise RunError(f"{file} is no plan file: it has no [layout] with text; {hint}")
+    if not isinstance(text, str):
+        raise RunError('layout has to be a text such as "dp=2,mbs=4", a plan file, or "auto"')
+    if text != "auto":
+        parse_layout(text)
+    return text
+
+
+def automatic_layout(ranks: int, experts: int, batches: Sequence[int]) -> Layout:
+    """Without a plan: data parallel over all ranks, experts over as many as divide them.
+
+    ``batches`` are the sizes of a step that occur.
+
+    Raises:
+        RunError: the ranks do not divide one of them.
+    """
+    for size in batches:
+        if size % ranks:
+            name = "goal.global_batch" if size == batches[-1] else "the ramp's batch"
+            raise RunError(
+                f"layout auto spreads {name} = {size} sequences over {ranks} ranks, but "
+                f"{size} / {ranks} is no whole number; change one, or state a layout"
+            )
     ep = max(d for d in range(1, ranks + 1) if ranks % d == 0 and max(experts, 1) % d == 0)
-    each = global_batch // ranks
+    each = math.gcd(*(size // ranks for size in batches))
     micro = max(d for d in range(1, min(each, 8) + 1) if each % d == 0)
     return Layout(dp=ranks, ep=ep if experts else 1, micro_batch=micro)

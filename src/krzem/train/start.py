@@ -1,122 +1,185 @@
-"""From a run file to a trainer that is ready, or a description of what it would be."""
+"""From a run file to a trainer that is ready."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from krzem.errors import KrzemError, RunError
+import torch.distributed as dist
+
+from krzem.errors import InputError, KrzemError, RunError, UnknownFactError
 from krzem.layout.layout import Layout, parse_layout
-from krzem.model import count, load_model
-from krzem.model.catalogue import model_ids
-from krzem.model.config_file import load_config
-from krzem.quantity import format_bytes
+from krzem.model.catalogue import load_model_config
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.data import Component, SampleStream, TokenDataset
 from krzem.train.device import find_device, start_ranks
+from krzem.train.durable import check_folder
 from krzem.train.engine import check_layout
+from krzem.train.forecast import Forecast, Planner
 from krzem.train.loop import Trainer, check_batch, optimizer_config, schedule_of
 from krzem.train.parallel.stages import parts
 from krzem.train.report import Contract
-from krzem.train.settings import TrainSettings, automatic_layout, read_settings
+from krzem.train.settings import (
+    TrainSettings,
+    automatic_layout,
+    layout_text,
+    listed,
+    read_settings,
+)
 
 LAYOUT_VARIABLE = "KRZEM_LAYOUT"
+Value = TypeVar("Value")
 
 
-def prepare(run_file: Path, contract: Contract | None = None) -> Trainer:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A run file with everything that it names, checked."""
+
+    settings: TrainSettings
+    spec: ModelSpec
+    config: dict[str, Any]
+    """The model's Hugging Face config."""
+    layout: Layout
+    forecast: Forecast | None
+    unplanned: str
+    """Why there is no forecast."""
+
+
+def prepare(
+    run_file: Path, contract: Contract | None = None, planner: Planner | None = None
+) -> Trainer:
     """Check the whole run, join the ranks and build the model.
 
     Raises:
         RunError: with every fault found, before any work.
     """
-    settings, spec, config, layout = checked(run_file)
+    ready = checked(run_file, planner)
+    settings, spec = ready.settings, ready.spec
+    check_folder(settings.folder)
     info = find_device(settings.train.device, int(os.environ.get("LOCAL_RANK", "0")))
     start_ranks(info)
+    _agree(ready)
     return Trainer(
         settings,
         spec,
-        config,
-        layout,
+        ready.config,
+        ready.layout,
         info,
         _stream(settings, spec, "train"),
         held_out=_stream(settings, spec, "held_out") if settings.evaluation.every else None,
         contract=contract,
+        forecast=ready.forecast,
     )
 
 
-def checked(run_file: Path) -> tuple[TrainSettings, ModelSpec, dict[str, Any], Layout]:
-    """Settings, model, its config and the layout, with all faults at once."""
+def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True) -> Ready:
+    """Settings, model, its config and the layout, with all faults at once.
+
+    ``here`` demands the layout's ranks to be present.
+
+    Raises:
+        RunError: with every fault.
+    """
     settings = read_settings(run_file)
-    spec, config = _model(settings)
-    layout = _layout(settings, spec)
     faults: list[str] = []
-    checks = [
-        lambda: check_layout(spec, layout),
-        lambda: parts(len(spec.layers), layout),
-        lambda: check_batch(settings, layout),
+    model = _tried(lambda: _model(settings), faults)
+    batches = _tried(lambda: settings.batches, faults)
+    for check in (
         lambda: optimizer_config(settings),
         lambda: schedule_of(settings),
-        lambda: _check_ranks(layout),
-        lambda: _check_evaluation(settings, layout),
-        lambda: _stream(settings, spec, "train"),
-        lambda: _stream(settings, spec, "held_out") if settings.evaluation.every else None,
-    ]
-    for check in checks:
-        try:
-            check()
-        except KrzemError as error:
-            faults.append(str(error))
-    if faults:
-        listed = "\n".join(f"  - {fault}" for fault in faults)
-        raise RunError(f"{run_file} cannot be run, {len(faults)} faults:\n{listed}")
-    return settings, spec, config, layout
+        lambda: find_device(settings.train.device),
+    ):
+        _tried(check, faults)
+    vocabulary = None if model is None else model[0].vocab
+    for split in ("train", "held_out") if settings.evaluation.every else ("train",):
+        _tried(lambda split=split: _stream_of(settings, vocabulary, split), faults)  # type: ignore[misc]
+    if model is None or batches is None:
+        raise RunError(listed(str(run_file), "cannot be run,", faults))
+    spec, config = model
+    planned = _tried(lambda: _planned(settings, spec, planner, here), faults)
+    if planned is not None:
+        layout = planned[0]
+        for rule in (
+            lambda: check_layout(spec, layout),
+            lambda: parts(len(spec.layers), layout),
+            lambda: check_batch(settings, layout),
+            lambda: _check_ranks(layout) if here else None,
+        ):
+            _tried(rule, faults)
+    if faults or planned is None:
+        raise RunError(listed(str(run_file), "cannot be run,", list(dict.fromkeys(faults))))
+    layout, forecast, why = planned
+    return Ready(
+        settings=settings,
+        spec=spec,
+        config=config,
+        layout=layout,
+        forecast=forecast,
+        unplanned=why,
+    )
 
 
-def describe(run_file: Path) -> dict[str, Any]:
-    """What would be run: parameters, layout and the bytes that parameters and states take."""
-    settings, spec, _, layout = checked(run_file)
-    counted = count(spec.arch)
-    everything = counted.total + counted.mtp
-    states = 2 if settings.goal.optimizer == "adamw" else 1
-    # Master weights, gradients and optimiser states, all float32 and shared out by sharding.
-    share = everything * 4 * (2 + states) / layout.devices if layout.zero else everything * 16
-    return {
-        "model": spec.arch.name,
-        "parameters": f"{counted.total:,} + {counted.mtp:,} (MTP), {counted.active:,} active",
-        "layout": str(layout),
-        "ranks": layout.devices,
-        "steps": settings.steps,
-        "tokens per step": settings.goal.global_batch * settings.goal.sequence,
-        "device": find_device(settings.train.device).name,
-        "parameters and states": f"about {format_bytes(share)} on each rank, before activations",
-        "step time": "see krzem plan: the trainer states what it measures, not what it guesses",
-        "folder": str(settings.folder),
-    }
+def _tried(action: Callable[[], Value], faults: list[str]) -> Value | None:
+    """What ``action`` gives; None where it fails, with its sentence among the faults."""
+    try:
+        return action()
+    except KrzemError as error:
+        faults.append(str(error))
+        return None
 
 
 def _model(settings: TrainSettings) -> tuple[ModelSpec, dict[str, Any]]:
-    if isinstance(settings.model, Path):
-        raw: Mapping[str, Any] = load_config(settings.model)[0]
-        return model_spec(settings.model), dict(raw)
-    load_model(settings.model)
-    raise RunError(
-        f"model {settings.model!r} is a built-in name ({len(model_ids())} there are); the trainer "
-        "needs the config.json itself: name its path"
-    )
+    """What is trained, from a config's path or a built-in name."""
+    config, name = load_model_config(settings.model)
+    return model_spec(config, name=name), dict(config)
 
 
-def _layout(settings: TrainSettings, spec: ModelSpec) -> Layout:
-    stated = os.environ.get(LAYOUT_VARIABLE) or settings.layout
-    if stated != "auto":
-        return parse_layout(stated)
+def _planned(
+    settings: TrainSettings, spec: ModelSpec, planner: Planner | None, here: bool
+) -> tuple[Layout, Forecast | None, str]:
+    """The layout with its forecast, or with the reason why there is none."""
+    given = os.environ.get(LAYOUT_VARIABLE)
+    text = settings.layout if not given else layout_text(given, Path())
+    stated = None if text == "auto" else parse_layout(text)
+    ranks = _world() if here or "WORLD_SIZE" in os.environ else None
+    why = "no planner"
+    if planner is not None:
+        try:
+            found = planner(settings, spec, stated, ranks)
+            return found.layout, found, ""
+        except UnknownFactError as error:
+            why = str(error)
+        except KrzemError as error:
+            if stated is None:
+                raise
+            # The planner's rules are narrower than the trainer's: its refusal is told, not obeyed.
+            why = f"the planner does not price it: {error}"
+    if stated is not None:
+        return stated, None, why
     experts = max((x.feed_forward.experts for x in spec.layers), default=0)
-    return automatic_layout(_world(), experts, settings.goal.global_batch)
+    return automatic_layout(ranks or 1, experts, settings.batches.sizes), None, why
 
 
 def _world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _agree(ready: Ready) -> None:
+    """Refuse to train where ranks read different run files or came to different layouts."""
+    if not dist.is_initialized():
+        return
+    own = f"{ready.layout} {ready.settings.goal} {ready.settings.schedule} {ready.settings.train}"
+    everyone = [""] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    other = next((rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]), None)
+    if other is not None:
+        raise InputError(
+            f"rank {other} was given another run than rank 0 (run file, layout or clock differ): "
+            f"{everyone[other]} instead of {everyone[0]}"
+        )
 
 
 def _check_ranks(layout: Layout) -> None:
@@ -128,19 +191,18 @@ def _check_ranks(layout: Layout) -> None:
         )
 
 
-def _check_evaluation(settings: TrainSettings, layout: Layout) -> None:
-    if settings.evaluation.every and layout.pp > 1:
-        raise RunError("evaluation.every needs a layout without pipeline stages (pp=1)")
-
-
 def _stream(settings: TrainSettings, spec: ModelSpec, split: str) -> SampleStream:
+    return _stream_of(settings, spec.vocab, split)
+
+
+def _stream_of(settings: TrainSettings, vocabulary: int | None, split: str) -> SampleStream:
     """The order of samples over the data sets of ``[data] path``."""
     given = settings.data.path
     weighed = given.items() if isinstance(given, Mapping) else [(given, 1)]
     components = [
         Component(
             dataset=TokenDataset.open(
-                settings.base / str(path), split, model_vocabulary=spec.vocab
+                settings.base / str(path), split, model_vocabulary=vocabulary
             ),
             weight=weight,
         )

@@ -18,9 +18,10 @@ from krzem.errors import CheckpointError, KrzemError, RunError
 from krzem.train.command import main
 from krzem.train.data import BuildRequest, build
 from krzem.train.data.tokenizer import ByteTokenizer
+from krzem.train.describe import describe
 from krzem.train.loop import NotFiniteError, Trainer
 from krzem.train.settings import read_settings
-from krzem.train.start import checked, describe, prepare
+from krzem.train.start import checked, prepare
 
 RUN = """
 model = "config.json"
@@ -181,9 +182,9 @@ def test_a_vocabulary_smaller_than_the_tokenizer_s(run: Path) -> None:
 
 def test_the_dry_run_says_what_would_be_run(run: Path) -> None:
     told = describe(run)
-    assert told["steps"] == 10
-    assert told["layout"] == "tp=1,pp=1,dp=1,mbs=4,zero=1"
-    assert "(MTP)" in told["parameters"]
+    assert told.steps == 10
+    assert told.layout == "tp=1,pp=1,dp=1,mbs=4,zero=1"
+    assert "(MTP)" in told.as_text()["parameters"]
     assert main(run, dry_run=True) == 0
 
 

@@ -27,7 +27,8 @@ def spawn(script: str, world: int, cases: list[dict[str, Any]], timeout: float =
 
     Fails with the errors of all ranks where one of them does.
     """
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     port = str(free_port())
     ranks = [
         subprocess.Popen(

@@ -37,7 +37,10 @@ def documents(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def train(case: dict[str, Any], layout: Layout) -> tuple[list[list[float]], dict[str, Any]]:
-    """Losses and gradient norms of each step, and all parameters and biases at full shape."""
+    """Losses and gradient norms of each step, and all parameters and biases at full shape.
+
+    The last row is the evaluation of the first batch after training.
+    """
     spec = model_spec(ALL[case["model"]])
     weights = LossWeights(mtp=0.3, balance=1e-2, z=case.get("z", 0.0), router_z=1e-3)
     dtype = getattr(torch, case.get("dtype", "float32"))
@@ -53,6 +56,8 @@ def train(case: dict[str, Any], layout: Layout) -> tuple[list[list[float]], dict
         optimizer.step(case.get("rate", 1e-3), result.gradient_norm)
         update_biases(engine.routers(), engine.loads(), 1e-2)
         history.append([*result.losses.values(), result.gradient_norm])
+    own = batches(1, spec.vocab)[0].chunk(engine.data.size)[engine.data.rank].to(device)
+    history.append([engine.evaluate(own, documents(own) if case.get("documents") else None), 1.0])
     return history, collect(engine, shared=layout.pp > 1)
 
 

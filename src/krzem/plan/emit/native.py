@@ -6,16 +6,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import fields
 
+from krzem.layout.layout import Layout, Recompute, Schedule
 from krzem.plan.emit.launch import Flag, Launch, Request, Section, section
+from krzem.plan.support import ALIASES, contexts_of, schedules_of
 
 SCHEMA = "plan file, schema 1"
 
 
 def launch(request: Request) -> Launch:
-    """Tables ``model``, ``layout``, ``goal`` and ``cluster``."""
+    """Tables ``model``, ``layout``, ``goal`` and ``cluster``; a note where the trainer refuses."""
     return Launch(
         engine="krzem",
         version=SCHEMA,
+        notes=_notes(request.layout),
         sections=(
             section("model", _model(request)),
             section("layout", _layout(request)),
@@ -23,6 +26,23 @@ def launch(request: Request) -> Launch:
             Section(title="cluster", flags=_cluster(request)),
         ),
     )
+
+
+def _notes(layout: Layout) -> tuple[str, ...]:
+    """What krzem's own trainer does not run of ``layout``; a plan file may hold any."""
+    faults = []
+    if layout.cp > 1 and layout.context_parallel not in contexts_of("krzem"):
+        faults.append(f"context parallelism by {layout.context_parallel} (it has cpkind=a2a)")
+    able = schedules_of(ALIASES["krzem"])
+    if layout.pp > 1 and layout.schedule not in able:
+        faults.append(f"schedule={layout.schedule} (it has {', '.join(able)})")
+    split = layout.schedule in (Schedule.ZB_V, Schedule.DUALPIPE_V)
+    if layout.pp > 1 and split and layout.recompute is not Recompute.NONE:
+        faults.append(f"schedule={layout.schedule} with recompute={layout.recompute}")
+    if layout.offload_optimizer:
+        faults.append("offload=1 (it keeps optimiser states on the device)")
+    again = "plan with --engine krzem, which searches what it runs"
+    return tuple(f"krzem train does not run {fault}; {again}" for fault in faults)
 
 
 def _model(request: Request) -> Iterator[Flag]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.pipelining import (
     PipelineStage,
@@ -74,6 +75,64 @@ class Pipeline:
         self.schedule.step(*arguments, return_outputs=False, **target, **inputs)
 
 
+def check_micro_batches(layout: Layout, count: int, what: str) -> None:
+    """Refuse ``count`` micro-batches a rank where the schedule needs more, or other multiples.
+
+    Raises:
+        LayoutError: with the arithmetic; ``what`` names the batch.
+    """
+    pp, schedule = layout.pp, layout.schedule
+    if pp == 1:
+        return
+    least = 2 * pp if schedule is Schedule.DUALPIPE_V else pp
+    sums = f"{what} makes dp*mbs = {layout.dp}*{layout.micro_batch}: {count} micro-batches"
+    if schedule in (Schedule.ONE_F_ONE_B, Schedule.DUALPIPE_V) and count < least:
+        raise LayoutError(
+            f"{sums}, fewer than the {least} stages of pp={pp} with schedule={schedule}; use a "
+            "larger batch, or a smaller mbs or pp"
+        )
+    rounds = max(1, count // pp)
+    if schedule is Schedule.INTERLEAVED and count % rounds:
+        raise LayoutError(
+            f"{sums}, which interleaved stages on pp={pp} ranks take in {rounds} equal rounds: "
+            f"{count} / {rounds} is no whole number; use a multiple of {pp}"
+        )
+
+
+@torch.no_grad()
+def forward_only(
+    stages: list[Transformer],
+    layout: Layout,
+    axis: Axis,
+    tokens: Tensor,
+    documents: Tensor | None,
+) -> None:
+    """Run ``tokens [n, S + 1]`` through all stages, micro-batch by micro-batch, for their losses.
+
+    Each rank runs its stages in forward order; a stage's residual goes to the next one's rank.
+    """
+    ranks = stage_ranks(layout) if layout.pp > 1 else (0,)
+    own = dict(zip((i for i, r in enumerate(ranks) if r == axis.rank), stages, strict=True))
+    for start in range(0, len(tokens), layout.micro_batch):
+        piece = slice(start, start + layout.micro_batch)
+        ids, docs = tokens[piece], None if documents is None else documents[piece]
+        x = ids
+        for index, model in own.items():
+            if index and ranks[index - 1] != axis.rank:
+                x = torch.empty(_residual(model, ids), dtype=model.dtype, device=ids.device)
+                dist.recv(x, group=axis.group, group_src=ranks[index - 1])
+            x = model(x, tokens=ids, documents=docs)
+            if index + 1 < len(ranks) and ranks[index + 1] != axis.rank:
+                dist.send(x.contiguous(), group=axis.group, group_dst=ranks[index + 1])
+
+
+def _residual(model: Transformer, ids: Tensor) -> tuple[int, ...]:
+    """Shape of what one stage hands to the next for ``ids [B, S + 1]``."""
+    streams = (model.spec.streams,) if model.spec.streams > 1 else ()
+    length = (ids.shape[1] - 1) // model.axes.sequence.size
+    return (len(ids), length, *streams, model.spec.hidden)
+
+
 def _already_a_loss(output: Tensor, _: Tensor) -> Tensor:
     return output
 
@@ -88,10 +147,9 @@ def _stage(
     axis: Axis,
 ) -> PipelineStage:
     """A stage with its shapes stated, so that torch need not run it once to find them."""
-    streams = [model.spec.streams] if model.spec.streams > 1 else []
-    shape = (sequences, length // model.axes.sequence.size, *streams, model.spec.hidden)
-    residual = torch.empty(shape, dtype=model.dtype, device="meta", requires_grad=True)
     ids = torch.empty(sequences, length + 1, dtype=torch.int64, device="meta")
+    shape = _residual(model, ids)
+    residual = torch.empty(shape, dtype=model.dtype, device="meta", requires_grad=True)
     loss = torch.empty((), device="meta", requires_grad=True)
     return PipelineStage(
         model,

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -47,16 +46,19 @@ def train_command(run_file: Path, dry_run: bool, layout: str | None, as_json: bo
 def main(run_file: Path, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Train; returns the exit code that the controller understands."""
     try:
-        from krzem.train.start import describe, prepare
+        from krzem.train.command.planning import forecast
+        from krzem.train.describe import describe, rows
+        from krzem.train.start import prepare
     except ImportError as error:
         return _fail(RunError(_torch_missing(error)))
     rank = int(os.environ.get("RANK", "0"))
     try:
         contract = TrainerContract.from_environment(rank)
         if dry_run:
-            _say(describe(run_file), as_json)
+            told = describe(run_file, forecast)
+            click.echo(json.dumps(told.as_dict(), indent=2) if as_json else rows(told.as_text()))
             return EXIT_DONE
-        trainer = prepare(run_file, contract)
+        trainer = prepare(run_file, contract, forecast)
         resumed = trainer.resume(None if contract is None else contract.resume_from)
         if resumed is not None and rank == 0:
             trainer.reporter.event(trainer.step, "resumed", f"resumed from {resumed}")
@@ -64,7 +66,7 @@ def main(run_file: Path, *, dry_run: bool = False, as_json: bool = False) -> int
     except (KrzemError, FencedError) as error:
         return _fail(error)
     if rank == 0 and as_json:
-        _say({"step": end.step, "loss": end.loss, "stopped": end.stopped}, as_json)
+        click.echo(json.dumps({"step": end.step, "loss": end.loss, "stopped": end.stopped}))
     return EXIT_STOPPED if end.stopped else EXIT_DONE
 
 
@@ -88,12 +90,3 @@ def _torch_missing(error: ImportError) -> str:
             "TORCH_DEVICE_BACKEND_AUTOLOAD=0 to do without it, or complete its installation"
         )
     return f"training needs torch ({error}): pip install krzem[train]"
-
-
-def _say(value: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(value, indent=2))
-        return
-    width = max(map(len, value))
-    for name, item in value.items():
-        click.echo(f"{name:<{width}}  {item}")

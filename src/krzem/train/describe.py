@@ -1,0 +1,177 @@
+"""What a run file would run: the dry run, as values and as text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from krzem.model import count
+from krzem.quantity import format_bytes, format_count, format_seconds
+from krzem.train.checkpoint.store import latest_good
+from krzem.train.config import ModelSpec
+from krzem.train.device import find_device
+from krzem.train.forecast import Forecast, Planner
+from krzem.train.model.transformer import Transformer
+from krzem.train.optim.muon import is_matrix
+from krzem.train.settings import TrainSettings
+from krzem.train.start import checked
+
+_FLOAT32 = 4
+_INTERVAL = ("low", "mid", "high")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """A checked run: sizes that follow from the files, and what the planner expects."""
+
+    model: str
+    parameters: int
+    """Without multi-token prediction."""
+    mtp_parameters: int
+    active_parameters: int
+    """That one token uses."""
+    layout: str
+    ranks: int
+    tokens: int
+    """Up to the end of the last step."""
+    sequence: int
+    batch: tuple[int, ...]
+    """Sequences a step: one number, or every size of a ramp."""
+    steps: int
+    device: str
+    """Found on this machine."""
+    checkpoint_bytes: int
+    checkpoints_kept: int
+    folder: str
+    resumes: str | None
+    """The checkpoint that a start would go on from."""
+    forecast: Forecast | None
+    unknown: str
+    """Why there is no forecast."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``: numbers in bytes and seconds, the forecast None where unknown."""
+        plain = {n: v for n, v in asdict(self).items() if n != "forecast"}
+        f = self.forecast
+        plain["forecast"] = f and {
+            "basis": f.basis,
+            "step_seconds": f.step_seconds.as_dict(),
+            "memory_bytes": f.memory_bytes.as_dict(),
+            "capacity_bytes": f.capacity_bytes,
+            "run_seconds": f.step_seconds.mid * self.tokens / f.tokens_per_step,
+        }
+        return plain
+
+    def as_text(self) -> dict[str, str]:
+        """Rows for people."""
+        mtp = f" + {self.mtp_parameters:,} (MTP)" if self.mtp_parameters else ""
+        sizes = " to ".join(dict.fromkeys((f"{self.batch[0]:,}", f"{self.batch[-1]:,}")))
+        batch = f"of {sizes} sequences x {self.sequence:,} tokens"
+        return {
+            "model": self.model,
+            "parameters": f"{self.parameters:,}{mtp}, {self.active_parameters:,} active",
+            "layout": self.layout,
+            "ranks": f"{self.ranks}{_start(self.ranks)}",
+            "tokens": f"{self.tokens:,} ({format_count(self.tokens)})",
+            "steps": f"{self.steps:,} {batch}",
+            "device": self.device,
+            "memory": self._memory(),
+            "step time": self._time(),
+            "checkpoint": f"{format_bytes(self.checkpoint_bytes)} each, {self.checkpoints_kept} "
+            "newest kept",
+            "folder": self.folder + (f", goes on from {self.resumes}" if self.resumes else ""),
+        }
+
+    def _memory(self) -> str:
+        if self.forecast is None:
+            return f"unknown: {self.unknown}"
+        f = self.forecast
+        low, mid, high = (format_bytes(getattr(f.memory_bytes, n), 3) for n in _INTERVAL)
+        room = format_bytes(f.capacity_bytes, 3)
+        much = "" if f.memory_bytes.mid <= f.capacity_bytes else ": it does not fit"
+        return f"{mid} ({low} to {high}) of {room} on the fullest rank{much} ({f.basis})"
+
+    def _time(self) -> str:
+        if self.forecast is None:
+            return "unknown, for the same reason"
+        f = self.forecast
+        low, mid, high = (format_seconds(getattr(f.step_seconds, n), 3) for n in _INTERVAL)
+        whole = format_seconds(f.step_seconds.mid * self.tokens / f.tokens_per_step, 3)
+        speed = f.tokens_per_step / f.step_seconds.mid
+        return f"{mid} ({low} to {high}), {speed:,.0f} tokens/s, {whole} for the run"
+
+
+def describe(run_file: Path, planner: Planner | None = None) -> Description:
+    """Check the whole run and say what it would be; trains and writes nothing.
+
+    The ranks of the layout need not be present.
+
+    Raises:
+        RunError: with every fault found.
+    """
+    ready = checked(run_file, planner, here=False)
+    settings, arch = ready.settings, ready.spec.arch
+    counted = count(arch)
+    samples = _samples(settings)
+    root = settings.folder / "checkpoints"
+    found = latest_good(root) if root.exists() else None
+    return Description(
+        model=arch.name,
+        parameters=counted.total,
+        mtp_parameters=counted.mtp,
+        active_parameters=counted.active,
+        layout=str(ready.layout),
+        ranks=ready.layout.devices,
+        tokens=samples * settings.goal.sequence,
+        sequence=settings.goal.sequence,
+        batch=settings.batches.sizes,
+        steps=settings.steps,
+        device=find_device(settings.train.device).name,
+        checkpoint_bytes=checkpoint_bytes(ready.spec, settings.goal.optimizer),
+        checkpoints_kept=max(1, settings.checkpoint.keep_last),
+        folder=str(settings.folder),
+        resumes=None if found is None else found.name,
+        forecast=ready.forecast,
+        unknown=ready.unplanned,
+    )
+
+
+def checkpoint_bytes(spec: ModelSpec, optimizer: str) -> int:
+    """Bytes of the tensors of one checkpoint: float32 weights and states, biases and tables."""
+    with torch.device("meta"):
+        model = Transformer(spec)
+    total = sum(
+        p.numel() * _FLOAT32 * (2 if optimizer == "muon" and is_matrix(name, p) else 3)
+        for name, p in model.named_parameters()
+    )
+    kept = model.state_dict().keys() - dict(model.named_parameters()).keys()
+    return total + sum(b.nbytes for name, b in model.named_buffers() if name in kept)
+
+
+def _samples(settings: TrainSettings) -> int:
+    """Samples of the whole run, the last step whole."""
+    sample = 0
+    batches, least = settings.batches, settings.samples
+    while sample < least:
+        if sample >= batches.ramp_samples:
+            return sample + -(-(least - sample) // batches.full) * batches.full
+        sample += batches.at(sample)
+    return sample
+
+
+def _start(ranks: int) -> str:
+    """How to start them, where they are more than this process."""
+    if ranks == 1 or "WORLD_SIZE" in os.environ:
+        return ""
+    return f" (torchrun --nproc-per-node {ranks} -m krzem.train ..., or over several hosts)"
+
+
+def rows(described: Mapping[str, str]) -> str:
+    """A line for each row, values in one column."""
+    width = max(map(len, described))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in described.items())
