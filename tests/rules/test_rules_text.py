@@ -6,6 +6,7 @@ import datetime as dt
 
 import pytest
 
+from krzem.hardware.catalogue import device_ids
 from krzem.rules import Side, alternatives, load_rules, verdict
 from krzem.rules.document import document
 from krzem.rules.ruleset import Period
@@ -104,13 +105,19 @@ def test_golden_rows_of_the_table() -> None:
     lines = format_table([verdict(c, DAY) for c in chips], load_rules()).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("chip "))
     assert lines[start + 2 : start + 6] == [
-        "nvidia-h20-sxm-96              2,368    2.91  licence                                 "
+        "nvidia-h20-sxm-96    2,368   2.91  licence                           "
         "buyers told to avoid it",
-        "nvidia-b200-sxm               36,000   22.11  licence, presumption of denial          "
+        "nvidia-b200-sxm     36,000  22.11  presumption of denial             "
         "buyers told to avoid it",
-        "huawei-ascend-910c            12,032    9.04  use at risk where US law reaches        -",
-        "google-tpu-v4                  4,400       ?  depends on PD                           -",
+        "huawei-ascend-910c  12,032   9.04  use at risk where US law reaches  -",
+        "google-tpu-v4        4,400      ?  depends on PD                     -",
     ]
+
+
+def test_the_whole_catalogue_fits_100_columns() -> None:
+    chips = [verdict(c, DAY) for c in device_ids()]
+    lines = format_table(chips, load_rules()).splitlines()
+    assert [line for line in lines if len(line) > 100 and "http" not in line] == []
 
 
 def test_document_holds_every_rule_in_force() -> None:

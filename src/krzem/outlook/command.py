@@ -69,6 +69,7 @@ def _run(chosen: object, years: float | None, as_json: bool, html: Path | None) 
     from krzem.outlook.document import document
     from krzem.outlook.text import format_outlook
     from krzem.outlook.whole import outlook
+    from krzem.report.text_markdown import fitted
 
     assert isinstance(chosen, Assumptions)
     if years is not None and not 0.25 <= years <= chosen.run.horizon_years:
@@ -83,12 +84,11 @@ def _run(chosen: object, years: float | None, as_json: bool, html: Path | None) 
         from krzem.report.selfcontained import write_text
 
         write_text(html, outlook_page(result))
+        click.echo(f"wrote {html}", err=True)
     if as_json:
         click.echo(json.dumps(document(result), indent=2))
-    elif html is None:
-        click.echo(format_outlook(result))
     else:
-        click.echo(f"wrote {html}")
+        click.echo(fitted(format_outlook(result)), nl=False)
 
 
 @contextmanager

@@ -163,7 +163,7 @@ def _comparisons(comparisons: Sequence[Comparison]) -> str:
         s = c.statement
         rows.append((
             s.who, s.said, s.words, _range(s.measure, s.low, s.high),
-            _percent(c.mid) if s.measure in ODDS else
+            f"{_percent(c.mid)} within {s.years:.2g} years" if s.measure in ODDS else
             " / ".join(_value(s.measure, x) for x in (c.low, c.mid, c.high)),
             "yes" if c.agrees else "in our 90 %" if c.overlaps else "no", s.fits,
         ))  # fmt: skip

@@ -62,10 +62,10 @@ def rules_command(
         from krzem.rules.page import rules_page
 
         write_text(html, rules_page(full, ruleset))
+        click.echo(f"wrote {html}", err=True)
     if as_json:
         click.echo(json.dumps(document(full, ruleset), indent=2))
-    elif html is None:
-        one = format_verdict(verdicts[0], ruleset, full[0][1]) if chip else ""
-        click.echo(one or format_table(verdicts, ruleset))
+    elif chip:
+        click.echo(format_verdict(verdicts[0], ruleset, full[0][1]))
     else:
-        click.echo(f"wrote {html}")
+        click.echo(format_table(verdicts, ruleset))

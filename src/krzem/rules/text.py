@@ -45,14 +45,14 @@ def format_verdict(verdict: Verdict, ruleset: RuleSet, others: Sequence[Alternat
 
 def format_table(verdicts: Sequence[Verdict], ruleset: RuleSet) -> str:
     """One line per chip, then the rules in force."""
-    head = f"{'chip':<27}{'TPP':>9}{'PD':>8}  {'export, or use where Chinese':<39} {'import'}"
-    rows = (_row(v) for v in verdicts)
+    head = ("chip", "TPP", "PD", "export, or use where Chinese", "import")
+    rows = _aligned([head, *map(_row, verdicts)])
     first = verdicts[0]
     title = f"To a buyer in {place(first)}, on {first.buyer.on}. {_one_line(ruleset.disclaimer)}"
     rules = [rule_line(r) for r in ruleset.in_force(first.buyer.on)]
     blocks = [
         _wrap(title),
-        "\n".join([head, "-" * len(head), *rows]),
+        "\n".join([rows[0], "-" * max(map(len, rows)), *rows[1:]]),
         "* not yet released that day" if any(map(_later, verdicts)) else "",
         _section("Rules in force that day", rules) or "No rule of this file was in force that day.",
         _section("Not covered", map(_bullet, ruleset.not_covered)),
@@ -201,7 +201,7 @@ def _other(item: Alternative) -> str:
     return _bullet(f"{what.who}:{number} {what.explanation}{after}")
 
 
-def _row(verdict: Verdict) -> str:
+def _row(verdict: Verdict) -> tuple[str, ...]:
     chip = verdict.chip
     tpp = "?" if chip.tpp is None else f"{chip.tpp:,.0f}"
     density = chip.performance_density
@@ -209,15 +209,31 @@ def _row(verdict: Verdict) -> str:
     sides = verdict.outcomes
     export = _short(sides[Side.USE if chip.country == "CN" else Side.EXPORT])
     name = f"{chip.id}*" if _later(verdict) else chip.id
-    return f"{name:<27}{tpp:>9}{pd:>8}  {export:<39} {_short(sides[Side.IMPORT])}"
+    return name, tpp, pd, export, _short(sides[Side.IMPORT])
 
 
 def _short(outcome: Outcome) -> str:
-    if outcome.status is not None:
-        return "-" if outcome.status.rank == 0 else outcome.status.words
-    return "depends on " + ", ".join(
-        {"performance_density": "PD", "tpp": "TPP"}.get(n, WORDS[n]) for n in outcome.depends_on
-    )
+    """A few words for a cell: what its column says already is left out."""
+    if outcome.status is None:
+        return "depends on " + ", ".join(
+            {"performance_density": "PD", "tpp": "TPP"}.get(n, WORDS[n]) for n in outcome.depends_on
+        )
+    if outcome.status.rank == 0:
+        return "-"
+    words = outcome.status.words
+    return words.removeprefix("licence, ").removeprefix("import ")
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of equal columns; the import side goes on below where a line would be too long."""
+    chip, tpp, pd, export, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = []
+    for a, b, c, d, last in rows:
+        start = f"{a:<{chip}}  {b:>{tpp}}  {c:>{pd}}  {d:<{export}}  "
+        lines += textwrap.wrap(
+            last, WIDTH, initial_indent=start, subsequent_indent=" " * len(start)
+        ) or [start.rstrip()]
+    return lines
 
 
 def _day(rule: Rule) -> str:
@@ -249,7 +265,8 @@ def _bullet(text: str) -> str:
 
 def _wrap(text: str, indent: str = "") -> str:
     return textwrap.fill(
-        text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False,
+        text, WIDTH - len(indent) // 2, initial_indent=indent, subsequent_indent=indent,
+        break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
 

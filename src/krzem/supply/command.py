@@ -256,7 +256,9 @@ def _show(document: Mapping[str, Any], text: Callable[[Any], str], as_json: bool
     if as_json:
         click.echo(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
     else:
-        click.echo(text(document), nl=False)
+        from krzem.report.text_markdown import fitted
+
+        click.echo(fitted(text(document)), nl=False)
 
 
 def _page(path: Path | None, render: Callable[[], str]) -> None:
