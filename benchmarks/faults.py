@@ -174,7 +174,9 @@ def slow_rank(trial: Trial) -> None:
     trial.start()
     trial.finish()
     with Reader(trial.run_dir) as reader:
-        assert "straggler" in [f.gate for f in reader.fired()], "the slow rank was not named"
+        named = [f.message for f in reader.fired() if f.gate == "straggler"]
+    assert any(message.startswith("rank 1 ") for message in named), "the slow rank was not named"
+    assert all(message.startswith("rank 1 ") for message in named), "another rank was named"
 
 
 def kill_controllers(trial: Trial) -> None:

@@ -172,20 +172,26 @@ class Rank:
         self.text = real_text()
         self.faults = Faults(contract.run_dir, contract.rank)
 
-    def step(self, weights: Weights, step: int) -> tuple[list[tuple[float, Weights]], float]:
-        """Gradients of each sample, and the seconds that they took."""
+    def step(self, weights: Weights, step: int) -> list[tuple[float, Weights]]:
+        """Gradients of each sample.
+
+        A sleep stands for work on a device.  Own work is its length and the processor's own time:
+        how long a loaded machine lets a process wait is no property of the rank.
+        """
         s, rank = self.settings, self.contract.rank
         self.contract.beat(step, "compute")
         struck = self.faults.strike("compute", step)
-        begun = time.perf_counter()
+        begun, times = time.thread_time(), 5 if struck == "slow" else 1
         share = np.array_split(np.arange((step - 1) * s.batch, step * s.batch), s.ranks)[rank]
-        done = [gradients(weights, sample(self.text, int(i), s.sequence)) for i in share]
-        time.sleep(s.step_seconds * (5 if struck == "slow" else 1))
-        busy = time.perf_counter() - begun
+        for _ in range(times):
+            done = [gradients(weights, sample(self.text, int(i), s.sequence)) for i in share]
+        device = s.step_seconds * times
+        time.sleep(device)
+        own = time.thread_time() - begun + device
         if struck == "nan" and done:
             done[0] = (math.nan, done[0][1])
-        self.contract.beat(step, "reduce", busy_seconds=busy)
-        return done, busy
+        self.contract.beat(step, "reduce", own_seconds=own)
+        return done
 
 
 def worker(settings: Settings, contract: TrainerContract, pipe: Any) -> None:
@@ -195,7 +201,7 @@ def worker(settings: Settings, contract: TrainerContract, pipe: Any) -> None:
     with contextlib.suppress(EOFError):
         while (message := pipe.recv()) is not None:
             weights, step = message
-            pipe.send(rank.step(weights, step)[0])
+            pipe.send(rank.step(weights, step))
 
 
 class Trainer:
@@ -267,7 +273,7 @@ class Trainer:
         step = self.step + 1
         for pipe in self.pipes:
             pipe.send((self.weights, step))
-        parts = list(self.rank.step(self.weights, step)[0])
+        parts = list(self.rank.step(self.weights, step))
         for pipe in self.pipes:
             parts += pipe.recv()
         tokens = self.settings.batch * self.settings.sequence

@@ -1,13 +1,23 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krzem.run.contract import Heartbeat, StepRecord
-from krzem.run.gate_settings import Gates, Memory, Nonfinite, Restarts, Spike, Stall, Throughput
+from krzem.run.contract import Heartbeat, StepRecord, TrainerContract, read_heartbeats
+from krzem.run.gate_settings import (
+    Gates,
+    Memory,
+    Nonfinite,
+    Restarts,
+    Spike,
+    Stall,
+    Straggler,
+    Throughput,
+)
 from krzem.run.gates import judge_steps, nonfinite, restarts, spike, throughput
 from krzem.run.history import History, prove_samples
 from krzem.run.pulse import Pulse
@@ -97,9 +107,11 @@ def test_nonfinite_counts_attempts() -> None:
     assert "steps 7, 7" in found.message
 
 
-def beat(rank: int, step: int, phase: str = "compute", busy: float | None = None) -> Heartbeat:
+def beat(
+    rank: int, step: int, phase: str = "compute", work: Sequence[tuple[int, float]] = ()
+) -> Heartbeat:
     return Heartbeat(
-        rank=rank, attempt=1, step=step, phase=phase, host=f"n{rank}", pid=1, busy_seconds=busy
+        rank=rank, attempt=1, step=step, phase=phase, host=f"n{rank}", pid=1, work=tuple(work)
     )
 
 
@@ -143,6 +155,72 @@ def test_silence_in_a_queue_means_nothing_and_before_the_first_beat_little() -> 
     assert pulse.look({}, step_seconds=None) == []
     clock.now += 101
     assert len(pulse.look({}, step_seconds=None)) == 1
+
+
+def told(work: Mapping[int, Sequence[float]], until: int, kept: int = 8) -> dict[int, Heartbeat]:
+    """What the ranks' heartbeats say after step ``until``."""
+    return {
+        rank: beat(rank, until, work=[*enumerate(seconds[:until], 1)][-kept:])
+        for rank, seconds in work.items()
+    }
+
+
+def first_alarm(pulse: Pulse, work: Mapping[int, Sequence[float]], looks: Sequence[int]) -> str:
+    found = [f for step in looks for f in pulse.look(told(work, step), step_seconds=0.1)]
+    return found[0].message if found else ""
+
+
+@pytest.mark.parametrize("every", [1, 3, 8])
+def test_a_slow_rank_is_named_however_often_the_controller_looks(every: int) -> None:
+    work = {rank: [0.1] * 20 for rank in range(4)}
+    work[2][7:] = [0.3] * 13
+    pulse = Pulse(Gates(straggler=Straggler(ratio=2, steps=4)), Clock())
+    message = first_alarm(pulse, work, range(every, 21, every))
+    assert "rank 2 on n2 takes 3.0 times as long as the others" in message
+
+
+def test_the_evidence_is_every_ranks_median() -> None:
+    work = {0: [0.1] * 8, 1: [0.5] * 8}
+    pulse = Pulse(Gates(straggler=Straggler(ratio=2, steps=4)), Clock())
+    (found,) = pulse.look(told(work, 8), step_seconds=0.1)
+    assert found.evidence == (
+        {"rank": 0, "host": "n0", "own_seconds": 0.1},
+        {"rank": 1, "host": "n1", "own_seconds": 0.5},
+    )
+
+
+@given(st.integers(0, 1000))
+def test_hiccups_of_all_ranks_make_no_straggler(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    work = {rank: list(random.uniform(0.09, 0.11, 60)) for rank in range(3)}
+    for rank in work:
+        for step in range(rank, 60, 3):
+            work[rank][step] *= random.uniform(1, 50)
+    pulse = Pulse(Gates(straggler=Straggler(ratio=1.5, steps=12)), Clock())
+    assert first_alarm(pulse, work, range(5, 61, 5)) == ""
+
+
+def test_a_rank_that_tells_nothing_and_a_job_queued_again_are_no_straggler() -> None:
+    pulse = Pulse(Gates(straggler=Straggler(ratio=2, steps=4)), Clock())
+    assert first_alarm(pulse, {0: [0.1] * 8, 1: []}, [4, 8]) == ""
+    assert first_alarm(pulse, {0: [0.1] * 8}, [4, 8]) == "", "there is nobody to compare with"
+    slow = {0: [0.1] * 3, 1: [0.5] * 3}
+    assert first_alarm(pulse, slow, [3]) == ""
+    pulse.waiting()
+    assert first_alarm(pulse, slow, [3]) == "", "three steps twice are not four"
+    assert first_alarm(pulse, {r: s * 2 for r, s in slow.items()}, [6])
+
+
+def test_heartbeats_carry_the_last_steps_of_own_work(tmp_path: Path) -> None:
+    contract = TrainerContract(run_dir=tmp_path, attempt=3, token=1, rank=5)
+    contract.beat(0, "load")
+    for step in range(1, 101):
+        contract.beat(step, "reduce", own_seconds=step / 1000)
+    contract.beat(101, "data")
+    (found,) = read_heartbeats(tmp_path, 3).values()
+    assert (found.rank, found.step, found.phase) == (5, 101, "data")
+    assert found.work == tuple((step, step / 1000) for step in range(37, 101))
+    assert read_heartbeats(tmp_path, 4) == {}
 
 
 def test_memory_fires_after_looks_in_a_row() -> None:

@@ -25,6 +25,7 @@ import os
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ PHASES = (
     "start", "load", "data", "compute", "reduce", "update", "save", "evaluate", "stop",
 )  # fmt: skip
 """Phases of a heartbeat, in the order in which a step goes through them."""
+WORK_STEPS = 64
+"""Steps of own work that a heartbeat keeps."""
 
 
 class FencedError(RuntimeError):
@@ -110,8 +113,9 @@ class Heartbeat:
     phase: str
     host: str
     pid: int
-    busy_seconds: float | None = None
-    """Own work in the last step, waiting for other ranks left out: shows a straggler."""
+    work: tuple[tuple[int, float], ...] = ()
+    """(step, seconds of own work in it) of the last steps, waiting for other ranks left out:
+    shows a straggler, also to a controller that did not look in time."""
     memory_bytes: int | None = None
 
 
@@ -134,6 +138,7 @@ class TrainerContract:
         self.rank = rank
         self._host = host_name()
         self._signalled = False
+        self._work: deque[tuple[int, float]] = deque(maxlen=WORK_STEPS)
         (run_dir / HEARTBEATS).mkdir(parents=True, exist_ok=True)
 
     @classmethod
@@ -177,10 +182,15 @@ class TrainerContract:
         step: int,
         phase: str,
         *,
-        busy_seconds: float | None = None,
+        own_seconds: float | None = None,
         memory_bytes: int | None = None,
     ) -> None:
-        """Say where this rank is; a few tens of microseconds, and a full disk is no error."""
+        """Say where this rank is; a few tens of microseconds, and a full disk is no error.
+
+        ``own_seconds``: how long this rank worked in ``step``, waiting for others left out.
+        """
+        if own_seconds is not None:
+            self._work.append((step, round(own_seconds, 7)))
         beat = Heartbeat(
             rank=self.rank,
             attempt=self.attempt,
@@ -188,7 +198,7 @@ class TrainerContract:
             phase=phase,
             host=self._host,
             pid=os.getpid(),
-            busy_seconds=busy_seconds,
+            work=tuple(self._work),
             memory_bytes=memory_bytes,
         )
         path = self.run_dir / HEARTBEATS / f"rank-{self.rank}"
@@ -265,7 +275,9 @@ def read_heartbeats(run_dir: Path, attempt: int) -> dict[int, Heartbeat]:
     found: dict[int, Heartbeat] = {}
     for path in (run_dir / HEARTBEATS).glob("rank-*"):
         with contextlib.suppress(OSError, ValueError, TypeError):
-            beat = Heartbeat(**json.loads(path.read_bytes()))
+            value = json.loads(path.read_bytes())
+            work = tuple((int(step), float(seconds)) for step, seconds in value.pop("work", ()))
+            beat = Heartbeat(**value, work=work)
             if beat.attempt == attempt:
                 found[beat.rank] = beat
     return found

@@ -315,7 +315,7 @@ class Controller:
             kind = "fault" if ended.is_fault or outcome.cause is Cause.STORAGE else "attempt ended"
             self.ledger.event(kind, f"{outcome.cause}: {outcome.detail}", pool=pool.name,
                               attempt=attempt.id, evidence={"log": watch.log_tail()})  # fmt: skip
-            self._exclude_slow(pool, attempt, watch)
+            self._exclude_slow(pool, attempt)
             self._go_on(pool, attempt, outcome)
         self.services.say(f"attempt {attempt.id} on {pool.name}: {outcome.cause}, {outcome.detail}")
 
@@ -380,12 +380,13 @@ class Controller:
     def _records(self, attempt: Attempt) -> list[StepRecord]:
         return History.of(self.settings.folder).of_attempt(attempt.id)
 
-    def _exclude_slow(self, pool: Pool, attempt: Attempt, watch: Watch) -> None:
+    def _exclude_slow(self, pool: Pool, attempt: Attempt) -> None:
         """Leave out the host of a straggler where the launcher can start without it."""
         slow = [f for f in self.ledger.fired() if f.attempt == attempt.id and f.gate == "straggler"]
-        restart = slow and slow[-1].action == Action.RESTART
-        host = watch.slow_host()
-        if restart and host and self.services.launcher(pool.launcher).can_exclude:
+        if not slow or slow[-1].action != Action.RESTART:
+            return
+        host = max(slow[-1].evidence, key=lambda row: row["own_seconds"])["host"]
+        if host and self.services.launcher(pool.launcher).can_exclude:
             self.ledger.decide(f"exclude on {pool.name}", host, slow[-1].message,
                                {"exclude": [host]})  # fmt: skip
 

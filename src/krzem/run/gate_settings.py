@@ -91,7 +91,7 @@ class Straggler:
     """One rank's own work takes longer than the others'."""
 
     ratio: float = setting(1.5, number(1), "1.5", "times the median rank")
-    steps: int = setting(50, whole(1), "50", "steps in a row, as seen by the controller")
+    steps: int = setting(50, whole(1), "50", "steps that the median is taken over")
     action: Action = _action(Action.WARN)
 
 

@@ -6,13 +6,14 @@ differs from the last look: no date is ever compared with another.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from krzem.run.contract import PHASES, Heartbeat
 from krzem.run.gate_settings import Gates, Memory, Stall, Straggler
 from krzem.run.gates import Finding
+from krzem.run.straggler import OwnWork
 
 IN_A_STEP = frozenset({"data", "compute", "reduce", "update"})
 """Phases that last about as long as a step; the others may take the time of a load."""
@@ -32,10 +33,7 @@ class Pulse:
         self._clock = clock
         self._begun = clock()
         self._seen: dict[int, _Seen] = {}
-        self._slow: dict[int, tuple[int, int]] = {}
-        """Rank: (last step counted, steps in a row that it was slow)."""
-        self._busy: dict[int, tuple[int, float]] = {}
-        """Rank: (step, its own work in it), the last that it told of."""
+        self._work = OwnWork(gates.straggler or Straggler())
         self._full = 0
 
     @property
@@ -57,12 +55,10 @@ class Pulse:
             seen = self._seen.get(rank)
             if seen is None or seen.beat != beat:
                 self._seen[rank] = _Seen(beat, now)
-            if beat.busy_seconds:
-                self._busy[rank] = (beat.step, beat.busy_seconds)
         g = self._gates
         found = [
             g.stall and self._stalled(g.stall, now, step_seconds),
-            g.straggler and self._straggling(g.straggler),
+            self.straggling(beats),
             g.memory and self._full_memory(g.memory, memory, memory_limit),
         ]
         return [finding for finding in found if finding]
@@ -71,6 +67,7 @@ class Pulse:
         """The job waits in a queue: silence means nothing."""
         self._begun = self._clock()
         self._seen.clear()
+        self._work = OwnWork(self._work.gate)
 
     def _stalled(self, gate: Stall, now: float, step_seconds: float | None) -> Finding | None:
         """Stalled where any rank's beat is older than its phase allows: the others wait for it."""
@@ -94,15 +91,8 @@ class Pulse:
             action=gate.action,
             message=f"no sign of life for {silent:,.1f} s in {phase!r} (limit {limit:,.0f} s)"
             f"{blamed}",
-            evidence=tuple(asdict(seen.beat) for _, seen in sorted(self._seen.items())),
+            evidence=tuple(_row(seen.beat) for _, seen in sorted(self._seen.items())),
         )
-
-    def slow_host(self) -> str | None:
-        """The host of the rank that is slowest in its own work."""
-        if not self._busy:
-            return None
-        slowest = max(self._busy, key=lambda rank: self._busy[rank][1])
-        return self._seen[slowest].beat.host
 
     def last_ranks(self) -> list[Heartbeat]:
         """The ranks that are furthest behind: the others are most likely waiting for them."""
@@ -110,29 +100,25 @@ class Pulse:
         last = min(places.values(), default=None)
         return [self._seen[rank].beat for rank in sorted(places) if places[rank] == last]
 
-    def _straggling(self, gate: Straggler) -> Finding | None:
-        if len(self._busy) < 2:
+    def straggling(self, beats: Mapping[int, Heartbeat]) -> Finding | None:
+        """Whether one rank's own work takes longer than the others'."""
+        gate = self._gates.straggler
+        for rank, beat in beats.items():
+            self._work.tell(rank, beat.work)
+        slow = self._work.judge() if gate else None
+        if gate is None or slow is None:
             return None
-        for rank, (step, seconds) in self._busy.items():
-            others = statistics.median(s for r, (_, s) in self._busy.items() if r != rank)
-            last, count = self._slow.get(rank, (-1, 0))
-            if seconds <= gate.ratio * others:
-                count = 0
-            elif step != last:
-                count += 1
-            self._slow[rank] = (step, count % gate.steps)
-            if count >= gate.steps:
-                return self._straggler(gate, rank, seconds / others)
-        return None
-
-    def _straggler(self, gate: Straggler, rank: int, ratio: float) -> Finding:
-        beat = self._seen[rank].beat
+        hosts = {rank: beat.host for rank, beat in beats.items()}
         return Finding(
             gate="straggler",
             action=gate.action,
-            message=f"rank {rank} on {beat.host} takes {ratio:.1f} times as long as the others "
-            f"(gate {gate.ratio:g}, {gate.steps} looks in a row)",
-            evidence=tuple(asdict(seen.beat) for _, seen in sorted(self._seen.items())),
+            message=f"rank {slow.rank} on {hosts.get(slow.rank)} takes {slow.ratio:.1f} times as "
+            f"long as the others in its own work (gate {gate.ratio:g}, median of the {gate.steps} "
+            f"steps up to {slow.step:,})",
+            evidence=tuple(
+                {"rank": rank, "host": hosts.get(rank), "own_seconds": seconds}
+                for rank, seconds in sorted(slow.seconds.items())
+            ),
         )
 
     def _full_memory(self, gate: Memory, memory: int | None, limit: float | None) -> Finding | None:
@@ -154,3 +140,8 @@ class Pulse:
 def _place(beat: Heartbeat) -> tuple[int, int]:
     phase = PHASES.index(beat.phase) if beat.phase in PHASES else 0
     return beat.step, phase
+
+
+def _row(beat: Heartbeat) -> dict[str, Any]:
+    """A heartbeat as evidence, without its own work step by step."""
+    return {name: value for name, value in asdict(beat).items() if name != "work"}

@@ -89,6 +89,7 @@ class Watch:
                 self._started.launcher.kill(self._started.job, self._started.handle)
                 self._take_steps()
                 note_new(self._ledger, self._started.attempt.id)
+                self._last_heartbeats()
                 return outcome
             self._services.sleep(self._settings.recovery.look_every)
 
@@ -149,6 +150,13 @@ class Watch:
             asked = min(new, _JUDGED_AT_ONCE)
             found += gates.judge_steps(self._settings.gates, kept, newest, asked, self._expected)
         return found
+
+    def _last_heartbeats(self) -> None:
+        """A slow rank is named also where no look fell between its slow steps and the end."""
+        beats = read_heartbeats(self._settings.folder, self._started.attempt.id)
+        finding = self._pulse.straggling(beats)
+        if finding is not None and self._stopping is None and finding.gate not in self._warned:
+            self._keep(finding)
 
     def _act(self, found: Sequence[Finding]) -> Outcome | None:
         """Keep what fired, and do what the gravest of them says."""
@@ -301,10 +309,6 @@ class Watch:
                 return file.read().decode(errors="replace")
         except OSError:
             return ""
-
-    def slow_host(self) -> str | None:
-        """The host of the rank that is slowest in its own work, for exclusion."""
-        return self._pulse.slow_host()
 
 
 def _with_first_step(started: Started, at: float) -> Started:

@@ -29,6 +29,7 @@ from krzem.train.forecast import Forecast
 from krzem.train.model.block import Block
 from krzem.train.model.context import LossWeights
 from krzem.train.optim import ExpertLoad, Optimizer, OptimizerConfig, Schedule, update_biases
+from krzem.train.own_work import OwnWork
 from krzem.train.parallel.pipeline import check_micro_batches
 from krzem.train.report import Contract, Reporter
 from krzem.train.settings import TrainSettings
@@ -163,20 +164,25 @@ class Trainer:
 
     def _one_step(self) -> StepResult:
         begun, size = time.perf_counter(), self.batches.at(self.sample)
+        own = OwnWork(self.info.device)
         self._beat("data")
-        tokens, documents = self._batch(self.source, self.sample, size)
+        with own.alone():
+            tokens, documents = self._batch(self.source, self.sample, size)
         self._beat("compute")
-        result = self.engine.step(tokens, sequences=size, documents=documents)
+        with own.together():
+            result = self.engine.step(tokens, sequences=size, documents=documents)
         if not is_finite(result):
             self._report_broken(result)
         self._beat("update")
         rate = self.schedule.at((self.sample + size) * self.settings.goal.sequence)
-        self.optimizer.step(rate, result.gradient_norm)
+        with own.alone():
+            self.optimizer.step(rate, result.gradient_norm)
         loads = update_biases(
             self.engine.routers(), self.engine.loads(), self.settings.train.bias_rate
         )
         synchronize(self.info.device)
         self.step, self.sample = self.step + 1, self.sample + size
+        self._beat("update", own.seconds)
         self._record(result, loads, rate, size, time.perf_counter() - begun)
         return result
 
@@ -300,9 +306,9 @@ class Trainer:
         dist.all_reduce(flag)
         return bool(flag.item())
 
-    def _beat(self, phase: str) -> None:
+    def _beat(self, phase: str, own_seconds: float | None = None) -> None:
         if self.contract is not None:
-            self.contract.beat(self.step, phase)
+            self.contract.beat(self.step, phase, own_seconds=own_seconds)
 
 
 def optimizer_config(settings: TrainSettings) -> OptimizerConfig:

@@ -18,8 +18,8 @@ from krzem.train.live import Panel, Progress
 class Contract(Protocol):
     """What a controller lets its trainer do; the loop runs as well without one."""
 
-    def beat(self, step: int, phase: str) -> None:
-        """Say where this rank is."""
+    def beat(self, step: int, phase: str, *, own_seconds: float | None = None) -> None:
+        """Say where this rank is, and how long it worked in ``step`` without waiting for others."""
 
     def stop_requested(self) -> bool:
         """Whether to save and end."""

@@ -15,6 +15,7 @@ import torch
 from tests.train.configs import ALL
 
 from krzem.errors import CheckpointError, KrzemError, RunError
+from krzem.run.contract import environment_of, read_heartbeats
 from krzem.train.command import main
 from krzem.train.data import BuildRequest, build
 from krzem.train.data.tokenizer import ByteTokenizer
@@ -72,9 +73,13 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("model", ["deepseek_v3", "deepseek_v4"])
-def test_a_run_learns_and_says_so(run: Path, model: str) -> None:
+def test_a_run_learns_and_says_so(run: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(run.parent, ALL[model])
+    for name, value in environment_of(run.parent / "out", 1, 1).items():
+        monkeypatch.setenv(name, value)
     assert main(run) == 0
+    (beat,) = read_heartbeats(run.parent / "out", 1).values()
+    assert [step for step, seconds in beat.work if seconds > 0] == list(range(1, 11))
     lines = (run.parent / "out" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [r["step"] for r in records] == list(range(1, 11))
