@@ -68,7 +68,7 @@ def lag_figure(f: Forecast) -> Figure:
 
 def tornado_figure(levers: Levers) -> Figure:
     """The odds at both ends of the strongest assumptions."""
-    figure = new_figure(8.0, 5.5)
+    figure = new_figure(10.0, 6.0)
     axes = figure.add_subplot()
     rows = levers.levers[:_BARS][::-1]
     for i, lever in enumerate(rows):

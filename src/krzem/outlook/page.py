@@ -13,9 +13,10 @@ _TEMPLATE = """
 {% for block in blocks %}
 {% if block is mapping %}
 <table><tr>{% for cell in block.head %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in block.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for row in block.rows %}<tr>{% for cell in row %}
+<td{{ ' class="d"' | safe if cell | length < 12 }}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
-{% else %}<p>{{ block }}</p>{% endif %}
+{% else %}<p>{{ block | ticked }}</p>{% endif %}
 {% endfor %}
 {% for caption, svg in figures.get(title, []) %}
 <figure>{{ svg }}<figcaption>{{ caption }}</figcaption></figure>

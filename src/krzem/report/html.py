@@ -16,7 +16,7 @@ from krzem.report.html_answer import answer_view, heading, sentence
 from krzem.report.html_compare import compare_view
 from krzem.report.html_layout import layout_view
 from krzem.report.html_search import search_view
-from krzem.report.selfcontained import INSTALL, write_text
+from krzem.report.selfcontained import INSTALL, style_sheet, write_text
 
 Document = dict[str, Any]
 
@@ -55,7 +55,7 @@ def render(document: Document) -> str:
         lstrip_blocks=True,
     )
     name, view = _PAGES[schema]
-    css = Markup((folder / "style.css").read_text(encoding="utf-8"))
+    css = Markup(style_sheet())
     return environment.get_template(name).render(page=view(document), document=document, css=css)
 
 

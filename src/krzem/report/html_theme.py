@@ -47,12 +47,7 @@ def canvas(height: float) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     figure.patch.set_alpha(0.0)
     axes.patch.set_alpha(0.0)
-    for side, spine in axes.spines.items():
-        spine.set_color(colour("line"))
-        spine.set_visible(side in ("left", "bottom"))
-    axes.tick_params(colors=colour("muted"), length=0, pad=5)
-    axes.xaxis.label.set_color(colour("muted"))
-    axes.yaxis.label.set_color(colour("muted"))
+    axes.tick_params(colors=colour("muted"), pad=5)
     axes.set_axisbelow(True)
     return figure, axes
 
@@ -70,7 +65,6 @@ def finish(figure: Figure, name: str, title: str, description: str) -> Any:
         drawn = str(inline_svg(figure))
     text = _PATTERN.sub(lambda found: _VARIABLE[found[0]], drawn)
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"font-family: [^;\"]*|font: ([\d.]+px) [^;\"]*", _font, text)
     head = (
         f'<svg role="img" aria-labelledby="{name}-title {name}-desc"'
         f' viewBox="{_view_box(text)}" xmlns="http://www.w3.org/2000/svg"'
@@ -86,7 +80,3 @@ def _view_box(svg: str) -> str:
     found = re.search(r'viewBox="([\d. -]+)"', svg)
     assert found is not None
     return found[1]
-
-
-def _font(found: re.Match[str]) -> str:
-    return f"font-size: {found[1]}" if found[1] else "font-family: inherit"

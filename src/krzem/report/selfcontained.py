@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,28 +26,36 @@ _FRAME = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="krzem">
 <title>{{ title }}</title>
 <style>
-:root { color-scheme: light dark; --line: #8886; --soft: #8882; }
-body { font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2, h3 { line-height: 1.2; }
-table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
-th { background: var(--soft); }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-code { background: var(--soft); padding: .1rem .3rem; border-radius: 3px; }
-figure { margin: 1.5rem 0; background: white; padding: .5rem; }
-figure svg { width: 100%; height: auto; }
-figcaption { color: #444; font-size: .9rem; }
-.quiet { opacity: .75; font-size: .9rem; }
+{{ css }}
 </style>
 </head>
 <body>
-{{ body }}
+<header>
+<p class="kicker">{{ title.partition(":")[0] }}</p>
+{{ head }}
+</header>
+<main>
+{% for section in sections %}
+<section>
+{{ section }}
+</section>
+{% endfor %}
+</main>
+<footer><p>Made by krzem. This page is one file and loads nothing.</p></footer>
 </body>
 </html>
 """
+
+_INK = {
+    "#000000": "ink", "#808080": "muted", "#cccccc": "line", "#ffffff": "card",
+    "#1f77b4": "work1", "#ff7f0e": "extra1", "#2ca02c": "talk1", "#d62728": "fit1",
+    "#9467bd": "talk4", "#8c564b": "work2", "#e377c2": "talk3", "#7f7f7f": "extra2",
+    "#bcbd22": "idle", "#17becf": "talk2",
+}  # fmt: skip
+"""The CSS variable of style.css for each colour of matplotlib's default cycle, and for greys."""
 
 
 def page(
@@ -57,7 +67,8 @@ def page(
 ) -> str:
     """The whole page: ``template`` (jinja2, values escaped) filled and set in the common frame.
 
-    Raises KrzemError where the extra is missing.
+    What stands before the first figure, table, list or ``<h2>`` is the head of the page; each
+    ``<h2>`` begins a section. Raises KrzemError where the extra is missing.
     """
     try:
         import jinja2
@@ -67,12 +78,40 @@ def page(
     frame = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    frame.filters.update(filters or {})
-    body = frame.from_string(template).render(**context)
-    return frame.from_string(_FRAME).render(title=title, body=Markup(body))
+    frame.filters.update({"ticked": _ticked} | dict(filters or {}))
+    head, *sections = _parts(frame.from_string(template).render(**context))
+    return frame.from_string(_FRAME).render(
+        title=title,
+        css=Markup(style_sheet()),
+        head=Markup(head),
+        sections=[Markup(section) for section in sections],
+    )
 
 
-def new_figure(width: float = 8.0, height: float = 4.5) -> Figure:
+def _ticked(text: object) -> Any:
+    """Escaped text in which what stands between back-ticks is code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def style_sheet() -> str:
+    """The style of every page."""
+    return (files("krzem.report") / "templates" / "style.css").read_text(encoding="utf-8")
+
+
+def _parts(body: str) -> list[str]:
+    """The head and the sections of a filled template; values are escaped, so a tag is ours."""
+    wide = body.replace("<table>", '<div class="scroll"><table>').replace(
+        "</table>", "</table></div>"
+    )
+    first, *rest = re.split(r"(?=<h2)", wide)
+    at = re.search(r"<(figure|div|ul)", first)
+    head, opening = (first[: at.start()], first[at.start() :]) if at else (first, "")
+    return [part for part in (head, opening, *rest) if part.strip()]
+
+
+def new_figure(width: float = 10.0, height: float = 5.0) -> Figure:
     """An empty matplotlib figure that needs no display; raises KrzemError without the extra."""
     try:
         from matplotlib.figure import Figure
@@ -92,11 +131,30 @@ def save_svg(figure: Figure) -> str:
 
 
 def inline_svg(figure: Figure) -> Any:
-    """The figure as markup for a template."""
+    """The figure as markup for a template, in the colours and the face of the page."""
     from markupsafe import Markup
 
+    _plain_axes(figure)
     text = save_svg(figure)
+    text = re.sub("|".join(_INK), lambda found: f"var(--{_INK[found[0]]})", text)
+    text = re.sub(r"font-family: [^;\"]*|font: ([\d.]+px) [^;\"]*", _font, text)
     return Markup(text[text.index("<svg") :])
+
+
+def _plain_axes(figure: Figure) -> None:
+    """Axes as on every page: two spines, no tick marks, labels that stand back."""
+    for axes in figure.axes:
+        for side, spine in axes.spines.items():
+            spine.set_color("#cccccc")
+            spine.set_visible(spine.get_visible() and side in ("left", "bottom"))
+        axes.tick_params(which="both", length=0)
+        axes.xaxis.label.set_color("#808080")
+        axes.yaxis.label.set_color("#808080")
+
+
+def _font(found: re.Match[str]) -> str:
+    """The size stays; the face is the page's."""
+    return f"font-size: {found[1]}" if found[1] else "font-family: inherit"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -105,7 +105,9 @@ def _chart(verdicts: Sequence[Verdict]) -> Any:
     for density in (1.6, 3.2, 5.92):
         axes.axhline(density, color="grey", linewidth=0.6, linestyle=":")
     if words:
-        figure.legend(loc="outside lower center", ncols=2, fontsize="small", title="export")
+        figure.legend(
+            loc="outside lower center", ncols=2, fontsize="small", title="export", frameon=False
+        )
     return inline_svg(figure)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from krzem.report.selfcontained import inline_svg, new_figure, page
@@ -11,11 +12,11 @@ from krzem.supply import text
 Document = Mapping[str, Any]
 
 _TABLE = """{% macro grid(rows) %}<table>
+{% set numeric = rows | numeric %}
 {% for row in rows %}<tr>{% for cell in row %}
-{% if loop.index0 and not cell[:1].isalpha() %}{% set kind = ' class="n"' %}{% else %}
-{% set kind = '' %}{% endif %}
-{% if rows[0] is sameas row %}<th{{ kind | safe }}>{{ cell }}</th>
-{% else %}<td{{ kind | safe }}>{{ cell }}</td>{% endif %}{% endfor %}</tr>
+{% set tag = "th" if rows[0] is sameas row else "td" %}
+<{{ tag }}{{ ' class="n"' | safe if numeric[loop.index0] }}>{{ cell }}</{{ tag }}>
+{% endfor %}</tr>
 {% endfor %}</table>{% endmacro %}
 """
 
@@ -39,8 +40,8 @@ requalification.</figcaption></figure>
 <ul>{% for line in extras(d[key]) %}<li>{{ line }}</li>{% endfor %}</ul>
 {% endfor %}
 <h2>What an earlier date costs</h2>
-<figure>{{ front }}<figcaption>Each point is the cheapest plan for its date; its label is the chance
-of keeping the date that was asked for.</figcaption></figure>
+<figure>{{ front }}<figcaption>Each point is the cheapest plan for its date; the percentage is the
+chance of keeping the date that was asked for.</figcaption></figure>
 {{ grid(rows(fronts(d))) }}
 {% endif %}
 <h2>Every pool alone</h2>
@@ -50,9 +51,12 @@ of keeping the date that was asked for.</figcaption></figure>
 {% if d.left_out %}<h2>Left out</h2><ul>{% for name, why in d.left_out.items() %}
 <li>{{ name }}: {{ why }}</li>{% endfor %}</ul>{% endif %}
 <h2>Assumptions</h2>
-<ul>{% for name, value in d.assumptions.items() %}<li>{{ name.replace("_", " ") }}: {{ value }}</li>
+<ul>{% for name, value in d.assumptions.items() %}<li>{{ name.replace("_", " ") }}:
+{% if value is mapping %}{% for key, part in value.items() %}{{ key.replace("_", " ") }}
+{{ part | number }}{{ "" if loop.last else ", " }}{% endfor %}
+{% else %}{{ value | number }}{% endif %}</li>
 {% endfor %}</ul>
-<h2>Notes</h2><ul>{% for note in d.notes %}<li>{{ note }}</li>{% endfor %}</ul>
+<h2>Notes</h2><ul>{% for note in d.notes %}<li>{{ note | ticked }}</li>{% endfor %}</ul>
 """
 )
 
@@ -64,8 +68,8 @@ _PLAIN = (
 {% for block in blocks %}
 {% if block.rows %}{{ grid(block.rows) }}
 {% elif block.heading %}<h2>{{ block.heading }}</h2>
-{% elif block.item %}<li>{{ block.item }}</li>
-{% elif block.line %}<p>{{ block.line }}</p>{% endif %}
+{% elif block.item %}<li>{{ block.item | ticked }}</li>
+{% elif block.line %}<p>{{ block.line | ticked }}</p>{% endif %}
 {% endfor %}
 """
 )
@@ -77,6 +81,7 @@ def fleet_page(document: Document) -> str:
     return page(
         "krzem fleet",
         _FLEET,
+        filters={"numeric": _numeric, "number": _number},
         d=document,
         gantt=_gantt(document) if feasible else "",
         front=_front(document) if feasible else "",
@@ -94,6 +99,7 @@ def infer_page(document: Document) -> str:
     return page(
         "krzem infer",
         _PLAIN,
+        filters={"numeric": _numeric},
         about=f"Which fleet trained {document['model']}?",
         blocks=_blocks(text.infer_text(document)),
         chart=_odds_chart(document),
@@ -103,14 +109,27 @@ def infer_page(document: Document) -> str:
 
 def text_page(title: str, markdown: str) -> str:
     """Headings, paragraphs, lists and tables of simple Markdown as a page."""
-    return page("krzem", _PLAIN, about=title, blocks=_blocks(markdown), chart="", caption="")
+    return page(
+        "krzem", _PLAIN, filters={"numeric": _numeric}, about=title, blocks=_blocks(markdown),
+        chart="", caption="",
+    )  # fmt: skip
 
 
 def _rows(markdown: str) -> list[list[str]]:
     """Cells of a Markdown table, the rule left out."""
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    cells = [[cell.strip() for cell in line.strip()[2:-2].split(" | ")] for line in lines]
     return [row for i, row in enumerate(cells) if i != 1]
+
+
+def _numeric(rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Which columns hold figures: no cell below the head has a word of more than two letters."""
+    return [not any(re.search(r"[A-Za-z]{3}", cell) for cell in column[1:])
+            for column in zip(*rows, strict=True)]  # fmt: skip
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4g}" if value < 1e6 else f"{value:.3g}"
 
 
 def _blocks(markdown: str) -> list[dict[str, Any]]:
@@ -141,7 +160,7 @@ def _gantt(document: Document) -> Any:
     """Bars of the three named plans over the calendar."""
     import datetime as dt
 
-    figure = new_figure(8.0, 3.0)
+    figure = new_figure(10.0, 3.2)
     axes = figure.add_subplot()
     keys = ["cheapest", "fastest", "most_certain"]
     pools = list(dict.fromkeys(s["pool"] for k in keys for s in document[k]["stages"]))
@@ -158,27 +177,38 @@ def _gantt(document: Document) -> Any:
     axes.set_yticks(range(len(keys)), [key.replace("_", " ") for key in keys])
     axes.invert_yaxis()
     ticks = [int(t) for t in axes.get_xticks() if t > 0]
-    axes.set_xticks(ticks, [dt.date.fromordinal(t).isoformat() for t in ticks], rotation=20)
+    axes.set_xticks(ticks, [dt.date.fromordinal(t).isoformat() for t in ticks], fontsize="small")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(handles.values(), handles.keys(), fontsize="small")
+    figure.legend(handles.values(), handles.keys(), fontsize="small", frameon=False,
+                  loc="outside lower center", ncols=4)  # fmt: skip
     return inline_svg(figure)
 
 
 def _front(document: Document) -> Any:
+    """Cost by date; the line joins the plans that no earlier one undercuts."""
     figure = new_figure()
     axes = figure.add_subplot()
-    points = [
-        (p["finish_day"], p["cost_usd"] / 1e6, p["odds"]["meets_date"]) for p in document["front"]
-    ]
-    axes.plot([p[0] for p in points], [p[1] for p in points], marker="o")
-    for day, cost, chance in points:
-        axes.annotate(text.percent(chance), (day, cost), xytext=(4, 4), textcoords="offset points")
-    axes.set(xlabel=f"days after {document['start']}", ylabel="million US dollars", ylim=(0, None))
+    points = sorted(document["front"], key=lambda p: p["finish_day"])
+    costs = [p["cost_usd"] / 1e6 for p in points]
+    days = [p["finish_day"] for p in points]
+    frontier = [i for i in range(len(points)) if costs[i] <= min(costs[: i + 1])]
+    axes.plot([days[i] for i in frontier], [costs[i] for i in frontier])
+    axes.scatter(days, costs)
+    labelled = -1e9
+    for point, day, cost in zip(points, days, costs, strict=True):
+        label = ", ".join(filter(None, (point["label"], text.percent(point["odds"]["meets_date"]))))
+        if point["label"] or day - labelled > 0.12 * (days[-1] - days[0]):
+            axes.annotate(label, (day, cost), xytext=(0, 7), ha="center",
+                          textcoords="offset points")  # fmt: skip
+            labelled = day
+    axes.margins(x=0.1)
+    axes.set(xlabel=f"days after {document['start']}", ylabel="million US dollars",
+             ylim=(0, 1.1 * max(costs) or 1))  # fmt: skip
     return inline_svg(figure)
 
 
 def _odds_chart(document: Document) -> Any:
-    figure = new_figure(8.0, 3.5)
+    figure = new_figure(10.0, 4.0)
     axes = figure.add_subplot()
     kinds = document["kinds"]
     axes.barh([k["device"] for k in kinds], [k["probability"] for k in kinds])

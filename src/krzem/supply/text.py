@@ -45,11 +45,11 @@ def span(low: str, high: str) -> str:
     return f"({low} to {high})"
 
 
-def money_span(cost: Mapping[str, float]) -> str:
-    """``$12.3M ($10.1M to $15.0M)``."""
+def money_span(planned_usd: float, cost: Mapping[str, float]) -> str:
+    """``$12.3M ($10.1M to $15.0M)``: as planned, and the 80 % interval of the draws."""
     if cost["high"] == 0:
         return "for no money"
-    return f"{millions(cost['mid'])} {span(millions(cost['low']), millions(cost['high']))}"
+    return f"{millions(planned_usd)} {span(millions(cost['low']), millions(cost['high']))}"
 
 
 def fleet_text(document: Document) -> str:
@@ -78,7 +78,8 @@ def headline(portfolio: Document) -> str:
     text = f"done {portfolio['finish']}"
     if odds["finish"]:
         text += f" {span(odds['finish']['low'], odds['finish']['high'])}"
-    text += f", in time with {percent(odds['meets_date'])}, {money_span(odds['cost_usd'])}"
+    text += f", in time with {percent(odds['meets_date'])}, "
+    text += money_span(portfolio["cost_usd"], odds["cost_usd"])
     if odds["within_budget"] is not None:
         text += f", within budget with {percent(odds['within_budget'])}"
     return text

@@ -12,10 +12,10 @@ _TEMPLATE = """
 <h1>krzem witness: {{ "pass" if v.passed else "fail" }}</h1>
 <p><strong>{{ v.message }}.</strong></p>
 <table>
-<tr><th>recorded on</th><td>{{ words(v.source) }}</td></tr>
-<tr><th>checked on</th><td>{{ words(v.destination) }}, in {{ v.dtype }}</td></tr>
-<tr><th>noise floor from</th><td>{{ v.settings | join(", ") }}</td></tr>
-<tr><th>signals judged</th><td>{{ v.findings | length }}, of which
+<tr><th scope="row">recorded on</th><td>{{ words(v.source) }}</td></tr>
+<tr><th scope="row">checked on</th><td>{{ words(v.destination) }}, in {{ v.dtype }}</td></tr>
+<tr><th scope="row">noise floor from</th><td>{{ v.settings | join(", ") }}</td></tr>
+<tr><th scope="row">signals judged</th><td>{{ v.findings | length }}, of which
 {{ v.departures | length }} depart</td></tr>
 </table>
 {% if v.first %}
@@ -67,7 +67,7 @@ def verdict_page(verdict: Verdict) -> str:
 
 def _chart(verdict: Verdict) -> Any:
     layers = layers_of(verdict.findings)
-    figure = new_figure(8.0, 3.5)
+    figure = new_figure(10.0, 4.0)
     axes = figure.add_subplot()
     numbers = range(len(layers))
     for side, label, marker in ((1, "forward", "o"), (2, "backward", "s")):
