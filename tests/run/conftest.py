@@ -1,27 +1,53 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-ENABLE = "apt-get install -y --no-install-recommends slurm-wlm munge (and run the tests as root)"
+ENABLE = (
+    "apt-get install -y --no-install-recommends slurm-wlm munge && KRZEM_SLURM=1 make test, as root"
+)
+
+
+def start_slurm(folder: Path) -> Path:
+    """A Slurm with two node daemons, which ends with this process at the latest; its home."""
+    for attempt in range(3):  # the ports that one chooses may be taken
+        home = folder / f"slurm{attempt}"
+        home.mkdir()
+        command = [SCRIPTS / "slurm-up", home, "2", str(os.getpid())]
+        said = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                              text=True, check=False)  # fmt: skip
+        if said.returncode == 0:
+            return home
+    raise RuntimeError(f"Slurm did not start: {said.stderr}")
 
 
 @pytest.fixture(scope="session")
-def slurm_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A Slurm of our own with two node daemons; skips, with the command, where there is none."""
-    if os.environ.get("KRZEM_SLURM") != "1":
-        pytest.skip("Slurm tests start daemons on this machine: KRZEM_SLURM=1 make test")
+def new_slurm(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[], Path]]:
+    """Starts a Slurm of our own; skips, with the command that enables it, where that cannot be."""
     missing = [t for t in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(t)]
-    if missing or os.geteuid():
-        pytest.skip(f"Slurm tests need {', '.join(missing) or 'root'}: {ENABLE}")
-    folder = tmp_path_factory.mktemp("slurm")
-    subprocess.run([SCRIPTS / "slurm-up", folder], check=True, stdout=subprocess.DEVNULL)
-    yield folder
-    subprocess.run([SCRIPTS / "slurm-down", folder], check=False)
+    if missing or os.geteuid() or os.environ.get("KRZEM_SLURM") != "1":
+        pytest.skip(f"tests of Slurm start its daemons on this machine: {ENABLE}")
+    started: list[Path] = []
+
+    def new() -> Path:
+        started.append(start_slurm(tmp_path_factory.mktemp("slurm")))
+        return started[-1]
+
+    yield new
+    for home in started:
+        subprocess.run([SCRIPTS / "slurm-down", home], check=False)
+
+
+@pytest.fixture(scope="session")
+def slurm_folder(new_slurm: Callable[[], Path]) -> Path:
+    """The Slurm that tests share."""
+    return new_slurm()
 
 
 @pytest.fixture
@@ -29,3 +55,11 @@ def slurm(slurm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same, as this test's Slurm."""
     monkeypatch.setenv("SLURM_CONF", str(slurm_folder / "slurm.conf"))
     return slurm_folder
+
+
+@pytest.fixture
+def own_slurm(new_slurm: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Slurm for this test alone, which may break it."""
+    home = new_slurm()
+    monkeypatch.setenv("SLURM_CONF", str(home / "slurm.conf"))
+    return home

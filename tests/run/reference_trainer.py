@@ -72,14 +72,16 @@ class Faults:
     """Planted faults: ``[{"id": "a", "step": 7, "at": "save.data", "do": "kill"}, …]``.
 
     ``at`` is compute, save.begin, save.data, save.manifest, save.done or load; ``do`` is kill (this
-    process), kill-all (its process group and supervisor), hang, nan, or slow (5 times, ``for``
-    steps).  ``rank`` picks one.  A fault that struck leaves a file, and does not strike again.
+    process), kill-all (its process group and supervisor), hang, wait (for the file RUN/go), nan,
+    or slow (5 times, ``for`` steps).  ``rank`` picks one.  A fault that struck leaves a file, and
+    does not strike again.
     """
 
     def __init__(self, run_dir: Path, rank: int) -> None:
         path = run_dir / "faults.json"
         self._all = json.loads(path.read_text()) if path.exists() else []
         self._done = run_dir / "faults.done"
+        self._go = run_dir / "go"
         self._done.mkdir(exist_ok=True)
         self._rank = rank
 
@@ -106,6 +108,9 @@ class Faults:
             os.killpg(0, signal.SIGKILL)
         elif what == "hang":
             time.sleep(3600)
+        elif what == "wait":
+            while not self._go.exists():
+                time.sleep(0.005)
         elif what == "exit":
             os._exit(3)
 

@@ -10,6 +10,7 @@ from krzem.run.answers import PoolPlan, Qualified
 from krzem.run.before import plan_pool
 from krzem.run.controller import run
 from krzem.run.gate_settings import Action
+from krzem.run.launch.job import Job, Look, Phase
 from krzem.run.ledger import Reader
 from krzem.run.qualify import qualify_pool
 from krzem.run.rows import Cause, State
@@ -54,6 +55,38 @@ def planned(tmp_path: Path, pool: int, text: str = TEXT, **given: Any) -> PoolPl
     settings = settings_of(tmp_path, text)
     values = {"tokens_left": 1e7, "days_left": None, "measured": None} | given
     return plan_pool(settings, settings.pools[pool], **values)
+
+
+class Losing:
+    """A launcher whose scheduler loses the first ``lost`` jobs; the others end with ``code``."""
+
+    name, can_exclude = "slurm", True
+
+    def __init__(self, lost: int, code: int = 7) -> None:
+        self.lost, self.code, self.started = lost, code, 0
+
+    def start(self, job: Job) -> dict[str, Any]:
+        self.started += 1
+        return {}
+
+    def look(self, job: Job, handle: object) -> Look:
+        if self.started <= self.lost:
+            return Look(phase=Phase.GONE, detail="Slurm: NODE_FAIL")
+        return Look(phase=Phase.ENDED, exit_code=self.code)
+
+    def kill(self, job: Job, handle: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("lost", "tries", "why"), [(1, 2, "ended with 7"), (9, 3, "NODE_FAIL")])
+def test_a_probe_that_the_scheduler_lost_is_started_again(
+    tmp_path: Path, lost: int, tries: int, why: str
+) -> None:
+    settings, launcher = settings_of(tmp_path), Losing(lost)
+    found = qualify_pool(settings, settings.pools[0], launcher, 1)  # type: ignore[arg-type]
+    assert not found.passed
+    assert why in found.faults[0]
+    assert launcher.started == tries
 
 
 def test_unmeasured_processors_are_openly_unknown(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,10 @@ from krzem.run.rows import Cause, State
 from krzem.run.settings import Slurm
 
 CONTROLLER = Path(__file__).parent / "controller_main.py"
-SLOW = {"step_seconds": 0.05}
+LONGEST = 300.0
+"""Seconds after which a test is lost; nothing is judged by time."""
+HELD = [{"id": "held", "step": 6, "at": "compute", "do": "wait"}]
+"""The trainer waits in step 6 until :func:`go`: whatever is done before, is done to a live job."""
 
 
 @pytest.fixture(scope="module")
@@ -27,28 +32,56 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
+def wait_for(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + LONGEST
     while not what():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
-def last_step(folder: Path) -> int:
+def go(folder: Path) -> None:
+    (folder / "run" / "go").touch()
+
+
+def held(folder: Path) -> bool:
+    """Whether the trainer waits, and the controller knows the steps before."""
     with contextlib.suppress(DataError), Reader(folder / "run") as reader:
-        return max((a.last_step or 0 for a in reader.attempts()), default=-1)
-    return -1
+        waits = (folder / "run" / "faults.done" / "held").exists()
+        return waits and any(a.last_step == 5 for a in reader.attempts())
+    return False
 
 
-def controller(path: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, CONTROLLER, path], stdout=subprocess.DEVNULL)
+def asked_to_stop(folder: Path) -> bool:
+    return (folder / "run" / "attempts" / "0001" / "stop").exists()
+
+
+def steps_done(folder: Path) -> int:
+    return len((folder / "run" / "metrics.jsonl").read_text().splitlines())
+
+
+def job_of(folder: Path) -> str:
+    with Reader(folder / "run") as reader:
+        handle = reader.attempts()[0].handle
+    assert handle is not None
+    return str(handle["job_id"])
+
+
+@contextlib.contextmanager
+def controller(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A controller in a process of its own; it does not outlive the test."""
+    log = (path.parent / "controller.log").open("wb")
+    with log, subprocess.Popen([sys.executable, CONTROLLER, path], stdout=log, stderr=log) as made:
+        try:
+            yield made
+        finally:
+            made.kill()
 
 
 def test_two_pools_on_two_nodes_finish_through_a_failure_of_the_first(
     slurm: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
     faults = [
-        {"id": str(i), "step": 15, "at": "compute", "do": "kill", "rank": 1} for i in range(9)
+        {"id": str(i), "step": 15, "at": "compute", "do": "kill", "rank": 1} for i in range(2)
     ]
     path = write_run(
         tmp_path,
@@ -56,13 +89,13 @@ def test_two_pools_on_two_nodes_finish_through_a_failure_of_the_first(
         nodes=2,
         ranks=2,
         pools=["first", "second"],
-        faults=faults[:3],
-        gates="restarts = { per_day = 2 }",
+        faults=faults,
+        gates="restarts = { per_day = 1 }",
     )
     assert run_it(path) is State.DONE
     assert_exact(tmp_path / "run", undisturbed)
     with Reader(tmp_path / "run") as reader:
-        assert [a.pool for a in reader.attempts()] == ["first"] * 3 + ["second"]
+        assert [a.pool for a in reader.attempts()] == ["first", "first", "second"]
         assert [f.gate for f in reader.fired()] == ["restarts"]
         assert all(a.handle and a.handle["job_id"].isdigit() for a in reader.attempts())
 
@@ -70,10 +103,11 @@ def test_two_pools_on_two_nodes_finish_through_a_failure_of_the_first(
 def test_a_killed_controller_is_replaced_and_finds_the_job(
     slurm: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    path = write_run(tmp_path, launcher="slurm", trainer=SLOW)
+    path = write_run(tmp_path, launcher="slurm", faults=HELD)
     with controller(path) as first:
-        wait_for(lambda: last_step(tmp_path) >= 5)
+        wait_for(lambda: held(tmp_path))
         first.kill()
+    go(tmp_path)
     assert run_it(path) is State.DONE
     assert_exact(tmp_path / "run", undisturbed)
     with Reader(tmp_path / "run") as reader:
@@ -84,13 +118,15 @@ def test_a_killed_controller_is_replaced_and_finds_the_job(
 def test_a_preempted_job_is_queued_again_and_finishes(
     slurm: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    path = write_run(tmp_path, launcher="slurm", trainer=SLOW, nodes=2, ranks=2)
+    path = write_run(tmp_path, launcher="slurm", nodes=2, ranks=2, faults=HELD)
     urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null",
-              "--wrap=sleep 1"]  # fmt: skip
+              "--wrap=true"]  # fmt: skip
     with controller(path) as process:
-        wait_for(lambda: last_step(tmp_path) >= 5)
+        wait_for(lambda: held(tmp_path))
         subprocess.run(urgent, check=True, stdout=subprocess.DEVNULL)
-        assert process.wait(timeout=90) == 0
+        wait_for(lambda: asked_to_stop(tmp_path))
+        go(tmp_path)
+        assert process.wait(timeout=LONGEST) == 0
     assert_exact(tmp_path / "run", undisturbed)
     with Reader(tmp_path / "run") as reader:
         assert reader.attempts()[-1].cause is Cause.DONE
@@ -100,14 +136,13 @@ def test_a_preempted_job_is_queued_again_and_finishes(
 def test_a_cancelled_job_saves_and_is_submitted_again(
     slurm: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    path = write_run(tmp_path, launcher="slurm", trainer=SLOW)
+    path = write_run(tmp_path, launcher="slurm", faults=HELD)
     with controller(path) as process:
-        wait_for(lambda: last_step(tmp_path) >= 5)
-        with Reader(tmp_path / "run") as reader:
-            handle = reader.attempts()[0].handle
-        assert handle is not None
-        subprocess.run(["scancel", handle["job_id"]], check=True)
-        assert process.wait(timeout=60) == 0
+        wait_for(lambda: held(tmp_path))
+        subprocess.run(["scancel", job_of(tmp_path)], check=True)
+        wait_for(lambda: asked_to_stop(tmp_path))
+        go(tmp_path)
+        assert process.wait(timeout=LONGEST) == 0
     assert_exact(tmp_path / "run", undisturbed)
     with Reader(tmp_path / "run") as reader:
         assert len(reader.attempts()) == 2
@@ -117,14 +152,14 @@ def test_a_cancelled_job_saves_and_is_submitted_again(
 def test_a_job_near_its_time_limit_saves_and_queues_itself_again(
     slurm: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    path = write_run(tmp_path, launcher="slurm", trainer=SLOW)
+    path = write_run(tmp_path, launcher="slurm", faults=HELD)
     with controller(path) as process:
-        wait_for(lambda: last_step(tmp_path) >= 5)
-        with Reader(tmp_path / "run") as reader:
-            handle = reader.attempts()[0].handle
-        assert handle is not None
-        subprocess.run(["scancel", "--batch", "--signal=USR1", handle["job_id"]], check=True)
-        assert process.wait(timeout=60) == 0
+        wait_for(lambda: held(tmp_path))
+        notice = ["scancel", "--batch", "--signal=USR1", job_of(tmp_path)]
+        subprocess.run(notice, check=True)
+        wait_for(lambda: asked_to_stop(tmp_path))
+        go(tmp_path)
+        assert process.wait(timeout=LONGEST) == 0
     assert_exact(tmp_path / "run", undisturbed)
     with Reader(tmp_path / "run") as reader:
         assert len(reader.attempts()) == 1, "the same job, queued again"
@@ -132,16 +167,16 @@ def test_a_job_near_its_time_limit_saves_and_queues_itself_again(
 
 
 def test_a_dead_slurm_controller_is_waited_for(
-    slurm: Path, tmp_path: Path, undisturbed: Path
+    own_slurm: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    path = write_run(tmp_path, launcher="slurm", trainer=SLOW)
+    path = write_run(tmp_path, launcher="slurm", faults=HELD)
     with controller(path) as process:
-        wait_for(lambda: last_step(tmp_path) >= 5)
-        pid = int((slurm / "slurmctld.pid").read_text())
-        subprocess.run(["kill", "-KILL", str(pid)], check=True)
-        wait_for(lambda: last_step(tmp_path) >= 30)
+        wait_for(lambda: held(tmp_path))
+        os.kill(int((own_slurm / "slurmctld.pid").read_text()), signal.SIGKILL)
+        go(tmp_path)
+        wait_for(lambda: steps_done(tmp_path) >= 30)
         subprocess.run(["slurmctld"], check=True)
-        assert process.wait(timeout=90) == 0
+        assert process.wait(timeout=LONGEST) == 0
     assert_exact(tmp_path / "run", undisturbed)
 
 
