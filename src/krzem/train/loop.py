@@ -21,7 +21,14 @@ from torch import Tensor
 from krzem.errors import CheckpointError, DataError, RunError
 from krzem.layout.layout import Layout
 from krzem.model import flops_per_token
-from krzem.train.checkpoint import AsyncSaver, Retention, latest_good, load, load_meta
+from krzem.train.checkpoint import (
+    AsyncSaver,
+    Retention,
+    latest_good,
+    load,
+    load_meta,
+    read_manifest,
+)
 from krzem.train.config import ModelSpec
 from krzem.train.device import DeviceInfo, peak_memory, synchronize
 from krzem.train.engine import Engine, StepResult
@@ -121,11 +128,15 @@ class Trainer:
         if found is None:
             return None
         meta = load_meta(found)
-        if meta["order"] != self.source.fingerprint:
+        if "imported_from" in meta:
+            self._begin_from(found, int(meta.get("tokens", 0)))
+            return found
+        if meta.get("order") != self.source.fingerprint:
             raise CheckpointError(
-                f"{found} was trained on other data, or in another order ({meta['order'][:12]} "
-                f"instead of {self.source.fingerprint[:12]}): data, weights, sequence length and "
-                "seed have to be those of the run, or start a new folder"
+                f"{found} was trained on other data, or in another order "
+                f"({str(meta.get('order'))[:12]} instead of {self.source.fingerprint[:12]}): data, "
+                "weights, sequence length and seed have to be those of the run, or start a new "
+                "folder"
             )
         load(found, run_state(self.engine, self.optimizer), config=self.config)
         if self.layout.pp > 1:
@@ -133,6 +144,25 @@ class Trainer:
         self.step, self.sample = int(meta["step"]), int(meta["sample"])
         self.optimizer.steps = int(meta["updates"])
         return found
+
+    def _begin_from(self, folder: Path, tokens: int) -> None:
+        """Begin from weights that came from elsewhere, and from moments if this optimiser's came.
+
+        The schedule and the data start at ``tokens``.
+        """
+        manifest = read_manifest(folder)
+        wanted = {
+            **run_state(self.engine, self.optimizer),
+            **copies_state(self.engine, self.optimizer),
+        }
+        moments = all(name in manifest.tensors for name in wanted)
+        optimizer = self.optimizer if moments else None
+        load(folder, run_state(self.engine, optimizer), config=self.config, strict=False)
+        if self.layout.pp > 1:
+            load(folder, copies_state(self.engine, optimizer), strict=False, check="sizes")
+        self.step = manifest.step
+        self.sample = tokens // self.settings.goal.sequence
+        self.optimizer.steps = manifest.step if moments else 0
 
     def run(self) -> RunEnd:
         """Train from the present step to the last, or until asked to stop; saves at the end.

@@ -13,7 +13,7 @@ from krzem.train.parallel.held import Held
 
 
 def run_state(engine: Engine, optimizer: Optimizer | None) -> State:
-    """This rank's boxes: ``weight/``, optimiser state by kind, ``router_bias/`` and ``table/``."""
+    """This rank's boxes: ``weight/`` (also routers' biases and tables), optimiser state by kind."""
     return dict(_state(engine, optimizer, primary=True))
 
 
@@ -36,9 +36,9 @@ def _state(
     if primary:
         for name, router in engine.routers().items():
             if router.shape.router_bias:
-                yield f"router_bias/{name}", router.e_score_correction_bias
+                yield f"weight/{name}.e_score_correction_bias", router.e_score_correction_bias
             if router.hashed:
-                yield f"table/{name}", router.tid2eid
+                yield f"weight/{name}.tid2eid", router.tid2eid
 
 
 def _box(held: Held, tensor: Tensor) -> Part:

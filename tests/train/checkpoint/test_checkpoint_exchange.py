@@ -496,7 +496,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert exported.exit_code == 0, exported.output
     imported = run(checkpoint_command, ["import", out, str(tmp_path / "new"), "--tokens", "5"])
     assert imported.exit_code == 0, imported.output
-    manifest = verify(tmp_path / "new" / "step-000000000")
+    manifest = verify(tmp_path / "new" / "checkpoints" / "step-000000000")
     assert manifest.meta == {"imported_from": "huggingface hf", "tokens": 5}
     assert manifest.config == CONFIG
     again = run(checkpoint_command, ["import", out, str(tmp_path / "new")])
@@ -523,10 +523,11 @@ def test_command_line_imports_torchtitan(tmp_path: Path, monkeypatch: pytest.Mon
     )
     assert done.exit_code == 0, done.exception
     name = "model.layers.0.mlp.experts.1.up_proj.weight"
-    assert f"weight/{name}" not in read_manifest(tmp_path / "run" / "step-000000042").tensors
+    folder = tmp_path / "run" / "checkpoints" / "step-000000042"
+    assert f"weight/{name}" not in read_manifest(folder).tensors
     target = torch.zeros(4, 6)
     name = "exp_avg/model.layers.0.mlp.experts.1.gate_proj.weight"
-    load(tmp_path / "run" / "step-000000042", {name: target}, strict=False)
+    load(folder, {name: target}, strict=False)
     full = "state.layers.0.moe.routed_experts.inner_experts.w1_EFD.exp_avg"
     assert torch.equal(target, moments[full][1])
 

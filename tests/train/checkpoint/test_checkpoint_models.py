@@ -57,7 +57,7 @@ def test_conversion_agrees_with_the_trainers_own_export(name: str, tmp_path: Pat
 
     invoke("import", str(tmp_path / "hf"), str(tmp_path / "back"))
     again = {n: torch.zeros_like(t) for n, t in state.items()}
-    load(tmp_path / "back" / "step-000000000", again, config=config)
+    load(tmp_path / "back" / "checkpoints" / "step-000000000", again, config=config)
     assert all(torch.equal(again[n], state[n]) for n in state)
 
 
@@ -86,10 +86,10 @@ def test_what_a_folder_may_lack_and_what_not(tmp_path: Path) -> None:
         tmp_path / "less" / "model.safetensors",
     )
     invoke("import", str(tmp_path / "less"), str(tmp_path / "back"))
-    manifest = read_manifest(tmp_path / "back" / "step-000000000")
+    manifest = read_manifest(tmp_path / "back" / "checkpoints" / "step-000000000")
     ours = next(n for n in manifest.tensors if n.endswith("e_score_correction_bias"))
     target = torch.ones(manifest.tensors[ours].shape)
-    load(tmp_path / "back" / "step-000000000", {ours: target}, strict=False)
+    load(tmp_path / "back" / "checkpoints" / "step-000000000", {ours: target}, strict=False)
     assert not target.any()
     del kept["model.norm.weight"]
     save_file(kept, tmp_path / "less" / "model.safetensors")

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from krzem.errors import CheckpointError, DataError
 from krzem.train.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from krzem.train.checkpoint.store import checkpoints, latest_good, quick_check, verify
+from krzem.train.checkpoint.store import checkpoints, latest_good, quick_check, root_of, verify
 
 if TYPE_CHECKING:
     from krzem.train.checkpoint.correspondence import Correspondence
@@ -29,10 +29,11 @@ def checkpoint_command() -> None:
     """Look at, check, export and import checkpoints.
 
     \b
-    krzem checkpoint show runs/a                      all checkpoints of a run, and which are good
-    krzem checkpoint show runs/a/step-000001000       what one holds
-    krzem checkpoint export runs/a/step-000001000 hf  a Hugging Face folder
-    krzem checkpoint import DeepSeek-V3-Base runs/b   a run that begins from published weights
+    krzem checkpoint show runs/a                           all checkpoints of a run
+    krzem checkpoint show runs/a/checkpoints/step-000001000
+    krzem checkpoint verify runs/a                         the last good one, and what is wrong
+    krzem checkpoint export runs/a hf                      its weights as a Hugging Face folder
+    krzem checkpoint import DeepSeek-V3-Base runs/b        a run that begins from these weights
     """
 
 
@@ -45,8 +46,9 @@ def show_command(folder: Path, tensors: bool, as_json: bool) -> None:
 
     Looks at the manifest and the sizes of files; `verify` reads them.
     """
-    if not (folder / MANIFEST).exists() and checkpoints(folder):
-        rows = [_row(path) for _, path in checkpoints(folder)]
+    found = _of_run(folder)
+    if found:
+        rows = [_row(path) for _, path in found]
         _print({"checkpoints": rows}, format_rows(rows), as_json)
         return
     manifest = quick_check(folder)
@@ -62,11 +64,9 @@ def verify_command(folder: Path, as_json: bool) -> None:
     For the folder of a run: find the last good checkpoint, and say what is wrong with later ones.
     """
     rejected: dict[str, str] = {}
-    if not (folder / MANIFEST).exists() and checkpoints(folder):
-        good = latest_good(folder, rejected=lambda path, why: rejected.update({path.name: why}))
-        if good is None:
-            raise CheckpointError(f"no good checkpoint in {folder}: {'; '.join(rejected.values())}")
-        folder, manifest = good, read_manifest(good)
+    if _of_run(folder):
+        folder = _last_good(folder, rejected)
+        manifest = read_manifest(folder)
     else:
         manifest = verify(folder)
     lines = [f"bad    {why}" for why in rejected.values()]
@@ -93,11 +93,14 @@ def verify_command(folder: Path, as_json: bool) -> None:
 def export_command(folder: Path, out: Path, dtype: str, file_gb: float, as_json: bool) -> None:
     """Write the weights of the checkpoint FOLDER as a Hugging Face folder OUT.
 
+    For the folder of a run: those of its last good checkpoint.
+
     Memory does not grow with the model. The checkpoint is verified first.
     """
     _need_torch()
     from krzem.train.checkpoint.transfer import export_huggingface
 
+    folder = _last_good(folder, {}) if _of_run(folder) else folder
     manifest = verify(folder)
     if manifest.config is None:
         raise CheckpointError(f"{folder} holds no model config, so its names are not known")
@@ -145,6 +148,8 @@ def import_command(
 ) -> None:
     """Make a checkpoint in the folder RUN from SOURCE, which another trainer or publisher wrote.
 
+    `krzem train` with RUN as its folder begins from it, at the step and tokens given here.
+
     Nothing in SOURCE is run: safetensors are plain data, and of torch's files only tensors are
     read, by a reader that knows no other names.
     """
@@ -162,7 +167,7 @@ def import_command(
         folder = import_tensors(
             sources,
             _correspondence(config, sources[WEIGHT].tensors()),
-            run,
+            root_of(run),
             config=config,
             meta={"imported_from": f"{kind} {source.name}", "tokens": tokens},
             step=step or 0,
@@ -170,6 +175,19 @@ def import_command(
         )
     manifest = read_manifest(folder)
     _print(manifest_value(manifest), f"{folder}\n{format_manifest(manifest)}", as_json)
+
+
+def _of_run(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of the run in ``folder``; none where ``folder`` is a checkpoint itself."""
+    return [] if (folder / MANIFEST).exists() else checkpoints(root_of(folder))
+
+
+def _last_good(run: Path, rejected: dict[str, str]) -> Path:
+    root = root_of(run)
+    good = latest_good(root, rejected=lambda path, why: rejected.update({path.name: why}))
+    if good is None:
+        raise CheckpointError(f"no good checkpoint in {root}: {'; '.join(rejected.values())}")
+    return good
 
 
 def read_config(path: Path) -> dict[str, Any]:

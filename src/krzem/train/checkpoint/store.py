@@ -27,12 +27,18 @@ from krzem.train.checkpoint.manifest import (
 from krzem.train.durable import fsync_folder, storing
 
 _BLOCK = 8 << 20
+ROOT = "checkpoints"
 _STEP = re.compile(r"step-(\d+)")
 
 
 def step_folder(root: Path, step: int) -> Path:
     """Folder of the checkpoint of ``step``."""
     return root / f"step-{step:09d}"
+
+
+def root_of(run: Path) -> Path:
+    """Where the checkpoints of the run in folder ``run`` lie: ``run`` itself, if they lie there."""
+    return run if run.name == ROOT or checkpoints(run) else run / ROOT
 
 
 def checkpoints(root: Path) -> list[tuple[int, Path]]:

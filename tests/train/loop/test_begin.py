@@ -1,0 +1,60 @@
+"""A run that begins from weights that came from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tests.train.loop.folder import tokenised, write
+
+from krzem.errors import CheckpointError
+from krzem.train.checkpoint.command import checkpoint_command
+from krzem.train.loop import Trainer
+from krzem.train.start import prepare
+
+
+def checkpoint(*arguments: object) -> None:
+    done = CliRunner().invoke(checkpoint_command, [str(a) for a in arguments])
+    if done.exception is not None:
+        raise done.exception
+
+
+def state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {k: t.clone() for k, t in trainer.engine.stages[0].state_dict().items()}
+
+
+@pytest.mark.parametrize("model", ["deepseek_v3", "deepseek_v4"])
+def test_a_run_begins_where_the_weights_of_another_ended(tmp_path: Path, model: str) -> None:
+    """With routers' biases and hash tables, through a Hugging Face folder."""
+    tokenised(tmp_path)
+    first = prepare(write(tmp_path, model, tokens=512))
+    first.run()
+    checkpoint("export", tmp_path / "out", tmp_path / "hf", "--dtype", "float32")
+    checkpoint("import", tmp_path / "hf", tmp_path / "next", "--step", 5, "--tokens", 256)
+
+    file = write(tmp_path, model, tokens=512)
+    file.write_text(file.read_text().replace('"out"', '"next"'))
+    second = prepare(file)
+    resumed = second.resume()
+    assert resumed == tmp_path / "next" / "checkpoints" / "step-000000005"
+    before, after = state(first), state(second)
+    assert any(name.endswith("e_score_correction_bias") for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (second.step, second.sample, second.optimizer.steps) == (5, 8, 0)
+    assert second.run().step == 6  # 256 tokens are left, a step of 8 sequences of 32
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    tokenised(tmp_path)
+    prepare(write(tmp_path, "llama", tokens=256)).run()
+    checkpoint("export", tmp_path / "out", tmp_path / "hf")
+    checkpoint("import", tmp_path / "hf", tmp_path / "next")
+    config = json.loads((tmp_path / "config.json").read_text())
+    file = write(tmp_path, "llama", tokens=256)
+    file.write_text(file.read_text().replace('"out"', '"next"'))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    with pytest.raises(CheckpointError, match=r"another model\. rms_norm_eps"):
+        prepare(file).resume()
