@@ -268,6 +268,7 @@ def test_written_counts_read_back(value: int) -> None:
         (format_length(5000), "5000"),
         (format_bytes(85899345920), "80 GiB"),
         (format_bytes(512), "512 B"),
+        (format_bytes(2**30, 3), "1 GiB"),
         (format_rate(200e9), "200 GB/s"),
         (format_flops(989.4e12), "989.4 TFLOP/s"),
         (format_seconds(5400), "1.5 h"),

@@ -348,9 +348,8 @@ def format_power(watts: float, digits: int = 4) -> str:
 
 def _scaled(value: float, units: tuple[tuple[str, float], ...], digits: int, base: str = "") -> str:
     """``value`` with ``digits`` significant digits in the largest unit it reaches."""
-    rounded = float(f"{value:.{digits}g}")
     for suffix, factor in units:
-        if abs(rounded) >= factor:
+        if abs(float(f"{value / factor:.{digits}g}")) >= 1:
             return f"{_plain(value / factor, digits)}{suffix}"
     return f"{_plain(value, digits)}{base}"
 

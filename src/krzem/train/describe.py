@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from krzem.train.optim.muon import is_matrix
 from krzem.train.settings import TrainSettings
 from krzem.train.start import checked
 
+_WIDTH = 100
 _FLOAT32 = 4
 _INTERVAL = ("low", "mid", "high")
 
@@ -172,6 +174,16 @@ def _start(ranks: int) -> str:
 
 
 def rows(described: Mapping[str, str]) -> str:
-    """A line for each row, values in one column."""
+    """A line for each row, values in one column, wrapped at 100 characters."""
     width = max(map(len, described))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in described.items())
+    lines: list[str] = []
+    for name, value in described.items():
+        lines += textwrap.wrap(
+            value,
+            _WIDTH,
+            initial_indent=f"{name:<{width}}  ",
+            subsequent_indent=" " * (width + 2),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)

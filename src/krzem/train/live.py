@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.box import ROUNDED
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel as Box
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from krzem.quantity import format_bytes, format_flops, format_seconds
@@ -141,11 +142,12 @@ class Panel:
         """Progress bar, numbers, plan."""
         step = progress.record["step"]
         left = f"{progress.share:.0%}, {format_seconds(progress.seconds_left, 3)} left"
+        inside = Table.grid(expand=True)  # a bar by itself does not end its line
+        inside.add_row(ProgressBar(total=1.0, completed=progress.share))
+        for row in progress.rows():
+            inside.add_row(Text(row))
         return Box(
-            Group(
-                ProgressBar(total=1.0, completed=progress.share),
-                *(Text(row) for row in progress.rows()),
-            ),
+            inside,
             title=f"{self.name}: step {step:,} of {step + progress.left:,}",
             subtitle=left,
             box=ROUNDED,

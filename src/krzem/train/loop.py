@@ -124,7 +124,7 @@ class Trainer:
         Raises:
             CheckpointError: of another model, other data, damaged or incomplete.
         """
-        found = folder or (latest_good(self.root) if self.root.exists() else None)
+        found = folder or latest_good(self.root, rejected=self._passed_over)
         if found is None:
             return None
         meta = load_meta(found)
@@ -144,6 +144,10 @@ class Trainer:
         self.step, self.sample = int(meta["step"]), int(meta["sample"])
         self.optimizer.steps = int(meta["updates"])
         return found
+
+    def _passed_over(self, folder: Path, why: str) -> None:
+        if self.rank == 0:
+            self.reporter.event(0, "warning", f"{folder.name} is passed over: {why}")
 
     def _begin_from(self, folder: Path, tokens: int) -> None:
         """Begin from weights that came from elsewhere, and from moments if this optimiser's came.

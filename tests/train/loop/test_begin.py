@@ -58,3 +58,17 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
     with pytest.raises(CheckpointError, match=r"another model\. rms_norm_eps"):
         prepare(file).resume()
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenised(tmp_path)
+    file = write(tmp_path, "llama", tokens=512, save=1)
+    prepare(file).run()
+    victim = next((tmp_path / "out/checkpoints/step-000000002").glob("*.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    resumed = prepare(file).resume()
+    assert resumed is not None
+    assert resumed.name == "step-000000001"
+    assert "step-000000002 is passed over" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def verify_command(folder: Path, as_json: bool) -> None:
     lines = [f"bad    {why}" for why in rejected.values()]
     lines.append(
         f"good   {folder}: step {manifest.step:,}, {len(manifest.files)} files, "
-        f"{manifest.bytes / 1e9:,.3f} GB, all as written"
+        f"{manifest.bytes / 1e6:,.1f} MB, all as written"
     )
     value = {"good": str(folder), "step": manifest.step, "rejected": rejected}
     _print(value, "\n".join(lines), as_json)
@@ -114,7 +114,7 @@ def export_command(folder: Path, out: Path, dtype: str, file_gb: float, as_json:
             file_bytes=int(file_gb * 1e9),
             progress=progress,
         )
-    _print({"out": str(out), "bytes": size}, f"{out}: {size / 1e9:,.3f} GB of {dtype}", as_json)
+    _print({"out": str(out), "bytes": size}, f"{out}: {size / 1e6:,.1f} MB of {dtype}", as_json)
 
 
 @checkpoint_command.command("import")
