@@ -32,7 +32,7 @@ def test_a_complete_row(llama: Row) -> None:
         ({"quality": "exclude"}, "marked exclude"),
         ({"accelerator_id": ""}, "not named"),
         ({"accelerator_id": "abacus-9"}, "not in the catalogue"),
-        ({"seq_len": ""}, "sequence length"),
+        ({"seq_len": "", "model_name": "secret"}, "sequence length"),
         ({"devices": "7", "tp": "2"}, "not a multiple"),
         ({"global_batch": "8"}, "fewer sequences"),
         ({"precision": "int4"}, "not modelled"),
@@ -40,12 +40,63 @@ def test_a_complete_row(llama: Row) -> None:
         ({"metric_step_time_s": ""}, "no speed or memory"),
         ({"tp": "", "pp": "", "zero_or_fsdp_stage": "1"}, "layout not published"),
         ({"layers": "", "model_name": "secret"}, "model shape"),
-        ({"date": "yesterday"}, "no date"),
+        ({"metric_step_time_s": "1e-4"}, "faster than the accelerator's peak"),
+        ({"layers": "", "model_name": "Llama-3-8B-proxy"}, "model shape"),
     ],
 )
 def test_reasons(llama: Row, change: Row, reason: str) -> None:
     with pytest.raises(UnusableRowError, match=reason):
         read_case(llama | change)
+
+
+@pytest.mark.parametrize(
+    ("columns", "year", "guessed"),
+    [
+        ({"date": "2025"}, 2025 + 5.5 / 12, False),
+        ({"date": "2025-10-03"}, 2025 + 9.5 / 12, False),
+        ({"date": "2025/10"}, 2025 + 9.5 / 12, False),
+        ({"date": "20251003"}, 2025 + 9.5 / 12, False),
+        ({"date": "3 Oct 2025"}, 2025 + 9.5 / 12, False),
+        ({"date": "10/2025"}, 2025 + 9.5 / 12, False),
+        ({"date": "Q4 2025"}, 2025.875, False),
+        ({"date": "2025-01 (tag 24.11.1)"}, 2025 + 0.5 / 12, False),
+        ({"date": "", "source": "arXiv 2104.04473"}, 2021 + 3.5 / 12, True),
+        ({"date": "", "source": "MLPerf Training v4.1"}, 2024.85, True),
+        ({"date": "yesterday"}, 2022 + 8.5 / 12 + 1.5, True),
+    ],
+)
+def test_dates(llama: Row, columns: Row, year: float, guessed: bool) -> None:
+    case = read_case(llama | columns)
+    assert case.date == pytest.approx(year, abs=0.6 if columns["date"] == "yesterday" else 1e-6)
+    assert ("date" in case.guesses) == guessed
+
+
+def test_what_a_name_says_is_filled_in(llama: Row) -> None:
+    bare = llama | {"seq_len": "", "layers": "", "hidden": "", "kv_heads": ""}
+    case = read_case(bare)
+    assert case.architecture.runs == read_case(llama).architecture.runs
+    assert case.sequence == 8192
+    assert case.guesses == ("sequence length",)
+
+
+def test_degrees_that_are_blank(llama: Row) -> None:
+    row = llama | {"zero_or_fsdp_stage": "1", "tp": "4", "pp": "", "dp": "8", "devices": "64"}
+    assert read_case(row).layout.pp == 2
+    assert read_case(row | {"dp": ""}).layout.pp == 1
+    assert "pipeline degree" in read_case(row | {"dp": ""}).guesses
+    assert read_case(row | {"devices": "", "pp": "2"}).devices == 64
+    rounded = read_case(row | {"devices": "6000", "tp": "8", "pp": "16", "global_batch": "768"})
+    assert rounded.layout.dp == 47
+    assert "devices rounded" in rounded.guesses
+
+
+def test_a_rate_of_all_devices_is_passed_over(llama: Row) -> None:
+    """128 x 8,192 tokens in 3 s are 5,461 tokens/s a device and 349,525 together."""
+    row = llama | {"metric_step_time_s": "", "metric_tokens_per_s_per_device": "349525"}
+    with pytest.raises(UnusableRowError, match="faster than"):
+        read_case(row)
+    case = read_case(row | {"metric_mfu_pct": "0.4"})
+    assert case.measured_by == "metric_mfu_pct"
 
 
 def test_a_known_model_needs_no_shape(llama: Row) -> None:

@@ -34,8 +34,12 @@ from krzem.facts.table import read_table
 FOLDER = Path(krzem.facts.__file__).parent
 
 
+TOO_VAGUE = frozenset({"sequence length", "date", "devices rounded"})
+"""Guesses with which a row is predicted but nothing is learnt from it."""
+
+
 def timed_cases(rows: Iterable[Row]) -> list[Case]:
-    """The rows that publish a speed and can be predicted."""
+    """The rows that publish a speed and say enough to learn from."""
     found = []
     for row in rows:
         try:
@@ -43,7 +47,7 @@ def timed_cases(rows: Iterable[Row]) -> list[Case]:
             machine(situation(case), Coefficients({}))
         except (UnusableRowError, UnknownFactError):
             continue
-        if case.seconds is not None:
+        if case.seconds is not None and not TOO_VAGUE & set(case.guesses):
             found.append(case)
     return found
 

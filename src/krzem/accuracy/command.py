@@ -35,7 +35,7 @@ def accuracy_command(
 ) -> None:
     """Predict every run of a CSV FILE and compare with what was measured.
 
-    FILE has the columns of the packaged table of published runs (facts/runs.csv; docs/data.md
+    FILE has the columns of the packaged table of published runs (facts/runs.csv; docs/accuracy.md
     explains them), in any order; what is missing is inferred where only one answer is possible,
     assumed and noted where a habit tells, and else the row is skipped with the reason.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.cells import Row, number, text
 from krzem.hardware.device import Device
 from krzem.layout.precision import Precision
@@ -53,6 +56,10 @@ def published_flops(arch: Architecture, sequence: int, convention: str, full: bo
     return times * forward_flops(arch, sequence, attention)
 
 
+IMPOSSIBLE = 1.1
+"""Share of the peak that no published speed can stand for (the least FLOPs, over the peak)."""
+
+
 def seconds_per_step(
     row: Row,
     arch: Architecture,
@@ -63,24 +70,44 @@ def seconds_per_step(
     precision: Precision,
     full_recompute: bool,
 ) -> tuple[float | None, str]:
-    """(seconds, column it comes from); None where the row publishes no speed."""
-    step = number(row, "metric_step_time_s")
-    if step is not None:
-        return step, "metric_step_time_s"
+    """(seconds, column it comes from); None where the row publishes no speed.
+
+    A column that would mean more than the peak is passed over: rates of the whole machine in a
+    column for one device are the usual reason.  Where no column is left the row contradicts itself.
+
+    Raises UnusableRowError.
+    """
     share = global_batch * sequence / devices
-    rate = number(row, "metric_tokens_per_s_per_device")
-    if rate is not None:
-        return share / rate, "metric_tokens_per_s_per_device"
     convention = text(row, "flops_convention")
-    per_token = published_flops(arch, sequence, convention, full_recompute)
-    tflops = number(row, "metric_tflops_per_device")
-    if tflops is not None:
-        return share * per_token / (tflops * 1e12), "metric_tflops_per_device"
-    mfu = number(row, "metric_mfu_pct")
+    counted = share * published_flops(arch, sequence, convention, full_recompute)
     peak = _peak(device, precision, convention)
-    if mfu is not None and mfu <= 100 and peak is not None:
-        return share * per_token / (mfu / 100 * peak), "metric_mfu_pct"
-    return None, ""
+    step, rate, tflops, mfu = (number(row, name) for name in SPEEDS)
+    found = (
+        step,
+        share / rate if rate else None,
+        counted / (tflops * 1e12) if tflops else None,
+        counted / (_fraction(mfu) * peak) if mfu and mfu <= 100 and peak else None,
+    )
+    if not any(found):
+        return None, ""
+    least = share * 3.0 * forward_flops(arch, sequence, "none", logits=False)
+    fastest = least / (IMPOSSIBLE * max(device.peak_flops.values(), default=math.inf))
+    for seconds, column in zip(found, SPEEDS, strict=True):
+        if seconds is not None and seconds >= fastest:
+            return seconds, column
+    raise UnusableRowError("row contradicts itself (faster than the accelerator's peak)")
+
+
+SPEEDS = (
+    "metric_step_time_s", "metric_tokens_per_s_per_device", "metric_tflops_per_device",
+    "metric_mfu_pct",
+)  # fmt: skip
+"""Columns that publish a speed, the safest first."""
+
+
+def _fraction(mfu: float) -> float:
+    """Utilisation as a fraction, whether written in per cent or as one (nobody publishes 1 %)."""
+    return mfu if mfu <= 1.0 else mfu / 100.0
 
 
 def _peak(device: Device, precision: Precision, convention: str) -> float | None:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import re
-
 from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.cells import Row, number, text, whole
+from krzem.accuracy.spellings import NODE, recompute_of, sharding_of, yes_or_no
 from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
 from krzem.model.architecture import Architecture
 
-_FSDP = re.compile(r"^(3|fsdp|hsdp|zero-?3)")
+TOKENS = 1e5
+"""A batch of as many is one in tokens; the largest in sequences was a sixth of it."""
+ROUNDED = 0.05
+"""Largest part of the devices that a rounded count (``6K NPUs``) may be off a whole layout."""
 
 
 def read_layout(
-    row: Row, arch: Architecture, devices: int, year: float, sequence: int, engine: str
+    row: Row,
+    arch: Architecture,
+    devices: int,
+    year: float,
+    sequence: int,
+    engine: str,
+    node: int,
 ) -> tuple[Layout, float, bool, tuple[str, ...]]:
     """(layout, global batch in sequences, whether recomputation is known, what was assumed)."""
     guesses: list[str] = []
     zero, shard = _zero(row, engine, guesses)
-    tp, pp, cp = whole(row, "tp"), whole(row, "pp"), whole(row, "cp") or 1
-    if tp is None or pp is None:
-        if devices > 1 and zero != 3 and not (tp and pp):
-            raise UnusableRowError("layout not published (tensor or pipeline parallel degree)")
-        tp, pp = tp or 1, pp or 1
-    if devices % (tp * pp * cp):
-        raise UnusableRowError(
-            "row contradicts itself (devices are not a multiple of tp x pp x cp)"
-        )
-    dp = devices // (tp * pp * cp)
+    shard = node if shard == NODE else shard
+    tp, pp, cp = _degrees(row, devices, zero, guesses)
+    dp = _replicas(devices, tp * pp * cp, guesses)
     ep, etp = _experts(row, arch, tp * cp * dp, tp, year, guesses)
     vpp = whole(row, "vpp") or 1
     batch, micro = _batch(row, devices, dp, pp, sequence, zero, guesses)
@@ -47,16 +48,37 @@ def read_layout(
     return layout, batch, known, tuple(guesses)
 
 
+def _degrees(row: Row, devices: int, zero: int, guesses: list[str]) -> tuple[int, int, int]:
+    """(tp, pp, cp); one that is blank is what the others leave, or 1 where that is a habit."""
+    tp, pp, cp, dp = (whole(row, name) for name in ("tp", "pp", "cp", "dp"))
+    if tp is None and pp is None and devices > 1 and zero != 3 and dp != devices:
+        raise UnusableRowError("layout not published (tensor or pipeline parallel degree)")
+    if (tp is None) != (pp is None) and zero != 3:
+        known = (tp or pp or 1) * (cp or 1)
+        left = devices // (known * dp) if dp and devices % (known * dp) == 0 else 1
+        if dp is None:
+            guesses.append("pipeline degree" if pp is None else "tensor degree")
+        tp, pp = tp or left, pp or left
+    return tp or 1, pp or 1, cp or 1
+
+
+def _replicas(devices: int, model_ranks: int, guesses: list[str]) -> int:
+    """Data-parallel ranks; a number of devices that the source rounded counts as the nearest."""
+    nearest = max(1, round(devices / model_ranks))
+    if devices % model_ranks == 0:
+        return nearest
+    if devices % 100 or abs(nearest * model_ranks / devices - 1.0) > ROUNDED:
+        raise UnusableRowError(
+            "row contradicts itself (devices are not a multiple of tp x pp x cp)"
+        )
+    guesses.append("devices rounded")
+    return nearest
+
+
 def _zero(row: Row, engine: str, guesses: list[str]) -> tuple[int, int]:
-    raw = text(row, "zero_or_fsdp_stage")
-    shard = re.search(r"fsdp(\d+)", raw) or re.search(r"shard[= ](\d+)", text(row, "notes"))
-    group = int(shard.group(1)) if shard else 0
-    if _FSDP.match(raw):
-        return 3, group
-    if raw.startswith("optimizer-parallel"):
-        return 1, 0
-    if raw[:1] in "012" and raw:
-        return int(raw[0]), 0
+    stage, group = sharding_of(text(row, "zero_or_fsdp_stage"), text(row, "notes"))
+    if stage is not None:
+        return stage, group
     guesses.append("zero stage")
     if engine == "xla" and not whole(row, "tp"):
         return 3, 0
@@ -86,6 +108,8 @@ def _batch(
 ) -> tuple[float, int]:
     batch, micro = number(row, "global_batch"), whole(row, "micro_batch")
     step, rate = number(row, "metric_step_time_s"), number(row, "metric_tokens_per_s_per_device")
+    if batch is not None and batch >= TOKENS:
+        batch = batch / sequence
     if batch is None and step and rate:
         batch = rate * devices * step / sequence
     if batch is None:
@@ -124,25 +148,21 @@ def _schedule(row: Row, pp: int, vpp: int) -> Schedule:
 def _sequence_parallel(row: Row, tp: int, arch: Architecture, year: float) -> bool:
     if tp == 1:
         return False
-    raw = text(row, "seq_parallel")
-    if raw in ("0", "1"):
-        return raw == "1"
+    stated = yes_or_no(text(row, "seq_parallel"))
+    if stated is not None:
+        return stated
     # Megatron-Core refuses experts with tensor parallelism but without sequence parallelism.
     return arch.is_moe or year >= 2022.8
 
 
-_LAYERS = re.compile(r"recompute[-_]num[-_]layers=(\d+)")
-_LIST = re.compile(r"recompute[^=]{0,12}=\s*\[([\d,\s]+)\]")
-
-
 def _recompute(row: Row, engine: str, year: float) -> tuple[Recompute, float | None, bool]:
     """(mode, share of layers recomputed or None for all, whether the row says it)."""
-    raw, notes = text(row, "recompute"), text(row, "notes")
-    if raw == "full":
+    kind, notes = recompute_of(text(row, "recompute")), text(row, "notes")
+    if kind == "full":
         return Recompute.FULL, None, True
-    if raw == "none":
+    if kind == "none":
         return Recompute.NONE, None, True
-    if raw == "selective":
+    if kind == "some":
         if engine in ("torchtitan", "fsdp", "xla"):
             # Every second matrix product is saved, the rest of the layer is run again.
             return Recompute.FULL, 0.45, True

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import re
-
+from krzem.accuracy.cards import device_of
 from krzem.accuracy.case import Case, UnusableRowError
-from krzem.accuracy.cells import Row, number, text, whole, year
+from krzem.accuracy.cells import Row, number, text, whole
 from krzem.accuracy.conventions import seconds_per_step
+from krzem.accuracy.dates import date_of
+from krzem.accuracy.known_shapes import completed
 from krzem.accuracy.layouts import read_layout
 from krzem.accuracy.network import network_bytes_per_s
 from krzem.accuracy.shapes import read_architecture
+from krzem.accuracy.spellings import precision_of
 from krzem.cost.engines import engine_of
 from krzem.errors import KrzemError
-from krzem.hardware.catalogue import load_device
 from krzem.hardware.device import Device
 from krzem.layout.layout import Recompute
 from krzem.layout.precision import Precision
 
 MEGATRON_CORE_SINCE = 2023.5
 """Year from which Megatron-LM is built on Megatron-Core."""
-
-_PRECISIONS = {
-    "bf16": Precision.BF16, "fp16": Precision.FP16, "fp16 amp": Precision.FP16,
-    "fp8": Precision.FP8, "mxfp8": Precision.MXFP8, "nvfp4": Precision.NVFP4,
-    "fp32": Precision.FP32, "tf32": Precision.FP32, "fp8-block": Precision.FP8_BLOCK,
-}  # fmt: skip
 
 _TRAITS = {
     "ep-overlap": ("a2a overlap", "ep overlap", "overlap-moe", "comm overlap 1f1b"),
@@ -43,20 +38,22 @@ _TRAITS = {
 
 def read_case(row: Row) -> Case:
     """One row as a case; raises UnusableRowError with the reason."""
-    if text(row, "quality") == "exclude":
+    if text(row, "quality").startswith("exclude"):
         raise UnusableRowError("marked exclude by its table")
-    if (when := year(row)) is None:
-        raise UnusableRowError("no date")
-    device = _device(row)
+    row = completed(row)
+    device = device_of(row)
+    when, date_guesses = date_of(row, device)
     devices = _devices(row)
     precision = _precision(row, device)
     arch, sequence, shape_guesses = read_architecture(row)
-    engine = _engine(row, when)
+    engine = _engine(row, when, device)
+    node = whole(row, "devices_per_node") or device.devices_per_node or 8
     try:
-        layout, batch, known, guesses = read_layout(row, arch, devices, when, sequence, engine)
+        layout, batch, known, guesses = read_layout(
+            row, arch, devices, when, sequence, engine, node
+        )
     except KrzemError as error:
         raise UnusableRowError("row contradicts itself (values out of range)") from error
-    node = whole(row, "devices_per_node") or device.devices_per_node or 8
     seconds, column = seconds_per_step(
         row, arch, sequence, devices, batch, device, precision, layout.recompute is Recompute.FULL
     )
@@ -67,7 +64,7 @@ def read_case(row: Row) -> Case:
     return Case(
         id=row.get("id") or "?",
         source=row.get("source") or "?",
-        family=text(row, "family") or "?",
+        family="moe" if arch.is_moe else "dense",
         date=when,
         architecture=arch,
         sequence=sequence,
@@ -85,13 +82,25 @@ def read_case(row: Row) -> Case:
         measured_by=column,
         peak_memory_bytes=None if memory is None else memory * 2**30,
         memory_kind=_memory_kind(notes),
-        guesses=(*shape_guesses, *guesses),
+        guesses=(*date_guesses, *shape_guesses, *guesses),
     )
 
 
-def _engine(row: Row, when: float) -> str:
+_AT_HOME = {
+    "google-tpu": "xla", "aws-neuron": "neuron", "intel-gaudi": "gaudi", "amd-cdna2": "primus",
+    "amd-cdna3": "primus", "amd-cdna4": "primus", "huawei-ascend-910": "mindspeed",
+    "huawei-ascend-910b": "mindspeed", "huawei-ascend-910c": "mindspeed",
+}  # fmt: skip
+"""The port of Megatron that a family's vendor keeps, or its own engine where there is none."""
+_PORTED = ("other", "megatron-core", "megatron-lm")
+
+
+def _engine(row: Row, when: float, device: Device) -> str:
+    """What the source runs; where it speaks of Megatron, or of nothing, its port to the card."""
     origin = f"{row.get('source') or ''} {row.get('url_or_repo') or ''}"
     name = engine_of(origin, row.get("notes") or "")
+    if name in _PORTED and device.family in _AT_HOME:
+        return _AT_HOME[device.family]
     return "megatron-core" if name == "megatron-lm" and when >= MEGATRON_CORE_SINCE else name
 
 
@@ -101,35 +110,28 @@ def _memory_kind(notes: str) -> str:
     return "shown" if any(word in notes for word in ("nvidia-smi", "rocm-smi")) else "reserved"
 
 
-def _device(row: Row) -> Device:
-    name = (row.get("accelerator_id") or "").strip()
-    if not name:
-        raise UnusableRowError("accelerator not named, or mixed")
-    try:
-        return load_device(name, number(row, "device_fraction") or 1.0)
-    except KrzemError as error:
-        raise UnusableRowError("accelerator not in the catalogue") from error
+_DEGREES = ("tp", "pp", "cp")
 
 
 def _devices(row: Row) -> int:
+    """Devices, or the product of the parallel degrees where all that exceed 1 are published."""
     devices = whole(row, "devices")
-    if devices is not None:
-        if devices > 10_000_000:
-            raise UnusableRowError("row contradicts itself (values out of range)")
-        return devices
-    degrees = [whole(row, name) for name in ("tp", "pp", "dp")]
-    if any(d is None for d in degrees):
-        raise UnusableRowError("number of devices not published")
-    product = whole(row, "cp") or 1
-    for d in degrees:
-        product *= d or 1
-    return product
+    if devices is None:
+        if (dp := whole(row, "dp")) is None:
+            raise UnusableRowError("number of devices not published")
+        devices = dp
+        for name in _DEGREES:
+            devices *= whole(row, name) or 1
+    if devices > 10_000_000:
+        raise UnusableRowError("row contradicts itself (values out of range)")
+    return devices
 
 
 def _precision(row: Row, device: Device) -> Precision:
-    raw = re.sub(r"\s+", " ", text(row, "precision"))
-    if not raw:
+    raw = text(row, "precision")
+    if not raw or raw in ("mixed", "mixed precision", "auto"):
         return Precision.BF16 if "bf16" in device.peak_flops else Precision.FP16
-    if raw not in _PRECISIONS:
+    found = precision_of(raw)
+    if found is None:
         raise UnusableRowError(f"precision not modelled ({raw[:20]})")
-    return _PRECISIONS[raw]
+    return found

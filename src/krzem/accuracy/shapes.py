@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.cells import Row, number, text, whole
+from krzem.accuracy.known_shapes import known_shape
+from krzem.accuracy.spellings import attention_of
 from krzem.errors import KrzemError
 from krzem.model.architecture import (
     Architecture,
@@ -37,13 +39,11 @@ def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
     """(architecture, sequence length, what was assumed); raises UnusableRowError."""
     if any(word in text(row, "model_name") + " " + text(row, "notes") for word in _STATE_SPACE):
         raise UnusableRowError("model not a transformer throughout (state-space layers)")
-    layers, hidden = whole(row, "layers"), whole(row, "hidden")
-    sequence, heads = whole(row, "seq_len"), whole(row, "heads")
-    if sequence is None:
-        raise UnusableRowError("sequence length not published")
-    if layers is None or hidden is None:
-        return _named(row, layers), sequence, ("shape by the model's name",)
+    layers, hidden, heads = (whole(row, name) for name in ("layers", "hidden", "heads"))
     guesses: list[str] = []
+    sequence = _sequence(row, guesses)
+    if layers is None or hidden is None:
+        return _named(row, layers), sequence, (*guesses, "shape by the model's name")
     if heads is None:
         heads = max(1, hidden // (whole(row, "head_dim") or 128))
         guesses.append("heads")
@@ -71,6 +71,18 @@ def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
     return arch, sequence, tuple(guesses)
 
 
+def _sequence(row: Row, guesses: list[str]) -> int:
+    """Tokens of a sequence; where the row does not say, those of the model's own training."""
+    sequence = whole(row, "seq_len")
+    if sequence is not None:
+        return sequence
+    known = known_shape(row.get("model_name") or "")
+    if known is None:
+        raise UnusableRowError("sequence length not published")
+    guesses.append("sequence length")
+    return int(known["seq_len"])
+
+
 def _named(row: Row, layers: int | None) -> Architecture:
     """The built-in model of that name, where the row gives no shape but the name is known."""
     try:
@@ -91,7 +103,8 @@ def _mtp(row: Row) -> int:
 
 def _attention(row: Row, hidden: int, heads: int, guesses: list[str]) -> Attention:
     head_dim = whole(row, "head_dim") or max(1, hidden // heads)
-    if text(row, "attention") == "mla":
+    stated = attention_of(text(row, "attention"))
+    if stated == "mla":
         name = text(row, "model_name")
         guesses.append("latent ranks")
         return Attention(
@@ -104,7 +117,7 @@ def _attention(row: Row, hidden: int, heads: int, guesses: list[str]) -> Attenti
             kv_lora_rank=LATENT["kv_lora_rank"],
             rope_dim=LATENT["rope_dim"],
         )
-    kv = whole(row, "kv_heads") or heads
+    kv = whole(row, "kv_heads") or (1 if stated == "mqa" else heads)
     window, _ = _window(row)
     return Attention(
         kind=AttentionKind.GROUPED,
@@ -113,15 +126,16 @@ def _attention(row: Row, hidden: int, heads: int, guesses: list[str]) -> Attenti
         head_dim=head_dim,
         value_dim=head_dim,
         window=window,
-        qkv_bias=text(row, "attention") == "mha",
-        out_bias=text(row, "attention") == "mha",
+        qkv_bias=stated == "mha",
+        out_bias=stated == "mha",
     )
 
 
 def _runs(
     row: Row, attention: Attention, layers: int, hidden: int, vocab: int, guesses: list[str]
 ) -> tuple[LayerRun, ...]:
-    moe = text(row, "family") == "moe" or (whole(row, "experts") or 0) > 1
+    stated = text(row, "family")
+    moe = any(w in stated for w in ("moe", "expert", "sparse")) or (whole(row, "experts") or 0) > 1
     if not moe:
         width, gated = _dense(row, attention, layers, hidden, vocab, guesses)
         dense = FeedForward(width=width, gated=gated, bias=not gated)
@@ -168,7 +182,9 @@ def _moe(row: Row, guesses: list[str]) -> FeedForward:
         raise UnusableRowError("row contradicts itself (more experts per token than experts)")
     if whole(row, "shared_experts") is None and (row.get("shared_experts") or "").strip() != "0":
         guesses.append("shared experts")
-    limited = text(row, "attention") == "mla" and experts in (160, 256) and per_token >= 6
+    limited = (
+        attention_of(text(row, "attention")) == "mla" and experts in (160, 256) and per_token >= 6
+    )
     return FeedForward(
         width=width,
         gated=True,

@@ -38,8 +38,8 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
 
 
 def _stream(file: Path) -> Iterator[dict[str, str]]:
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        reader = csv.reader(line.replace("\0", "") for line in lines)
+    with file.open(encoding=_encoding(file), errors="replace", newline="") as lines:
+        reader = csv.reader((line.replace("\0", "") for line in lines), delimiter=_delimiter(file))
         header = _header(reader, file)
         while True:
             try:
@@ -53,6 +53,19 @@ def _stream(file: Path) -> Iterator[dict[str, str]]:
                 yield dict(zip(header, cells, strict=False))
 
 
+def _encoding(file: Path) -> str:
+    """UTF-8, or UTF-16 where the file begins with its mark (what spreadsheets call Unicode)."""
+    with file.open("rb") as start:
+        return "utf-16" if start.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+
+
+def _delimiter(file: Path) -> str:
+    """What separates the columns of the header: commas, or semicolons or tabs."""
+    with file.open(encoding=_encoding(file), errors="replace", newline="") as lines:
+        first = next((line for line in lines if not line.startswith("#")), "")[:100_000]
+    return max(",;\t", key=lambda mark: (first.count(mark), mark == ","))
+
+
 def _header(reader: Iterator[list[str]], file: Path) -> list[str]:
     try:
         cells = next(reader, [])
@@ -60,10 +73,10 @@ def _header(reader: Iterator[list[str]], file: Path) -> list[str]:
             cells = next(reader, [])
     except csv.Error as error:
         raise DataError(f"{file.name}: not a CSV file ({error})") from error
-    header = [cell.strip().lower() for cell in cells]
+    header = [cell.strip().lower().replace(" ", "_") for cell in cells]
     if not set(header) & set(NEEDED):
         raise DataError(
             f"{file.name}: not a table of runs; its first line names none of the columns"
-            f" {', '.join(NEEDED)} (docs/data.md lists all)"
+            f" {', '.join(NEEDED)} (docs/accuracy.md lists all)"
         )
     return header

@@ -42,14 +42,19 @@ def engines() -> Mapping[str, Engine]:
     )
     found = {}
     for name, values in raw.items():
-        words = tuple(values.pop("match"))
+        words = tuple(_joined(word) for word in values.pop("match"))
         found[name] = Engine(name=name, match=words, **values)
     return MappingProxyType(found)
 
 
+def _joined(text: str) -> str:
+    """Lower case, with one kind of separator."""
+    return text.lower().replace("_", "-").replace(" ", "-")
+
+
 def engine_of(source: str, notes: str) -> str:
     """The engine whose word stands earliest in the source, else in the notes, else ``other``."""
-    for text in (source.lower(), notes.lower()):
+    for text in (_joined(source), _joined(notes)):
         hits = [
             (text.index(word), -len(word), e.name)
             for e in engines().values()

@@ -1,0 +1,64 @@
+"""When a run was made: its date, or what its source, its notes or its card say of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from krzem.accuracy.cells import Row
+from krzem.hardware.device import Device
+
+_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+_DATE = re.compile(r"(?<!\d)(20[12]\d)(?:[-/._ ](1[0-2](?!\d)|0?[1-9](?!\d)))?(?!\d)")
+_COMPACT = re.compile(r"(?<!\d)(20[12]\d)(0[1-9]|1[0-2])([0-3]\d)(?!\d)")
+_MONTH_FIRST = re.compile(r"(?<!\d)(?:\d{1,2}[/.])?(0?[1-9]|1[0-2])[/.](20[12]\d)(?!\d)")
+_NAMED = re.compile(rf"\b({'|'.join(_MONTHS)})[a-z]*\.?,?\s*(?:\d{{1,2}},?\s+)?(20[12]\d)")
+_NAMED_LAST = re.compile(rf"(20[12]\d)[- ]({'|'.join(_MONTHS)})")
+_QUARTER = re.compile(r"q([1-4])[\s/-]*(20[12]\d)")
+_ARXIV = re.compile(r"(?<!\d)(1[89]|2\d)(0[1-9]|1[0-2])\.\d{4,5}(?!\d)")
+_ROUND = re.compile(r"v(\d\.\d)")
+_ROUNDS = {
+    "0.7": 2020.6, "1.0": 2021.45, "1.1": 2021.9, "2.0": 2022.45, "2.1": 2022.85, "3.0": 2023.45,
+    "3.1": 2023.85, "4.0": 2024.45, "4.1": 2024.85, "5.0": 2025.45, "5.1": 2025.85, "6.0": 2026.45,
+}  # fmt: skip
+"""MLPerf Training rounds by their publication (mlcommons.org)."""
+IN_USE = 1.5
+"""Years from the release of a card to the middle of what is published about it."""
+
+
+def date_of(row: Row, device: Device) -> tuple[float, tuple[str, ...]]:
+    """(year with fraction, what was assumed): ``2025-10-03`` is 2025.79, a bare year its middle."""
+    cell = (row.get("date") or "").strip().lower()
+    if found := _DATE.match(cell):
+        return _year(int(found.group(1)), int(found.group(2) or 6)), ()
+    for said in _readings(cell):
+        return said, ()
+    told = " ".join(row.get(name) or "" for name in ("source", "url_or_repo", "notes")).lower()
+    if found := _ARXIV.search(told):
+        return _year(2000 + int(found.group(1)), int(found.group(2))), ("date",)
+    if "mlperf" in told and (found := _ROUND.search(told)) and found.group(1) in _ROUNDS:
+        return _ROUNDS[found.group(1)], ("date",)
+    for said in _readings(told):
+        return said, ("date",)
+    released = list(_readings(device.released))
+    return (released[0] + IN_USE if released else 2024.5), ("date",)
+
+
+def _year(whole: int, month: int) -> float:
+    return whole + (month - 0.5) / 12
+
+
+def _readings(text: str) -> Iterator[float]:
+    """Dates in ``text``, the surest reading first."""
+    if found := _COMPACT.search(text):
+        yield _year(int(found.group(1)), int(found.group(2)))
+    if found := _NAMED.search(text):
+        yield _year(int(found.group(2)), _MONTHS.index(found.group(1)) + 1)
+    if found := _NAMED_LAST.search(text):
+        yield _year(int(found.group(1)), _MONTHS.index(found.group(2)) + 1)
+    if found := _QUARTER.search(text):
+        yield int(found.group(2)) + (int(found.group(1)) - 0.5) / 4
+    if found := _MONTH_FIRST.search(text):
+        yield _year(int(found.group(2)), int(found.group(1)))
+    if found := _DATE.search(text):
+        yield _year(int(found.group(1)), int(found.group(2) or 6))
