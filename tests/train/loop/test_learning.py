@@ -16,7 +16,7 @@ from krzem.train.optim import Optimizer, OptimizerConfig, update_biases
 
 from ..configs import DEEPSEEK_V3, DEEPSEEK_V4, LLAMA, QWEN3_MOE
 
-VOCABULARY, SEQUENCE, BATCH, STEPS = 96, 32, 16, 40
+VOCABULARY, SEQUENCE, BATCH, STEPS = 96, 32, 8, 30
 
 
 def walk(length: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_loss_falls_below_counting_single_tokens(config: dict[str, Any], kind: s
     for step in range(STEPS):
         tokens = shown[step * BATCH : (step + 1) * BATCH]
         result = engine.step(tokens, sequences=BATCH)
-        optimizer.step(0.02, result.gradient_norm)
+        optimizer.step(0.03, result.gradient_norm)
         update_biases(engine.routers(), engine.loads(), 1e-3)
     ended = engine.evaluate(samples(held_out))
     assert begun == pytest.approx(np.log(VOCABULARY), abs=0.3)
