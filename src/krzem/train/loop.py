@@ -96,7 +96,9 @@ class Trainer:
             layout,
             device=info.device,
             dtype=torch.bfloat16 if goal.precision == "bf16" else torch.float32,
-            weights=LossWeights(mtp=t.mtp, balance=t.balance, z=t.z, router_z=t.router_z),
+            weights=LossWeights(
+                mtp=t.mtp, balance=t.balance, z=t.z, router_z=t.router_z, indexer=t.indexer
+            ),
             seed=t.seed,
         )
         if t.compile:

@@ -101,6 +101,7 @@ class TrainTable:
     bias_rate: float = _key(1e-3, _number, "step of the balancing biases")
     z: float = _key(0.0, _number, "weight of the output's z-loss")
     router_z: float = _key(0.0, _number, "weight of the routers' z-loss")
+    indexer: float = _key(1e-2, _number, "weight of what sparse attention's indexer learns from")
     compile: bool = _key(False, _flag, "compile layers with torch.compile")
 
 

@@ -23,7 +23,9 @@ def run_constants(run_file: Path) -> tuple[RunConstants, TrainSettings]:
     constants = RunConstants(
         optimizer=optimizer_config(settings),
         bias_rate=t.bias_rate,
-        weights=LossWeights(mtp=t.mtp, balance=t.balance, z=t.z, router_z=t.router_z),
+        weights=LossWeights(
+            mtp=t.mtp, balance=t.balance, z=t.z, router_z=t.router_z, indexer=t.indexer
+        ),
     )
     return constants, settings
 

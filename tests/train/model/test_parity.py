@@ -76,13 +76,16 @@ def test_logits_and_gradients_equal_transformers(name: str) -> None:
 
 
 def compare_gradients(theirs: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Every parameter's gradient within 1e-3 of its norm; none missing on one side only."""
+    """Every parameter's gradient within 1e-3 of its norm; none missing on one side only.
+
+    Indexers learn here and not there; that must leave every other gradient as it is.
+    """
     for name, parameter in theirs.items():
         if name == "lm_head.weight" and "lm_head.weight" not in mine:
             continue
         own = mine[name.removeprefix("model.")].grad
         if parameter.grad is None:
-            assert own is None, name
+            assert (own is not None) == (".indexer." in name), name
             continue
         difference = (own.reshape(parameter.shape) - parameter.grad).norm()
         assert difference <= 1e-3 * parameter.grad.norm() + 1e-7, name

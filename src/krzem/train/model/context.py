@@ -24,6 +24,9 @@ class LossWeights:
     """Squared log-partition of the output (PaLM, section 5: 1e-4)."""
     router_z: float = 0.0
     """Squared log-partition of routers (ST-MoE: 1e-3)."""
+    indexer: float = 1e-2
+    """Divergence of an indexer's scores from the attention, mean over tokens.  It acts on the
+    indexer's weights alone: its size matters for clipping only, so it is small."""
 
 
 @dataclass(slots=True, kw_only=True)

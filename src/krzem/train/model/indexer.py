@@ -36,8 +36,7 @@ class IndexScorer(nn.Module):
 class LightningIndexer(Compressor):
     """A small compressor for keys, queries from the low-rank query, and a scorer.
 
-    The choice of entries has no gradient, so next-token prediction does not train these weights
-    (as in the ``transformers`` class).
+    The choice of entries has no gradient: :mod:`krzem.train.model.distill` trains these weights.
     """
 
     def __init__(self, spec: ModelSpec, shape: Indexer, latent: int, rate: int, axes: Axes) -> None:
@@ -46,21 +45,24 @@ class LightningIndexer(Compressor):
         self.q_b_proj = Linear(latent, shape.heads * shape.head_dim)
         self.scorer = IndexScorer(spec, shape)
 
-    @torch.no_grad()
-    def choose(self, x: Tensor, latent: Tensor, context: Context) -> Tensor:
-        """[B, Q, k] the best entries of each of this rank's queries; -1 where there are fewer.
+    def scores(self, x: Tensor, latent: Tensor, context: Context) -> Tensor:
+        """[B, Q, T] of this rank's queries, minus infinity where an entry is not visible.
 
-        ``x [B, Q, D]`` and the query latent ``[B, Q, L]`` are this rank's own tokens.
+        ``x [B, Q, D]`` and the query latent ``[B, Q, L]`` are this rank's own tokens; no gradient
+        goes back to them.
         """
+        x, latent = x.detach(), latent.detach()
         keys = self.forward(x, context)
         q = self.q_b_proj(latent).view(*latent.shape[:2], -1, self.width)
         q = rotate_tail(q, context.angles(self.spec.rope_compressed, context.own))
-        scores = self.scorer(q, keys, x)
         visible = visible_entries(context, self.rate, keys.shape[1], overlap=True)[:, context.own]
-        scores = scores.masked_fill(~visible, -torch.inf)
-        best = scores.topk(min(self.shape.topk, keys.shape[1]), dim=-1).indices
-        allowed = visible.expand_as(scores).gather(-1, best)
-        return best.masked_fill(~allowed, -1)
+        return self.scorer(q, keys, x).masked_fill(~visible, -torch.inf)
+
+    @torch.no_grad()
+    def choose(self, scores: Tensor) -> Tensor:
+        """[B, Q, k] the best entries of each query; -1 where fewer are visible."""
+        best, index = scores.topk(min(self.shape.topk, scores.shape[-1]), dim=-1)
+        return index.masked_fill(best == -torch.inf, -1)
 
 
 def visible_entries(context: Context, rate: int, entries: int, *, overlap: bool) -> Tensor:

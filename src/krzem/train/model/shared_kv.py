@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from krzem.layout.layout import Recompute
 from krzem.model import Attention
 from krzem.train.config import ModelSpec
+from krzem.train.model.balance import attach
 from krzem.train.model.compressor import Compressor, rotate_tail
 from krzem.train.model.context import Context
+from krzem.train.model.distill import attention_on_entries, indexer_loss
 from krzem.train.model.indexer import LightningIndexer, visible_entries
 from krzem.train.model.recompute import recomputed_core
 from krzem.train.model.weights import Cut, Linear, Norm, RowLinear, local, weight
 from krzem.train.ops import rms_norm, sink_attention
 from krzem.train.ops.attention import causal_mask
 from krzem.train.parallel.axis import Axes
-from krzem.train.parallel.collectives import exchange, gather, gather_no_grad
+from krzem.train.parallel.collectives import exchange, gather, gather_no_grad, sum_over
 
 
 class KeyValueCompressor(Compressor):
@@ -36,17 +38,19 @@ class KeyValueCompressor(Compressor):
             latent = shape.q_lora_rank or 0
             self.indexer = LightningIndexer(spec, shape.indexer, latent, rate, axes)
 
-    def mask(self, x: Tensor, latent: Tensor, context: Context) -> Tensor:
-        """[B or 1, S, T]: the entries each query reads."""
+    def mask(self, x: Tensor, latent: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """[B or 1, S, T]: the entries each query reads; and the indexer's scores if it learns."""
         entries = context.length // self.rate
         if not self.overlap:
-            return visible_entries(context, self.rate, entries, overlap=False)
-        best = self.indexer.choose(x, latent, context)
-        best = gather_no_grad(best, self.axes.sequence, 1)
+            return visible_entries(context, self.rate, entries, overlap=False), None
+        learns = torch.is_grad_enabled() and context.weights.indexer > 0
+        with torch.set_grad_enabled(learns):
+            scores = self.indexer.scores(x, latent, context)
+        best = gather_no_grad(self.indexer.choose(scores), self.axes.sequence, 1)
         # Entry T stands for "none" and is cut off again.
         chosen = best.new_zeros(*best.shape[:2], entries + 1, dtype=torch.bool)
         none = torch.where(best < 0, entries, best)
-        return chosen.scatter_(-1, none, True)[..., :entries]
+        return chosen.scatter_(-1, none, True)[..., :entries], scores if learns else None
 
 
 class GroupedOutput(nn.Module):
@@ -98,14 +102,18 @@ class SharedKeyValueAttention(nn.Module):
         if mask is None:
             mask = torch.ones(context.length, context.length, device=x.device).tril().bool()[None]
         mask = mask.flatten(0, -3)
+        far, scores = None, None
         if self.compressor is not None:
             keys = torch.cat((keys, self.compressor(x, context)), dim=1)
-            far = self.compressor.mask(x, latent, context)
+            far, scores = self.compressor.mask(x, latent, context)
             batch = max(len(mask), len(far))
             mask = torch.cat([m.expand(batch, -1, -1) for m in (mask, far)], dim=-1)
-        out = self._core(self._queries(latent, context), keys, mask)
-        out = rotate_tail(out, self._back(context))
-        return self.o_b_proj(self.o_a_proj(out.flatten(2)))
+        q = exchange(self._queries(latent, context), self.axes.cp, split=2, join=1).transpose(1, 2)
+        out = rotate_tail(self._core(q, keys, mask), self._back(context))
+        y = self.o_b_proj(self.o_a_proj(out.flatten(2)))
+        if far is None or scores is None:
+            return y
+        return attach(y, self._indexer_loss(q, keys, mask, far, scores, context))
 
     def _queries(self, latent: Tensor, context: Context) -> Tensor:
         """[B, s, H, N] of the context-parallel part, normalised without gain and rotated."""
@@ -117,13 +125,24 @@ class SharedKeyValueAttention(nn.Module):
         cos, sin = context.angles(self.rope, context.chunk)
         return cos, -sin
 
-    def _core(self, q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """``[B, s, H, N]`` queries over all keys; context-parallel ranks share out the heads."""
-        cp, tp = self.axes.cp, self.axes.tp
-        q = exchange(q, cp, split=2, join=1).transpose(1, 2)
-        heads = q.shape[1]
+    def _own_sinks(self, heads: int) -> Tensor:
+        tp, cp = self.axes.tp, self.axes.cp
         first = (tp.rank * cp.size + cp.rank) * heads
-        sinks = local(self.sinks)[first : first + heads]
+        return local(self.sinks)[first : first + heads]
+
+    def _core(self, q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """``[B, H, S, N]`` queries over all keys; context-parallel ranks share out the heads."""
         core = partial(sink_attention, scale=self.shape.head_dim**-0.5)
+        sinks = self._own_sinks(q.shape[1])
         out = recomputed_core(core, self.recompute, q, keys, sinks, mask)
-        return exchange(out.transpose(1, 2), cp, split=1, join=2)
+        return exchange(out.transpose(1, 2), self.axes.cp, split=1, join=2)
+
+    def _indexer_loss(
+        self, q: Tensor, keys: Tensor, mask: Tensor, far: Tensor, scores: Tensor, context: Context
+    ) -> Tensor:
+        """This rank's part: its own queries, with the attention of every rank's heads."""
+        sinks, scale = self._own_sinks(q.shape[1]), self.shape.head_dim**-0.5
+        attention = attention_on_entries(q, keys, sinks, mask, far.shape[-1], scale)
+        attention = sum_over(attention, self.axes.sequence)[:, context.own]
+        loss = indexer_loss(scores, far[:, context.own], attention)
+        return loss * (context.weights.indexer / (context.sequences * context.length))
