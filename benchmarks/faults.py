@@ -1,9 +1,10 @@
 """Break runs on purpose, in every way we know, and check that nothing is lost.
 
 ``python -m benchmarks.faults --trials 240 --write`` tries faults at random and puts the table into
-docs/reliability.md.  Each trial is a run of the reference trainer (tests/run), disturbed, and
-compared with an undisturbed one: same weights bit for bit, same losses, every sample trained once,
-at no time two trainers, the newest good checkpoint never lost, everything in the ledger.
+docs/reliability.md.  Each trial is a run of the reference trainer (tests/run) or of krzem's own
+(:mod:`benchmarks.fault_training`), disturbed, and compared with an undisturbed one: same weights
+bit for bit, same losses, every sample trained once, at no time two trainers, the newest good
+checkpoint never lost, everything in the ledger.
 """
 
 from __future__ import annotations
@@ -16,141 +17,32 @@ import shutil
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import click
+from benchmarks.fault_training import TRAINING, run_undisturbed
+from benchmarks.fault_trial import ROOT, STEPS, Trial, is_good
 from tests.run.run_helpers import assert_exact, run_it, write_run
 
-from krzem.errors import CheckpointError, DataError
-from krzem.run.contract import CHECKPOINTS, ENV_ATTEMPT, read_heartbeats
+from krzem.run.contract import CHECKPOINTS
 from krzem.run.ledger import Reader
 from krzem.run.lock import LOCK
-from krzem.run.processes import end_all, of_run
+from krzem.run.processes import end_all
 from krzem.run.rows import State
 from krzem.run.story import tell
-from krzem.train.checkpoint.store import checkpoints, quick_check
+from krzem.train.checkpoint.store import checkpoints
 
-ROOT = Path(__file__).parent.parent
-CONTROLLER = ROOT / "tests" / "run" / "controller_main.py"
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
-STEPS = 40
+HELD = "held"
+"""A planted wait is no fault: it keeps a trainer alive until it is disturbed."""
 POINTS = ("compute", "save.begin", "save.data", "save.manifest", "save.done")
-LONGEST = 180.0
-
-
-@dataclass(kw_only=True)
-class Trial:
-    """One disturbed run."""
-
-    folder: Path
-    random: random.Random
-    path: Path = field(init=False)
-    controllers: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    damaged: bool = False
-    refused: int = 0
-    """Second controllers that were turned away."""
-    most_trainers: int = 0
-    newest_good: int = 0
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "run"
-
-    def write(self, **changes: Any) -> None:
-        """The run file; a step takes 15 ms, so that there is something to hit."""
-        gates = 'stall = { seconds = "1s", load = "20s" }\nrestarts = { per_day = 50 }\n'
-        values: dict[str, Any] = {"steps": STEPS, "ranks": 2, "trainer": {"step_seconds": 0.015}}
-        values |= changes
-        values["gates"] = gates + values.get("gates", "")
-        self.path = write_run(self.folder, **values)
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """A controller in a process of its own."""
-        log = (self.folder / "controller.log").open("ab")
-        process = subprocess.Popen(
-            [sys.executable, CONTROLLER, self.path], stdout=log, stderr=log, cwd=ROOT
-        )
-        log.close()
-        self.controllers.append(process)
-        return process
-
-    def step(self) -> int:
-        """Last step that the heartbeats tell of."""
-        with contextlib.suppress(DataError), Reader(self.run_dir) as reader:
-            attempt = reader.open_attempt()
-            if attempt is not None:
-                beats = read_heartbeats(self.run_dir, attempt.id)
-                return max((beat.step for beat in beats.values()), default=0)
-        return 0
-
-    def until(self, step: int) -> None:
-        """Wait for a step, or for the end."""
-        self.wait(lambda: self.step() >= step or self.controllers[-1].poll() is not None)
-
-    def wait(self, what: Callable[[], bool], seconds: float = LONGEST) -> None:
-        """Watch the invariants until something is so."""
-        end = time.monotonic() + seconds
-        while not what():
-            self.look()
-            if time.monotonic() > end:
-                raise AssertionError("it took too long")
-            time.sleep(0.01)
-
-    def look(self) -> None:
-        """Never two trainers; never a step back of the newest good checkpoint."""
-        attempts = {found for pid in of_run(self.run_dir) if (found := _attempt_of(pid))}
-        self.most_trainers = max(self.most_trainers, len(attempts))
-        newest = _newest_good(self.run_dir)
-        if newest < self.newest_good and not self.damaged:
-            raise AssertionError(f"checkpoint {self.newest_good} was lost, {newest} is the newest")
-        self.newest_good = newest
-
-    def finish(self) -> None:
-        """Start controllers until the run is done."""
-        for _ in range(20):
-            process = self.controllers[-1] if self.controllers else self.start()
-            self.wait(lambda p=process: p.poll() is not None)  # type: ignore[misc]
-            if self.state() is State.DONE:
-                return
-            self.start()
-        raise AssertionError("twenty controllers did not finish the run")
-
-    def state(self) -> State | None:
-        """Where the run is."""
-        with contextlib.suppress(DataError), Reader(self.run_dir) as reader:
-            run = reader.run()
-            return run.state if run else None
-        return None
-
-    def kill_trainers(self) -> None:
-        """Every process but the controller."""
-        for pid in of_run(self.run_dir):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def _attempt_of(pid: int) -> str | None:
-    with contextlib.suppress(OSError):
-        for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            if word.startswith(f"{ENV_ATTEMPT}=".encode()):
-                return word.decode()
-    return None
-
-
-def _newest_good(run_dir: Path) -> int:
-    for step, folder in reversed(checkpoints(run_dir / CHECKPOINTS)):
-        with contextlib.suppress(CheckpointError):
-            quick_check(folder)
-            return step
-    return 0
 
 
 def planted(do: str, *, rank: int | None = None, at: str | None = None) -> Callable[[Trial], None]:
@@ -266,15 +158,16 @@ def damage(how: str) -> Callable[[Trial], None]:
     """The newest checkpoint is truncated or has a bit flipped while nothing runs."""
 
     def disturb(trial: Trial) -> None:
-        trial.write()
+        step = trial.random.randrange(22, STEPS - 3)
+        trial.write(faults=[{"id": HELD, "step": step, "at": "compute", "do": "wait"}])
         process = trial.start()
-        trial.until(trial.random.randrange(22, STEPS - 3))
+        trial.wait(lambda: (trial.run_dir / "faults.done" / HELD).exists())
         process.kill()
         process.wait()
         trial.kill_trainers()
         end_all(trial.run_dir)
         trial.damaged = True
-        _, folder = [c for c in checkpoints(trial.run_dir / CHECKPOINTS) if _is_good(c[1])][-1]
+        _, folder = [c for c in checkpoints(trial.run_dir / CHECKPOINTS) if is_good(c[1])][-1]
         file = trial.random.choice([p for p in folder.iterdir() if p.stat().st_size])
         raw = bytearray(file.read_bytes())
         if how == "truncated":
@@ -288,13 +181,6 @@ def damage(how: str) -> Callable[[Trial], None]:
             assert reader.events("checkpoint rejected"), "the damage was not noticed"
 
     return disturb
-
-
-def _is_good(folder: Path) -> bool:
-    with contextlib.suppress(CheckpointError):
-        quick_check(folder)
-        return True
-    return False
 
 
 def disk_full(trial: Trial) -> None:
@@ -413,7 +299,7 @@ class Result:
 
 def try_one(scenario: str, seed: int, undisturbed: Path, keep: Path | None = None) -> Result:
     """One trial of a scenario; a failure is a result, and its folder is kept for a look."""
-    disturb, _ = (LOCAL | SLURM)[scenario]
+    disturb, _ = (LOCAL | SLURM | TRAINING)[scenario]
     folder = Path(tempfile.mkdtemp(prefix="krzem-faults-"))
     trial = Trial(folder=folder / "t", random=random.Random(f"{scenario} {seed}"))
     begun = time.monotonic()
@@ -458,7 +344,8 @@ def check(trial: Trial, undisturbed: Path) -> None:
     assert all(a.cause for a in attempts), "an attempt has no end in the ledger"
     assert {a.id for a in attempts} <= told, "an attempt has no event in the ledger"
     assert controllers <= len(trial.controllers), "a controller that was never started"
-    struck = len(list((trial.run_dir / "faults.done").glob("*")))
+    planted = {mark.name for mark in (trial.run_dir / "faults.done").glob("*")} - {HELD}
+    struck = trial.struck + len(planted)
     assert sum(a.is_fault for a in attempts) >= struck, "a fault is not in the ledger"
 
 
@@ -489,7 +376,7 @@ def slurm_at_hand() -> Iterator[bool]:
 
 def schedule(trials: int, slurm: bool) -> list[tuple[str, int]]:
     """(scenario, seed) of each trial, scenarios in proportion to their shares."""
-    chosen = LOCAL | (SLURM if slurm else {})
+    chosen = LOCAL | (SLURM if slurm else {}) | (TRAINING if find_spec("torch") else {})
     total = sum(share for _, share in chosen.values())
     return [
         (name, seed)
@@ -538,10 +425,13 @@ def main(trials: int, only: str | None, write: bool, keep: Path | None, out: Pat
     """Try faults at random and print what came of them."""
     results: list[Result] = []
     with slurm_at_hand() as slurm, tempfile.TemporaryDirectory() as name:
-        run_it(write_run(Path(name), steps=STEPS))
         planned = [p for p in schedule(trials, slurm) if only is None or only in p[0]]
+        run_it(write_run(Path(name), steps=STEPS))
+        undisturbed = dict.fromkeys(LOCAL | SLURM, Path(name) / "run")
+        if any(scenario in TRAINING for scenario, _ in planned):
+            undisturbed |= dict.fromkeys(TRAINING, run_undisturbed(Path(name) / "training"))
         for number, (scenario, seed) in enumerate(planned, 1):
-            result = try_one(scenario, seed, Path(name) / "run", keep)
+            result = try_one(scenario, seed, undisturbed[scenario], keep)
             results.append(result)
             click.echo(f"{number}/{len(planned)} {scenario} {seed}: "
                        f"{result.fault or 'survived'} ({result.seconds:.1f} s)")  # fmt: skip

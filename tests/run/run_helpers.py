@@ -1,11 +1,13 @@
 """A run of the reference trainer, ready to be started, disturbed and compared."""
 
+import contextlib
 import json
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from krzem.errors import DataError
 from krzem.estimate import Estimate
 from krzem.run.answers import PoolPlan, Qualified
 from krzem.run.controller import run
@@ -132,4 +134,45 @@ def kinds(run_dir: Path) -> list[str]:
         return [event.kind for event in reader.events()]
 
 
-PYTHON = sys.executable
+HELD = [{"id": "held", "step": 6, "at": "compute", "do": "wait"}]
+"""The trainer waits in step 6 until :func:`go`: whatever is done before, is done to a live one."""
+
+
+def held(folder: Path) -> bool:
+    """Whether the trainer of the run in ``folder/run`` waits, its steps before known."""
+    with contextlib.suppress(DataError), Reader(folder / "run") as reader:
+        waits = (folder / "run" / "faults.done" / "held").exists()
+        return waits and any(a.last_step == 5 for a in reader.attempts())
+    return False
+
+
+def asked_to_stop(folder: Path) -> bool:
+    """Whether the first attempt was."""
+    return (folder / "run" / "attempts" / "0001" / "stop").exists()
+
+
+def go(folder: Path) -> None:
+    """Let the trainer go on."""
+    (folder / "run" / "go").touch()
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 300.0) -> None:
+    """Wait as long as a loaded machine may take; nothing is judged by time."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def stopping(folder: Path, ask: Callable[[], None]) -> Callable[[object], None]:
+    """For ``on_look``: ``ask`` once the trainer waits; it goes on when it was asked to stop."""
+    asked: list[bool] = []
+
+    def look(snapshot: object) -> None:
+        if not asked and held(folder):
+            asked.append(True)
+            ask()
+        if asked_to_stop(folder):
+            go(folder)
+
+    return look

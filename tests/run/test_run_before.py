@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.run.run_helpers import run_it, services, write_run
+from tests.run.run_helpers import HELD, go, held, run_it, services, stopping, write_run
 
 from krzem.run.answers import PoolPlan, Qualified
 from krzem.run.before import plan_pool
@@ -15,6 +15,7 @@ from krzem.run.ledger import Reader
 from krzem.run.qualify import qualify_pool
 from krzem.run.rows import Cause, State
 from krzem.run.run_file import read_run
+from krzem.run.services import Snapshot
 from krzem.run.settings import RunSettings
 from krzem.run.verdict import Agreement, Verdict
 
@@ -198,11 +199,16 @@ def test_memory_above_the_limit_ends_the_attempt_and_moves_the_run(tmp_path: Pat
     path = write_run(
         tmp_path,
         pools=["tight", "roomy"],
-        trainer={"step_seconds": 0.01},
+        faults=HELD,
         pool_extra={"tight": '[pool.limits]\nmemory = "1 MiB"\n'},
         gates="restarts = { per_day = 1 }",
     )
-    assert run_it(path) is State.DONE
+
+    def look(snapshot: Snapshot) -> None:
+        if snapshot.attempt.pool == "roomy":
+            go(tmp_path)
+
+    assert run_it(path, on_look=look) is State.DONE
     with Reader(tmp_path / "run") as reader:
         assert [(a.pool, a.cause) for a in reader.attempts()] == [
             ("tight", Cause.MEMORY), ("tight", Cause.MEMORY), ("roomy", Cause.DONE),
@@ -215,11 +221,17 @@ def test_memory_above_the_limit_ends_the_attempt_and_moves_the_run(tmp_path: Pat
 def test_memory_near_the_limit_is_warned_of(tmp_path: Path) -> None:
     path = write_run(
         tmp_path,
-        trainer={"step_seconds": 0.02},
+        faults=HELD,
         pool_extra={"first": '[pool.limits]\nmemory = "8 GiB"\n'},
         gates="memory = { above = 0.0001, steps = 2 }",
     )
-    assert run_it(path) is State.DONE
+    looks = itertools.count()
+
+    def look(snapshot: object) -> None:
+        if held(tmp_path) and next(looks) == 3:
+            go(tmp_path)
+
+    assert run_it(path, on_look=look) is State.DONE
     with Reader(tmp_path / "run") as reader:
         (fired,) = reader.fired()
     assert (fired.gate, fired.action) == ("memory", Action.WARN)
@@ -227,14 +239,15 @@ def test_memory_near_the_limit_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_an_attempt_is_renewed_at_its_time_limit(tmp_path: Path) -> None:
-    path = write_run(
-        tmp_path,
-        trainer={"step_seconds": 0.1},
-        pool_extra={"first": '[pool.limits]\ntime = "3s"\n'},
-    )
-    assert run_it(path) is State.DONE
+    hours = [0.0]
+
+    def an_hour_passes() -> None:
+        hours[0] += 1.0
+
+    path = write_run(tmp_path, faults=HELD, pool_extra={"first": '[pool.limits]\ntime = "50min"\n'})
+    look = stopping(tmp_path, an_hour_passes)
+    assert run_it(path, on_look=look, clock=lambda: 3600 * hours[0]) is State.DONE
     with Reader(tmp_path / "run") as reader:
-        attempts = reader.attempts()
-    assert len(attempts) > 1
-    assert {a.cause for a in attempts[:-1]} == {Cause.STOPPED}
-    assert all(b.from_step == a.last_step for a, b in itertools.pairwise(attempts))
+        first, second = reader.attempts()
+    assert (first.cause, first.last_step) == (Cause.STOPPED, 6)
+    assert (second.cause, second.from_step) == (Cause.DONE, 6)

@@ -1,13 +1,23 @@
+import contextlib
 import json
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.run.run_helpers import assert_exact, run_it, write_run
+from tests.run.run_helpers import (
+    HELD,
+    asked_to_stop,
+    assert_exact,
+    go,
+    held,
+    run_it,
+    wait_for,
+    write_run,
+)
 
 from krzem.errors import RunError
 from krzem.run.command import (
@@ -102,23 +112,26 @@ _RUN = [
 ]
 
 
-def _begun(path: Path) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([*_RUN, str(path), "--quiet"], stdout=subprocess.DEVNULL)
-    metrics = path.parent / "run" / "metrics.jsonl"
-    end = time.monotonic() + 60
-    while not metrics.exists() or metrics.stat().st_size < 1500:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return process
+@contextlib.contextmanager
+def begun(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A controller whose trainer waits in a step."""
+    with subprocess.Popen([*_RUN, str(path), "--quiet"], stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: held(path.parent))
+            yield process
+        finally:
+            process.kill()
 
 
 def test_ctrl_c_saves_and_stops_and_the_same_command_goes_on(tmp_path: Path) -> None:
     reference = write_run(tmp_path / "reference")
     run_it(reference)
-    path = write_run(tmp_path, trainer={"step_seconds": 0.03})
-    with _begun(path) as process:
+    path = write_run(tmp_path, faults=HELD)
+    with begun(path) as process:
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
+        wait_for(lambda: asked_to_stop(tmp_path))
+        go(tmp_path)
+        assert process.wait(timeout=300) == 0
     with Reader(tmp_path / "run") as reader:
         assert reader.attempts()[0].cause is Cause.STOPPED
     assert subprocess.run([*_RUN, str(path), "--quiet"], check=False,
@@ -128,9 +141,10 @@ def test_ctrl_c_saves_and_stops_and_the_same_command_goes_on(tmp_path: Path) -> 
 
 
 def test_stop_ends_a_trainer_whose_controller_is_dead(tmp_path: Path) -> None:
-    path = write_run(tmp_path, steps=2000, trainer={"step_seconds": 0.02})
-    with _begun(path) as process:
+    path = write_run(tmp_path, steps=100_000, faults=HELD)
+    with begun(path) as process:
         process.kill()
+    go(tmp_path)
     refused = CliRunner().invoke(stop_command, [str(tmp_path / "run")])
     assert "give the run file" in str(refused.exception)
     result = CliRunner().invoke(stop_command, [str(path), "--json"])

@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
-from tests.run.run_helpers import assert_exact, final_state, run_it, write_run
+from tests.run.run_helpers import HELD, assert_exact, final_state, run_it, stopping, write_run
 
 from krzem.errors import RunError
+from krzem.run.contract import read_heartbeats
 from krzem.run.ledger import Ledger, Reader
 from krzem.run.rows import Cause, State
 
@@ -70,20 +71,33 @@ def test_faults_end_where_an_undisturbed_run_ends(
         assert reader.attempts()[1].from_step == 10
 
 
+class HangClock:
+    """Goes on only while one rank of the first attempt hangs and the other waits for it."""
+
+    def __init__(self, run_dir: Path, waiting: int) -> None:
+        self.run_dir, self.waiting, self.now = run_dir, waiting, 0.0
+
+    def __call__(self) -> float:
+        beat = read_heartbeats(self.run_dir, 1).get(self.waiting)
+        hangs = (self.run_dir / "faults.done" / "a").exists()
+        over = (self.run_dir / "attempts" / "0002").exists()
+        if hangs and not over and beat is not None and (beat.step, beat.phase) == (17, "reduce"):
+            self.now += 60.0
+        return self.now
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_hanging_rank_is_found_by_its_heartbeat(
     tmp_path: Path, undisturbed: Path, rank: int
 ) -> None:
     fault = {"id": "a", "step": 17, "at": "compute", "do": "hang", "rank": rank}
-    path = write_run(
-        tmp_path, ranks=2, faults=[fault], gates='stall = { seconds = "0.5s", load = "5s" }'
-    )
-    assert run_it(path) is State.DONE
+    path = write_run(tmp_path, ranks=2, faults=[fault])
+    assert run_it(path, clock=HangClock(tmp_path / "run", 1 - rank)) is State.DONE
     assert_exact(tmp_path / "run", undisturbed)
     with Reader(tmp_path / "run") as reader:
         (fired,) = reader.fired()
         assert fired.gate == "stall"
-        assert f"furthest behind: rank {rank} on" in fired.message
+        assert f"(limit 120 s); furthest behind: rank {rank} on" in fired.message
         assert {row["rank"] for row in fired.evidence} == {0, 1}
 
 
@@ -130,21 +144,17 @@ def test_too_many_restarts_move_the_run_and_the_last_pool_can_fail(tmp_path: Pat
 
 
 def test_a_stop_request_saves_and_the_run_goes_on_later(tmp_path: Path, undisturbed: Path) -> None:
-    path = write_run(tmp_path, trainer={"step_seconds": 0.02})
-    asked = []
+    path = write_run(tmp_path, faults=HELD)
 
-    def ask(snapshot: object) -> None:
-        if getattr(snapshot, "step", 0) >= 5 and not asked:
-            asked.append(True)
-            other = Ledger(tmp_path / "run")
-            other.request_stop("save")
-            other.close()
+    def ask() -> None:
+        other = Ledger(tmp_path / "run")
+        other.request_stop("save")
+        other.close()
 
-    assert run_it(path, on_look=ask) is State.STOPPED
+    assert run_it(path, on_look=stopping(tmp_path, ask)) is State.STOPPED
     with Reader(tmp_path / "run") as reader:
         (attempt,) = reader.attempts()
-        assert attempt.cause is Cause.STOPPED
-        assert 5 <= (attempt.last_step or 0) < 40
+        assert (attempt.cause, attempt.last_step) == (Cause.STOPPED, 6)
     assert run_it(path) is State.DONE
     assert_exact(tmp_path / "run", undisturbed)
 

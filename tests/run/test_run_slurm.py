@@ -3,14 +3,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.run.run_helpers import assert_exact, run_it, write_run
+from tests.run.run_helpers import (
+    HELD,
+    asked_to_stop,
+    assert_exact,
+    go,
+    held,
+    run_it,
+    wait_for,
+    write_run,
+)
 
-from krzem.errors import DataError
 from krzem.run.launch.job import Job
 from krzem.run.launch.slurm import batch_options, batch_script
 from krzem.run.ledger import Reader
@@ -21,8 +28,6 @@ from krzem.run.settings import Slurm
 CONTROLLER = Path(__file__).parent / "controller_main.py"
 LONGEST = 300.0
 """Seconds after which a test is lost; nothing is judged by time."""
-HELD = [{"id": "held", "step": 6, "at": "compute", "do": "wait"}]
-"""The trainer waits in step 6 until :func:`go`: whatever is done before, is done to a live job."""
 
 
 @pytest.fixture(scope="module")
@@ -30,29 +35,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     run_it(write_run(folder))
     return folder / "run"
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + LONGEST
-    while not what():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
-def go(folder: Path) -> None:
-    (folder / "run" / "go").touch()
-
-
-def held(folder: Path) -> bool:
-    """Whether the trainer waits, and the controller knows the steps before."""
-    with contextlib.suppress(DataError), Reader(folder / "run") as reader:
-        waits = (folder / "run" / "faults.done" / "held").exists()
-        return waits and any(a.last_step == 5 for a in reader.attempts())
-    return False
-
-
-def asked_to_stop(folder: Path) -> bool:
-    return (folder / "run" / "attempts" / "0001" / "stop").exists()
 
 
 def steps_done(folder: Path) -> int:
