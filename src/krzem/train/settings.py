@@ -268,7 +268,9 @@ def _parse(file: Path) -> Mapping[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RunError(f"{file} cannot be read: {error.strerror}") from error
+        raise RunError(
+            f"{file} cannot be read: {error.strerror}; `krzem train --help` shows a run file"
+        ) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RunError(f"{file} is no TOML: {error}") from error
 

@@ -12,7 +12,9 @@ import torch.distributed as dist
 
 from krzem.errors import InputError, KrzemError, RunError, UnknownFactError
 from krzem.layout.layout import Layout, parse_layout
+from krzem.model import count
 from krzem.model.catalogue import load_model_config
+from krzem.quantity import format_bytes
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.data import Component, SampleStream, TokenDataset
 from krzem.train.device import find_device, start_ranks
@@ -31,6 +33,8 @@ from krzem.train.settings import (
 )
 
 LAYOUT_VARIABLE = "KRZEM_LAYOUT"
+_STATE_BYTES = 12
+"""Of a parameter in training at the least: weight, gradient and Muon's momentum in float32."""
 Value = TypeVar("Value")
 
 
@@ -107,6 +111,7 @@ def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True
             lambda: parts(len(spec.layers), layout),
             lambda: check_batch(settings, layout),
             lambda: _check_ranks(layout) if here else None,
+            lambda: _check_memory(settings, spec, layout) if here else None,
         ):
             _tried(rule, faults)
     if faults or planned is None:
@@ -188,6 +193,24 @@ def _check_ranks(layout: Layout) -> None:
             f"the layout needs tp*cp*pp*dp = {layout.tp}*{layout.cp}*{layout.pp}*{layout.dp} = "
             f"{layout.devices} ranks, {_world()} are present; start with torchrun "
             f"--nproc-per-node {layout.devices}, or change the layout"
+        )
+
+
+def _check_memory(settings: TrainSettings, spec: ModelSpec, layout: Layout) -> None:
+    """Refuse what no layout of these ranks can hold, before a machine runs out of memory."""
+    device = find_device(settings.train.device)
+    if device.memory_bytes is None:
+        return
+    counted = count(spec.arch)
+    parameters = counted.total + counted.mtp
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.is_cpu else 1
+    each, room = _STATE_BYTES * parameters / layout.devices, device.memory_bytes / sharing
+    if each > room:
+        raise RunError(
+            f"{parameters:,} parameters of at least {_STATE_BYTES} bytes (float32 weights, "
+            f"gradients and momenta) over {layout.devices} ranks are {format_bytes(each)} a rank, "
+            f"and {device.name} has {format_bytes(room)} for it; start more ranks or train a "
+            "smaller model (`krzem plan` says what holds this one)"
         )
 
 

@@ -10,10 +10,10 @@ import torch
 from click.testing import CliRunner
 from tests.train.loop.folder import tokenised, write
 
-from krzem.errors import CheckpointError
+from krzem.errors import CheckpointError, RunError
 from krzem.train.checkpoint.command import checkpoint_command
 from krzem.train.loop import Trainer
-from krzem.train.start import prepare
+from krzem.train.start import checked, prepare
 
 
 def checkpoint(*arguments: object) -> None:
@@ -72,3 +72,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(
     assert resumed is not None
     assert resumed.name == "step-000000001"
     assert "step-000000002 is passed over" in capsys.readouterr().err
+
+
+def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    tokenised(tmp_path)
+    file = write(tmp_path, "llama", tokens=512)
+    config = {**json.loads((tmp_path / "config.json").read_text()), "intermediate_size": 2**31 - 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        RunError, match=r"parameters of at least 12 bytes .* over 1 ranks are .*TiB"
+    ):
+        checked(file)

@@ -35,6 +35,17 @@ def train_command(run_file: Path, dry_run: bool, layout: str | None, as_json: bo
     krzem train run.toml                                       on one device
     torchrun --nproc-per-node 8 -m krzem.train run.toml        on many
     krzem train run.toml --dry-run                             parameters, layout, memory
+
+    The shortest RUN_FILE, all else having a default (docs/trainer.md):
+
+    \b
+    model = "config.json"        # Hugging Face's, or a name of `krzem models`
+    [goal]
+    tokens = "10M"
+    sequence = 1024
+    global_batch = 8             # sequences in a step
+    [data]
+    path = "tokens"              # from `krzem data build TEXT --out tokens`
     """
     if layout is not None:
         os.environ[ENV_LAYOUT] = layout
