@@ -19,17 +19,22 @@ from krzem.cost.coefficients import fitted
 from krzem.errors import ClusterError, KrzemError, UnknownFactError
 from krzem.estimate import Basis, Estimate
 from krzem.hardware import Cluster, Device, cluster_of, read_cluster
-from krzem.layout.layout import parse_layout
+from krzem.layout.layout import Layout, parse_layout
 from krzem.model import load_model
+from krzem.plan.answer import explanation_of, plan_of
 from krzem.plan.goal import Goal
-from krzem.plan.plan import Explanation, LayoutPlan, Plan, explain, plan
-from krzem.plan.price import Task, engine_for
+from krzem.plan.plan import Explanation, LayoutPlan, Plan
+from krzem.plan.price import Task
+from krzem.plan.request import Asked, Question, settle
 from krzem.run.answers import PoolPlan
+from krzem.run.own import is_own, runnable
 from krzem.run.profile import read_profile
 from krzem.run.run_file import CPU
 from krzem.run.settings import Pool, RunSettings
 
 DAY = 86_400.0
+CHOICES = 40
+"""Parallel shapes of the planner that are tried on krzem's trainer, fastest first."""
 _UNCALIBRATED = 0.6
 """Spread (of the logarithm) of a step time on a kind of device that no published run calibrates:
 the middle 80 % span a factor of about two either way."""
@@ -76,24 +81,57 @@ def _plan(
         precision=pool.precision or settings.goal.precision,
         deadline_days=None if days is None or days <= 0 else days,
     )
-    cluster = cluster_for(pool, measured)
-    task = _task(settings, cluster, goal)
+    layout = None if pool.layout == "auto" else parse_layout(pool.layout)
+    own = is_own(settings, pool)
+    asked = _asked(settings, cluster_for(pool, measured), goal, layout, own, measured)
+    if layout is None:
+        found = plan_of(asked, alternatives=CHOICES if own else 0)
+        layout = runnable(settings, found) if own else found.best.layout
+        if layout == found.best.layout:
+            return found
+        asked = _asked(settings, cluster_for(pool, measured), goal, layout, own, measured)
+    return explanation_of(asked, layout)
+
+
+def _asked(
+    settings: RunSettings,
+    cluster: Cluster,
+    goal: Goal,
+    layout: Layout | None,
+    own: bool,
+    measured: Mapping[str, float],
+) -> Asked:
+    """The planner's question; with krzem's trainer its engine and what that keeps in memory."""
+    states = kept_bytes(goal.precision, goal.optimizer, layout) if own else None
+    asked = settle(
+        Question(
+            model=load_model(settings.model),
+            on=cluster,
+            tokens=goal.tokens,
+            sequence=goal.sequence,
+            global_batch=goal.global_batch,
+            precision=goal.precision,
+            optimizer=goal.optimizer,
+            state_bytes=states,
+            engine="krzem" if own else None,
+        )
+    )
+    settled = replace(asked.task.goal, deadline_days=goal.deadline_days, budget_usd=goal.budget_usd)
+    task = replace(asked.task, goal=settled)
     if measured:
         task = replace(task, cluster=sharpened(task, measured))
-    if pool.layout == "auto":
-        return plan(task)
-    return explain(task, parse_layout(pool.layout))
+    return replace(asked, task=task)
 
 
-def _task(settings: RunSettings, cluster: Cluster, goal: Goal) -> Task:
-    today = datetime.date.today()
-    return Task(
-        architecture=load_model(settings.model),
-        cluster=cluster,
-        goal=goal,
-        engine=engine_for(cluster),
-        year=today.year + (today.month - 1) / 12,
-    )
+def kept_bytes(precision: str, optimizer: str, layout: Layout | None) -> str:
+    """What krzem's trainer keeps for a parameter: float32 weight, gradient and moments.
+
+    Between steps a sharded layout below zero=3 also keeps the gathered weights, as computed with.
+    """
+    weight, master, moments = 4, 0, 8 if optimizer == "adamw" else 4
+    if layout is not None and layout.zero in (1, 2) and layout.dp * layout.cp > 1:
+        weight, master = 4 if precision == "fp32" else 2, 4
+    return f"weight={weight},gradient=4,master={master},moments={moments}"
 
 
 def cluster_for(pool: Pool, measured: Mapping[str, float]) -> Cluster:

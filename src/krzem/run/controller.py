@@ -24,7 +24,7 @@ from krzem.run.run_file import identity
 from krzem.run.services import Services
 from krzem.run.settings import Pool, RunSettings, Verify
 from krzem.run.stored import Good, last_good, note_new
-from krzem.run.verdict import Agreement
+from krzem.run.verdict import Agreement, Verdict
 from krzem.run.watch import SAVES_FIRST, Outcome, Watch
 from krzem.run.written_back import write_back
 
@@ -150,11 +150,9 @@ class Controller:
             message = "trusted unmeasured, as the run file says"
             self.ledger.decide(f"qualify {pool.name}", "skipped", message)
             return Qualified(passed=True, message=message)
-        token = self.ledger.next_token()
-        raise_fence(self.ledger, token)
-        launcher = self.services.launcher(pool.launcher)
         self.services.say(f"measuring pool {pool.name}")
-        found = self.services.qualify(self.settings, pool, launcher, token)
+        launcher = self.services.launcher(pool.launcher)
+        found = self.services.qualify(self.settings, pool, launcher, self._fenced())
         with self.ledger.writing():
             choice = "passed" if found.passed else "failed"
             reason = found.message if found.passed else "; ".join(found.faults)
@@ -163,6 +161,12 @@ class Controller:
             for name, value in found.measured.items():
                 self.ledger.measure(pool.name, name, value, "base unit")
         return found
+
+    def _fenced(self) -> int:
+        """A token for a job that is no attempt; nothing older may start or commit any more."""
+        token = self.ledger.next_token()
+        raise_fence(self.ledger, token)
+        return token
 
     def _measured(self, pool: Pool) -> Mapping[str, float] | None:
         """What an earlier qualification of this pool measured, newest first."""
@@ -173,9 +177,10 @@ class Controller:
         """Whether the pool may go on with a checkpoint that another pool made."""
         good = last_good(self.ledger)
         made_by = self._maker(good)
-        if good is None or made_by in (None, pool.name):
+        if good is None or made_by in (None, pool.name) or self.settings.gates.witness is None:
             return True
-        verdict = self.services.witness(good.folder, pool)
+        self.services.say(f"asking the witness of {good.folder.name} on {pool.name}")
+        verdict = self._asked(pool, good)
         with self.ledger.writing():
             self.ledger.decide(
                 f"witness of {good.folder.name} on {pool.name}", str(verdict.agreement),
@@ -184,13 +189,43 @@ class Controller:
             self.ledger.event(f"witness {verdict.agreement}", verdict.message, pool=pool.name)
         self.services.say(f"witness: {verdict.message}")
         gate = self.settings.gates.witness
-        if verdict.agreement is not Agreement.FAILED or gate is None or gate.action is Action.WARN:
+        if verdict.agreement is not Agreement.FAILED or gate.action is Action.WARN:
             return True
         if gate.action is Action.STOP:
             self.ledger.set_state(State.STOPPED, pool.name, f"witness failed: {verdict.message}")
         else:
             self._give_up(pool, f"witness failed: {verdict.message}")
         return False
+
+    def _asked(self, pool: Pool, good: Good) -> Verdict:
+        if not self.settings.witness.enabled:
+            message = f"{good.folder.name} is not compared, as the run file says"
+            return Verdict(agreement=Agreement.NOT_CHECKED, message=message)
+        return self.services.witness(
+            self.settings, pool, self.services.launcher(pool.launcher), self._fenced(),
+            checkpoint=good.folder, layout=self._layout(pool),
+        )  # fmt: skip
+
+    def _record_witness(self, pool: Pool) -> None:
+        """Before the run leaves ``pool``: what its last checkpoint must reproduce elsewhere."""
+        good = last_good(self.ledger)
+        asked = self.settings.witness.enabled and self.settings.gates.witness is not None
+        if good is None or not asked or self._maker(good) != pool.name:
+            return
+        self.services.say(f"recording the witness of {good.folder.name} on {pool.name}")
+        told = self.services.record_witness(
+            self.settings, pool, self.services.launcher(pool.launcher), self._fenced(),
+            checkpoint=good.folder, layout=self._layout(pool),
+        )  # fmt: skip
+        if told is not None:
+            self.ledger.event("witness", told, pool=pool.name)
+            self.services.say(told)
+
+    def _layout(self, pool: Pool) -> str | None:
+        """As the run file states it, or as planned last; None: the trainer's own choice."""
+        layout = self._newest_plan(pool.name).get("layout")
+        stated = layout if pool.layout == "auto" else pool.layout
+        return None if stated is None else str(stated)
 
     def _maker(self, good: Good | None) -> str | None:
         """The pool whose attempt committed a checkpoint."""
@@ -245,15 +280,13 @@ class Controller:
         if good and (good.tokens or 0) >= self.settings.goal.tokens:
             self.ledger.set_state(State.AFTER, pool.name, "every token is trained")
             return None
-        plan = self._newest_plan(pool.name)
-        layout = plan.get("layout") if pool.layout == "auto" else pool.layout
         return start(
             self.settings,
             self.services,
             self.ledger,
             pool,
             good=good,
-            layout=None if layout is None else str(layout),
+            layout=self._layout(pool),
             exclude=self._excluded(pool),
         )
 
@@ -396,7 +429,9 @@ class Controller:
         """Choose the next pool; its qualification asks the witness."""
         self._leave_nothing_alive()
         pools = self.settings.after(row.pool or "")
-        if not pools:
+        if pools:
+            self._record_witness(self.settings.pool(row.pool or ""))
+        else:
             self._fail(f"{row.pool} was given up and no pool is left", None)
             return
         self._take_next([self._plan(pool) for pool in pools], f"moving on from {row.pool}")

@@ -7,15 +7,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from krzem.errors import KrzemError, LaunchError
+from krzem.errors import KrzemError
 from krzem.hardware import Device
 from krzem.run.answers import Qualified
 from krzem.run.attempts import job_name, surroundings
 from krzem.run.before import cluster_for
 from krzem.run.clock import iso
 from krzem.run.contract import ENV_RUN_DIR
-from krzem.run.launch.job import OUTPUT, Job, JobLauncher, Look, Phase
-from krzem.run.launch.slurm import SlurmSilentError
+from krzem.run.errand import run_errand
+from krzem.run.launch.job import Job, JobLauncher
 from krzem.run.measure import forget
 from krzem.run.probe.judge import Probed, judge, read_ranks
 from krzem.run.profile import Profile, profile_text
@@ -24,7 +24,6 @@ from krzem.run.settings import Launcher, Pool, RunSettings
 from krzem.train.durable import write_atomic
 
 PROBES, PROFILES = "probes", "profiles"
-_TRIES = 3
 _LATE_SECONDS = 900.0
 """Beyond ten times its planned length: start-up of many processes on a slow file system."""
 
@@ -78,41 +77,14 @@ def probe_job(settings: RunSettings, pool: Pool, token: int) -> Job:
 
 
 def _run(settings: RunSettings, job: Job, launcher: JobLauncher) -> str | None:
-    """What went wrong, or None.  A job that its scheduler lost says nothing of the pool: again."""
-    for _ in range(_TRIES):
-        try:
-            handle = launcher.start(job)
-        except SlurmSilentError:
-            raise
-        except LaunchError as error:
-            return str(error)
-        look = _wait(settings, job, launcher, handle)
-        if look.phase is not Phase.GONE:
-            break
-    if look.exit_code == 0:
-        return None
-    try:
-        said = (job.folder / OUTPUT).read_text(encoding="utf-8", errors="replace")[-600:].strip()
-    except OSError:
-        said = ""
-    return f"the probe ended with {look.exit_code or look.detail}: {said or 'it says nothing'}"
-
-
-def _wait(
-    settings: RunSettings, job: Job, launcher: JobLauncher, handle: Mapping[str, Any]
-) -> Look:
-    """Wait for the end of the job, or of the time it has.  Time in a queue does not count."""
+    """What went wrong, or None.  Time in a queue does not count."""
     allowed = 10 * settings.qualify.seconds + _LATE_SECONDS
-    ran = 0.0
-    try:
-        while (look := launcher.look(job, handle)).phase not in (Phase.ENDED, Phase.GONE):
-            ran += settings.recovery.look_every if look.phase is Phase.RUNNING else 0.0
-            if ran > allowed:
-                return Look(phase=Phase.ENDED, detail=f"no result after {allowed:,.0f} s")
-            time.sleep(settings.recovery.look_every)
-    finally:
-        launcher.kill(job, handle)
-    return look
+    ended = run_errand(settings, job, launcher, seconds=allowed)
+    if ended.code == 0:
+        return None
+    if ended.code is None:
+        return f"the probe could not be run: {ended.said}"
+    return f"the probe ended with {ended.code}: {ended.said}"
 
 
 def _left_over(pool: Pool, launcher: JobLauncher, probed: Probed) -> list[str]:

@@ -28,14 +28,15 @@ from krzem.run.settings import (
     RunSettings,
     Slurm,
     Trainer,
+    WitnessKeys,
 )
 
 LARGEST_FILE = 1_000_000
 CPU = "cpu"
 """The accelerator of a pool that has none: planned from a measured profile alone."""
-OWN = ("run", "model", "goal", "pool", "gates", "qualify", "recovery", "trainer")
+OWN = ("run", "model", "goal", "pool", "gates", "qualify", "witness", "recovery", "trainer")
 PASSED_ON = ("data", "train", "layout", "optimizer", "schedule", "checkpoint", "evaluation",
-             "metrics", "witness")  # fmt: skip
+             "metrics")  # fmt: skip
 """Tables that are the trainer's; it reads the same file."""
 _PARTS = {"limits": Limits, "environment": Environment, "slurm": Slurm}
 
@@ -52,10 +53,11 @@ def read_run(path: Path) -> RunSettings:
     gates = read_gates(raw.get("gates", {}), faults)
     trainer = read_table(Trainer, raw.get("trainer", {}), "trainer", faults)
     qualify = read_table(Qualify, raw.get("qualify", {}), "qualify", faults)
+    witness = read_table(WitnessKeys, raw.get("witness", {}), "witness", faults)
     recovery = read_table(Recovery, raw.get("recovery", {}), "recovery", faults)
     name, folder = _run(raw.get("run", {}), path, faults)
     model = _model(raw.get("model"), path.parent, faults)
-    if faults or goal is None or None in (trainer, qualify, recovery, gates):
+    if faults or goal is None or None in (trainer, qualify, witness, recovery, gates):
         raise RunError(_sentence(path, faults))
     return RunSettings(
         name=name,
@@ -68,6 +70,7 @@ def read_run(path: Path) -> RunSettings:
         pools=pools,
         gates=gates or Gates(),
         qualify=qualify or Qualify(),
+        witness=witness or WitnessKeys(),
         recovery=recovery or Recovery(),
         raw=raw,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),

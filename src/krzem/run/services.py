@@ -14,7 +14,7 @@ from krzem.run.launch.local import LocalLauncher
 from krzem.run.launch.slurm import SlurmLauncher
 from krzem.run.rows import Attempt
 from krzem.run.settings import Launcher, Pool, RunSettings
-from krzem.run.verdict import WitnessCheck, witness_check
+from krzem.run.verdict import Verdict, WitnessCheck, WitnessRecord
 
 
 class PlanPool(Protocol):
@@ -76,6 +76,34 @@ def _qualify(settings: RunSettings, pool: Pool, launcher: JobLauncher, token: in
     return qualify_pool(settings, pool, launcher, token)
 
 
+def _check(
+    settings: RunSettings,
+    pool: Pool,
+    launcher: JobLauncher,
+    token: int,
+    *,
+    checkpoint: Path,
+    layout: str | None,
+) -> Verdict:
+    from krzem.run.parity import check
+
+    return check(settings, pool, launcher, token, checkpoint=checkpoint, layout=layout)
+
+
+def _record(
+    settings: RunSettings,
+    pool: Pool,
+    launcher: JobLauncher,
+    token: int,
+    *,
+    checkpoint: Path,
+    layout: str | None,
+) -> str | None:
+    from krzem.run.parity import record
+
+    return record(settings, pool, launcher, token, checkpoint=checkpoint, layout=layout)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """The real ones by default."""
@@ -83,7 +111,8 @@ class Services:
     launcher: Callable[[Launcher], JobLauncher] = _launcher
     plan: PlanPool = _plan
     qualify: QualifyPool = _qualify
-    witness: WitnessCheck = witness_check
+    witness: WitnessCheck = _check
+    record_witness: WitnessRecord = _record
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     """Seconds that never jump, for stalls and waits."""

@@ -153,6 +153,18 @@ class Qualify:
     numerics: bool = setting(True, flag, "true", "operators must agree with float64")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessKeys:
+    """How a checkpoint is compared when the run moves; the gate of that name says what follows."""
+
+    enabled: bool = setting(True, flag, "true", "false moves without a comparison")
+    sequences: int = setting(4, whole(1, 4096), "4", "of a batch")
+    batches: int = setting(2, whole(1, 64), "2", "recorded, from the samples that come next")
+    limit_seconds: float = setting(
+        1800.0, parse_duration, '"30 min"', "to record, and to check", key="limit"
+    )
+
+
 class Verify(enum.StrEnum):
     """How a checkpoint is checked by the controller before a trainer is started from it."""
 
@@ -221,6 +233,7 @@ class RunSettings:
     pools: tuple[Pool, ...]
     gates: Gates
     qualify: Qualify
+    witness: WitnessKeys
     recovery: Recovery
     raw: Mapping[str, Any]
     sha256: str

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from krzem.run.settings import Pool
+from krzem.run.launch.job import JobLauncher
+from krzem.run.settings import Pool, RunSettings
 
 
 class Agreement(enum.StrEnum):
@@ -17,7 +18,7 @@ class Agreement(enum.StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     NOT_CHECKED = "not checked"
-    """There is nothing to check against, or nothing that could check it."""
+    """There is nothing to check against."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +32,33 @@ class Verdict:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
-WitnessCheck = Callable[[Path, Pool], Verdict]
-"""``witness_check(checkpoint, pool) -> Verdict``, run before a pool goes on with a checkpoint."""
+class WitnessCheck(Protocol):
+    """Asks the witness, before a pool goes on with a checkpoint that another pool made."""
+
+    def __call__(
+        self,
+        settings: RunSettings,
+        pool: Pool,
+        launcher: JobLauncher,
+        token: int,
+        *,
+        checkpoint: Path,
+        layout: str | None,
+    ) -> Verdict:
+        """Under the pool's launcher, in its layout and arithmetic."""
 
 
-def witness_check(checkpoint: Path, pool: Pool) -> Verdict:
-    """The default check: says openly that nothing was compared."""
-    return Verdict(
-        agreement=Agreement.NOT_CHECKED,
-        message=f"no witness check is set up: {checkpoint.name} is not compared on {pool.name}",
-    )
+class WitnessRecord(Protocol):
+    """Records the witness of a checkpoint on the pool that made it, before the run leaves it."""
+
+    def __call__(
+        self,
+        settings: RunSettings,
+        pool: Pool,
+        launcher: JobLauncher,
+        token: int,
+        *,
+        checkpoint: Path,
+        layout: str | None,
+    ) -> str | None:
+        """What was recorded, as a sentence; None where the checkpoint has one, or can have none."""

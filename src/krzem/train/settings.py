@@ -24,6 +24,8 @@ from krzem.train.optim.schedule import KINDS
 Values = TypeVar("Values")
 _OTHERS = frozenset({"pool", "gates", "qualify", "recovery", "trainer", "witness"})
 """Tables that the controller or the planner reads."""
+PRECISIONS = ("bf16", "fp32")
+"""Arithmetic of matrix products that the trainer has."""
 
 
 def _key(default: Any, read: Callable[[Any], Any], means: str) -> Any:
@@ -81,7 +83,7 @@ class GoalTable:
     tokens: int = _key(MISSING, parse_count, "tokens of the whole run")
     sequence: int = _key(MISSING, parse_length, "tokens of a sequence")
     global_batch: int = _key(MISSING, parse_count, "sequences per optimiser step")
-    precision: str = _key("bf16", _one_of("bf16", "fp32"), "arithmetic of matrix products")
+    precision: str = _key("bf16", _one_of(*PRECISIONS), "arithmetic of matrix products")
     optimizer: str = _key("adamw", _one_of("adamw", "muon"), "adamw or muon")
     deadline: Any = _key(None, _anything, "the controller's")  # noqa: RUF009
     budget: Any = _key(None, _anything, "the controller's")  # noqa: RUF009

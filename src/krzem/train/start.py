@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from krzem.train.loop import Trainer, check_batch, optimizer_config, schedule_of
 from krzem.train.parallel.stages import parts
 from krzem.train.report import Contract
 from krzem.train.settings import (
+    PRECISIONS,
     TrainSettings,
     automatic_layout,
     layout_text,
@@ -32,7 +33,8 @@ from krzem.train.settings import (
     read_settings,
 )
 
-LAYOUT_VARIABLE = "KRZEM_LAYOUT"
+LAYOUT_VARIABLE, PRECISION_VARIABLE = "KRZEM_LAYOUT", "KRZEM_PRECISION"
+"""What a controller sets for the pool at hand, in place of the file's layout and precision."""
 _STATE_BYTES = 12
 """Of a parameter in training at the least: weight, gradient and Muon's momentum in float32."""
 Value = TypeVar("Value")
@@ -89,6 +91,7 @@ def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True
     """
     settings = read_settings(run_file)
     faults: list[str] = []
+    settings = _tried(lambda: on_this_pool(settings), faults) or settings
     model = _tried(lambda: _model(settings), faults)
     batches = _tried(lambda: settings.batches, faults)
     for check in (
@@ -125,6 +128,21 @@ def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True
         forecast=forecast,
         unplanned=why,
     )
+
+
+def on_this_pool(settings: TrainSettings) -> TrainSettings:
+    """``settings`` in the arithmetic that the controller asks for.
+
+    Raises:
+        RunError: the trainer does not have it.
+    """
+    precision = os.environ.get(PRECISION_VARIABLE) or settings.goal.precision
+    if precision not in PRECISIONS:
+        raise RunError(
+            f"precision {precision!r} was asked for; the trainer computes in "
+            f"{' or '.join(PRECISIONS)}: set the pool's precision"
+        )
+    return replace(settings, goal=replace(settings.goal, precision=precision))
 
 
 def _tried(action: Callable[[], Value], faults: list[str]) -> Value | None:

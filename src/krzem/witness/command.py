@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krzem.errors import InputError
+from krzem.train.durable import write_atomic
 
 if TYPE_CHECKING:
     from krzem.witness.batches import WitnessBatch
@@ -35,7 +36,11 @@ LAYOUT = click.option(
     "--layout", default="", help="As in `krzem explain`; without it data parallel over all ranks."
 )
 RUN = click.option(
-    "--run", "run_file", type=FILE, help="The run's file: optimiser, loss weights and data."
+    "--run",
+    "--run-file",
+    "run_file",
+    type=FILE,
+    help="The run's file: optimiser, loss weights and data. Under torchrun write --run-file.",
 )
 DATA = click.option("--data", type=PATH, help="Tokenised data in place of that of --run.")
 SEED = click.option("--seed", default=0, show_default=True, help="Of the order of --data.")
@@ -116,6 +121,7 @@ def record_command(**given: Any) -> None:
 @click.option("--floors", default=10.0, show_default=True, help="Multiple of the noise floor.")
 @click.option("--allow", multiple=True, metavar="PATTERN=REL", help="Declares a known difference.")
 @AS_JSON
+@click.option("--out", type=FILE, help="Also write the result as JSON to this file.")
 @click.option("--html", type=FILE, help="Write a page to this file.")
 def check_command(**given: Any) -> None:
     """Recompute on this machine and judge CHECKPOINT, or a folder (--hf), against its witness.
@@ -131,6 +137,8 @@ def check_command(**given: Any) -> None:
         verdict = _verdict(checkpoint, hf, given, progress)
     if not _speaks():
         return
+    if given["out"] is not None:
+        write_atomic(given["out"], json.dumps(document(verdict), allow_nan=False).encode())
     if given["html"] is not None:
         from krzem.report.selfcontained import write_text
         from krzem.witness.page import verdict_page

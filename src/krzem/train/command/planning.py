@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import KrzemError, LayoutError, UnknownFactError
+from krzem.errors import UnknownFactError
 from krzem.estimate import Basis, Estimate
 from krzem.hardware import Cluster, cluster_of, read_cluster
 from krzem.layout.layout import Layout
@@ -16,21 +16,17 @@ from krzem.plan.answer import plan_of
 from krzem.plan.plan import LayoutPlan, describe
 from krzem.plan.price import Pricer
 from krzem.plan.request import Asked, Question, settle
-from krzem.run.before import cluster_for, sharpened
+from krzem.run.before import CHOICES, cluster_for, kept_bytes, sharpened
 from krzem.run.profile import read_profile
 from krzem.run.run_file import CPU
 from krzem.run.settings import Pool
 from krzem.train.config import ModelSpec
-from krzem.train.engine import check_layout
 from krzem.train.forecast import Forecast
-from krzem.train.loop import check_batch
-from krzem.train.parallel.stages import parts
+from krzem.train.runnable import first_runnable
 from krzem.train.settings import TrainSettings
 
 _SPREAD = 0.6
 """Spread of the logarithm of a step time on processors, which no published run calibrates."""
-_CHOICES = 40
-"""Parallel shapes of the planner that are tried on the trainer, fastest first."""
 HOW = 'name the device, cluster = "h100:8", or what krzem probe measured, cluster = "profile.toml"'
 
 
@@ -103,14 +99,8 @@ def _device_in(path: Path) -> Any:
 def _asked(
     settings: TrainSettings, spec: ModelSpec, cluster: Cluster, layout: Layout | None
 ) -> Asked:
-    """The run as the planner's question: parameters, gradients and moments are float32.
-
-    Between steps a sharded layout below zero=3 also keeps the gathered weights, as computed with.
-    """
+    """The run as the planner's question."""
     goal = settings.goal
-    weight, master, moments = 4, 0, 8 if goal.optimizer == "adamw" else 4
-    if layout is not None and layout.zero in (1, 2) and layout.dp * layout.cp > 1:
-        weight, master = 4 if goal.precision == "fp32" else 2, 4
     return settle(
         Question(
             model=spec.arch,
@@ -120,34 +110,14 @@ def _asked(
             global_batch=goal.global_batch,
             precision=goal.precision,
             optimizer=goal.optimizer,
-            state_bytes=f"weight={weight},gradient=4,master={master},moments={moments}",
+            state_bytes=kept_bytes(goal.precision, goal.optimizer, layout),
             engine="krzem",
         )
     )
 
 
 def _best(asked: Asked, settings: TrainSettings, spec: ModelSpec) -> Layout:
-    """The fastest layout of the plan that the trainer runs as well, if need be (within a batch
-    ramp) with a smaller micro-batch.
-
-    Raises LayoutError with the reason of the fastest one where it runs none.
-    """
-    found = plan_of(asked, alternatives=_CHOICES)
+    """The fastest layout of the plan that the trainer runs as well."""
+    found = plan_of(asked, alternatives=CHOICES)
     choices: list[LayoutPlan] = [found.best, *found.alternatives]
-    reasons = []
-    for choice in choices:
-        mbs = choice.layout.micro_batch
-        for micro_batch in (m for m in range(mbs, 0, -1) if mbs % m == 0):
-            layout = replace(choice.layout, micro_batch=micro_batch)
-            try:
-                check_layout(spec, layout)
-                parts(len(spec.layers), layout)
-                check_batch(settings, layout)
-            except KrzemError as error:
-                reasons.append(str(error))
-                continue
-            return layout
-    raise LayoutError(
-        f"the trainer runs none of the {len(choices)} fastest layouts of the planner; the fastest: "
-        f"{reasons[0]}. State a layout"
-    )
+    return first_runnable([choice.layout for choice in choices], spec, settings)

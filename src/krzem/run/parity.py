@@ -1,0 +1,170 @@
+"""The witness inside a move: recorded where the run comes from, checked where it is to go on.
+
+Both are jobs under the launcher of the pool, on all its ranks, in the layout planned for it.  The
+batches are the very samples that come next, so the check also sees that the data are the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from krzem.run.attempts import job_name, surroundings
+from krzem.run.contract import ENV_RUN_DIR
+from krzem.run.errand import run_errand
+from krzem.run.launch.job import Job, JobLauncher, read_json
+from krzem.run.launch.words import shell_words
+from krzem.run.own import is_own
+from krzem.run.run_file import CPU
+from krzem.run.settings import Pool, RunSettings
+from krzem.run.verdict import Agreement, Verdict
+from krzem.train.checkpoint.manifest import Manifest, read_manifest
+from krzem.witness.witness import ATTACHMENT
+
+PARITY = "parity"
+VERDICT, PAGE = "verdict.json", "parity.html"
+_TRIES = 2
+"""A check that breaks off says nothing about the numbers: it is tried again once."""
+
+
+def record(
+    settings: RunSettings,
+    pool: Pool,
+    launcher: JobLauncher,
+    token: int,
+    *,
+    checkpoint: Path,
+    layout: str | None,
+) -> str | None:
+    """A :class:`~krzem.run.verdict.WitnessRecord`: for the arithmetic of every pool to come.
+
+    Raises LaunchError where the launcher cannot say what became of the job.
+    """
+    manifest = read_manifest(checkpoint)
+    if manifest.config is None or ATTACHMENT in manifest.attachments:
+        return None
+    w = settings.witness
+    words = ["record", checkpoint, "--sequences", w.sequences, "--batches", w.batches,
+             *_data(settings, pool, manifest, first=True),
+             *(x for dtype in _arithmetics(settings, pool) for x in ("--also", dtype))]  # fmt: skip
+    job = _job(settings, pool, token, words, layout)
+    ended = run_errand(settings, job, launcher, seconds=w.limit_seconds, queued=True)
+    if ended.code == 0 and ATTACHMENT in read_manifest(checkpoint).attachments:
+        return f"witness of {checkpoint.name} recorded on {pool.name}"
+    return f"no witness of {checkpoint.name} could be recorded on {pool.name}: {ended.said}"
+
+
+def check(
+    settings: RunSettings,
+    pool: Pool,
+    launcher: JobLauncher,
+    token: int,
+    *,
+    checkpoint: Path,
+    layout: str | None,
+) -> Verdict:
+    """A :class:`~krzem.run.verdict.WitnessCheck`.
+
+    Raises LaunchError where the launcher cannot say what became of the job.
+    """
+    manifest = read_manifest(checkpoint)
+    if manifest.config is None or ATTACHMENT not in manifest.attachments:
+        why = "has no witness" if manifest.config else "does not hold the model's config"
+        return Verdict(
+            agreement=Agreement.NOT_CHECKED,
+            message=f"{checkpoint.name} {why}: it is not compared on {pool.name}",
+        )
+    said = ""
+    for _ in range(_TRIES):
+        job = _check_job(settings, pool, token, manifest, checkpoint, layout)
+        ended = run_errand(settings, job, launcher, seconds=settings.witness.limit_seconds)
+        found = read_json(job.folder / VERDICT)
+        if found is not None:
+            return _verdict(found, job.folder)
+        said = ended.said
+    return Verdict(
+        agreement=Agreement.FAILED,
+        message=f"{checkpoint.name} could not be checked on {pool.name}: {said}",
+    )
+
+
+def _check_job(
+    settings: RunSettings,
+    pool: Pool,
+    token: int,
+    manifest: Manifest,
+    checkpoint: Path,
+    layout: str | None,
+) -> Job:
+    folder = _folder(settings, pool, token)
+    words = ["check", checkpoint, "--dtype", _dtype(settings, pool), "--out", folder / VERDICT,
+             *_data(settings, pool, manifest, first=False)]  # fmt: skip
+    if all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib")):
+        words += ["--html", folder / PAGE]
+    return _job(settings, pool, token, words, layout)
+
+
+def _verdict(found: dict[str, Any], folder: Path) -> Verdict:
+    kept = {k: found[k] for k in ("first_departure", "signals_judged", "departures_found",
+                                  "whole_model", "layers", "source", "destination", "dtype",
+                                  "notes")}  # fmt: skip
+    page = folder / PAGE
+    return Verdict(
+        agreement=Agreement.PASSED if found["passed"] else Agreement.FAILED,
+        message=str(found["message"]),
+        departs=tuple(found["departs"]),
+        evidence={
+            **kept,
+            "file": str(folder / VERDICT),
+            "page": str(page) if page.exists() else None,
+        },
+    )
+
+
+def _arithmetics(settings: RunSettings, pool: Pool) -> list[str]:
+    """Those of the pools that may go on, where it is not the float32 that is recorded anyway."""
+    found = (_dtype(settings, other) for other in settings.after(pool.name))
+    return [name for name in dict.fromkeys(found) if name != "float32"]
+
+
+def _dtype(settings: RunSettings, pool: Pool) -> str:
+    precision = pool.precision or settings.goal.precision
+    return "float32" if precision == "fp32" else "bfloat16"
+
+
+def _data(settings: RunSettings, pool: Pool, manifest: Manifest, *, first: bool) -> list[object]:
+    """The run's own constants and samples; another trainer's are not known."""
+    if not is_own(settings, pool):
+        return []
+    given: list[object] = ["--run-file", settings.path]
+    return [*given, "--first", int(manifest.meta.get("sample", 0))] if first else given
+
+
+def _folder(settings: RunSettings, pool: Pool, token: int) -> Path:
+    return settings.folder / PARITY / f"{pool.name}-{token}"
+
+
+def _job(
+    settings: RunSettings, pool: Pool, token: int, words: Sequence[object], layout: str | None
+) -> Job:
+    folder = _folder(settings, pool, token)
+    shutil.rmtree(folder, ignore_errors=True)
+    words = [*words, "--device", "cpu" if pool.accelerator == CPU else "auto"]
+    if layout:
+        words = [*words, "--layout", layout]
+    plain = [str(word).replace("{", "{{").replace("}", "}}") for word in words]
+    return Job(
+        name=job_name(settings, f"{words[0]}-{token}"),
+        folder=folder,
+        run_dir=settings.folder,
+        token=token,
+        command=shell_words(
+            ["{torchrun}", "-m", "krzem", "witness", *plain], pool, {"token": token}
+        ),
+        variables={ENV_RUN_DIR: str(settings.folder), **surroundings(pool)},
+        environment=pool.environment,
+        slurm=pool.slurm,
+    )
