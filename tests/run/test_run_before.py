@@ -165,7 +165,7 @@ def test_a_pool_that_fails_its_qualification_is_passed_over(tmp_path: Path) -> N
 
 
 def witness(fails_on: str) -> Any:
-    def check(checkpoint: Path, pool: Any) -> Verdict:
+    def check(settings: Any, pool: Any, launcher: Any, token: int, **given: Any) -> Verdict:
         failed = pool.name == fails_on
         return Verdict(
             agreement=Agreement.FAILED if failed else Agreement.PASSED,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from krzem.run.contract import Heartbeat, StepRecord, TrainerContract, read_heartbeats
 from krzem.run.gate_settings import (
+    Deadline,
     Gates,
     Memory,
     Nonfinite,
@@ -18,7 +19,7 @@ from krzem.run.gate_settings import (
     Straggler,
     Throughput,
 )
-from krzem.run.gates import judge_steps, nonfinite, restarts, spike, throughput
+from krzem.run.gates import deadline, judge_steps, nonfinite, restarts, spike, throughput
 from krzem.run.history import History, prove_samples
 from krzem.run.pulse import Pulse
 from krzem.run.rows import Attempt, Cause
@@ -58,6 +59,19 @@ def test_throughput_waits_for_its_window_and_compares_the_median() -> None:
     assert throughput(gate, slow, None) is None, "without a plan there is nothing to compare with"
     hiccups = [replace(r, tokens_per_s=1.0) if r.step % 3 == 0 else r for r in slow]
     assert throughput(gate, hiccups, 800.0) is None, "single slow steps are no slow pool"
+
+
+def test_the_deadline_asks_for_a_speed_and_is_silent_without_one() -> None:
+    gate = Deadline(late=0.1, steps=10, skip=5)
+    records = steps([3.0] * 15, tokens_per_s=500.0)
+    found = deadline(gate, records, 10_000, 18.0)
+    assert found is not None
+    assert "need 20 s for the 10,000 tokens left, 18 s before the deadline" in found.message
+    assert "which asks for 556 tokens/s" in found.message
+    assert deadline(gate, records, 10_000, 18.2) is None, "a tenth late is accepted"
+    assert deadline(gate, records[:14], 10_000, 1.0) is None
+    assert deadline(gate, records, 10_000, None) is None
+    assert deadline(gate, records, 10_000, -1.0) is None, "nothing is gained by a move after it"
 
 
 @given(st.integers(0, 1000))

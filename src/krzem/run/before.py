@@ -7,7 +7,6 @@ nobody can say how fast a pool is, the plan says so, and the gate on its speed s
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -63,9 +62,8 @@ def plan_pool(
 
 
 def _deadline(settings: RunSettings, days_left: float | None) -> float | None:
-    if settings.deadline is None:
-        return days_left
-    return float((settings.deadline - datetime.date.today()).days)
+    left = settings.seconds_left(0.0)
+    return days_left if settings.deadline is None or left is None else left / DAY
 
 
 def _from_profile(pool: Pool) -> dict[str, float]:

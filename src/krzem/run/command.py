@@ -26,6 +26,7 @@ from krzem.run.launch.job import OUTPUT
 from krzem.run.ledger import LEDGER, Ledger, Reader
 from krzem.run.lock import held
 from krzem.run.measure import probe_here
+from krzem.run.own import check_trainer
 from krzem.run.page import report_page
 from krzem.run.probe.judge import Probed
 from krzem.run.profile import Profile, profile_text
@@ -72,10 +73,14 @@ def run_command(run_toml: Path, dry_run: bool, quiet: bool, as_json: bool) -> No
     krzem run run.toml
     """
     settings = read_run(run_toml)
+    check_trainer(settings)
     if dry_run:
         _dry_run(settings, as_json)
         return
-    with _view(settings, quiet=quiet or as_json) as services, _signals(settings.folder):
+    with (
+        _view(settings, quiet=quiet or as_json) as services,
+        _signals(settings.folder, services.say),
+    ):
         state = run_run(settings, services)
     story = tell(settings.folder)
     click.echo(json.dumps(story.as_dict(), indent=1) if as_json else format_story(story))
@@ -141,11 +146,12 @@ def _line(text: str) -> None:
 
 
 @contextmanager
-def _signals(folder: Path) -> Iterator[None]:
+def _signals(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C asks for a stop once; SIGTERM, or a second Ctrl-C, ends this controller at once."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        say("stopping: the trainer saves first; Ctrl-C again ends this controller alone")
         # The controller may be inside a transaction of its own: ask from elsewhere.
         threading.Thread(target=_ask_to_stop, args=(folder, "save")).start()
 

@@ -124,8 +124,8 @@ class Controller:
         return max(float(self.settings.goal.tokens) - done, self.settings.goal.tokens_per_step)
 
     def _days_left(self) -> float | None:
-        days = self.settings.goal.deadline_days
-        return None if days is None else days - self.ledger.clock.now() / DAY
+        left = self.settings.seconds_left(self.ledger.clock.now())
+        return None if left is None else left / DAY
 
     # Qualify --------------------------------------------------------------------------------
 

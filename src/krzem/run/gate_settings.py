@@ -40,6 +40,16 @@ class Throughput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Deadline:
+    """Median speed of the last steps against what ``goal.deadline`` asks for."""
+
+    late: float = setting(0.0, parse_ratio, '"10%"', "of the time that is left, still accepted")
+    steps: int = setting(200, whole(1), "200", "steps that the median is taken over")
+    skip: int = setting(20, whole(0), "20", "first steps of an attempt, left out")
+    action: Action = _action(Action.WARN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restarts:
     """Faults of a pool within any 24 hours of the run's clock."""
 
@@ -116,6 +126,7 @@ class Gates:
     """All gates; None for one that the run file switches off."""
 
     throughput: Throughput | None = field(default_factory=Throughput)
+    deadline: Deadline | None = field(default_factory=Deadline)
     restarts: Restarts | None = field(default_factory=Restarts)
     spike: Spike | None = field(default_factory=Spike)
     nonfinite: Nonfinite | None = field(default_factory=Nonfinite)
@@ -128,6 +139,7 @@ class Gates:
 
 KINDS: Mapping[str, type] = {
     "throughput": Throughput,
+    "deadline": Deadline,
     "restarts": Restarts,
     "spike": Spike,
     "nonfinite": Nonfinite,

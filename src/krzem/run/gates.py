@@ -14,6 +14,7 @@ from typing import Any
 from krzem.run.contract import StepRecord
 from krzem.run.gate_settings import (
     Action,
+    Deadline,
     Gates,
     GradientNorm,
     Nonfinite,
@@ -57,6 +58,29 @@ def throughput(
         message=(
             f"{median:,.0f} tokens/s over the last {gate.steps} steps, {median / expected:.0%} of "
             f"the expected {expected:,.0f}; the gate is at {gate.below:.0%}"
+        ),
+        evidence=rows(last),
+    )
+
+
+def deadline(
+    gate: Deadline, records: Sequence[StepRecord], tokens_left: float, seconds_left: float | None
+) -> Finding | None:
+    """Whether the newest attempt's speed is too low for the time that is left; silent after it."""
+    if seconds_left is None or seconds_left <= 0 or len(records) < gate.skip + gate.steps:
+        return None
+    last = records[-gate.steps :]
+    median = statistics.median(r.tokens_per_s for r in last)
+    needed = tokens_left / median
+    if needed <= (1 + gate.late) * seconds_left:
+        return None
+    return Finding(
+        gate="deadline",
+        action=gate.action,
+        message=(
+            f"{median:,.0f} tokens/s over the last {gate.steps} steps need {needed:,.0f} s for "
+            f"the {tokens_left:,.0f} tokens left, {seconds_left:,.0f} s before the deadline, "
+            f"which asks for {tokens_left / seconds_left:,.0f} tokens/s"
         ),
         evidence=rows(last),
     )

@@ -247,6 +247,14 @@ class RunSettings:
         names = [p.name for p in self.pools]
         return self.pools[names.index(name) + 1 :]
 
+    def seconds_left(self, run_seconds: float) -> float | None:
+        """To the deadline, ``run_seconds`` after the run began; None without a deadline."""
+        if self.deadline is not None:
+            end = datetime.datetime.combine(self.deadline, datetime.time())
+            return (end - datetime.datetime.now()).total_seconds()
+        days = self.goal.deadline_days
+        return None if days is None else days * 86400.0 - run_seconds
+
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""

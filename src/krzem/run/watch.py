@@ -32,7 +32,7 @@ from krzem.run.stored import note_new, set_aside
 _LOG_TAIL = 4000
 _JUDGED_AT_ONCE = 200
 """An adopted attempt may have done many steps unseen; its newest tell what is to be known."""
-SAVES_FIRST = frozenset({"throughput", "straggler", "memory", "restarts"})
+SAVES_FIRST = frozenset({"throughput", "deadline", "straggler", "memory", "restarts"})
 """Gates that do not put the steps themselves in doubt: the trainer may save before it stops."""
 _CODES = {
     EXIT_CHECKPOINT: Cause.CHECKPOINT,
@@ -149,7 +149,17 @@ class Watch:
             kept = self._history.kept
             asked = min(new, _JUDGED_AT_ONCE)
             found += gates.judge_steps(self._settings.gates, kept, newest, asked, self._expected)
+            found += self._late(newest)
         return found
+
+    def _late(self, newest: Sequence[StepRecord]) -> list[Finding]:
+        gate = self._settings.gates.deadline
+        if gate is None:
+            return []
+        tokens = self._settings.goal.tokens - self._history.tokens
+        seconds = self._settings.seconds_left(self._ledger.clock.now())
+        finding = gates.deadline(gate, newest, tokens, seconds)
+        return [finding] if finding else []
 
     def _last_heartbeats(self) -> None:
         """A slow rank is named also where no look fell between its slow steps and the end."""

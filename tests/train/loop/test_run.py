@@ -193,6 +193,16 @@ def test_the_dry_run_says_what_would_be_run(run: Path) -> None:
     assert main(run, dry_run=True) == 0
 
 
+def test_a_pool_s_arithmetic_replaces_the_file_s(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KRZEM_PRECISION", "bf16")
+    assert prepare(run).engine.dtype is torch.bfloat16
+    monkeypatch.setenv("KRZEM_PRECISION", "fp8")
+    with pytest.raises(RunError, match="the trainer computes in bf16 or fp32"):
+        checked(run)
+
+
 def test_missing_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(tmp_path / "no.toml") == 2
     assert "cannot be read: No such file" in capsys.readouterr().err

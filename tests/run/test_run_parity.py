@@ -1,0 +1,161 @@
+"""The witness inside a move: recorded and checked as jobs of pools, here within this process."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from tests.train.loop.folder import tokenised, write
+
+from krzem.errors import RunError
+from krzem.run import own
+from krzem.run.launch.job import Job, Look, Phase
+from krzem.run.own import check_trainer
+from krzem.run.parity import check, record
+from krzem.run.run_file import read_run
+from krzem.run.settings import RunSettings
+from krzem.run.verdict import Agreement, Verdict
+from krzem.train.checkpoint.manifest import read_manifest
+from krzem.train.command import main
+from krzem.witness import checkpoint as witness_checkpoint
+from krzem.witness import read_witness
+from krzem.witness.command import witness_command
+
+POOLS = """
+[witness]
+sequences = 2
+batches = 1
+[recovery]
+look_every = "1 ms"
+""" + "".join(
+    f'[[pool]]\nname = "{name}"\naccelerator = "cpu"\ncount = 1\nprecision = "{precision}"\n'
+    for name, precision in (("source", "fp32"), ("there", "bf16"))
+)
+
+
+class Here:
+    """A launcher that runs ``krzem witness`` in this process, or breaks off."""
+
+    name, can_exclude = "here", False
+
+    def __init__(self, *, breaks: bool = False) -> None:
+        self.breaks, self.jobs, self.code = breaks, 0, 0
+
+    def start(self, job: Job) -> Mapping[str, Any]:
+        words = shlex.split(" ".join(job.command))
+        job.write()
+        self.jobs += 1
+        if self.breaks:
+            self.code = 9
+            return {}
+        told = CliRunner().invoke(witness_command, words[words.index("witness") + 1 :])
+        self.code = told.exit_code
+        (job.folder / "output.log").write_text(f"{told.output}{told.exception or ''}")
+        return {}
+
+    def look(self, job: Job, handle: Mapping[str, Any]) -> Look:
+        return Look(phase=Phase.ENDED, exit_code=self.code)
+
+    def kill(self, job: Job, handle: Mapping[str, Any] | None) -> None:
+        """Nothing is left."""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
+    """A run of four steps, with its checkpoint."""
+    folder = tmp_path_factory.mktemp("parity")
+    tokenised(folder)
+    file = write(folder, "llama", tokens=1024, save=0, end=POOLS)
+    assert main(file) == 0
+    return read_run(file)
+
+
+@pytest.fixture(scope="module")
+def recorded(settings: RunSettings) -> Path:
+    """The checkpoint, with the witness that the first pool leaves."""
+    (folder,) = (settings.folder / "checkpoints").iterdir()
+    launcher: Any = Here()
+    pool = settings.pool("source")
+    told = record(settings, pool, launcher, 1, checkpoint=folder, layout="mbs=2")
+    assert told == f"witness of {folder.name} recorded on source"
+    again = record(settings, pool, launcher, 2, checkpoint=folder, layout="mbs=2")
+    assert again is None, "it has one"
+    return folder
+
+
+def asked(settings: RunSettings, folder: Path, launcher: Any = None) -> Verdict:
+    pool = settings.pool("there")
+    return check(settings, pool, launcher or Here(), 3, checkpoint=folder, layout="mbs=2")
+
+
+def test_the_witness_is_of_the_samples_that_come_next(
+    settings: RunSettings, recorded: Path
+) -> None:
+    witness, meta = read_witness(recorded), read_manifest(recorded).meta
+    assert witness.batches[0].first_sample == meta["sample"] == 32
+    assert set(witness.floors) == {"float32", "bfloat16"}, "the arithmetic of the pool to come"
+    assert witness.run["optimizer"]["clip"] == 1.0
+
+
+def test_the_same_run_passes_in_the_pool_s_arithmetic(
+    settings: RunSettings, recorded: Path
+) -> None:
+    found = asked(settings, recorded)
+    assert found.agreement is Agreement.PASSED, found.message
+    assert found.evidence["dtype"] == "bfloat16"
+    assert found.evidence["layers"]
+    assert "krzem witness: pass" in Path(found.evidence["page"]).read_text()
+
+
+def test_a_pool_that_computes_otherwise_fails_and_the_layer_is_named(
+    settings: RunSettings, recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = witness_checkpoint.model_spec
+
+    def wrong(config: dict[str, Any]) -> Any:
+        return right({**config, "rms_norm_eps": 0.3})
+
+    monkeypatch.setattr(witness_checkpoint, "model_spec", wrong)
+    found = asked(settings, recorded)
+    assert found.agreement is Agreement.FAILED
+    assert "layers.0" in found.departs[0]
+    assert found.evidence["first_departure"]["direction"] == "forward"
+
+
+def test_a_check_that_breaks_off_is_tried_again_and_is_no_agreement(
+    settings: RunSettings, recorded: Path
+) -> None:
+    launcher = Here(breaks=True)
+    found = asked(settings, recorded, launcher)
+    assert found.agreement is Agreement.FAILED
+    assert "could not be checked on there" in found.message
+    assert launcher.jobs == 2
+
+
+def test_data_that_are_other_over_there_are_noticed(
+    settings: RunSettings, recorded: Path, tmp_path: Path
+) -> None:
+    lines = Path(settings.path).read_text().replace('"tokens"', '"other"')
+    other = settings.path.parent / "other.toml"
+    other.write_text(lines)
+    found = asked(replace(settings, path=other), recorded)
+    assert found.agreement is not Agreement.PASSED
+
+
+def test_faults_of_the_trainer_s_tables_are_told_before_anything_starts(
+    settings: RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_trainer(settings)
+    other = settings.path.parent / "broken.toml"
+    other.write_text(settings.path.read_text().replace('path = "tokens"', 'path = "nowhere"'))
+    with pytest.raises(RunError, match=r"broken.toml cannot be run: data.path: .*nowhere"):
+        check_trainer(read_run(other))
+    other.write_text(settings.path.read_text().replace("rate = 5e-3", "rat = 5e-3"))
+    with pytest.raises(RunError, match="rate"):
+        check_trainer(read_run(other))
+    monkeypatch.setattr(own.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match=r"which has no torch: pip install 'krzem\[train\]'"):
+        check_trainer(settings)
