@@ -14,7 +14,7 @@ from krzem.run.settings import RunSettings
 
 _SAID = 600
 """Characters kept of what it printed."""
-_TRIES = 2
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,7 @@ def run_errand(
     A job that its scheduler lost says nothing of the pool: it is started again.
     Raises LaunchError where the launcher cannot say what became of it.
     """
+    look: Look | None = None
     for _ in range(_TRIES):
         try:
             handle = launcher.start(job)
@@ -47,6 +48,7 @@ def run_errand(
             return Ended(code=None, said=f"it has not ended after {seconds:,.0f} s")
         if look.phase is not Phase.GONE:
             break
+    assert look is not None
     said = _output(job) or look.detail or "it says nothing"
     return Ended(code=-1 if look.exit_code is None else look.exit_code, said=said)
 
