@@ -4,11 +4,11 @@ from typing import Any
 
 V3: dict[str, Any] = {
     "model_type": "deepseek_v3",
-    "vocab_size": 264,
+    "vocab_size": 1024,
     "hidden_size": 192,
     "intermediate_size": 512,
     "moe_intermediate_size": 64,
-    "num_hidden_layers": 5,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "q_lora_rank": 96,
@@ -30,13 +30,14 @@ V3: dict[str, Any] = {
     "tie_word_embeddings": False,
     "rope_theta": 10000.0,
     "rms_norm_eps": 1e-06,
+    "initializer_range": 0.06,
 }
 V4: dict[str, Any] = {
     "model_type": "deepseek_v4",
-    "vocab_size": 264,
+    "vocab_size": 1024,
     "hidden_size": 192,
     "moe_intermediate_size": 96,
-    "num_hidden_layers": 5,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 1,
     "head_dim": 48,
@@ -55,9 +56,8 @@ V4: dict[str, Any] = {
         "compressed_sparse_attention",
         "heavily_compressed_attention",
         "compressed_sparse_attention",
-        "heavily_compressed_attention",
     ],
-    "mlp_layer_types": ["hash_moe", "moe", "moe", "moe", "moe"],
+    "mlp_layer_types": ["hash_moe", "moe", "moe", "moe"],
     "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 16},
     "compress_rope_theta": 160000.0,
     "rope_theta": 10000.0,
@@ -73,4 +73,5 @@ V4: dict[str, Any] = {
     "num_nextn_predict_layers": 1,
     "tie_word_embeddings": False,
     "rms_norm_eps": 1e-06,
+    "initializer_range": 0.06,
 }
