@@ -365,7 +365,8 @@ def slurm_at_hand() -> Iterator[bool]:
         yield False
         return
     folder = Path(tempfile.mkdtemp(prefix="krzem-slurm-"))
-    subprocess.run([ROOT / "scripts" / "slurm-up", folder], check=True, stdout=subprocess.DEVNULL)
+    up = [ROOT / "scripts" / "slurm-up", folder, "2", str(os.getpid())]
+    subprocess.run(up, check=True, stdout=subprocess.DEVNULL)
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     try:
         yield True
