@@ -118,16 +118,22 @@ def kill_while_moving(trial: Trial) -> None:
         trial.start()
 
 
+def hold(trial: Trial, step: int) -> subprocess.Popen[bytes]:
+    """A controller whose trainer waits in ``step``."""
+    trial.write(faults=[{"id": HELD, "step": step, "at": "compute", "do": "wait"}])
+    process = trial.start()
+    trial.wait(lambda: (trial.run_dir / "faults.done" / HELD).exists())
+    return process
+
+
 def two_controllers(trial: Trial) -> None:
-    trial.write()
-    trial.start()
-    trial.until(trial.random.randrange(1, STEPS // 2))
-    first = trial.controllers[-1]
+    hold(trial, trial.random.randrange(1, STEPS))
     second = trial.start()
     trial.wait(lambda: second.poll() is not None)
-    assert second.returncode == 2 or first.poll() is not None, "it was not turned away"
+    assert second.returncode == 2, "it was not turned away"
     trial.refused += 1
     trial.controllers.remove(second)
+    (trial.run_dir / "go").touch()
 
 
 def stale_lock(trial: Trial) -> None:
@@ -158,10 +164,7 @@ def damage(how: str) -> Callable[[Trial], None]:
     """The newest checkpoint is truncated or has a bit flipped while nothing runs."""
 
     def disturb(trial: Trial) -> None:
-        step = trial.random.randrange(22, STEPS - 3)
-        trial.write(faults=[{"id": HELD, "step": step, "at": "compute", "do": "wait"}])
-        process = trial.start()
-        trial.wait(lambda: (trial.run_dir / "faults.done" / HELD).exists())
+        process = hold(trial, trial.random.randrange(22, STEPS - 3))
         process.kill()
         process.wait()
         trial.kill_trainers()

@@ -1,13 +1,17 @@
-"""Property tests run without a deadline, and one small plan that many tests look at."""
+"""One thread, property tests without a deadline, and one small plan that many tests look at."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from tests.command_line import Said, say
+
+# Arrays are small: more threads would wait for each other, and for minutes on a loaded machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("krzem", deadline=None)
 settings.load_profile("krzem")
