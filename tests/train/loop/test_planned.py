@@ -77,7 +77,7 @@ def test_a_plan_for_krzem_searches_what_the_trainer_runs(folder: Path) -> None:
 def test_built_in_models_are_trained_by_name(folder: Path) -> None:
     run = write(folder)
     run.write_text(run.read_text().replace("config.json", "deepseek-v3"))
-    ready = checked(run)
+    ready = checked(run, here=False)
     assert ready.spec.arch.name == "deepseek-v3"
     assert ready.config["model_type"] == "deepseek_v3"
     run.write_text(run.read_text().replace("deepseek-v3", "deepsek-v3"))
