@@ -4,7 +4,7 @@
 
 PINS := pyproject.toml constraints.txt scripts/setup
 
-demo: .venv/demo.done  ## plan DeepSeek-V3 on 2,048 H800, compare with Ascend 910C: terminal and out/*.html
+demo: .venv/demo.done  ## plan DeepSeek-V3, compare with Ascend 910C, then move a small run between two pools
 	@scripts/demo
 
 test: .venv/test.done  ## the whole test suite, the trainer's included

@@ -95,7 +95,9 @@ def test_unmeasured_processors_are_openly_unknown(tmp_path: Path) -> None:
     assert found.tokens_per_s is None
     assert found.refused is None
     assert "nothing was measured" in found.basis
-    assert "gate on speed stays silent" in found.warnings[0]
+    assert found.warnings == ("its speed is unknown until it is measured",)
+    text = TEXT + "[qualify]\nenabled = false\n"
+    assert "gate on speed stays silent" in planned(tmp_path, 0, text).warnings[0]
 
 
 def test_measured_processors_have_a_plan_with_a_wide_interval(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_a_late_pool_is_warned_of_or_refused_by_rule(
     found = planned(tmp_path, 1, text, days_left=0.05)
     assert found.in_time == 0.0
     sentence = (found.refused if refused else found.warnings[-1]) or ""
-    assert "finishes 0.1 days from now with 0% certainty" in sentence
+    assert "ends before the deadline with 0% certainty, 50% are asked for" in sentence
     assert planned(tmp_path, 1, text, days_left=0.2).in_time == 1.0
 
 

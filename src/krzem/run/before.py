@@ -26,6 +26,7 @@ from krzem.plan.plan import Explanation, LayoutPlan, Plan
 from krzem.plan.price import Task
 from krzem.plan.request import Asked, Question, settle
 from krzem.run.answers import PoolPlan
+from krzem.run.clock import duration
 from krzem.run.own import is_own, runnable
 from krzem.run.profile import read_profile
 from krzem.run.run_file import CPU
@@ -236,8 +237,9 @@ def _judged(
     basis = "plan, with measured rates" if is_measured else "plan, from the data sheet"
     if pool.tokens_per_s is not None:
         speed, basis = _stated(pool.tokens_per_s), "stated in the run file"
+    # Neither a stated speed nor processors have the failures and overheads of a large cluster.
+    plain = pool.tokens_per_s is not None or found.task.cluster.device.id == CPU
     whole = found.whole_run
-    wall_clock = whole.days if pool.tokens_per_s is None else None
     return _in_time(
         settings,
         PoolPlan(
@@ -245,12 +247,12 @@ def _judged(
             tokens_per_s=speed,
             basis=basis,
             layout=str(best.layout),
-            days=wall_clock or speed.inverse(tokens_left / DAY),
+            days=speed.inverse(tokens_left / DAY) if plain else whole.days,
             wall=found.wall,
             refused=_too_large(best),
         ),
         days,
-        whole.deadline_probability if pool.tokens_per_s is None else None,
+        None if plain else whole.deadline_probability,
     )
 
 
@@ -272,7 +274,9 @@ def _without_plan(
 ) -> PoolPlan:
     """A pool that the planner cannot judge: by its stated speed, or openly unknown."""
     if pool.tokens_per_s is None:
-        silent = "its speed is unknown, so the gate on speed stays silent: give tokens_per_s"
+        silent = "its speed is unknown until it is measured"
+        if not settings.qualify.enabled:
+            silent = "its speed is unknown, so the gate on speed stays silent: give tokens_per_s"
         return PoolPlan(
             pool=pool.name, tokens_per_s=None, basis=f"unknown: {why}", warnings=(silent,)
         )
@@ -300,8 +304,8 @@ def _in_time(
     if chance >= rule.certainty:
         return made
     sentence = (
-        f"finishes {days:,.1f} days from now with {chance:.0%} certainty (needs about "
-        f"{needed.mid:,.1f} days); the rule asks for {rule.certainty:.0%}"
+        f"ends before the deadline with {chance:.0%} certainty, {rule.certainty:.0%} are asked "
+        f"for: it needs about {duration(needed.mid * DAY)}, {duration(days * DAY)} are left"
     )
     if rule.refuse_late:
         return replace(made, refused=made.refused or sentence)

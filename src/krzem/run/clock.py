@@ -6,6 +6,7 @@ or another host only the date is left; a date that went backwards then counts as
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,6 +67,18 @@ class RunClock:
             boot_seconds=self._boot(),
             wall=self._wall(),
         )
+
+
+def duration(seconds: float | None) -> str:
+    """A duration in its two largest units."""
+    if seconds is None:
+        return "unknown"
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    for (name, size), (smaller, part) in itertools.pairwise(units):
+        if seconds >= size:
+            whole, rest = divmod(seconds, size)
+            return f"{whole:.0f} {name} {rest // part:.0f} {smaller}"
+    return f"{seconds:.1f} s"
 
 
 def iso(wall: float) -> str:

@@ -19,8 +19,9 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from krzem.errors import DataError, KrzemError, RunError, StorageError
-from krzem.run.clock import iso
+from krzem.run.clock import duration, iso
 from krzem.run.contract import attempt_folder
+from krzem.run.controller import DAY
 from krzem.run.controller import run as run_run
 from krzem.run.launch.job import OUTPUT
 from krzem.run.ledger import LEDGER, Ledger, Reader
@@ -33,14 +34,14 @@ from krzem.run.profile import Profile, profile_text
 from krzem.run.qualify import summary
 from krzem.run.rows import State
 from krzem.run.run_file import CPU, read_run
-from krzem.run.services import Services
+from krzem.run.services import Services, Snapshot
 from krzem.run.settings import RunSettings
 from krzem.run.story import tell
-from krzem.run.view import format_story, panel
+from krzem.run.view import format_story, panel, progress_line
 from krzem.train.durable import write_atomic
 
 REPORT = "report.html"
-_REDRAW_SECONDS = 1.0
+_REDRAW_SECONDS, _TELL_SECONDS = 1.0, 15.0
 _EXIT = {State.DONE: 0, State.STOPPED: 0, State.FAILED: 1}
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -58,7 +59,7 @@ def folder_of(path: Path) -> Path:
 @click.command("run")
 @click.argument("run_toml", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--dry-run", is_flag=True, help="Plan every pool, say what would be done, and end.")
-@click.option("--quiet", is_flag=True, help="No live view, one line for each thing that happens.")
+@click.option("--quiet", is_flag=True, help="Nothing on the way: no live view, no lines.")
 @AS_JSON
 def run_command(run_toml: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
     """Train over pools of accelerators, in order of preference, to the last token.
@@ -71,6 +72,26 @@ def run_command(run_toml: Path, dry_run: bool, quiet: bool, as_json: bool) -> No
     \b
     krzem run run.toml --dry-run
     krzem run run.toml
+
+    \b
+    A run file (docs/run.md has every key, examples/two-pools one that runs anywhere):
+      model = "config.json"
+      [goal]
+      tokens = "2T"
+      sequence = "4k"
+      global_batch = 2048
+      deadline = "60d"
+      [data]
+      path = "tokens"            # from krzem data build
+      [[pool]]                   # in order of preference
+      name = "ascend"
+      accelerator = "ascend-910c"
+      count = 2048
+      launcher = "slurm"
+      [[pool]]
+      name = "hopper"
+      accelerator = "h800"
+      count = 1024
     """
     settings = read_run(run_toml)
     check_trainer(settings)
@@ -102,7 +123,9 @@ def _dry_run(settings: RunSettings, as_json: bool) -> None:
     for plan in plans:
         speed = plan.tokens_per_s
         known = f"{speed.low:,.0f} to {speed.high:,.0f} tokens/s" if speed else "speed unknown"
-        days = f", {plan.days.low:,.3g} to {plan.days.high:,.3g} days" if plan.days else ""
+        days = (
+            plan.days and f", {duration(plan.days.low * DAY)} to {duration(plan.days.high * DAY)}"
+        )
         wall = f", wall: {plan.wall}" if plan.wall else ""
         click.echo(f"{plan.pool}: {known}{days}{wall}\n  {plan.refused or plan.basis}")
         for warning in plan.warnings:
@@ -116,9 +139,11 @@ def _view(settings: RunSettings, *, quiet: bool) -> Iterator[Services]:
     """Services that show what happens: live on a terminal, else a line each."""
     console = Console(stderr=True)
     plain = Services(report=write_report)
-    if quiet or not console.is_terminal:
-        say: Callable[[str], None] = (lambda text: None) if quiet else _line
-        yield replace(plain, say=say)
+    if quiet:
+        yield plain
+        return
+    if not console.is_terminal:
+        yield replace(plain, say=_line, on_look=_Told(settings.folder))
         return
     said: list[str] = []
     done = threading.Event()
@@ -139,6 +164,20 @@ def _draw(live: Live, folder: Path, said: list[str], done: threading.Event) -> N
             live.update(panel(tell(folder), said), refresh=True)
         except (DataError, StorageError):
             continue
+
+
+class _Told:
+    """Tells how far a run is from time to time, where nothing can be drawn."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._step, self._next = folder, 0, 0.0
+
+    def __call__(self, seen: Snapshot) -> None:
+        now = time.monotonic()
+        if seen.step == self._step or now < self._next:
+            return
+        self._step, self._next = seen.step, now + _TELL_SECONDS
+        _line(progress_line(tell(self._folder)))
 
 
 def _line(text: str) -> None:
@@ -299,7 +338,8 @@ def probe_command(
     krzem probe --out profile.toml           then, in run.toml:  profile = "profile.toml"
     """
     if seconds <= 0 or (processes is not None and processes < 1):
-        raise RunError(f"--seconds {seconds:g} --processes {processes}: both must be above 0")
+        shown = "" if processes is None else f" --processes {processes}"
+        raise RunError(f"--seconds {seconds:g}{shown}: it must be above 0")
     with _bar(quiet=as_json) as progress:
         probed = probe_here(seconds=seconds, processes=processes, use=use, progress=progress)
     text = profile_text(

@@ -67,8 +67,21 @@ _TEMPLATE = """
 {% if s.witness %}
 <table><tr><th>check</th><th>outcome</th><th>what it says</th></tr>
 {% for w in s.witness %}
-<tr><td>{{ w.subject }}</td><td>{{ w.choice }}</td><td>{{ w.reason }}</td></tr>
+<tr><td>{{ w.subject }}</td><td>{{ w.choice }}</td><td>{{ w.reason }}
+{% if w.evidence and w.evidence.page %}
+<a href="{{ w.evidence.page.removeprefix(s.folder + "/") }}">layer by layer</a>{% endif %}</td></tr>
 {% endfor %}</table>
+{% for w in s.witness if w.evidence and w.evidence.whole_model %}
+<table><tr><th>{{ w.subject }}</th><th class="n">batch</th><th class="n">relative error</th>
+<th class="n">tolerance</th><th class="n">noise floor</th></tr>
+{% for f in w.evidence.whole_model %}
+<tr><td>{{ f.kind }}</td><td class="n">{{ f.batch }}</td><td class="n">{{ f.error | small }}</td>
+<td class="n">{{ f.tolerance | small }}</td><td class="n">{{ f.floor | small }}</td></tr>
+{% endfor %}
+<tr><td>worst layer, error over tolerance</td><td></td>
+<td class="n">{{ w.evidence.layers | worst }}</td><td class="n">1</td><td></td></tr>
+</table>
+{% endfor %}
 {% else %}<p>The run did not change its pool, so there was nothing to compare.</p>{% endif %}
 
 <h2>Decisions</h2>
@@ -89,7 +102,7 @@ def report_page(story: Mapping[str, Any], pool_of: Mapping[int, str]) -> str:
     return page(
         f"krzem run: {story['name']}",
         _TEMPLATE,
-        filters={"number": _number},
+        filters={"number": _number, "small": _small, "worst": _worst},
         s=story,
         figures=_figures(story, pool_of),
     )
@@ -97,6 +110,16 @@ def report_page(story: Mapping[str, Any], pool_of: Mapping[int, str]) -> str:
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _small(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2g}"
+
+
+def _worst(layers: Sequence[Mapping[str, Any]]) -> str:
+    """The layer closest to its tolerance."""
+    severity, layer = max((max(x["forward"], x["backward"]), x["layer"]) for x in layers)
+    return f"{severity:.2g} ({layer})"
 
 
 def _figures(story: Mapping[str, Any], pool_of: Mapping[int, str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from krzem.run.clock import duration
 from krzem.run.story import Story
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -28,18 +28,6 @@ def sparkline(values: Sequence[float], width: int = _CURVE_WIDTH) -> str:
     low, high = min(finite), max(finite)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((v - low) * scale)] if math.isfinite(v) else " " for v in points)
-
-
-def duration(seconds: float | None) -> str:
-    """A duration in its two largest units."""
-    if seconds is None:
-        return "unknown"
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    for (name, size), (smaller, part) in itertools.pairwise(units):
-        if seconds >= size:
-            whole, rest = divmod(seconds, size)
-            return f"{whole:.0f} {name} {rest // part:.0f} {smaller}"
-    return f"{seconds:.1f} s"
 
 
 def count(value: float | None) -> str:
@@ -81,6 +69,16 @@ def facts(story: Story) -> list[tuple[str, str]]:
         ("samples", "each trained once" if story.samples_exact else "; ".join(story.sample_gaps)),
         ("last", story.last_event),
     ]  # fmt: skip
+
+
+def progress_line(story: Story) -> str:
+    """Where a run is, in one line."""
+    loss = "" if story.loss is None else f", loss {story.loss:.3f}"
+    left = "" if story.left_seconds is None else f", {duration(story.left_seconds)} left"
+    return (
+        f"{story.pool}: step {story.step:,}, {story.share:.0%} of "
+        f"{count(story.goal_tokens)} tokens, {count(story.tokens_per_s)} tokens/s{loss}{left}"
+    )
 
 
 def format_story(story: Story) -> str:
