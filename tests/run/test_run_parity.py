@@ -14,6 +14,7 @@ from krzem.errors import RunError
 from krzem.run import own
 from krzem.run.launch.job import Job, Look, Phase
 from krzem.run.own import check_trainer
+from krzem.run.parity import _sequences as sequences_for
 from krzem.run.parity import check, record
 from krzem.run.run_file import read_run
 from krzem.run.settings import RunSettings
@@ -79,16 +80,36 @@ def recorded(settings: RunSettings) -> Path:
     (folder,) = (settings.folder / "checkpoints").iterdir()
     launcher: Any = Here()
     pool = settings.pool("source")
-    told = record(settings, pool, launcher, 1, checkpoint=folder, layout="mbs=2")
+    layouts = ["mbs=4", None]
+    told = record(settings, pool, launcher, 1, checkpoint=folder, layouts=layouts)
     assert told == f"witness of {folder.name} recorded on source"
-    again = record(settings, pool, launcher, 2, checkpoint=folder, layout="mbs=2")
+    again = record(settings, pool, launcher, 2, checkpoint=folder, layouts=layouts)
     assert again is None, "it has one"
     return folder
 
 
-def asked(settings: RunSettings, folder: Path, launcher: Any = None) -> Verdict:
+def asked(
+    settings: RunSettings, folder: Path, launcher: Any = None, layout: str = "mbs=8"
+) -> Verdict:
     pool = settings.pool("there")
-    return check(settings, pool, launcher or Here(), 3, checkpoint=folder, layout="mbs=2")
+    return check(settings, pool, launcher or Here(), 3, checkpoint=folder, layout=layout)
+
+
+def test_every_layout_to_come_can_share_out_the_sequences(settings: RunSettings) -> None:
+    assert settings.witness.sequences == 2
+    assert sequences_for(settings, ["mbs=4", None]) == 2
+    assert sequences_for(settings, ["mbs=4", "dp=4,mbs=2"]) == 4
+    assert sequences_for(settings, ["dp=2", "pp=2,dp=2,mbs=2"]) == 8, "both stages busy"
+    assert sequences_for(settings, ["dp=2", "dp=3"]) == 6
+    assert sequences_for(settings, ["dp=8", "dp=6"]) == 8, "no more than a step has"
+
+
+def test_sequences_that_a_layout_cannot_share_out_are_not_compared(
+    settings: RunSettings, recorded: Path
+) -> None:
+    found = asked(settings, recorded, layout="dp=4")
+    assert found.agreement is Agreement.NOT_CHECKED
+    assert "has 2 sequences, which do not divide by the 4" in found.message
 
 
 def test_the_witness_is_of_the_samples_that_come_next(

@@ -170,10 +170,12 @@ class _Told:
     """Tells how far a run is from time to time, where nothing can be drawn."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._step, self._next = folder, 0, 0.0
+        self._folder, self._attempt, self._step, self._next = folder, 0, 0, 0.0
 
     def __call__(self, seen: Snapshot) -> None:
         now = time.monotonic()
+        if seen.attempt.id != self._attempt:
+            self._attempt, self._step = seen.attempt.id, seen.step
         if seen.step == self._step or now < self._next:
             return
         self._step, self._next = seen.step, now + _TELL_SECONDS

@@ -213,9 +213,10 @@ class Controller:
         if good is None or not asked or self._maker(good) != pool.name:
             return
         self.services.say(f"recording the witness of {good.folder.name} on {pool.name}")
+        pools = (pool, *self.settings.after(pool.name))
         told = self.services.record_witness(
             self.settings, pool, self.services.launcher(pool.launcher), self._fenced(),
-            checkpoint=good.folder, layout=self._layout(pool),
+            checkpoint=good.folder, layouts=[self._layout(p) for p in pools],
         )  # fmt: skip
         if told is not None:
             self.ledger.event("witness", told, pool=pool.name)

@@ -68,10 +68,10 @@ _TEMPLATE = """
 <table><tr><th>check</th><th>outcome</th><th>what it says</th></tr>
 {% for w in s.witness %}
 <tr><td>{{ w.subject }}</td><td>{{ w.choice }}</td><td>{{ w.reason }}
-{% if w.evidence and w.evidence.page %}
+{% if w.evidence and w.evidence.get("page") %}
 <a href="{{ w.evidence.page.removeprefix(s.folder + "/") }}">layer by layer</a>{% endif %}</td></tr>
 {% endfor %}</table>
-{% for w in s.witness if w.evidence and w.evidence.whole_model %}
+{% for w in s.witness if w.evidence and w.evidence.get("whole_model") %}
 <table><tr><th>{{ w.subject }}</th><th class="n">batch</th><th class="n">relative error</th>
 <th class="n">tolerance</th><th class="n">noise floor</th></tr>
 {% for f in w.evidence.whole_model %}

@@ -7,11 +7,14 @@ batches are the very samples that come next, so the check also sees that the dat
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from krzem.layout.layout import parse_layout
 from krzem.run.attempts import job_name, surroundings
 from krzem.run.contract import ENV_RUN_DIR
 from krzem.run.errand import run_errand
@@ -22,7 +25,7 @@ from krzem.run.run_file import CPU
 from krzem.run.settings import Pool, RunSettings
 from krzem.run.verdict import Agreement, Verdict
 from krzem.train.checkpoint.manifest import Manifest, read_manifest
-from krzem.witness.witness import ATTACHMENT
+from krzem.witness.witness import ATTACHMENT, read_witness
 
 PARITY = "parity"
 VERDICT, PAGE = "verdict.json", "parity.html"
@@ -37,7 +40,7 @@ def record(
     token: int,
     *,
     checkpoint: Path,
-    layout: str | None,
+    layouts: Sequence[str | None],
 ) -> str | None:
     """A :class:`~krzem.run.verdict.WitnessRecord`: for the arithmetic of every pool to come.
 
@@ -47,10 +50,11 @@ def record(
     if manifest.config is None or ATTACHMENT in manifest.attachments:
         return None
     w = settings.witness
-    words = ["record", checkpoint, "--sequences", w.sequences, "--batches", w.batches,
+    sequences = _sequences(settings, layouts)
+    words = ["record", checkpoint, "--sequences", sequences, "--batches", w.batches,
              *_data(settings, pool, manifest, first=True),
              *(x for dtype in _arithmetics(settings, pool) for x in ("--also", dtype))]  # fmt: skip
-    job = _job(settings, pool, token, words, layout)
+    job = _job(settings, pool, token, words, _for_witness(layouts[0], sequences))
     ended = run_errand(settings, job, launcher, seconds=w.limit_seconds, queued=True)
     if ended.code == 0 and ATTACHMENT in read_manifest(checkpoint).attachments:
         return f"witness of {checkpoint.name} recorded on {pool.name}"
@@ -77,6 +81,16 @@ def check(
             agreement=Agreement.NOT_CHECKED,
             message=f"{checkpoint.name} {why}: it is not compared on {pool.name}",
         )
+    recorded = read_witness(checkpoint).batches[0].tokens.shape[0]
+    if recorded % _unit(layout):
+        return Verdict(
+            agreement=Agreement.NOT_CHECKED,
+            message=(
+                f"the witness of {checkpoint.name} has {recorded} sequences, which do not divide "
+                f"by the {_unit(layout)} that layout {layout} of {pool.name} takes at once"
+            ),
+        )
+    layout = _for_witness(layout, recorded)
     said = ""
     for _ in range(_TRIES):
         job = _check_job(settings, pool, token, manifest, checkpoint, layout)
@@ -122,6 +136,29 @@ def _verdict(found: dict[str, Any], folder: Path) -> Verdict:
             "page": str(page) if page.exists() else None,
         },
     )
+
+
+def _sequences(settings: RunSettings, layouts: Sequence[str | None]) -> int:
+    """So many that every layout can share them out; a step's batch can always be shared out."""
+    unit = math.lcm(*map(_unit, layouts))
+    return min(unit * -(-settings.witness.sequences // unit), settings.goal.global_batch)
+
+
+def _unit(layout: str | None) -> int:
+    """Sequences that a layout takes at least: one a rank, and all its stages busy."""
+    if layout is None:
+        return 1
+    x = parse_layout(layout)
+    return x.dp * (2 * x.pp if x.pp > 1 else 1)
+
+
+def _for_witness(layout: str | None, sequences: int) -> str | None:
+    """``layout`` with a micro-batch that divides so few sequences."""
+    if layout is None:
+        return None
+    x = parse_layout(layout)
+    most = sequences // _unit(layout)
+    return str(replace(x, micro_batch=math.gcd(x.micro_batch, max(most, 1))))
 
 
 def _arithmetics(settings: RunSettings, pool: Pool) -> list[str]:

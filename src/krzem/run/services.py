@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -97,11 +97,11 @@ def _record(
     token: int,
     *,
     checkpoint: Path,
-    layout: str | None,
+    layouts: Sequence[str | None],
 ) -> str | None:
     from krzem.run.parity import record
 
-    return record(settings, pool, launcher, token, checkpoint=checkpoint, layout=layout)
+    return record(settings, pool, launcher, token, checkpoint=checkpoint, layouts=layouts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,7 +123,7 @@ def _story(
     last_event: str,
     fired: tuple[Mapping[str, Any], ...],
 ) -> Story:
-    recent = history.kept[-RECENT:]
+    recent = [r for r in history.kept[-RECENT:] if r.attempt == history.kept[-1].attempt]
     goal = int(run.settings["tokens"])
     speed = statistics.median(r.tokens_per_s for r in recent) if recent else None
     good = goodput(history, attempts, run.run_seconds)

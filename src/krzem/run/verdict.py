@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,9 @@ class WitnessRecord(Protocol):
         token: int,
         *,
         checkpoint: Path,
-        layout: str | None,
+        layouts: Sequence[str | None],
     ) -> str | None:
-        """What was recorded, as a sentence; None where the checkpoint has one, or can have none."""
+        """``layouts`` of this pool and of those to come, None where the trainer chooses.
+
+        What was recorded, as a sentence; None where the checkpoint has one, or can have none.
+        """
