@@ -82,7 +82,9 @@ def recorded(settings: RunSettings) -> Path:
     pool = settings.pool("source")
     layouts = ["mbs=4", None]
     told = record(settings, pool, launcher, 1, checkpoint=folder, layouts=layouts)
-    assert told == f"witness of {folder.name} recorded on source"
+    assert told is not None
+    assert told.recorded, told.message
+    assert told.message == "of 2 samples from 32 on"
     again = record(settings, pool, launcher, 2, checkpoint=folder, layouts=layouts)
     assert again is None, "it has one"
     return folder

@@ -14,7 +14,14 @@ transformers = pytest.importorskip("transformers")
 import torch  # noqa: E402
 
 from krzem.errors import InputError, ModelError  # noqa: E402
-from krzem.witness import TorchRule, check, load_folder, record  # noqa: E402
+from krzem.witness import (  # noqa: E402
+    TorchRule,
+    check,
+    load_folder,
+    read_witness,
+    record,
+    write_witness,
+)
 from krzem.witness.setting import Setting  # noqa: E402
 
 
@@ -43,11 +50,13 @@ def groups(decay_everything: bool) -> Any:
     return make
 
 
-def test_a_folder_agrees_with_itself_and_faults_are_found(folder: Path) -> None:
+def test_a_folder_agrees_with_itself_and_faults_are_found(folder: Path, tmp_path: Path) -> None:
     rule = TorchRule(groups(False))
-    witness = record(
+    recorded = record(
         load_folder(folder, rule=rule), batches(), settings=QUICK, also=("bfloat16",)
     )  # fmt: skip
+    write_witness(recorded, tmp_path / "witness.json")
+    witness = read_witness(tmp_path / "witness.json")
     there = load_folder(folder, rule=rule)
     assert check(witness, there).passed
     assert check(witness, load_folder(folder, dtype="bfloat16"), dtype="bfloat16").passed

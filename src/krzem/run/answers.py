@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from krzem.estimate import Estimate
+from krzem.run.clock import duration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,21 @@ class PoolPlan:
     refused: str | None = None
     """Why the pool cannot take the run."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What is expected, and from what."""
+        if self.tokens_per_s is None:
+            return self.basis
+        x = self.tokens_per_s
+        parts = [f"{x.mid:,.0f} ({x.low:,.0f} to {x.high:,.0f}) tokens/s"]
+        if self.days is not None:
+            parts.append(f"{duration(self.days.mid * 86_400)} for what is left")
+        if self.in_time is not None:
+            parts.append(f"in time with {self.in_time:.0%} certainty")
+        if self.wall is not None:
+            parts.append(f"wall: {self.wall}")
+        return f"{self.basis}: {', '.join(parts)}"
 
     def as_dict(self) -> dict[str, Any]:
         """For the ledger and ``--json``."""

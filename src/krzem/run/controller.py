@@ -100,7 +100,7 @@ class Controller:
         for warning in plan.warnings:
             self.services.say(f"pool {pool.name}: {warning}")
         choice = "refused" if plan.refused else "possible"
-        reason = plan.refused or plan.basis
+        reason = plan.refused or plan.sentence
         self.ledger.decide(f"plan of {pool.name}", choice, reason, plan.as_dict())
         return plan
 
@@ -180,14 +180,16 @@ class Controller:
         if good is None or made_by in (None, pool.name) or self.settings.gates.witness is None:
             return True
         self.services.say(f"asking the witness of {good.folder.name} on {pool.name}")
+        begun = self.services.clock()
         verdict = self._asked(pool, good)
+        message = f"{verdict.message}; this took {self.services.clock() - begun:,.0f} s"
         with self.ledger.writing():
             self.ledger.decide(
                 f"witness of {good.folder.name} on {pool.name}", str(verdict.agreement),
-                verdict.message, {"departs": verdict.departs, **verdict.evidence},
+                message, {"departs": verdict.departs, **verdict.evidence},
             )  # fmt: skip
-            self.ledger.event(f"witness {verdict.agreement}", verdict.message, pool=pool.name)
-        self.services.say(f"witness: {verdict.message}")
+            self.ledger.event(f"witness {verdict.agreement}", message, pool=pool.name)
+        self.services.say(f"witness {verdict.agreement} on {pool.name}: {message}")
         gate = self.settings.gates.witness
         if verdict.agreement is not Agreement.FAILED or gate.action is Action.WARN:
             return True
@@ -213,14 +215,16 @@ class Controller:
         if good is None or not asked or self._maker(good) != pool.name:
             return
         self.services.say(f"recording the witness of {good.folder.name} on {pool.name}")
-        pools = (pool, *self.settings.after(pool.name))
+        pools, begun = (pool, *self.settings.after(pool.name)), self.services.clock()
         told = self.services.record_witness(
             self.settings, pool, self.services.launcher(pool.launcher), self._fenced(),
             checkpoint=good.folder, layouts=[self._layout(p) for p in pools],
         )  # fmt: skip
         if told is not None:
-            self.ledger.event("witness", told, pool=pool.name)
-            self.services.say(told)
+            choice = "recorded" if told.recorded else "not recorded"
+            message = f"{told.message}; this took {self.services.clock() - begun:,.0f} s"
+            self.ledger.decide(f"witness of {good.folder.name} on {pool.name}", choice, message)
+            self.services.say(message)
 
     def _layout(self, pool: Pool) -> str | None:
         """As the run file states it, or as planned last; None: the trainer's own choice."""

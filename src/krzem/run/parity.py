@@ -23,7 +23,7 @@ from krzem.run.launch.words import shell_words
 from krzem.run.own import is_own
 from krzem.run.run_file import CPU
 from krzem.run.settings import Pool, RunSettings
-from krzem.run.verdict import Agreement, Verdict
+from krzem.run.verdict import Agreement, Recorded, Verdict
 from krzem.train.checkpoint.manifest import Manifest, read_manifest
 from krzem.witness.witness import ATTACHMENT, read_witness
 
@@ -41,7 +41,7 @@ def record(
     *,
     checkpoint: Path,
     layouts: Sequence[str | None],
-) -> str | None:
+) -> Recorded | None:
     """A :class:`~krzem.run.verdict.WitnessRecord`: for the arithmetic of every pool to come.
 
     Raises LaunchError where the launcher cannot say what became of the job.
@@ -56,9 +56,10 @@ def record(
              *(x for dtype in _arithmetics(settings, pool) for x in ("--also", dtype))]  # fmt: skip
     job = _job(settings, pool, token, words, _for_witness(layouts[0], sequences))
     ended = run_errand(settings, job, launcher, seconds=w.limit_seconds, queued=True)
-    if ended.code == 0 and ATTACHMENT in read_manifest(checkpoint).attachments:
-        return f"witness of {checkpoint.name} recorded on {pool.name}"
-    return f"no witness of {checkpoint.name} could be recorded on {pool.name}: {ended.said}"
+    done = ended.code == 0 and ATTACHMENT in read_manifest(checkpoint).attachments
+    why = f"no witness of {checkpoint.name} could be recorded on {pool.name}: {ended.said}"
+    told = f"of {sequences * w.batches} samples from {manifest.meta.get('sample', 0):,} on"
+    return Recorded(recorded=done, message=told if done else why)
 
 
 def check(

@@ -14,7 +14,7 @@ from krzem.run.launch.local import LocalLauncher
 from krzem.run.launch.slurm import SlurmLauncher
 from krzem.run.rows import Attempt
 from krzem.run.settings import Launcher, Pool, RunSettings
-from krzem.run.verdict import Verdict, WitnessCheck, WitnessRecord
+from krzem.run.verdict import Recorded, Verdict, WitnessCheck, WitnessRecord
 
 
 class PlanPool(Protocol):
@@ -98,7 +98,7 @@ def _record(
     *,
     checkpoint: Path,
     layouts: Sequence[str | None],
-) -> str | None:
+) -> Recorded | None:
     from krzem.run.parity import record
 
     return record(settings, pool, launcher, token, checkpoint=checkpoint, layouts=layouts)

@@ -32,6 +32,14 @@ class Verdict:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What came of recording a witness."""
+
+    recorded: bool
+    message: str
+
+
 class WitnessCheck(Protocol):
     """Asks the witness, before a pool goes on with a checkpoint that another pool made."""
 
@@ -60,8 +68,8 @@ class WitnessRecord(Protocol):
         *,
         checkpoint: Path,
         layouts: Sequence[str | None],
-    ) -> str | None:
+    ) -> Recorded | None:
         """``layouts`` of this pool and of those to come, None where the trainer chooses.
 
-        What was recorded, as a sentence; None where the checkpoint has one, or can have none.
+        None where the checkpoint has one, or can have none.
         """

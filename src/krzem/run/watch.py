@@ -287,6 +287,9 @@ class Watch:
                 f"the trainer ended without an error after {self._history.tokens:,} of "
                 f"{self._settings.goal.tokens:,.0f} tokens"
             )
+        if code == EXIT_STOPPED:
+            why = look.detail or (self._stopping[0] if self._stopping else "asked from outside")
+            return f"saved and stopped: {why}"
         return f"exit code {code}" + (f", {look.detail}" if look.detail else "")
 
     def _note_phase(self, look: Look) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -64,7 +65,8 @@ class HfSubject:
         micro_batch: int = 0,
     ) -> None:
         self.model, self.rule, self.micro_batch = model, rule, micro_batch
-        config = model.config.to_dict()  # type: ignore[operator, union-attr]
+        # As a file would hold it: keys are text there.
+        config = json.loads(json.dumps(model.config.to_dict(), default=str))  # type: ignore[operator, union-attr]
         for own in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
             config.pop(own, None)
         self.identity = Identity(
