@@ -136,6 +136,8 @@ def test_a_late_pool_is_warned_of_or_refused_by_rule(
     sentence = (found.refused if refused else found.warnings[-1]) or ""
     assert "ends before the deadline with 0% certainty, 50% are asked for" in sentence
     assert planned(tmp_path, 1, text, days_left=0.2).in_time == 1.0
+    past = planned(tmp_path, 1, text, days_left=-1.0)
+    assert "the deadline is past" in (past.refused or past.warnings[-1])
 
 
 def test_qualification_measures_under_the_launcher_and_writes_a_profile(tmp_path: Path) -> None:

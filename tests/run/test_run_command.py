@@ -29,6 +29,7 @@ from krzem.run.command import (
     write_report,
 )
 from krzem.run.ledger import Reader
+from krzem.run.probe.shown import lines as probe_lines
 from krzem.run.profile import read_profile
 from krzem.run.rows import Cause
 from krzem.run.story import tell
@@ -162,6 +163,11 @@ def test_probe_writes_a_profile_that_a_plan_can_read(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     told = json.loads(result.output)
     assert told["passed"]
+    shown = dict(probe_lines(told["ranks"][0]))
+    assert "all with the same bits" in shown["soak"]
+    assert shown["products"].startswith("fp32 ")
+    assert "operators as float64 gives them" in shown["numerics"]
+    assert "links" not in shown, "one process has nobody to talk to"
     read = read_profile(out)
     assert read.measured["tf32_flops"] == pytest.approx(told["measured"]["tf32_flops"], rel=1e-4)
     assert read.measured["memory_bytes_per_s"] > 1e8

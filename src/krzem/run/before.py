@@ -303,9 +303,10 @@ def _in_time(
     rule = settings.recovery
     if chance >= rule.certainty:
         return made
+    left = f"{duration(days * DAY)} are left" if days > 0 else "the deadline is past"
     sentence = (
         f"ends before the deadline with {chance:.0%} certainty, {rule.certainty:.0%} are asked "
-        f"for: it needs about {duration(needed.mid * DAY)}, {duration(days * DAY)} are left"
+        f"for: it needs about {duration(needed.mid * DAY)}, {left}"
     )
     if rule.refuse_late:
         return replace(made, refused=made.refused or sentence)

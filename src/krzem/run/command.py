@@ -30,8 +30,8 @@ from krzem.run.measure import probe_here
 from krzem.run.own import check_trainer
 from krzem.run.page import report_page
 from krzem.run.probe.judge import Probed
+from krzem.run.probe.shown import lines as probe_lines
 from krzem.run.profile import Profile, profile_text
-from krzem.run.qualify import summary
 from krzem.run.rows import State
 from krzem.run.run_file import CPU, read_run
 from krzem.run.services import Services, Snapshot
@@ -370,15 +370,16 @@ def _probed(probed: Probed) -> dict[str, Any]:
 def format_probe(probed: Probed, profile: str) -> str:
     """A probe as text for people: verdict, numbers, profile."""
     first = probed.ranks[0]
-    lines = [
-        f"verdict  {probed.verdict}",
-        f"each     {summary(probed.measured)}",
-        f"with     {first['backend']} on {first['device']}, {first['threads'] or 'all'} threads",
-        *(f"note     {warning}" for warning in probed.warnings),
+    shown = [
+        ("verdict", probed.verdict),
+        ("with", f"{first['backend']} on {first['device']}, {first['threads'] or 'all'} threads"),
+        *probe_lines(first),
     ]
     if not any(rank["collectives"] for rank in probed.ranks):
         why = "one process" if len(probed.ranks) == 1 else "they need torch"
-        lines.append(f"links    not measured: {why}")
+        shown.append(("links", f"not measured: {why}"))
+    shown += [("note", warning) for warning in probed.warnings]
+    lines = [f"{what:<9}  {value}" for what, value in shown]
     return "\n".join([*lines, "", profile])
 
 

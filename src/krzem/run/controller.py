@@ -224,7 +224,7 @@ class Controller:
             choice = "recorded" if told.recorded else "not recorded"
             message = f"{told.message}; this took {self.services.clock() - begun:,.0f} s"
             self.ledger.decide(f"witness of {good.folder.name} on {pool.name}", choice, message)
-            self.services.say(message)
+            self.services.say(f"witness {choice} on {pool.name}: {message}")
 
     def _layout(self, pool: Pool) -> str | None:
         """As the run file states it, or as planned last; None: the trainer's own choice."""
