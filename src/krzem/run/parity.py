@@ -25,6 +25,7 @@ from krzem.run.run_file import CPU
 from krzem.run.settings import Pool, RunSettings
 from krzem.run.verdict import Agreement, Recorded, Verdict
 from krzem.train.checkpoint.manifest import Manifest, read_manifest
+from krzem.train.config import TRAINABLE
 from krzem.witness.witness import ATTACHMENT, read_witness
 
 PARITY = "parity"
@@ -47,7 +48,7 @@ def record(
     Raises LaunchError where the launcher cannot say what became of the job.
     """
     manifest = read_manifest(checkpoint)
-    if manifest.config is None or ATTACHMENT in manifest.attachments:
+    if not _is_buildable(manifest) or ATTACHMENT in manifest.attachments:
         return None
     w = settings.witness
     sequences = _sequences(settings, layouts)
@@ -76,8 +77,9 @@ def check(
     Raises LaunchError where the launcher cannot say what became of the job.
     """
     manifest = read_manifest(checkpoint)
-    if manifest.config is None or ATTACHMENT not in manifest.attachments:
-        why = "has no witness" if manifest.config else "does not hold the model's config"
+    if not _is_buildable(manifest) or ATTACHMENT not in manifest.attachments:
+        buildable = _is_buildable(manifest)
+        why = "has no witness" if buildable else "holds no model that krzem's trainer builds"
         return Verdict(
             agreement=Agreement.NOT_CHECKED,
             message=f"{checkpoint.name} {why}: it is not compared on {pool.name}",
@@ -137,6 +139,10 @@ def _verdict(found: dict[str, Any], folder: Path) -> Verdict:
             "page": str(page) if page.exists() else None,
         },
     )
+
+
+def _is_buildable(manifest: Manifest) -> bool:
+    return (manifest.config or {}).get("model_type") in TRAINABLE
 
 
 def _sequences(settings: RunSettings, layouts: Sequence[str | None]) -> int:
