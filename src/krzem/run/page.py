@@ -10,7 +10,8 @@ from krzem.report.selfcontained import inline_svg, new_figure, page
 
 _TEMPLATE = """
 <h1>{{ s.name }}</h1>
-<p>{{ "done" if s.state == "after" else s.state }}: {{ "{:,}".format(s.tokens) }} of {{ "{:,}".format(s.goal_tokens) }} tokens in
+<p>{{ "done" if s.state == "after" else s.state }}:
+{{ "{:,}".format(s.tokens) }} of {{ "{:,}".format(s.goal_tokens) }} tokens in
 {{ "{:,}".format(s.step) }} steps; goodput
 {% if s.goodput is none %}unknown{% else %}{{ "{:.1%}".format(s.goodput) }}{% endif %}.
 {% if s.samples_exact %}Every sample was trained exactly once, as the recorded indices show.
