@@ -1,4 +1,5 @@
 import contextlib
+import io
 import json
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 from tests.run.run_helpers import (
     HELD,
     asked_to_stop,
@@ -33,7 +35,7 @@ from krzem.run.probe.shown import lines as probe_lines
 from krzem.run.profile import read_profile
 from krzem.run.rows import Cause
 from krzem.run.story import tell
-from krzem.run.view import count, duration, sparkline
+from krzem.run.view import count, duration, panel, progress_line, sparkline
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,16 @@ def test_probe_writes_a_profile_that_a_plan_can_read(tmp_path: Path) -> None:
     assert read.measured["tf32_flops"] == pytest.approx(told["measured"]["tf32_flops"], rel=1e-4)
     assert read.measured["memory_bytes_per_s"] > 1e8
     assert "# Verdict: 1 device passed" in out.read_text()
+
+
+def test_the_live_view_shows_every_line_of_a_status(moved: Path) -> None:
+    story = tell(moved)
+    console = Console(width=100, file=io.StringIO())
+    console.print(panel(story, ["something happened"]))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for what in ("state", "tokens", "speed", "loss", "goodput", "samples", "something happened"):
+        assert what in shown
+    assert progress_line(story).startswith("good: step 40, 100% of ")
 
 
 def test_small_formats() -> None:

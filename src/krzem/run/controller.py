@@ -41,6 +41,7 @@ class Controller:
         self.services = services
         self.ledger = ledger
         self._troubles = 0
+        self._said: set[str] = set()
 
     def run(self) -> State:
         """Until the run is done, stopped or out of pools."""
@@ -98,11 +99,16 @@ class Controller:
             measured=measured or self._measured(pool),
         )
         for warning in plan.warnings:
-            self.services.say(f"pool {pool.name}: {warning}")
+            self._say_once(f"pool {pool.name}: {warning}")
         choice = "refused" if plan.refused else "possible"
         reason = plan.refused or plan.sentence
         self.ledger.decide(f"plan of {pool.name}", choice, reason, plan.as_dict())
         return plan
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.services.say(text)
 
     def _take_next(self, plans: list[PoolPlan], why: str) -> None:
         """Go to the first of the planned pools that may take the run."""

@@ -35,7 +35,7 @@ class RunLock:
             holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
             os.close(descriptor)
             raise RunError(
-                f"another controller runs this ({holder or 'unknown'}). Look at it with "
+                f"another controller runs this ({_named(holder)}). Look at it with "
                 f"`krzem status {self._path.parent}`, or stop it with `krzem stop`"
             )
         self._descriptor = descriptor
@@ -52,6 +52,14 @@ class RunLock:
         trace: TracebackType | None,
     ) -> None:
         os.close(self._descriptor)
+
+
+def _named(holder: str) -> str:
+    """What a holder wrote about itself, for people."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        told = json.loads(holder)
+        return f"process {told['pid']} on {told['host']}"
+    return "it does not say who it is"
 
 
 def _lock(descriptor: int, tries: int = 10) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -103,6 +104,7 @@ def panel(story: Story, said: Sequence[str] = ()) -> RenderableType:
     for what, value in facts(story):
         table.add_row(Text(what, style="dim"), Text(value))
     table.add_row(Text("curve", style="dim"), Text(sparkline([p[1] for p in story.curve])))
-    bar = ProgressBar(total=1.0, completed=story.share)
+    # A bar alone ends no line.
+    bar = Padding(ProgressBar(total=1.0, completed=story.share), 0)
     log = Text("\n".join(said[-5:]), style="dim")
     return Panel(Group(bar, table, log), title=story.name, title_align="left")
