@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -202,16 +202,14 @@ def disk_full(trial: Trial) -> None:
     ballast.unlink()
 
 
-def tidy_slurm(trial: Trial | None = None) -> None:
+def tidy_slurm(trial: Trial) -> None:
     """What an administrator does after a crash of Slurm's daemons.
 
     A controller daemon that dies before it has saved its state gives job numbers out again, takes
     jobs that are over for running ones, and drains nodes on which a number is known already.
     """
-    mine = set()
-    if trial is not None:
-        with Reader(trial.run_dir) as reader:
-            mine = {a.handle["job_id"] for a in reader.attempts() if a.handle}
+    with Reader(trial.run_dir) as reader:
+        mine = {a.handle["job_id"] for a in reader.attempts() if a.handle}
     listed = ["squeue", "--noheader", "--format=%i"]
     for job in subprocess.run(listed, capture_output=True, text=True, check=False).stdout.split():
         if job not in mine:
@@ -220,12 +218,16 @@ def tidy_slurm(trial: Trial | None = None) -> None:
                    stderr=subprocess.DEVNULL)  # fmt: skip
 
 
+def over(trial: Trial) -> bool:
+    """Whether the trial needs Slurm no more."""
+    return trial.controllers[-1].poll() is not None or trial.step() >= STEPS - 2
+
+
 def slurm_daemon(which: str) -> Callable[[Trial], None]:
     """A daemon of Slurm dies under the job and is started again."""
 
     def disturb(trial: Trial) -> None:
         home = Path(os.environ["SLURM_CONF"]).parent
-        tidy_slurm()
         trial.write(launcher="slurm", nodes=2)
         trial.start()
         trial.until(trial.random.randrange(3, 20))
@@ -234,22 +236,18 @@ def slurm_daemon(which: str) -> Callable[[Trial], None]:
         trial.wait(lambda: time.monotonic() > end)
         name, _, node = which.partition("-")
         subprocess.run([name, *(["-N", node] if node else [])], check=True)
-        limit = time.monotonic() + 15
-        trial.wait(
-            lambda: (
-                trial.controllers[-1].poll() is not None
-                or trial.step() >= STEPS - 2
-                or time.monotonic() > limit
-            )
-        )
-        tidy_slurm(trial)
+        for _ in range(20):
+            soon = time.monotonic() + 3
+            trial.wait(lambda s=soon: over(trial) or time.monotonic() > s)  # type: ignore[misc]
+            if over(trial):
+                break
+            tidy_slurm(trial)
 
     return disturb
 
 
 def slurm_job(trial: Trial) -> None:
     """The job is cancelled by somebody."""
-    tidy_slurm()
     trial.write(launcher="slurm", nodes=2)
     trial.start()
     trial.until(trial.random.randrange(3, 30))
@@ -302,6 +300,11 @@ class Result:
 
 def try_one(scenario: str, seed: int, undisturbed: Path, keep: Path | None = None) -> Result:
     """One trial of a scenario; a failure is a result, and its folder is kept for a look."""
+    with own_slurm() if scenario in SLURM else nullcontext():
+        return _try_one(scenario, seed, undisturbed, keep)
+
+
+def _try_one(scenario: str, seed: int, undisturbed: Path, keep: Path | None) -> Result:
     disturb, _ = (LOCAL | SLURM | TRAINING)[scenario]
     folder = Path(tempfile.mkdtemp(prefix="krzem-faults-"))
     trial = Trial(folder=folder / "t", random=random.Random(f"{scenario} {seed}"))
@@ -361,21 +364,24 @@ def _cost(run_dir: Path) -> tuple[int, tuple[float, ...]]:
     return sum(i.lost_steps for i in story.interruptions), tuple(seconds)
 
 
+def slurm_installed() -> bool:
+    """Whether a Slurm of our own can be started here."""
+    return not os.geteuid() and all(shutil.which(t) for t in ("munged", "slurmctld", "slurmd"))
+
+
 @contextmanager
-def slurm_at_hand() -> Iterator[bool]:
-    """A Slurm of our own while inside, if it is installed and we may start it."""
-    if os.geteuid() or not all(shutil.which(t) for t in ("munged", "slurmctld", "slurmd")):
-        yield False
-        return
+def own_slurm() -> Iterator[None]:
+    """A Slurm of one trial: a daemon that dies takes what it knows of jobs with it."""
     folder = Path(tempfile.mkdtemp(prefix="krzem-slurm-"))
     up = [ROOT / "scripts" / "slurm-up", folder, "2", str(os.getpid())]
     subprocess.run(up, check=True, stdout=subprocess.DEVNULL)
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     try:
-        yield True
+        yield
     finally:
         subprocess.run([ROOT / "scripts" / "slurm-down", folder], check=False)
         del os.environ["SLURM_CONF"]
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def schedule(trials: int, slurm: bool) -> list[tuple[str, int]]:
@@ -425,11 +431,16 @@ def write_table(results: list[Result], page: Path = PAGE) -> None:
 @click.option("--write", is_flag=True, help="Put the table into docs/reliability.md.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the folders of failures here.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write every result here.")
-def main(trials: int, only: str | None, write: bool, keep: Path | None, out: Path | None) -> None:
+@click.option("--also", type=click.Path(path_type=Path, exists=True), help="Results (--json) of an "
+              "earlier part, for the faults not tried now.")  # fmt: skip
+def main(
+    trials: int, only: str | None, write: bool, keep: Path | None, out: Path | None,
+    also: Path | None,
+) -> None:  # fmt: skip
     """Try faults at random and print what came of them."""
-    results: list[Result] = []
-    with slurm_at_hand() as slurm, tempfile.TemporaryDirectory() as name:
-        planned = [p for p in schedule(trials, slurm) if only is None or only in p[0]]
+    planned = [p for p in schedule(trials, slurm_installed()) if only is None or only in p[0]]
+    results = earlier(also, {scenario for scenario, _ in planned}) if also else []
+    with tempfile.TemporaryDirectory() as name:
         run_it(write_run(Path(name), steps=STEPS))
         undisturbed = dict.fromkeys(LOCAL | SLURM, Path(name) / "run")
         if any(scenario in TRAINING for scenario, _ in planned):
@@ -439,12 +450,20 @@ def main(trials: int, only: str | None, write: bool, keep: Path | None, out: Pat
             results.append(result)
             click.echo(f"{number}/{len(planned)} {scenario} {seed}: "
                        f"{result.fault or 'survived'} ({result.seconds:.1f} s)")  # fmt: skip
+    order = list(LOCAL | SLURM | TRAINING)
+    results.sort(key=lambda result: order.index(result.scenario))
     click.echo(table(results))
     if out is not None:
         out.write_text(json.dumps([vars(r) for r in results], indent=1))
     if write:
         write_table(results)
     raise SystemExit(0 if all(r.survived for r in results) else 1)
+
+
+def earlier(path: Path, tried_now: set[str]) -> list[Result]:
+    """Results that an earlier part wrote, but of faults that are tried again."""
+    found = [Result(**row) for row in json.loads(path.read_text())]
+    return [result for result in found if result.scenario not in tried_now]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A sample of the fault campaign; benchmarks/faults.py runs it at full length."""
 
+import json
 import random
 from pathlib import Path
 
@@ -74,3 +75,16 @@ def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
+
+
+def test_parts_of_a_campaign_make_one_table(tmp_path: Path) -> None:
+    part = tmp_path / "part.json"
+    rows = [
+        {"scenario": name, "seed": 1, "survived": survived, "fault": "", "lost_steps": 2,
+         "recovery_seconds": [0.5], "seconds": 2.0}
+        for name, survived in (("a", True), ("b", False))
+    ]  # fmt: skip
+    part.write_text(json.dumps(rows))
+    (kept,) = faults.earlier(part, {"b"})
+    assert (kept.scenario, kept.survived) == ("a", True)
+    assert "| a | 1 | 1 | 2 (2) | 0.50 (0.50) |" in faults.table([kept])
