@@ -248,7 +248,8 @@ def test_an_attempt_is_renewed_at_its_time_limit(tmp_path: Path) -> None:
     def an_hour_passes() -> None:
         hours[0] += 1.0
 
-    path = write_run(tmp_path, faults=HELD, pool_extra={"first": '[pool.limits]\ntime = "50min"\n'})
+    limit = '[pool.limits]\ntime = "50min"\n'
+    path = write_run(tmp_path, faults=HELD, gates="stall = false", pool_extra={"first": limit})
     look = stopping(tmp_path, an_hour_passes)
     assert run_it(path, on_look=look, clock=lambda: 3600 * hours[0]) is State.DONE
     with Reader(tmp_path / "run") as reader:
