@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from krzem.accuracy.batch import predict, prepare
 from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.conventions import forward_flops, published_flops
 from krzem.accuracy.network import network_bytes_per_s
 from krzem.accuracy.reader import read_case
 from krzem.accuracy.shapes import read_architecture
+from krzem.cost.coefficients import fitted
 from krzem.cost.engines import engine_of, engines
 from krzem.layout.layout import Recompute, Schedule
 from krzem.model import load_model
@@ -141,11 +143,36 @@ def test_sharded_weights_are_not_accumulated(llama: Row) -> None:
 
 
 def test_schedules_and_recomputation(llama: Row) -> None:
-    row = llama | {"pp": "8", "zero_or_fsdp_stage": "1", "recompute": "unknown"}
+    row = llama | {"pp": "8", "zero_or_fsdp_stage": "1", "recompute": "unknown", "vpp": "1"}
     assert read_case(row).layout.schedule is Schedule.ONE_F_ONE_B
     assert read_case(row | {"notes": "DualPipeV"}).layout.schedule is Schedule.DUALPIPE_V
     assert not read_case(row).recompute_known
     assert read_case(row | {"recompute": "none"}).layout.recompute is Recompute.NONE
+
+
+def test_a_pipeline_that_would_idle_is_taken_as_interleaved(llama: Row) -> None:
+    row = llama | {"pp": "8", "zero_or_fsdp_stage": "1", "vpp": "", "micro_batch": "1"}
+    few, many = read_case(row), read_case(row | {"global_batch": "1024"})
+    assert few.layout.vpp == 4
+    assert "chunks" in few.guesses
+    assert many.layout.vpp == 1
+    assert many.guesses == ()
+
+
+def test_adapters_train_no_weights(llama: Row) -> None:
+    plain, adapted = read_case(llama), read_case(llama | {"model_name": "Llama-3-8B LoRA"})
+    seconds = predict(prepare([plain, adapted]), fitted()).total
+    assert "adapters" in adapted.traits
+    assert 0.6 * seconds[0] < seconds[1] < 0.95 * seconds[0]
+
+
+def test_what_is_recomputed_is_the_least_that_fits(llama: Row) -> None:
+    row = llama | {"recompute": "unknown", "micro_batch": "4", "global_batch": "256"}
+    roomy = read_case(row | {"micro_batch": "1"})
+    tight = read_case(row | {"accelerator_id": "nvidia-a100-sxm-40", "micro_batch": "2"})
+    found = prepare([roomy, tight]).cases
+    assert found[0].layout.recompute is not Recompute.FULL
+    assert found[1].layout.recompute is Recompute.FULL
 
 
 def test_sliding_windows_by_name(llama: Row) -> None:
@@ -176,6 +203,12 @@ def test_engines_by_their_sources(llama: Row) -> None:
     assert engine_of("NVIDIA/Megatron-LM README", "") == "megatron-lm"
     assert engine_of("somewhere", "run with deepspeed") == "megatron-deepspeed"
     assert engine_of("nothing known", "") == "other"
+    assert engine_of("NVIDIA/dgxc-benchmarking maxtext", "") == "xla"
+    assert engine_of("MLPerf Training v3.0, Intel-HabanaLabs", "") == "gaudi"
+    assert engine_of("MLPerf Training v4.1", "") == "megatron-core"
+    assert engine_of("LLM Foundry", "") == engine_of("llm-foundry", "") == "fsdp"
+    tpu = read_case(llama | {"source": "MLPerf Training v4.1", "accelerator_id": "google-tpu-v5p"})
+    assert tpu.engine == "xla"
     recent = read_case(llama | {"source": "Megatron-LM", "zero_or_fsdp_stage": "1"})
     assert recent.engine == "megatron-core"
     for name, engine in engines().items():

@@ -32,6 +32,10 @@ IMPOSSIBLE = 0.05
 """Chance of fitting under which a layout counts as impossible."""
 
 
+STEPS = ((Recompute.MODULES, 1.0), (Recompute.FULL, 0.5), (Recompute.FULL, 1.0))
+"""What is recomputed, and in which share of the layers, one after the other until it fits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """N cases as arrays."""
@@ -40,6 +44,10 @@ class Batch:
     table: ModelTable
     layouts: Layouts
     situations: tuple[Situation, ...]
+    kinds: tuple[Situation, ...]
+    """The different ones among ``situations``."""
+    kind: np.ndarray
+    """[N] which of ``kinds`` each case is in."""
     global_batch: np.ndarray
 
 
@@ -77,37 +85,52 @@ def prepare(cases: Sequence[Case]) -> Batch:
     """Arrays for ``cases`` (every situation must be known).
 
     Where a row does not say what is recomputed, the least that fits into memory is taken: nothing,
-    then what is cheap, then whole layers, which is the order in which engines are tuned.
+    then what is cheap, then half of the layers, then all, in the order in which engines are tuned.
     """
     batch = _pack(cases)
-    for mode in (Recompute.MODULES, Recompute.FULL):
+    for mode, share in STEPS:
         capacity = np.array([s.memory_bytes for s in batch.situations])
         room = fits_probability(memory(batch), capacity) >= IMPOSSIBLE
         cases = [
-            c if c.recompute_known or fits else _with_recompute(c, mode)
+            c if c.recompute_known or fits else _with_recompute(c, mode, share)
             for c, fits in zip(batch.cases, room, strict=True)
         ]
         batch = _pack(cases)
     return batch
 
 
-def _with_recompute(case: Case, mode: Recompute) -> Case:
-    return replace(case, layout=replace(case.layout, recompute=mode))
+def _with_recompute(case: Case, mode: Recompute, share: float) -> Case:
+    layers = None
+    if share < 1.0:
+        layers = round(share * case.architecture.layers / case.layout.pp)
+    return replace(case, layout=replace(case.layout, recompute=mode, recompute_layers=layers))
 
 
 def _pack(cases: Sequence[Case]) -> Batch:
+    situations = tuple(situation(c) for c in cases)
+    first: dict[tuple[object, ...], int] = {}
+    kind = np.array([first.setdefault(_key(s), len(first)) for s in situations])
     return Batch(
         cases=tuple(cases),
         table=stack([tabulate(c.architecture, c.sequence) for c in cases]),
         layouts=pack([c.layout for c in cases]),
-        situations=tuple(situation(c) for c in cases),
+        situations=situations,
+        kinds=tuple(situations[i] for i in np.unique(kind, return_index=True)[1]),
+        kind=kind,
         global_batch=np.array([c.global_batch for c in cases], dtype=float),
     )
 
 
+def _key(s: Situation) -> tuple[object, ...]:
+    return (
+        s.device.id, s.device.fraction, s.devices_per_node, s.scale_up_domain,
+        s.scale_out_bytes_per_s, s.precision, s.engine.name, s.year, s.traits,
+    )  # fmt: skip
+
+
 def predict(batch: Batch, coefficients: Coefficients) -> StepSeconds:
     """Step time of every case."""
-    mc = stack_machines([machine(s, coefficients) for s in batch.situations])
+    mc = stack_machines([machine(s, coefficients) for s in batch.kinds], batch.kind)
     parts = layer_seconds(batch.table, cells(batch.layouts), mc)
     optim = Optim(weight_bytes=2.0, state_bytes=12.0, muon=0.0)
     return step_seconds(batch.table, batch.layouts, parts, mc, batch.global_batch, optim)
@@ -119,10 +142,11 @@ def memory(batch: Batch) -> MemoryBytes:
     old = np.array([float(s.year < 2022.9) for s in batch.situations])
     gradient = np.array([s.engine.state_gradient_bytes for s in batch.situations])
     gradient = gradient + np.array([_second_gradient(s) for s in batch.situations])
+    trained = np.array([float("adapters" not in s.traits) for s in batch.situations])
     sizes = StateSizes(
         weight=2.0,
-        gradient=gradient,
-        optimizer=12.0,
+        gradient=gradient * trained,
+        optimizer=12.0 * trained,
         logit=np.array([s.engine.logit_bytes for s in batch.situations]),
         stored=np.array([stored_bytes(s.precision) for s in batch.situations]),
         buckets=np.array([s.engine.bucket_bytes for s in batch.situations]),

@@ -20,8 +20,8 @@ GROUPS: dict[str, Callable[[Case], str]] = {
 """What is left out at once, and what tells it from a case."""
 
 
-ROUNDS = 4
-"""Gauss-Newton steps of each refit from the full one; more change no figure in its third digit."""
+ROUNDS = 2
+"""Times each refit takes the model's own residuals; more change no figure in its third digit."""
 
 
 @dataclass(frozen=True, slots=True)

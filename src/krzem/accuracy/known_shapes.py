@@ -18,7 +18,7 @@ _TELLING = ("hidden", "ffn_hidden", "heads", "kv_heads", "experts", "moe_ffn_hid
 """Columns in which a row must not differ from a model to be that model."""
 _TRAILING = re.compile(
     r"(base|instruct|chat|hf|pre-?train(ing|ed)?|train(ing)?|mlperf|proxy|\d+l|sft|full|reduced|"
-    r"fine-?tun\w*|dense|model|it|pt|v\d(p\d)?|dropless|mtp|bf16|fp8|\d+k|seq\w*)$"
+    r"fine-?tun\w*|dense|model|it|pt|q?lora|peft|v\d(p\d)?|dropless|mtp|bf16|fp8|\d+k|seq\w*)$"
 )
 
 

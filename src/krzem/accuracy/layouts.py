@@ -30,8 +30,8 @@ def read_layout(
     tp, pp, cp = _degrees(row, devices, zero, guesses)
     dp = _replicas(devices, tp * pp * cp, guesses)
     ep, etp = _experts(row, arch, tp * cp * dp, tp, year, guesses)
-    vpp = whole(row, "vpp") or 1
     batch, micro = _batch(row, devices, dp, pp, sequence, zero, guesses)
+    vpp = whole(row, "vpp") or _chunks(arch, engine, pp, batch / (dp * micro), guesses)
     if batch < dp * 0.999:
         raise UnusableRowError("row contradicts itself (fewer sequences than data-parallel ranks)")
     schedule = _schedule(row, pp, vpp)
@@ -75,12 +75,32 @@ def _replicas(devices: int, model_ranks: int, guesses: list[str]) -> int:
     return nearest
 
 
+INTERLEAVES = ("megatron-core", "megatron-lm", "torchtitan", "other")
+"""Engines whose users cut stages into chunks where a pipeline would otherwise idle."""
+SHORT = 4.0
+"""Micro-batches per stage up to which they are expected to have done so."""
+IDLE = 0.05
+"""Share of a step that is left idle then, if there are layers enough."""
+
+
+def _chunks(
+    arch: Architecture, engine: str, pp: int, micro_batches: float, guesses: list[str]
+) -> int:
+    """Chunks of a stage where the row does not say: 1, unless the pipeline would hardly fill."""
+    if engine not in INTERLEAVES or pp == 1 or not 1.0 <= micro_batches / pp <= SHORT:
+        return 1
+    guesses.append("chunks")
+    wanted = (pp - 1) / (micro_batches * IDLE)
+    most = max(1, round(arch.layers / pp))
+    return next((v for v in range(1, most + 1) if v >= wanted and most % v == 0), most)
+
+
 def _zero(row: Row, engine: str, guesses: list[str]) -> tuple[int, int]:
     stage, group = sharding_of(text(row, "zero_or_fsdp_stage"), text(row, "notes"))
     if stage is not None:
         return stage, group
     guesses.append("zero stage")
-    if engine == "xla" and not whole(row, "tp"):
+    if engine in ("xla", "xla-gpu") and not whole(row, "tp"):
         return 3, 0
     return 1, 0
 
@@ -163,9 +183,9 @@ def _recompute(row: Row, engine: str, year: float) -> tuple[Recompute, float | N
     if kind == "none":
         return Recompute.NONE, None, True
     if kind == "some":
-        if engine in ("torchtitan", "fsdp", "xla"):
+        if engine in ("torchtitan", "fsdp", "xla", "xla-gpu"):
             # Every second matrix product is saved, the rest of the layer is run again.
-            return Recompute.FULL, 0.45, True
+            return Recompute.FULL, 0.5, True
         return (Recompute.ATTENTION if year < 2023.0 else Recompute.MODULES), None, True
     if "recompute_modules=" in notes:
         return Recompute.MODULES, None, True

@@ -32,6 +32,8 @@ _TRAITS = {
     "capacity": ("token-drop", "tokendrop", "capacity factor", "dropped tokens"),
     "balanced": ("force-balanced", "force_load_balance", "fake-balanced", "fake-b"),
     "rowwise": ("rowwise",),
+    "dedup": ("deepep", "hybridep", "hybrid-ep"),
+    "adapters": ("lora", "adapter"),
     "pure": ("mode pure",),
 }
 
@@ -61,6 +63,7 @@ def read_case(row: Row) -> Case:
     if seconds is None and memory is None:
         raise UnusableRowError("no speed or memory published")
     notes = text(row, "notes")
+    told = f"{notes} {text(row, 'model_name')}"
     return Case(
         id=row.get("id") or "?",
         source=row.get("source") or "?",
@@ -77,7 +80,7 @@ def read_case(row: Row) -> Case:
         precision=precision,
         engine=engine,
         recompute_known=known,
-        traits=frozenset(t for t, words in _TRAITS.items() if any(w in notes for w in words)),
+        traits=frozenset(t for t, words in _TRAITS.items() if any(w in told for w in words)),
         seconds=seconds,
         measured_by=column,
         peak_memory_bytes=None if memory is None else memory * 2**30,
@@ -101,6 +104,8 @@ def _engine(row: Row, when: float, device: Device) -> str:
     name = engine_of(origin, row.get("notes") or "")
     if name in _PORTED and device.family in _AT_HOME:
         return _AT_HOME[device.family]
+    if name == "xla" and device.software == "cuda":
+        return "xla-gpu"
     return "megatron-core" if name == "megatron-lm" and when >= MEGATRON_CORE_SINCE else name
 
 

@@ -36,6 +36,8 @@ class Situation:
     traits: frozenset[str] = frozenset()
 
 
+WITHOUT_SYNC = frozenset({"capacity", "full-graph"})
+"""Traits with which the host need not learn how many tokens each expert was sent."""
 COMPUTE_UNITS = {
     "nvidia-volta": 80, "nvidia-ampere": 108, "nvidia-hopper": 132, "nvidia-blackwell": 148,
     "nvidia-ada": 142, "nvidia-rubin": 224, "amd-cdna2": 110, "amd-cdna3": 304, "amd-cdna4": 256,
@@ -67,7 +69,7 @@ def machine(s: Situation, c: Coefficients) -> Machine:
     share = below_peak(share)
     low, rate = _low(s, base, share, c)
     attention = c.common("attention") * c.member("attention", family) * base
-    if e.flash2 and family in NEW_ATTENTION:
+    if s.year < e.flash2_until and family in NEW_ATTENTION:
         attention *= c.common("flash2")
     graph = 0.25 if "full-graph" in s.traits else 0.6 if "cuda-graph" in s.traits else 1.0
     host = e.host_us * 1e-6 * c.common("host") * graph
@@ -107,14 +109,17 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         ep_overlap=below_peak(hidden_ep),
         turn_seconds=e.turn_ms * 1e-3 * c.common("turn"),
         pp_exposed=below_peak(c.common("pp-exposed")),
-        dedup=e.dedup,
+        dedup=1.0 if "dedup" in s.traits else e.dedup,
         dispatch_bytes=2.0,
         gradient_bytes=_gradient_bytes(s),
-        accumulate_bytes=e.accumulate_bytes,
+        accumulate_bytes=_accumulate_bytes(s),
         grouped_share=c.common("grouped"),
         logit_bytes=4.0 + 6.0 * e.elementwise,
         pp_scatter=e.pp_scatter,
         imbalance=1.0 if {"balanced", "capacity"} & s.traits else 1.0 + c.common("imbalance"),
+        synchronised=float(not WITHOUT_SYNC & s.traits and e.graphs == 0),
+        expert_pace=_expert_pace(s, c),
+        trained=0.0 if "adapters" in s.traits else 1.0,
         jitter=c.common("jitter"),
         overhead=c.engine_overhead(e.name, s.year),
         fixed_seconds=c.common("fixed"),
@@ -135,6 +140,28 @@ def _outside(s: Situation) -> float:
 
 def _bridged(s: Situation) -> bool:
     return s.scale_up_domain <= BRIDGED and s.scale_up_domain < s.devices_per_node
+
+
+MOE_YEARS = (2024.5, 2026.5)
+"""Years between which expert layers are known to have got faster; constant beyond."""
+
+
+def _expert_pace(s: Situation, c: Coefficients) -> float:
+    """Kernels for experts (permutation, grouped products, quantisation) are young and improve."""
+    since = min(max(s.year, MOE_YEARS[0]), MOE_YEARS[1]) - 2025.5
+    return float(c.common("moe-year") ** since)
+
+
+FUSED_ACCUMULATION_SINCE = 2022.0
+"""Year from which Megatron-LM adds gradients up inside the product (its release 3.0)."""
+ADDED_BYTES = 6.0
+"""Before: two 16-bit operands read and one written."""
+
+
+def _accumulate_bytes(s: Situation) -> float:
+    if s.engine.name == "megatron-lm" and s.year < FUSED_ACCUMULATION_SINCE:
+        return ADDED_BYTES
+    return s.engine.accumulate_bytes
 
 
 def _gradient_bytes(s: Situation) -> float:

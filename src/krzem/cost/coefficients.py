@@ -48,6 +48,8 @@ COMMON: Mapping[str, Prior] = MappingProxyType(
         "tail": Prior(value=0.35, sigma=0.5, meaning="filling lost at the end of a product"),
         "host": Prior(value=1.0, sigma=0.15, meaning="host time per launch, relative"),
         "moe-launches": Prior(value=1.0, sigma=0.4, meaning="launches of routed experts, relative"),
+        "moe-year": Prior(value=1.0, sigma=0.15, meaning="time of expert layers' own work, change"
+                          " per year since the middle of 2025"),
         "elementwise": Prior(value=1.0, sigma=0.3, meaning="element-wise traffic, relative"),
         "jitter": Prior(value=0.008, sigma=0.7, meaning="slow-down per doubling of nodes"),
         "imbalance": Prior(value=0.10, sigma=0.4, meaning="excess load of the busiest experts"),

@@ -16,6 +16,7 @@ class Engine:
 
     name: str
     match: tuple[str, ...]
+    published_by: tuple[str, ...] = ()
     elementwise: float
     host_us: float
     gap_us: float
@@ -30,8 +31,9 @@ class Engine:
     logit_bytes: float
     bucket_bytes: float
     accumulate_bytes: float
-    flash2: float
+    flash2_until: float
     pp_scatter: float
+    graphs: float
 
 
 @cache
@@ -42,8 +44,11 @@ def engines() -> Mapping[str, Engine]:
     )
     found = {}
     for name, values in raw.items():
-        words = tuple(_joined(word) for word in values.pop("match"))
-        found[name] = Engine(name=name, match=words, **values)
+        words, publishers = (
+            tuple(_joined(word) for word in values.pop(key, ()))
+            for key in ("match", "published_by")
+        )
+        found[name] = Engine(name=name, match=words, published_by=publishers, **values)
     return MappingProxyType(found)
 
 
@@ -53,14 +58,18 @@ def _joined(text: str) -> str:
 
 
 def engine_of(source: str, notes: str) -> str:
-    """The engine whose word stands earliest in the source, else in the notes, else ``other``."""
-    for text in (_joined(source), _joined(notes)):
-        hits = [
-            (text.index(word), -len(word), e.name)
-            for e in engines().values()
-            for word in e.match
-            if word in text
-        ]
-        if hits:
-            return min(hits)[2]
+    """The engine whose word stands earliest in the source, else in the notes, else ``other``.
+
+    A publisher's name counts only where neither names an engine: its pages are about several.
+    """
+    for kind in ("match", "published_by"):
+        for text in (_joined(source), _joined(notes)):
+            hits = [
+                (text.index(word), -len(word), e.name)
+                for e in engines().values()
+                for word in getattr(e, kind)
+                if word in text
+            ]
+            if hits:
+                return min(hits)[2]
     return "other"

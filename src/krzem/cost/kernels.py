@@ -63,6 +63,9 @@ BACKWARD_ATTENTION = 2.5 / 0.85
 """Backward over forward time: five products for two, at a lower rate (FlashAttention-2, -3)."""
 BACKWARD_UNFUSED = 1.6
 """The same of unfused attention, whose time is traffic of scores (17 bytes each for 13)."""
+UNALIGNED = 4.0
+"""Slow-down of 16-bit products whose rows are no multiple of 16 bytes: the matrix units are left
+out (A100: 78 of 312 TFLOP/s; cuBLAS, "Tensor Core usage").  Fused kernels pad instead."""
 GATHER_RATE = 0.6
 """Rate of attention over gathered keys relative to streamed keys."""
 
@@ -82,6 +85,6 @@ def attention(
     narrow = 1.0 + 24.0 / np.maximum(qk, 1.0)
     fused = 2.0 * queries * heads * (qk + v) * (keys + KEY_TILE) * narrow / rate
     products = 2.0 * queries * heads * (qk + v) * span / machine.matmul16_flops
-    depth = 1.0 + machine.depth / np.maximum(qk, 1.0)
+    depth = (1.0 + machine.depth / np.maximum(qk, 1.0)) * np.where(qk % 8 > 0, UNALIGNED, 1.0)
     scores = queries * heads * span * machine.unfused_bytes / machine.memory_bytes_per_s
     return np.where(machine.unfused_attention > 0, products * depth + scores, fused)

@@ -46,7 +46,7 @@ def _matmul(m: Array, n: Array, k: Array, mc: Machine, rate: Array, width: Array
     forward = kernels.matmul(m, n, k, mc, rate, width)
     by_input = kernels.matmul(m, k, n, mc, rate, width)
     by_weight = kernels.matmul(k, n, m, mc, rate, width)
-    return _Pair(forward, by_input + by_weight + _accumulate(k * n, mc))
+    return _Pair(forward, by_input + mc.trained * (by_weight + _accumulate(k * n, mc)))
 
 
 def _accumulate(weights: Array, mc: Machine) -> Array:
@@ -206,7 +206,12 @@ def _moe(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
     shared_comm = _Pair(*(np.where(t.shared_width > 0, x, 0.0) for x in (comm.f, comm.b)))
     inner = routed + shared + router + cast + _memory(moved + act + norm, mc)
     outside = shared_comm + _expert_tensor(t, c, mc, picked)
-    block = _hosted(inner, (KERNELS_MOE + KERNELS_EXPERT * local) * mc.moe_launches, mc) + outside
+    launches = (KERNELS_MOE + KERNELS_EXPERT * local) * mc.moe_launches
+    hosted = _hosted(inner, launches, mc)
+    block = _Pair(mc.expert_pace * hosted.f, mc.expert_pace * hosted.b) + outside
+    # While the host waits for the routing its queue runs dry; the experts are then launched anew.
+    dry = mc.synchronised * 0.5 * launches * mc.host_seconds
+    block = block + _Pair(dry, np.zeros_like(dry))
     return block, kernels.memory(act + 0.6 * norm, mc), outside
 
 
@@ -215,7 +220,8 @@ def _experts(groups: Array, m: Array, n: Array, k: Array, mc: Machine) -> _Pair:
     forward = kernels.grouped(groups, m, n, k, mc, width)
     by_input = kernels.grouped(groups, m, k, n, mc, width)
     by_weight = kernels.grouped(groups, k, n, m, mc, width)
-    return _Pair(forward, by_input + by_weight + _accumulate(groups * k * n, mc))
+    by_weight = by_weight + _accumulate(groups * k * n, mc)
+    return _Pair(forward, by_input + mc.trained * by_weight)
 
 
 def _expert_tensor(t: ModelTable, c: Cells, mc: Machine, picked: Array) -> _Pair:

@@ -88,6 +88,12 @@ class Machine:
     """1 where pipeline transfers are cut over tensor-parallel ranks and gathered again."""
     imbalance: Array
     """Load of the busiest expert-parallel rank over the mean."""
+    synchronised: Array
+    """1 where the host waits for the routing before it launches the experts, else 0."""
+    expert_pace: Array
+    """Time of expert layers relative to software of the middle of 2025."""
+    trained: Array
+    """1 where weights are trained, 0 where only adapters beside them are."""
     jitter: Array
     """Relative slow-down per doubling of the number of nodes."""
     overhead: Array
@@ -96,11 +102,11 @@ class Machine:
     """Per step: optimiser launch, logging, data loading."""
 
 
-def stack(machines: Sequence[Machine]) -> Machine:
-    """N machines as one with fields ``[N]``."""
+def stack(machines: Sequence[Machine], which: Array) -> Machine:
+    """Machines as one with fields ``[N]``: entry i is that of ``machines[which[i]]``."""
     return Machine(
         **{
-            item.name: np.array([getattr(m, item.name) for m in machines], dtype=float)
+            item.name: np.array([getattr(m, item.name) for m in machines], dtype=float)[which]
             for item in fields(Machine)
         }
     )

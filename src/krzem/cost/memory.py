@@ -28,8 +28,9 @@ RESERVE_BYTES = 1.6e9
 """Median of what context, communication buffers and fragmentation take beside tensors."""
 FRAGMENTATION = 0.01
 """Median share of the tensors lost to fragmentation."""
-CONTEXT_BYTES = 2.5e9
-"""Median of driver context and communication libraries, which the device's own tool counts too."""
+CONTEXT_BYTES = 6.4e9
+"""Median of what the device's own tool counts too: the driver's context with all kernels loaded
+(about 2 GB) and the buffers of a run's six to eight communicators (half a GB each)."""
 CACHED = 0.08
 """Median share of the tensors that a caching allocator holds where memory is not short."""
 SPREAD = 0.035

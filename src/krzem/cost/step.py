@@ -228,7 +228,7 @@ def _sharded_weights(
     once = collectives.ring(2.0 * dense, group, stride, mc)
     once = once + collectives.ring(2.0 * expert, _expert_group(x), x.ep * x.etp, mc)
     once = np.where((x.zero == 3) & (x.dp * x.cp > 1), once, 0.0)
-    reduce = once * (1.0 + mc.gradient_bytes / 2.0)
+    reduce = once * (1.0 + mc.trained * mc.gradient_bytes / 2.0)
     return tuple(_gathering(rank, once, reduce, mc) for rank in ranks)  # type: ignore[return-value]
 
 
@@ -322,4 +322,5 @@ def _update(
     side = np.minimum(t.hidden, np.where(t.experts > 0, t.expert_width, t.dense_width))
     muon = optim.muon * NEWTON_SCHULZ_FLOPS * side * owned / mc.matmul16_flops
     hosted = owned * 2.0 * optim.state_bytes / OFFLOAD_BYTES_PER_S
-    return data, np.where(x.offload_optimizer > 0, hosted, seconds) + muon
+    update = np.where(x.offload_optimizer > 0, hosted, seconds) + muon
+    return mc.trained * data, mc.trained * update

@@ -45,12 +45,13 @@ DEFAULT_ENGINE = {"cuda": "megatron-core", "npu": "mindspeed", "hip": "primus", 
 
 HABITS: Mapping[str, tuple[float, frozenset[str]]] = MappingProxyType(
     {
-        "megatron-core": (2025.4, frozenset({"ep-overlap"})),
+        "megatron-core": (2025.4, frozenset({"ep-overlap", "dedup"})),
         "mindspeed": (2024.5, frozenset({"async-tp"})),
     }
 )
 """What careful users of an engine switch on, and since which year it can be: the overlap of expert
-all-to-all (Megatron-Core 0.13, ``--overlap-moe-expert-parallel-comm``), fused communication and
+all-to-all and its deduplication (Megatron-Core 0.13, ``--overlap-moe-expert-parallel-comm``,
+``--moe-token-dispatcher-type flex``), fused communication and
 matrix product (MindSpeed ``--use-ascend-mc2``)."""
 
 

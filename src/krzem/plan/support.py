@@ -38,6 +38,7 @@ SUPPORT: Mapping[str, Support] = MappingProxyType(
         "torchtitan": Support((_ONE, _MANY, _V, _DUAL_V), "torch.distributed.pipelining.schedules"),
         "fsdp": Support((_ONE,), "no pipeline of its own"),
         "xla": Support((_ONE,), "no schedule of its own: stages are scanned in order"),
+        "xla-gpu": Support((_ONE,), "no schedule of its own: stages are scanned in order"),
         "deepseek": Support((_ONE, _H1, _DUAL, _DUAL_V), "arXiv 2412.19437 section 3.2.1"),
         "other": Support((_ONE, _MANY), "what most engines have"),
     }
