@@ -30,7 +30,7 @@ def build() -> Any:
         "krzem_pretend",
         [str(Path(__file__).with_name("device.cpp"))],
         build_directory=str(folder),
-        extra_cflags=["-O1", "-w"],
+        extra_cflags=["-O0", "-w"],
     )
 
 
