@@ -4,8 +4,10 @@ from krzem.hardware.catalogue import device_ids, device_row, load_device
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of, read_cluster
 from krzem.hardware.device import Confidence, Device
+from krzem.hardware.processors import CPU, processors
 
 __all__ = [
+    "CPU",
     "Cluster",
     "Confidence",
     "Device",
@@ -13,5 +15,6 @@ __all__ = [
     "device_ids",
     "device_row",
     "load_device",
+    "processors",
     "read_cluster",
 ]

@@ -14,6 +14,7 @@ from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_facts import optional_facts
 from krzem.hardware.cluster_keys import ARITHMETIC, KEYS, MOST_DEVICES, PEAK
 from krzem.hardware.device import Device
+from krzem.hardware.processors import CPU, processors
 from krzem.quantity import format_flops
 
 MOST_OVER_PEAK = 1.1
@@ -38,6 +39,13 @@ def build_cluster(given: Mapping[str, Any], where: str) -> Cluster:
     """
     if "device" not in given:
         raise ClusterError(f'{where}: device is missing: write device = "h800".')
+    if given["device"] == CPU:
+        return processors(
+            given.get("measured", {}),
+            devices=given.get("devices", 1),
+            memory_bytes=given.get("memory"),
+            name=given.get("name", where),
+        )
     given = _with_measured_power(given)
     device, peaks = _with_peaks(load_device(given["device"], given.get("device_fraction")), given,
                                 where)  # fmt: skip

@@ -17,7 +17,7 @@ from krzem.cost.assemble import machine
 from krzem.cost.coefficients import fitted
 from krzem.errors import ClusterError, KrzemError, UnknownFactError
 from krzem.estimate import Basis, Estimate
-from krzem.hardware import Cluster, Device, cluster_of, read_cluster
+from krzem.hardware import CPU, Cluster, cluster_of, processors, read_cluster
 from krzem.layout.layout import Layout, parse_layout
 from krzem.model import load_model
 from krzem.plan.answer import explanation_of, plan_of
@@ -29,7 +29,6 @@ from krzem.run.answers import PoolPlan
 from krzem.run.clock import duration
 from krzem.run.own import is_own, runnable
 from krzem.run.profile import read_profile
-from krzem.run.run_file import CPU
 from krzem.run.settings import Pool, RunSettings
 
 DAY = 86_400.0
@@ -141,48 +140,14 @@ def cluster_for(pool: Pool, measured: Mapping[str, float]) -> Cluster:
     if pool.cluster is not None:
         return read_cluster(Path(pool.cluster))
     if pool.accelerator == CPU:
-        return _processors(pool, measured)
+        return processors(
+            measured,
+            devices=pool.count or 1,
+            memory_bytes=pool.limits.memory_bytes or measured.get("memory_bytes"),
+            name=f"pool {pool.name}",
+        )
     given = {"device": pool.accelerator, "devices": pool.count, "name": pool.name}
     return cluster_of(given, f"pool {pool.name}")
-
-
-def _processors(pool: Pool, measured: Mapping[str, float]) -> Cluster:
-    """Processors as devices: peaks, memory and links are what was measured, nothing else."""
-    kinds = ("bf16", "tf32", "fp16")
-    peaks = {k: measured[f"{k}_flops"] for k in kinds if f"{k}_flops" in measured}
-    needed = {"memory_bytes_per_s": "memory bandwidth", "memory_bytes": "memory"}
-    missing = [what for name, what in needed.items() if name not in measured]
-    if not peaks or missing:
-        wanted = ", ".join([*([] if peaks else ["a bf16 matrix rate"]), *missing])
-        raise UnknownFactError(
-            f"pool {pool.name} has no accelerator and nothing was measured on it yet ({wanted}):"
-            " its speed is unknown until it is qualified. `krzem probe` measures it beforehand"
-        )
-    # What cannot be measured in one precision is no faster than in the next wider one.
-    peaks.setdefault("bf16", min(peaks.values()))
-    link = measured.get("scale_up_bytes_per_s", measured["memory_bytes_per_s"])
-    count = pool.count or 1
-    device = Device(
-        id=CPU,
-        vendor="measured",
-        name="processors",
-        family="cpu",
-        device_is="one process on processors",
-        peak_flops=MappingProxyType(peaks),
-        software="cpu",
-    )
-    return Cluster(
-        device=device,
-        devices=count,
-        devices_per_node=count,
-        memory_bytes=pool.limits.memory_bytes or measured["memory_bytes"],
-        memory_bytes_per_s=measured["memory_bytes_per_s"],
-        scale_up_domain=count,
-        scale_up_bytes_per_s=link,
-        scale_out_bytes_per_s=link,
-        name=pool.name,
-        measured=MappingProxyType(dict(measured)),
-    )
 
 
 def sharpened(task: Task, measured: Mapping[str, float]) -> Cluster:

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from krzem.errors import DataError, KrzemError, RunError, StorageError
+from krzem.hardware import CPU
 from krzem.run.clock import duration, iso
 from krzem.run.contract import attempt_folder
 from krzem.run.controller import DAY
@@ -33,7 +34,7 @@ from krzem.run.probe.judge import Probed
 from krzem.run.probe.shown import lines as probe_lines
 from krzem.run.profile import Profile, profile_text
 from krzem.run.rows import State
-from krzem.run.run_file import CPU, read_run
+from krzem.run.run_file import read_run
 from krzem.run.services import Services, Snapshot
 from krzem.run.settings import RunSettings
 from krzem.run.story import tell

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from krzem.hardware import CPU
 from krzem.layout.layout import parse_layout
 from krzem.run.attempts import job_name, surroundings
 from krzem.run.contract import ENV_RUN_DIR
@@ -21,7 +22,6 @@ from krzem.run.errand import run_errand
 from krzem.run.launch.job import Job, JobLauncher, read_json
 from krzem.run.launch.words import shell_words
 from krzem.run.own import is_own
-from krzem.run.run_file import CPU
 from krzem.run.settings import Pool, RunSettings
 from krzem.run.verdict import Agreement, Recorded, Verdict
 from krzem.train.checkpoint.manifest import Manifest, read_manifest

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 
 from krzem.errors import KrzemError
-from krzem.hardware import Device
+from krzem.hardware import CPU, Device
 from krzem.run.answers import Qualified
 from krzem.run.attempts import job_name, surroundings
 from krzem.run.before import cluster_for
@@ -18,7 +18,6 @@ from krzem.run.launch.job import Job, JobLauncher
 from krzem.run.measure import forget
 from krzem.run.probe.judge import Probed, judge, read_ranks
 from krzem.run.profile import Profile, profile_text
-from krzem.run.run_file import CPU
 from krzem.run.settings import Launcher, Pool, RunSettings
 from krzem.train.durable import write_atomic
 

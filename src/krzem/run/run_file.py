@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from krzem.errors import DataError, KrzemError, RunError, nearest, shorten
-from krzem.hardware import load_device
+from krzem.hardware import CPU, load_device
 from krzem.model import load_model
 from krzem.plan.goal import Goal
 from krzem.run.fields import read_table, text
@@ -32,8 +32,6 @@ from krzem.run.settings import (
 )
 
 LARGEST_FILE = 1_000_000
-CPU = "cpu"
-"""The accelerator of a pool that has none: planned from a measured profile alone."""
 OWN = ("run", "model", "goal", "pool", "gates", "qualify", "witness", "recovery", "trainer")
 PASSED_ON = ("data", "train", "layout", "optimizer", "schedule", "checkpoint", "evaluation",
              "metrics")  # fmt: skip

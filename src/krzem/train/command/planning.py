@@ -10,7 +10,7 @@ from typing import Any
 
 from krzem.errors import UnknownFactError
 from krzem.estimate import Basis, Estimate
-from krzem.hardware import Cluster, cluster_of, read_cluster
+from krzem.hardware import CPU, Cluster, cluster_of, read_cluster
 from krzem.layout.layout import Layout
 from krzem.plan.answer import plan_of
 from krzem.plan.plan import LayoutPlan, describe
@@ -18,7 +18,6 @@ from krzem.plan.price import Pricer
 from krzem.plan.request import Asked, Question, settle
 from krzem.run.before import CHOICES, cluster_for, kept_bytes, sharpened
 from krzem.run.profile import read_profile
-from krzem.run.run_file import CPU
 from krzem.run.settings import Pool
 from krzem.train.config import ModelSpec
 from krzem.train.forecast import Forecast
