@@ -112,6 +112,11 @@ class Engine:
         """Ranks that see different sequences."""
         return ALONE if self.meshes is None else self.meshes.data
 
+    @property
+    def holders(self) -> Axis:
+        """Ranks that hold parts of the same layers."""
+        return ALONE if self.meshes is None else self.meshes.holders
+
     def step(
         self, tokens: Tensor, *, sequences: int, documents: Tensor | None = None
     ) -> StepResult:
@@ -197,10 +202,9 @@ class Engine:
 
     def loads(self) -> dict[str, Tensor]:
         """Choices per expert of each router since last asked, over all tokens; then cleared."""
-        holders = ALONE if self.meshes is None else self.meshes.holders
         found = {}
         for name, router in self.routers().items():
-            found[name] = sum_over(router.load, holders).clone()
+            found[name] = sum_over(router.load, self.holders).clone()
             router.load.zero_()
         return found
 

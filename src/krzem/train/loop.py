@@ -104,7 +104,12 @@ class Trainer:
         if t.compile:
             _compile(self.engine)
         groups = spec.layers[0].attention.output_groups or 1
-        self.optimizer = Optimizer(self.engine.held, optimizer_config(settings), groups=groups)
+        self.optimizer = Optimizer(
+            self.engine.held,
+            optimizer_config(settings),
+            groups=groups,
+            holders=self.engine.holders,
+        )
         self.schedule = schedule_of(settings)
         self.watch = Watch()
         self.rank = dist.get_rank() if dist.is_initialized() else 0

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from krzem.train.ops import portable_only
+
 _GROUPED = "krzem::grouped_linear"
 _PRODUCTS = {"aten::mm": torch.mm, "aten::bmm": torch.bmm}
 
@@ -26,7 +28,7 @@ def split_products(share: float) -> Iterator[None]:
 
     ``share`` of the contracted axis goes into the first part.
     """
-    with sdpa_kernel([SDPBackend.MATH]), _Split(share):
+    with portable_only(), sdpa_kernel([SDPBackend.MATH]), _Split(share):
         yield
 
 

@@ -44,7 +44,7 @@ def cases() -> list[dict[str, Any]]:
     matrix += [{"model": "deepseek_v3", "layout": EXPERT_TENSOR[2], "steps": 5}]
     some = [EXPERT[0], TENSOR[1], EXPERT_TENSOR[0], CONTEXT[1], PIPELINE[2], RECOMPUTE[0]]
     matrix += [{"model": "deepseek_v4", "layout": x, "documents": True} for x in some]
-    muon = {"optimizer": "muon", "z": 1e-3, "rate": 3e-3}
+    muon = {"optimizer": "muon", "z": 1e-3, "rate": 2e-3}
     matrix += [{"model": "deepseek_v3", "layout": EXPERT[0], **muon}]
     matrix += [{"model": "deepseek_v4", "layout": EXPERT_TENSOR[0], **muon}]
     few = [DATA[2], TENSOR[0], CONTEXT[1], "pp=2,dp=2,last=1,mbs=2"]

@@ -47,7 +47,7 @@ def train(case: dict[str, Any], layout: Layout) -> tuple[list[list[float]], dict
     device = torch.device(case.get("device", "cpu"))
     engine = Engine(spec, layout, device=device, weights=weights, seed=3, dtype=dtype)
     config = OptimizerConfig(kind=case.get("optimizer", "adamw"), clip=0.5, eps=1e-6)
-    optimizer = Optimizer(engine.held, config, groups=2)
+    optimizer = Optimizer(engine.held, config, groups=2, holders=engine.holders)
     history = []
     for batch in batches(case.get("steps", 2), spec.vocab):
         own = batch.chunk(engine.data.size)[engine.data.rank].to(device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from krzem.model import FeedForward
 from krzem.train.config import ModelSpec
 from krzem.train.model.weights import Cut, local, weight
-from krzem.train.ops import Groups, combine, dispatch, grouped_linear, permute, place, swiglu
+from krzem.train.ops import Groups, combine, dispatch, grouped_network, permute, place
 from krzem.train.parallel.axis import Axes
 from krzem.train.parallel.collectives import (
     exchange_counts,
@@ -49,9 +49,7 @@ class Experts(nn.Module):
     def _compute(self, rows: Tensor, groups: Groups) -> Tensor:
         """``[P, D] -> [P, D]`` through this rank's experts (a partial sum where width is cut)."""
         up = local(self.gate_up_proj, rows.dtype).flatten(1, 2)
-        gate, value = grouped_linear(rows, up, groups).chunk(2, dim=-1)
-        down = local(self.down_proj, rows.dtype)
-        return grouped_linear(swiglu(gate, value, self.limit), down, groups)
+        return grouped_network(rows, up, local(self.down_proj, rows.dtype), groups, self.limit)
 
     def _spread(self, rows: Tensor, groups: Groups) -> Tensor:
         """Rows travel to the ranks of their experts, through them, and back."""

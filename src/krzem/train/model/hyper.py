@@ -6,11 +6,11 @@ Shape letters: B batch, S sequence, M streams, D hidden.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krzem.train.config import ModelSpec
 from krzem.train.model.weights import local, weight
+from krzem.train.ops import linear
 
 
 def _project(streams: Tensor, matrix: Tensor, eps: float) -> Tensor:
@@ -20,7 +20,7 @@ def _project(streams: Tensor, matrix: Tensor, eps: float) -> Tensor:
     """
     flat = streams.flatten(2).float()
     scale = torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
-    return F.linear(flat, matrix.float()) * scale
+    return linear(flat, matrix.float()) * scale
 
 
 class HyperConnection(nn.Module):

@@ -1,24 +1,27 @@
 """Next-token loss over a vocabulary that may be cut over tensor-parallel ranks.
 
-Shape letters: M tokens, V this rank's vocabulary, D hidden.
+Shape letters: M tokens, m tokens of a piece, V this rank's vocabulary, D hidden.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
+from krzem.train.ops.products import product, transposed_product
 from krzem.train.parallel.axis import Axis
 from krzem.train.parallel.collectives import max_over, sum_over
 
 IGNORE = -100
 """Target of tokens that have none."""
-_CHUNK = 2**25
-"""Logits kept at a time; above this they are computed again in the backward pass."""
+_LOGITS = {"cpu": 2**20}
+"""Float32 logits of a piece: on a processor as many as its caches hold, elsewhere 128 MiB."""
+_ROWS = 256
+"""Tokens of a piece at least, so that reading the output matrix is worth it."""
 
 
 def token_losses(
@@ -27,53 +30,101 @@ def token_losses(
     """The summed cross-entropy of ``x [M, D]`` and the same plus ``z_weight * logsumexp^2``.
 
     ``matrix [V, D]`` holds this rank's rows of the output matrix.  Every rank of ``axis`` gets the
-    same values, and the gradient of its own rows.
+    same values, and the gradient of its own rows.  The first value has no gradient.
+
+    Logits exist for a piece of the tokens at a time: their gradient is known once they are, so
+    that of ``x`` and ``matrix`` is computed on the way and no logits are kept or computed twice.
     """
-    count = max(1, -(-x.shape[0] * matrix.shape[0] // _CHUNK))
-    if count == 1:
-        return _losses(x, matrix, target, axis, z_weight)
-    parts = [
-        checkpoint(_losses, a, matrix, b, axis, z_weight, use_reentrant=False)
-        for a, b in zip(x.chunk(count), target.chunk(count), strict=True)
-    ]
-    return sum(p[0] for p in parts), sum(p[1] for p in parts)
+    plain, full = _TokenLosses.apply(x, matrix, target, axis, z_weight)
+    return plain, full
 
 
-def _losses(
-    x: Tensor, matrix: Tensor, target: Tensor, axis: Axis, z_weight: float
-) -> tuple[Tensor, Tensor]:
-    logits = F.linear(x, matrix).float()
-    if axis.size == 1 and not z_weight:
-        loss = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
-        return loss, loss
-    partition = _logsumexp(logits, axis)
-    kept = target != IGNORE
-    own = target - axis.rank * matrix.shape[0]
-    here = kept & (own >= 0) & (own < matrix.shape[0])
-    picked = logits.gather(1, own.clamp(0, matrix.shape[0] - 1)[:, None]).squeeze(1)
-    chosen = _sum(picked * here, axis)
-    loss = ((partition - chosen) * kept).sum()
-    return loss, loss + z_weight * (partition.square() * kept).sum()
-
-
-def _logsumexp(logits: Tensor, axis: Axis) -> Tensor:
-    if axis.size == 1:
-        return logits.logsumexp(-1)
-    peak = max_over(logits.detach().amax(-1), axis)
-    return _sum((logits - peak[:, None]).exp().sum(-1), axis).log() + peak
-
-
-def _sum(x: Tensor, axis: Axis) -> Tensor:
-    return x if axis.size == 1 else _SumSame.apply(x, axis)
-
-
-class _SumSame(torch.autograd.Function):
-    """A sum that every rank uses in the same way: the gradient passes without a collective."""
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, matrix: Tensor, target: Tensor, axis: Axis, z_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        needed = any(ctx.needs_input_grad)
+        plain, full = x.new_zeros(2, dtype=torch.float32).unbind()
+        dx = torch.empty_like(x) if needed else None
+        dm = torch.zeros_like(matrix, dtype=torch.float32) if needed else None
+        for rows in _pieces(len(x), matrix):
+            piece = _Piece.of(x[rows], matrix, target[rows], axis)
+            own = piece.losses(z_weight)
+            plain, full = plain + own[0], full + own[1]
+            if dx is not None and dm is not None:
+                g = piece.gradient(z_weight).to(x.dtype)
+                dx[rows] = product(g, matrix.t())
+                dm += transposed_product(g, x[rows])
+        if dx is not None and dm is not None:
+            ctx.save_for_backward(dx, dm)
+            ctx.dtype = matrix.dtype
+        ctx.mark_non_differentiable(plain)
+        return plain, full
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        return sum_over(x, axis)
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dm = ctx.saved_tensors
+        # A number without axes does not widen the type, but is not rounded to it either.
+        return dx * g, (dm * g).to(ctx.dtype), None, None, None
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return g, None
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """Some tokens: what their loss and its gradient are made of."""
+
+    powers: Tensor
+    """[m, V] exponentials of the logits, less the largest of a row."""
+    total: Tensor
+    """[m] their sum over all ranks' vocabulary."""
+    partition: Tensor
+    """[m] logarithm of the sum of exponentials."""
+    chosen: Tensor
+    """[m] logit of the target."""
+    own: Tensor
+    """[m] the target's place among this rank's rows, or any where it is not here."""
+    here: Tensor
+    """[m] whether the target is among this rank's rows."""
+    kept: Tensor
+    """[m] whether the token has a target."""
+
+    @classmethod
+    def of(cls, x: Tensor, matrix: Tensor, target: Tensor, axis: Axis) -> _Piece:
+        """Logits of ``x [m, D]``, and what the ranks of ``axis`` have to know of each other's."""
+        powers = product(x, matrix).float()
+        peak = max_over(powers.amax(-1), axis)
+        kept = target != IGNORE
+        own = target - axis.rank * len(matrix)
+        here = kept & (own >= 0) & (own < len(matrix))
+        own = own.clamp(0, len(matrix) - 1)
+        chosen = sum_over(powers.gather(1, own[:, None]).squeeze(1) * here, axis)
+        powers = powers.sub_(peak[:, None]).exp_()
+        total = sum_over(powers.sum(-1), axis)
+        return cls(
+            powers=powers,
+            total=total,
+            partition=total.log() + peak,
+            chosen=chosen,
+            own=own,
+            here=here,
+            kept=kept,
+        )
+
+    def losses(self, z_weight: float) -> tuple[Tensor, Tensor]:
+        """The summed cross-entropy, without and with z-loss."""
+        plain = ((self.partition - self.chosen) * self.kept).sum()
+        if not z_weight:
+            return plain, plain
+        return plain, plain + z_weight * (self.partition.square() * self.kept).sum()
+
+    def gradient(self, z_weight: float) -> Tensor:
+        """[m, V] of the loss with z-loss with respect to the logits, in place of ``powers``."""
+        factor = self.kept * (1 + 2 * z_weight * self.partition) / self.total
+        out = self.powers.mul_(factor[:, None])
+        return out.scatter_add_(1, self.own[:, None], -self.here.float()[:, None])
+
+
+def _pieces(tokens: int, matrix: Tensor) -> list[slice]:
+    rows = max(_ROWS, _LOGITS.get(matrix.device.type, 2**25) // len(matrix))
+    return [slice(start, start + rows) for start in range(0, tokens, rows)]

@@ -29,7 +29,9 @@ _KEPT = frozenset(
         "aten._scaled_dot_product_cudnn_attention",
         "aten._scaled_dot_product_attention_math",
         "aten._grouped_mm",
+        "mkldnn._linear_pointwise",
         "krzem.grouped_linear",
+        "krzem.grouped_network",
     }
 )
 """Operators whose results ``modules`` keeps."""

@@ -16,6 +16,7 @@ from krzem.train.config import ModelSpec
 from krzem.train.model.context import Context
 from krzem.train.model.recompute import recomputing
 from krzem.train.model.weights import local, weight
+from krzem.train.ops import linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Routing:
         """Route ``x [M, D]``."""
-        logits = F.linear(x.float(), local(self.weight, x.dtype).float())
+        logits = linear(x.float(), local(self.weight, x.dtype).float())
         scores = _score(self.kind, logits)
         if self.hashed:
             index = self.tid2eid[context.own_tokens().reshape(-1)]

@@ -19,6 +19,7 @@ from krzem.train.model.hyper import StreamHead
 from krzem.train.model.loss import IGNORE, token_losses
 from krzem.train.model.mtp import MultiTokenPrediction
 from krzem.train.model.weights import Cut, Linear, Norm, local
+from krzem.train.ops import linear
 from krzem.train.parallel.axis import SINGLE, Axes
 from krzem.train.parallel.collectives import gather
 
@@ -90,7 +91,7 @@ class Transformer(nn.Module):
         x = self._embed(tokens, context)
         for block in self.layers.values():
             x = block(x, context)
-        return F.linear(self._output(x), self._head(x.dtype))
+        return linear(self._output(x), self._head(x.dtype))
 
     def _context(self, tokens: Tensor, documents: Tensor | None) -> Context:
         return Context(

@@ -9,11 +9,10 @@ from __future__ import annotations
 import enum
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from krzem.train.ops import rms_norm
+from krzem.train.ops import linear, rms_norm
 from krzem.train.parallel.axis import Axis
 from krzem.train.parallel.collectives import reduce_scatter
 
@@ -66,7 +65,7 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., inputs] -> [..., outputs]``."""
         bias = None if self.bias is None else local(self.bias, x.dtype)
-        return F.linear(x, local(self.weight, x.dtype), bias)
+        return linear(x, local(self.weight, x.dtype), bias)
 
 
 class RowLinear(Linear):
@@ -81,7 +80,7 @@ class RowLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, S, inputs/tp] -> [B, S/tp, outputs]``."""
-        y = reduce_scatter(F.linear(x, local(self.weight, x.dtype)), self.axis, 1)
+        y = reduce_scatter(linear(x, local(self.weight, x.dtype)), self.axis, 1)
         return y if self.bias is None else y + local(self.bias, x.dtype)
 
 

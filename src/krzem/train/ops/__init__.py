@@ -6,13 +6,15 @@ themselves here; importing them needs neither a device nor a vendor's library.
 
 from __future__ import annotations
 
-from krzem.train.ops import ascend, cpu, cuda
+from krzem.train.ops import ascend, cpu, cpu_attention, cpu_gated, cuda
 from krzem.train.ops.attention import attention, sink_attention
 from krzem.train.ops.dispatch import dispatch
+from krzem.train.ops.gated import grouped_network
 from krzem.train.ops.grouped import Groups, grouped_linear
+from krzem.train.ops.linear import linear
 from krzem.train.ops.norm import rms_norm
 from krzem.train.ops.permute import combine, permute, place
-from krzem.train.ops.registry import OPERATORS, Operator, find_operator, operator
+from krzem.train.ops.registry import OPERATORS, Operator, find_operator, operator, portable_only
 from krzem.train.ops.rope import rotate
 from krzem.train.ops.swiglu import swiglu
 
@@ -24,13 +26,18 @@ __all__ = [
     "attention",
     "combine",
     "cpu",
+    "cpu_attention",
+    "cpu_gated",
     "cuda",
     "dispatch",
     "find_operator",
     "grouped_linear",
+    "grouped_network",
+    "linear",
     "operator",
     "permute",
     "place",
+    "portable_only",
     "rms_norm",
     "rotate",
     "sink_attention",

@@ -1,37 +1,84 @@
-"""Versions for processors, where measurement favours another way than the portable one."""
+"""Versions for processors, where measurement favours another way than the portable one.
+
+Attention has a module of its own, :mod:`krzem.train.ops.cpu_attention`.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from krzem.train.ops.attention import attention, causal_mask
-
-_SHORT = 1024
-"""Sequences up to which forming the scores is faster: in bfloat16 torch's flash kernel for CPUs
-took 39 ms at 256 and 86 ms at 1024 tokens where this took 18 and 64 ms (32 and 8 heads of width
-96, forward and backward, one thread, AVX512-BF16, torch 2.13)."""
+from krzem.train.ops.linear import linear
+from krzem.train.ops.norm import rms_norm
+from krzem.train.ops.products import by_onednn, product, transposed_product
 
 
-@attention.version("cpu")
-def attention_cpu(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    documents: Tensor | None = None,
-) -> Tensor:
-    """Short bfloat16 sequences through matrix products, everything else portably."""
-    length = q.shape[2]
-    if q.dtype is not torch.bfloat16 or length > _SHORT:
-        return attention.portable(q, k, v, scale=scale, window=window, documents=documents)
-    mask = causal_mask(length, q.device, window, documents)
-    if mask is None:
-        mask = torch.ones(length, length, dtype=torch.bool).tril()
-    if k.shape[1] != q.shape[1]:
-        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    blocked = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-    scores = torch.matmul(q * scale, k.transpose(-1, -2)) + blocked
-    return torch.matmul(scores.softmax(-1), v)
+@linear.version("cpu")
+def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Float32 by oneDNN, forward and backward; other types as torch does."""
+    if not by_onednn(x, weight):
+        return linear.portable(x, weight, bias)
+    y: Tensor = _Linear.apply(x, weight)
+    return y if bias is None else y + bias
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad
+        g = g.contiguous()
+        dx = product(g, weight.t()) if needs_x else None
+        dw = transposed_product(g.flatten(0, -2), x.flatten(0, -2)) if needs_weight else None
+        return dx, dw
+
+
+@rms_norm.version("cpu")
+def rms_norm_cpu(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """In few passes; the backward computes from the input and one number per row."""
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        return rms_norm.portable(x, weight, eps)
+    y: Tensor = _Norm.apply(x, weight, eps)
+    return y
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        wide = x.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = torch.rsqrt(length.square_().div_(x.shape[-1]).add_(eps))
+        ctx.save_for_backward(x, weight, inverse)
+        y = wide * inverse
+        if weight is not None:
+            y *= weight
+        return y.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        width = x.shape[-1]
+        g, wide = g.reshape(-1, width).float(), x.reshape(-1, width).float()
+        inverse = inverse.reshape(-1, 1)
+        products = g * wide
+        dw = None
+        if weight is None:
+            along = products.sum(-1, keepdim=True)
+            dx = g * inverse
+        else:
+            gain = weight.float()
+            along = torch.mv(products, gain).unsqueeze(-1)
+            dw = torch.mv(products.t(), inverse.squeeze(-1)).to(weight.dtype)
+            dx = (g * gain).mul_(inverse)
+        dx.addcmul_(wide, along * inverse.pow(3), value=-1.0 / width)
+        return dx.view(x.shape).to(x.dtype), dw, None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from krzem.train.ops.products import product_into, transposed_product_into
 from krzem.train.ops.registry import operator
 
 ALIGN = 64
@@ -37,17 +38,20 @@ def grouped_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
 def _forward(x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
     out = x.new_empty(x.shape[0], weight.shape[1])
     for e, rows in _spans(sizes):
-        torch.mm(x[rows], weight[e].t(), out=out[rows])
+        product_into(out[rows], x[rows], weight[e])
     return out
 
 
 @torch.library.custom_op("krzem::grouped_linear_backward", mutates_args=())
 def _backward(g: Tensor, x: Tensor, weight: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
     g = g.contiguous()
-    dx, dw = torch.empty_like(x), torch.zeros_like(weight)
+    dx, dw = torch.empty_like(x), torch.empty_like(weight)
+    for e, size in enumerate(sizes):
+        if not size:
+            dw[e].zero_()
     for e, rows in _spans(sizes):
-        torch.mm(g[rows], weight[e], out=dx[rows])
-        torch.mm(g[rows].t(), x[rows], out=dw[e])
+        product_into(dx[rows], g[rows], weight[e].t())
+        transposed_product_into(dw[e], g[rows], x[rows])
     return dx, dw
 
 

@@ -7,7 +7,9 @@ operator computes the same thing; the tests hold each against float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Generic, ParamSpec, TypeVar
 
 import torch
@@ -19,6 +21,22 @@ R = TypeVar("R")
 
 OPERATORS: dict[str, Operator[..., object]] = {}
 """Every operator by name."""
+_PORTABLE: ContextVar[bool] = ContextVar("portable", default=False)
+
+
+@contextmanager
+def portable_only() -> Iterator[None]:
+    """Below, every operator computes by its portable version, in torch's plain operators."""
+    token = _PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        _PORTABLE.reset(token)
+
+
+def is_portable() -> bool:
+    """Whether plain versions are asked for."""
+    return _PORTABLE.get()
 
 
 class Operator(Generic[P, R]):
@@ -49,7 +67,7 @@ class Operator(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Compute with the version for the first argument's device."""
-        if not self.versions:
+        if not self.versions or _PORTABLE.get():
             return self.portable(*args, **kwargs)
         tensor = args[0]
         assert isinstance(tensor, torch.Tensor)

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
-
-from krzem.train.parallel.held import Held
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
@@ -26,45 +23,16 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-def matrix_update(held: Held, momentum: Tensor, groups: int) -> Tensor:
-    """This rank's part of the orthogonalised ``momentum`` (its own part of it).
+def orthogonal_update(momentum: Tensor, groups: int) -> Tensor:
+    """The update of whole matrices ``momentum [..., R, C]``, before the learning rate.
 
-    A parameter is one matrix in its last two axes, others being a batch; ``groups`` stacks of rows
-    are matrices of their own.  Ranks that hold parts of a matrix gather it; each then computes the
-    whole and keeps its part.
+    ``groups`` stacks of rows are matrices of their own.
     """
-    full = _whole_matrices(held, momentum)
     if groups > 1:
-        full = full.unflatten(-2, (groups, -1))
-    rows, columns = full.shape[-2:]
-    update = newton_schulz(full) * (0.2 * max(rows, columns) ** 0.5)
-    if groups > 1:
-        update = update.flatten(-3, -2)
-    region = held.placement.region[-2:]
-    return update[(..., *region)]
-
-
-def _whole_matrices(held: Held, part: Tensor) -> Tensor:
-    """``part`` with the cuts through its last two axes undone; batch axes stay as they are."""
-    parameter = held.parameter
-    if not isinstance(parameter, DTensor):
-        return part
-    cut = [getattr(p, "dim", -1) >= parameter.dim() - 2 for p in parameter.placements]
-    if not any(cut):
-        return part
-    target = [
-        Replicate() if through else p for through, p in zip(cut, parameter.placements, strict=True)
-    ]
-    spread = DTensor.from_local(
-        part,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-    gathered: Tensor = spread.redistribute(placements=target).to_local()
-    return gathered
+        momentum = momentum.unflatten(-2, (groups, -1))
+    rows, columns = momentum.shape[-2:]
+    update = newton_schulz(momentum) * (0.2 * max(rows, columns) ** 0.5)
+    return update.flatten(-3, -2) if groups > 1 else update
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from krzem.errors import GoalError
-from krzem.train.optim.muon import is_matrix, matrix_update, momentum_step, row_groups
+from krzem.train.optim.muon import is_matrix, momentum_step, orthogonal_update, row_groups
+from krzem.train.optim.sharing import Sharing
+from krzem.train.parallel.axis import ALONE, Axis
 from krzem.train.parallel.held import Held
 
 
@@ -42,16 +44,25 @@ class Optimizer:
     """Updates ``held`` in place.
 
     ``state[key][name]`` are the parts of ``exp_avg`` and ``exp_avg_sq`` (AdamW) or ``momentum``
-    (Muon); ``steps`` counts updates.
+    (Muon); ``steps`` counts updates.  ``holders`` are the ranks that hold parts of the same
+    parameters; each orthogonalises a share of the matrices.
     """
 
-    def __init__(self, held: tuple[Held, ...], config: OptimizerConfig, *, groups: int = 1) -> None:
+    def __init__(
+        self,
+        held: tuple[Held, ...],
+        config: OptimizerConfig,
+        *,
+        groups: int = 1,
+        holders: Axis = ALONE,
+    ) -> None:
         self.held, self.config, self.groups = held, config, groups
         self.steps = 0
         self.state: dict[str, dict[str, Tensor]] = {}
         for key, item in self.items():
             names = ("momentum",) if self.uses_muon(item) else ("exp_avg", "exp_avg_sq")
             self.state[key] = {n: torch.zeros_like(item.part) for n in names}
+        self._sharing = Sharing([h for h in held if self.uses_muon(h)], holders)
 
     def items(self) -> list[tuple[str, Held]]:
         """Every held parameter with the key of its state: its name, copies marked."""
@@ -67,9 +78,7 @@ class Optimizer:
         self.steps += 1
         reached = [(k, h) for k, h in self.items() if h.grad is not None]
         self._clip([h for _, h in reached], gradient_norm)
-        for key, item in reached:
-            if self.uses_muon(item):
-                self._muon(item, self.state[key]["momentum"], rate)
+        self._muon([(k, h) for k, h in reached if self.uses_muon(h)], rate)
         rest = [(k, h) for k, h in reached if not self.uses_muon(h)]
         for decayed in (True, False):
             self._adamw([(k, h) for k, h in rest if _decays(h) is decayed], rate, decayed)
@@ -80,11 +89,18 @@ class Optimizer:
             grads = [h.grad for h in items if h.grad is not None]
             torch._foreach_mul_(grads, limit / (norm + 1e-6))
 
-    def _muon(self, item: Held, momentum: Tensor, rate: float) -> None:
-        assert item.grad is not None
-        direction = momentum_step(momentum, item.grad, self.config.momentum)
-        update = matrix_update(item, direction, row_groups(item.name, self.groups))
-        item.part.mul_(1 - rate * self.config.weight_decay).sub_(update, alpha=rate)
+    def _muon(self, items: list[tuple[str, Held]], rate: float) -> None:
+        directions = {}
+        for key, item in items:
+            assert item.grad is not None
+            momentum = self.state[key]["momentum"]
+            directions[item.name] = momentum_step(momentum, item.grad, self.config.momentum)
+        updates = self._sharing.update(
+            directions, lambda name, x: orthogonal_update(x, row_groups(name, self.groups))
+        )
+        for _, item in items:
+            item.part.mul_(1 - rate * self.config.weight_decay)
+            item.part.sub_(updates[item.name], alpha=rate)
 
     def _adamw(self, items: list[tuple[str, Held]], rate: float, decayed: bool) -> None:
         if not items:
