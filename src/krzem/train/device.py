@@ -126,11 +126,29 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def has_float8(device: torch.device) -> bool:
-    """Whether ``device`` multiplies float8 matrices natively, as far as torch can say."""
-    if device.type != "cuda":
+    """Whether ``device`` multiplies float8 matrices with block scales, as far as torch can say.
+
+    These are NVIDIA's since Hopper.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
         return False
     major, minor = torch.get_device_module(device).get_device_capability(device)
-    return (major, minor) >= (8, 9)
+    return (major, minor) >= (9, 0)
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Refuse float8 where the device has no such products.
+
+    A processor computes it by restored values, so that a recipe can be tried without a device.
+
+    Raises:
+        InputError: the device does not have it.
+    """
+    if precision == "fp8-block" and device.type != "cpu" and not has_float8(device):
+        raise InputError(
+            f'goal.precision = "fp8-block" needs float8 products with block scales (NVIDIA Hopper '
+            f"or later); {_name(device)} has none that torch can call: use bf16"
+        )
 
 
 def _name(device: torch.device) -> str:

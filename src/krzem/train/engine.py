@@ -19,8 +19,10 @@ from krzem.train.build import build_model, check_count, fill
 from krzem.train.config import ModelSpec
 from krzem.train.model.block import Block
 from krzem.train.model.context import LossWeights
+from krzem.train.model.experts import Experts
 from krzem.train.model.router import Router
 from krzem.train.model.transformer import Transformer
+from krzem.train.model.weights import Linear
 from krzem.train.parallel.axis import ALONE, Axis
 from krzem.train.parallel.collectives import sum_over
 from krzem.train.parallel.held import add_shared_gradients, held_by, squared_norm
@@ -41,7 +43,10 @@ class StepResult:
 
 
 class Engine:
-    """This rank's part of a model under ``layout``, with initial values for ``seed``."""
+    """This rank's part of a model under ``layout``, with initial values for ``seed``.
+
+    ``float8`` rounds the operands of linear layers and experts to float8 with block scales.
+    """
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         weights: LossWeights | None = None,
         seed: int = 0,
+        float8: bool = False,
     ) -> None:
         check_layout(spec, layout)
         self.spec, self.layout, self.device, self.dtype = spec, layout, device, dtype
@@ -67,6 +73,7 @@ class Engine:
             self.stages, placements = self._build_stages(self.meshes, seed)
         self.held = held_by(self.stages, placements)
         set_recompute(self.stages, layout)
+        set_float8(self.stages, float8)
         self._pipelines: dict[tuple[int, int], Pipeline] = {}
 
     def _build_stages(
@@ -220,6 +227,16 @@ def set_recompute(stages: list[Transformer], layout: Layout) -> None:
             block.self_attn.recompute = layout.recompute
         else:
             block.recompute = layout.recompute
+
+
+def set_float8(stages: list[Transformer], float8: bool) -> None:
+    """Whether linear layers and experts compute in float8 with block scales.
+
+    Embeddings, the output matrix, routers, norms and attention stay as they are (DeepSeek-V3).
+    """
+    for module in (m for stage in stages for m in stage.modules()):
+        if isinstance(module, Linear | Experts):
+            module.float8 = float8
 
 
 def check_layout(spec: ModelSpec, layout: Layout) -> None:

@@ -95,7 +95,8 @@ class Trainer:
             spec,
             layout,
             device=info.device,
-            dtype=torch.bfloat16 if goal.precision == "bf16" else torch.float32,
+            dtype=torch.float32 if goal.precision == "fp32" else torch.bfloat16,
+            float8=goal.precision == "fp8-block",
             weights=LossWeights(
                 mtp=t.mtp, balance=t.balance, z=t.z, router_z=t.router_z, indexer=t.indexer
             ),

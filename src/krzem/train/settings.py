@@ -24,7 +24,7 @@ from krzem.train.optim.schedule import KINDS
 Values = TypeVar("Values")
 _OTHERS = frozenset({"pool", "gates", "qualify", "recovery", "trainer", "witness"})
 """Tables that the controller or the planner reads."""
-PRECISIONS = ("bf16", "fp32")
+PRECISIONS = ("bf16", "fp32", "fp8-block")
 """Arithmetic of matrix products that the trainer has."""
 
 

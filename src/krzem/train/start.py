@@ -17,7 +17,7 @@ from krzem.model.catalogue import load_model_config
 from krzem.quantity import format_bytes
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.data import Component, SampleStream, TokenDataset
-from krzem.train.device import find_device, start_ranks
+from krzem.train.device import check_precision, find_device, start_ranks
 from krzem.train.durable import check_folder
 from krzem.train.engine import check_layout
 from krzem.train.forecast import Forecast, Planner
@@ -97,7 +97,7 @@ def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True
     for check in (
         lambda: optimizer_config(settings),
         lambda: schedule_of(settings),
-        lambda: find_device(settings.train.device),
+        lambda: _check_device(settings),
     ):
         _tried(check, faults)
     vocabulary = None if model is None else model[0].vocab
@@ -143,6 +143,11 @@ def on_this_pool(settings: TrainSettings) -> TrainSettings:
             f"{' or '.join(PRECISIONS)}: set the pool's precision"
         )
     return replace(settings, goal=replace(settings.goal, precision=precision))
+
+
+def _check_device(settings: TrainSettings) -> None:
+    device = find_device(settings.train.device).device
+    check_precision(device, settings.goal.precision)
 
 
 def _tried(action: Callable[[], Value], faults: list[str]) -> Value | None:

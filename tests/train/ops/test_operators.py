@@ -271,8 +271,8 @@ def test_a_vendor_version_is_taken_only_where_its_library_is() -> None:
 
 def test_the_slots_that_vendors_fill() -> None:
     expected = {
-        "attention", "combine", "dispatch", "grouped_linear", "grouped_network", "linear",
-        "permute", "rms_norm", "rotate", "sink_attention", "swiglu",
+        "attention", "combine", "dispatch", "float8_product", "grouped_linear", "grouped_network",
+        "linear", "permute", "rms_norm", "rotate", "sink_attention", "swiglu",
     }  # fmt: skip
     assert set(ops.OPERATORS) == expected
     fused: dict[str, Any] = {n: op.versions for n, op in ops.OPERATORS.items()}

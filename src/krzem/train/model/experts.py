@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from krzem.model import FeedForward
 from krzem.train.config import ModelSpec
 from krzem.train.model.weights import Cut, local, weight
-from krzem.train.ops import Groups, combine, dispatch, grouped_network, permute, place
+from krzem.train.ops import (
+    Groups,
+    combine,
+    dispatch,
+    float8_grouped_linear,
+    grouped_network,
+    permute,
+    place,
+    swiglu,
+)
+from krzem.train.ops.float8 import BLOCK
+from krzem.train.ops.grouped import ALIGN
 from krzem.train.parallel.axis import Axes
 from krzem.train.parallel.collectives import (
     exchange_counts,
@@ -30,6 +41,8 @@ class Experts(nn.Module):
     def __init__(self, spec: ModelSpec, shape: FeedForward, axes: Axes) -> None:
         super().__init__()
         self.axes, self.limit = axes, spec.swiglu_limit
+        self.float8 = False
+        """Whether products are rounded to float8 with block scales."""
         self.experts = shape.experts
         self.own = shape.experts // axes.ep.size
         E, D, width = shape.experts, spec.hidden, shape.width
@@ -40,16 +53,25 @@ class Experts(nn.Module):
         """``x [M, D], index [M, K], weights [M, K] -> [M, D]``."""
         spread = self.axes.ep.size * self.axes.etp.size > 1
         flat = index.reshape(-1)
-        position, groups = place(flat, self.experts, 1) if spread else place(flat, self.experts)
+        position, groups = place(flat, self.experts, 1 if spread else self._align)
         position = position.view(index.shape)
         rows = permute(x, position, sum(groups.sizes))
         y = self._spread(rows, groups) if spread else self._compute(rows, groups)
         return combine(y, position, weights)
 
+    @property
+    def _align(self) -> int:
+        """Rows of an expert are rounded up to this."""
+        return BLOCK if self.float8 else ALIGN
+
     def _compute(self, rows: Tensor, groups: Groups) -> Tensor:
         """``[P, D] -> [P, D]`` through this rank's experts (a partial sum where width is cut)."""
         up = local(self.gate_up_proj, rows.dtype).flatten(1, 2)
-        return grouped_network(rows, up, local(self.down_proj, rows.dtype), groups, self.limit)
+        down = local(self.down_proj, rows.dtype)
+        if not self.float8:
+            return grouped_network(rows, up, down, groups, self.limit)
+        gate, value = float8_grouped_linear(rows, up, groups).chunk(2, dim=-1)
+        return float8_grouped_linear(swiglu(gate, value, self.limit), down, groups)
 
     def _spread(self, rows: Tensor, groups: Groups) -> Tensor:
         """Rows travel to the ranks of their experts, through them, and back."""
@@ -72,7 +94,7 @@ class Experts(nn.Module):
         joined = gather(F.pad(rows, (0, 0, 0, longest - count)), etp, 0)
         tables = gather_no_grad(received.unsqueeze(0), etp, 0)
         expert = torch.cat([self._expert_of_rows(table, longest) for table in tables])
-        position, groups = place(expert, self.own)
+        position, groups = place(expert, self.own, self._align)
         grouped = permute(joined, position.unsqueeze(1), sum(groups.sizes))
         y = self._compute(grouped, groups).index_select(0, position)
         return reduce_scatter(y, etp, 0)[:count]

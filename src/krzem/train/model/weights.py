@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from krzem.train.ops import linear, rms_norm
+from krzem.train.ops import float8_linear, linear, rms_norm
 from krzem.train.parallel.axis import Axis
 from krzem.train.parallel.collectives import reduce_scatter
 
@@ -57,6 +57,8 @@ class Linear(nn.Module):
         self, inputs: int, outputs: int, cut: Cut = Cut.WHOLE, *, bias: bool = False
     ) -> None:
         super().__init__()
+        self.float8 = False
+        """Whether products are rounded to float8 with block scales."""
         self.weight = weight(outputs, inputs, cut=cut)
         self.bias = None
         if bias:
@@ -65,7 +67,11 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., inputs] -> [..., outputs]``."""
         bias = None if self.bias is None else local(self.bias, x.dtype)
-        return linear(x, local(self.weight, x.dtype), bias)
+        return self._product(x, bias)
+
+    def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        multiply = float8_linear if self.float8 else linear
+        return multiply(x, local(self.weight, x.dtype), bias)
 
 
 class RowLinear(Linear):
@@ -80,7 +86,7 @@ class RowLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, S, inputs/tp] -> [B, S/tp, outputs]``."""
-        y = reduce_scatter(linear(x, local(self.weight, x.dtype)), self.axis, 1)
+        y = reduce_scatter(self._product(x), self.axis, 1)
         return y if self.bias is None else y + local(self.bias, x.dtype)
 
 

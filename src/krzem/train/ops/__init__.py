@@ -9,6 +9,7 @@ from __future__ import annotations
 from krzem.train.ops import ascend, cpu, cpu_attention, cpu_gated, cuda
 from krzem.train.ops.attention import attention, sink_attention
 from krzem.train.ops.dispatch import dispatch
+from krzem.train.ops.float8 import float8_grouped_linear, float8_linear, float8_product
 from krzem.train.ops.gated import grouped_network
 from krzem.train.ops.grouped import Groups, grouped_linear
 from krzem.train.ops.linear import linear
@@ -31,6 +32,9 @@ __all__ = [
     "cuda",
     "dispatch",
     "find_operator",
+    "float8_grouped_linear",
+    "float8_linear",
+    "float8_product",
     "grouped_linear",
     "grouped_network",
     "linear",
