@@ -4,8 +4,11 @@
 
 One model of 12.32 M parameters (DeepSeek-V3 class, 8 experts), batch 8 x 256, forward, backward and
 fused AdamW; tokens per second of processor time, one thread, median of the steps after the first
-two.  Ours keeps float32 master weights; ``transformers`` in bfloat16 keeps none.  ``--ranks``
-measures several processes, one thread each, against one (wall time, expert and data parallel).
+two.  All candidates take their steps in turn, so that what else the machine does meets them alike.
+Ours keeps float32 master weights; ``transformers`` in bfloat16 keeps none.  The last column is the
+share of a step's time that its matrix products would need at the machine's best measured rate.
+``--ranks`` measures several processes, one thread each, against one (wall time, expert and data
+parallel).
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from krzem.train.device import find_device, start_ranks
 from krzem.train.engine import Engine
 from krzem.train.model import LossWeights
 from krzem.train.model.block import Block
+from krzem.train.model.transformer import Transformer
+from krzem.train.ops.products import product
 from krzem.train.optim import Optimizer, OptimizerConfig
 
 MODEL: dict[str, Any] = {
@@ -61,14 +66,44 @@ MODEL: dict[str, Any] = {
 BATCH, LENGTH, STEPS = 8, 256, 9
 
 
-def measured(step: Callable[[], object], clock: Callable[[], float], tokens: int) -> float:
-    """Tokens per second, the median of the steps after the first two."""
-    rates = []
+def measured(
+    steps: dict[str, Callable[[], object]], clock: Callable[[], float], tokens: int
+) -> dict[str, float]:
+    """Tokens per second of each candidate, the median of its steps after the first two."""
+    rates: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(STEPS):
-        begun = clock()
-        step()
-        rates.append(tokens / (clock() - begun))
-    return statistics.median(rates[2:])
+        for name, step in steps.items():
+            begun = clock()
+            step()
+            rates[name].append(tokens / (clock() - begun))
+    return {name: statistics.median(found[2:]) for name, found in rates.items()}
+
+
+def best_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of the model's commonest product, by the library that the trainer gives it to."""
+    a, b = torch.randn(2048, 256).to(dtype), torch.randn(256, 256).to(dtype)
+    seconds = []
+    for _ in range(200):
+        begun = time.process_time()
+        product(a, b)
+        seconds.append(time.process_time() - begun)
+    return 2 * a.numel() * len(b) / min(seconds)
+
+
+def step_flops() -> float:
+    """Of all matrix products of a step: six for each weight and token, attention half masked."""
+    model = model_spec(MODEL)
+    with torch.device("meta"):
+        named = dict(Transformer(model).named_parameters())
+    share = MODEL["num_experts_per_tok"] / MODEL["n_routed_experts"]
+    used = sum(
+        p.numel() * (share if ".experts." in name else 1)
+        for name, p in named.items()
+        if p.dim() > 1 and "embed_tokens" not in name
+    )
+    widths = MODEL["qk_nope_head_dim"] + MODEL["qk_rope_head_dim"] + MODEL["v_head_dim"]
+    pairs = MODEL["num_hidden_layers"] * MODEL["num_attention_heads"] * LENGTH / 2
+    return 6 * BATCH * LENGTH * (used + pairs * widths)
 
 
 def ours(dtype: torch.dtype, layout: Layout, *, compiled: bool) -> Callable[[], object]:
@@ -85,7 +120,7 @@ def ours(dtype: torch.dtype, layout: Layout, *, compiled: bool) -> Callable[[], 
             for module in stage.modules():
                 if isinstance(module, Block):
                     module.compile()
-    optimizer = Optimizer(engine.held, OptimizerConfig())
+    optimizer = Optimizer(engine.held, OptimizerConfig(), holders=engine.holders)
     sequences = BATCH * engine.data.size
     tokens = torch.randint(0, 2048, (BATCH, LENGTH + 1))
 
@@ -121,16 +156,17 @@ def one_process(compiled: bool) -> None:
     torch.set_num_threads(1)
     tokens, mode = BATCH * LENGTH, "compiled" if compiled else "eager"
     for dtype in (torch.float32, torch.bfloat16):
-        name = str(dtype).removeprefix("torch.")
-        for experts in ("eager", "grouped_mm"):
-            step = theirs(dtype, experts, compiled=compiled)
-            rate = measured(step, time.process_time, tokens)
-            print(
-                f"transformers, {experts:<10}  {name:<8}  {mode}  {rate:7.0f} tok/cpu-s", flush=True
-            )
-        rate = measured(ours(dtype, Layout(micro_batch=BATCH), compiled=compiled),
-                        time.process_time, tokens)  # fmt: skip
-        print(f"krzem                     {name:<8}  {mode}  {rate:7.0f} tok/cpu-s", flush=True)
+        kind = str(dtype).removeprefix("torch.")
+        steps = {
+            f"transformers, {experts}": theirs(dtype, experts, compiled=compiled)
+            for experts in ("eager", "grouped_mm")
+        }
+        steps["krzem"] = ours(dtype, Layout(micro_batch=BATCH), compiled=compiled)
+        rates = measured(steps, time.process_time, tokens)
+        bound = tokens * best_rate(dtype) / step_flops()
+        for name, rate in rates.items():
+            text = f"{name:<26}  {kind:<8}  {mode}  {rate:7.0f} tok/cpu-s  {rate / bound:4.0%}"
+            print(f"{text} of {bound:.0f}", flush=True)
 
 
 def as_rank() -> None:
@@ -140,7 +176,7 @@ def as_rank() -> None:
     world = int(os.environ["WORLD_SIZE"])
     layout = parse_layout(f"dp={world},ep={world},mbs={BATCH}")
     step = ours(torch.bfloat16, layout, compiled=False)
-    rate = measured(step, time.perf_counter, BATCH * LENGTH * world)
+    rate = measured({"": step}, time.perf_counter, BATCH * LENGTH * world)[""]
     if int(os.environ["RANK"]) == 0:
         print(f"{world} processes, {layout}: {rate:.0f} tok/s", flush=True)
     if dist.is_initialized():
