@@ -37,6 +37,7 @@ def test_a_complete_row(llama: Row) -> None:
         ({"seq_len": "", "model_name": "secret"}, "sequence length"),
         ({"devices": "7", "tp": "2"}, "not a multiple"),
         ({"global_batch": "8"}, "fewer sequences"),
+        ({"global_batch": "8", "tp": "", "pp": "", "cp": ""}, "layout not published"),
         ({"precision": "int4"}, "not modelled"),
         ({"notes": "mamba layers"}, "state-space"),
         ({"metric_step_time_s": ""}, "no speed or memory"),

@@ -8,6 +8,7 @@ from krzem.accuracy.spellings import NODE, recompute_of, sharding_of, yes_or_no
 from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
 from krzem.model.architecture import Architecture
 
+UNKNOWN = "layout not published (tensor or pipeline parallel degree)"
 TOKENS = 1e5
 """A batch of as many is one in tokens; the largest in sequences was a sixth of it."""
 ROUNDED = 0.05
@@ -33,6 +34,9 @@ def read_layout(
     batch, micro = _batch(row, devices, dp, pp, sequence, zero, guesses)
     vpp = whole(row, "vpp") or _chunks(arch, engine, pp, batch / (dp * micro), guesses)
     if batch < dp * 0.999:
+        if not whole(row, "tp") and not whole(row, "cp"):
+            # Sequences are cut somehow, and the row does not say how.
+            raise UnusableRowError(UNKNOWN)
         raise UnusableRowError("row contradicts itself (fewer sequences than data-parallel ranks)")
     schedule = _schedule(row, pp, vpp)
     recompute, share, known = _recompute(row, engine, year)
@@ -52,7 +56,7 @@ def _degrees(row: Row, devices: int, zero: int, guesses: list[str]) -> tuple[int
     """(tp, pp, cp); one that is blank is what the others leave, or 1 where that is a habit."""
     tp, pp, cp, dp = (whole(row, name) for name in ("tp", "pp", "cp", "dp"))
     if tp is None and pp is None and devices > 1 and zero != 3 and dp != devices:
-        raise UnusableRowError("layout not published (tensor or pipeline parallel degree)")
+        raise UnusableRowError(UNKNOWN)
     if (tp is None) != (pp is None) and zero != 3:
         known = (tp or pp or 1) * (cp or 1)
         left = devices // (known * dp) if dp and devices % (known * dp) == 0 else 1
