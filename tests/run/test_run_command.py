@@ -92,6 +92,15 @@ def test_status_logs_and_events(moved: Path) -> None:
     assert "there are 1, 2, 3, 4" in str(missing.exception)
 
 
+def test_stop_leaves_a_run_that_is_done_as_it_is(moved: Path) -> None:
+    result = CliRunner().invoke(stop_command, [str(moved)])
+    assert result.exit_code == 0, result.output
+    assert "already done" in result.output
+    with Reader(moved) as reader:
+        assert reader.run().stop_requested is None
+    assert tell(moved).state == "done"
+
+
 def test_a_folder_that_holds_no_run(tmp_path: Path) -> None:
     result = CliRunner().invoke(status_command, [str(tmp_path)])
     assert isinstance(result.exception, RunError)

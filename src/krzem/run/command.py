@@ -302,9 +302,12 @@ def stop_command(run: Path, now: bool, as_json: bool) -> None:
     trainer may be, RUN must be the run file: the stop is then carried out from here.
     """
     folder = folder_of(run)
-    _ask_to_stop(folder, "now" if now else "save")
-    state = "asked"
-    if not held(folder):
+    state = str(tell(folder).state)
+    ended = state in (State.DONE, State.FAILED) and not held(folder)
+    if not ended:
+        _ask_to_stop(folder, "now" if now else "save")
+        state = "asked"
+    if not ended and not held(folder):
         if run.is_dir():
             raise RunError(
                 f"no controller is at work on {folder}: give the run file instead of the folder, "
@@ -312,7 +315,8 @@ def stop_command(run: Path, now: bool, as_json: bool) -> None:
             )
         state = str(run_run(read_run(run)))
     told = {"run": str(folder), "how": "now" if now else "save", "state": state}
-    shown = f"{folder}: {'stop requested' if state == 'asked' else state}"
+    words = "stop requested" if state == "asked" else f"already {state}" if ended else state
+    shown = f"{folder}: {words}"
     click.echo(json.dumps(told) if as_json else shown)
 
 
