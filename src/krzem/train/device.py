@@ -8,6 +8,7 @@ path, which is what makes it a test of that path.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import os
@@ -107,6 +108,20 @@ def start_ranks(info: DeviceInfo, timeout_seconds: float = 600) -> None:
     backend = dist.get_default_backend_for_device(info.device)
     bound = None if info.is_cpu or backend == "gloo" else info.device
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds), device_id=bound)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what torch frees for the next step: to the system and back costs page faults.
+
+    A step frees and asks for the same arrays; other C libraries are left as they are.
+    """
+    map_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(map_threshold, 2**28)
+    mallopt(trim_threshold, 2**30)
 
 
 def synchronize(device: torch.device) -> None:

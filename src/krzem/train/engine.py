@@ -17,6 +17,7 @@ from krzem.errors import LayoutError
 from krzem.layout.layout import Layout, Recompute
 from krzem.train.build import build_model, check_count, fill
 from krzem.train.config import ModelSpec
+from krzem.train.device import keep_freed_memory
 from krzem.train.model.block import Block
 from krzem.train.model.context import LossWeights
 from krzem.train.model.experts import Experts
@@ -60,6 +61,8 @@ class Engine:
         float8: bool = False,
     ) -> None:
         check_layout(spec, layout)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.spec, self.layout, self.device, self.dtype = spec, layout, device, dtype
         self.weights = weights or LossWeights()
         self.meshes: Meshes | None = None

@@ -205,6 +205,37 @@ def test_rotate(dtype: torch.dtype, device: str, interleaved: bool) -> None:
 
 @both
 @everywhere
+@pytest.mark.parametrize(("plain", "interleaved"), [(6, True), (3, True), (6, False)])
+def test_queries_and_keys_of_two_parts(
+    dtype: torch.dtype, device: str, plain: int, interleaved: bool
+) -> None:
+    angle = torch.arange(5)[:, None] * torch.tensor([1.0, 0.3])
+    cos, sin = angle.cos().to(device), angle.sin().to(device)
+
+    def exact(x: Tensor) -> Tensor:
+        turned = ops.rotate.portable(x[..., plain:], cos.cpu(), sin.cpu(), interleaved)
+        return torch.cat((x[..., :plain], turned), dim=-1)
+
+    check(
+        lambda x: ops.rotate_tail(x, cos, sin, interleaved),
+        exact,
+        [draw(2, 5, 3, plain + 4)],
+        device,
+        dtype,
+    )
+    check(
+        lambda kv, r: torch.cat(ops.keys_values(kv, r, plain), dim=-1),
+        lambda kv, r: torch.cat(
+            (kv[..., :plain], r.unsqueeze(2).expand(-1, -1, 3, -1), kv[..., plain:]), dim=-1
+        ),
+        [draw(2, 5, 3, plain + 7), draw(2, 5, 4, seed=1)],
+        device,
+        dtype,
+    )
+
+
+@both
+@everywhere
 @pytest.mark.parametrize("limit", [None, 0.5])
 def test_swiglu(dtype: torch.dtype, device: str, limit: float | None) -> None:
     def exact(gate: Tensor, up: Tensor) -> Tensor:
@@ -272,7 +303,8 @@ def test_a_vendor_version_is_taken_only_where_its_library_is() -> None:
 def test_the_slots_that_vendors_fill() -> None:
     expected = {
         "attention", "combine", "dispatch", "float8_product", "grouped_linear", "grouped_network",
-        "linear", "permute", "rms_norm", "rotate", "sink_attention", "swiglu",
+        "keys_values", "linear", "permute", "rms_norm", "rotate", "rotate_tail", "sink_attention",
+        "swiglu",
     }  # fmt: skip
     assert set(ops.OPERATORS) == expected
     fused: dict[str, Any] = {n: op.versions for n, op in ops.OPERATORS.items()}

@@ -17,7 +17,7 @@ from krzem.train.config import ModelSpec
 from krzem.train.model.context import Context
 from krzem.train.model.recompute import recomputed_core
 from krzem.train.model.weights import Cut, Linear, Norm, RowLinear
-from krzem.train.ops import attention, rotate
+from krzem.train.ops import attention, keys_values, rotate, rotate_tail
 from krzem.train.parallel.axis import Axes
 from krzem.train.parallel.collectives import exchange, gather
 
@@ -56,11 +56,9 @@ class LatentAttention(nn.Module):
         up = self.q_b_proj if self.shape.q_lora_rank else self.q_proj
         q = up(source).view(*heads, self.shape.head_dim)
         cos, sin = context.angles(self.spec.rope, context.chunk)
-        q_plain, q_rot = q.split([self.plain, self.rotated], dim=-1)
-        q = torch.cat((q_plain, rotate(q_rot, cos, sin, self.spec.rope_interleaved)), dim=-1)
+        q = rotate_tail(q, cos, sin, self.spec.rope_interleaved)
         kv = self.kv_b_proj(c).view(*heads, self.plain + self.shape.value_dim)
-        k_plain, v = kv.split([self.plain, self.shape.value_dim], dim=-1)
-        k = torch.cat((k_plain, k_rot.unsqueeze(2).expand(-1, -1, k_plain.shape[2], -1)), dim=-1)
+        k, v = keys_values(kv, k_rot, self.plain)
         return self.o_proj(self._core(q, k, v, context))
 
     def _latents(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,12 +6,13 @@ themselves here; importing them needs neither a device nor a vendor's library.
 
 from __future__ import annotations
 
-from krzem.train.ops import ascend, cpu, cpu_attention, cpu_gated, cuda
+from krzem.train.ops import ascend, cpu, cpu_attention, cpu_gated, cpu_heads, cpu_permute, cuda
 from krzem.train.ops.attention import attention, sink_attention
 from krzem.train.ops.dispatch import dispatch
 from krzem.train.ops.float8 import float8_grouped_linear, float8_linear, float8_product
 from krzem.train.ops.gated import grouped_network
 from krzem.train.ops.grouped import Groups, grouped_linear
+from krzem.train.ops.heads import keys_values, rotate_tail
 from krzem.train.ops.linear import linear
 from krzem.train.ops.norm import rms_norm
 from krzem.train.ops.permute import combine, permute, place
@@ -29,6 +30,8 @@ __all__ = [
     "cpu",
     "cpu_attention",
     "cpu_gated",
+    "cpu_heads",
+    "cpu_permute",
     "cuda",
     "dispatch",
     "find_operator",
@@ -37,6 +40,7 @@ __all__ = [
     "float8_product",
     "grouped_linear",
     "grouped_network",
+    "keys_values",
     "linear",
     "operator",
     "permute",
@@ -44,6 +48,7 @@ __all__ = [
     "portable_only",
     "rms_norm",
     "rotate",
+    "rotate_tail",
     "sink_attention",
     "swiglu",
 ]
