@@ -144,3 +144,10 @@ def test_command(tmp_path: Path, some_runs: list[Row]) -> None:
 def test_an_unknown_file_is_said_plainly(tmp_path: Path) -> None:
     run = CliRunner().invoke(accuracy_command, [str(tmp_path / "no.csv")])
     assert "no such file" in str(run.exception)
+
+
+def test_deepspeed_without_zero_keeps_a_second_copy_of_gradients() -> None:
+    """BigScience's 181B in fp16 with ZeRO stage 0: 72 GiB by the device's tool."""
+    rows = [row for row in read_table("runs.csv") if row["id"] == "BS-018"]
+    (found,) = evaluate(rows).outcomes
+    assert found.memory_predicted == pytest.approx(72 * 2**30, rel=0.08)

@@ -64,3 +64,23 @@ def test_tensor_parallel_over_two_nodes_uses_all_interfaces() -> None:
     within = float(collectives.ring(1e9, np.array([8.0]), 1.0, QUIET)[0])
     across = float(collectives.ring(1e9, np.array([16.0]), 1.0, QUIET)[0])
     assert across < 8 * within
+
+
+def test_a_small_group_in_a_mesh_has_only_the_links_between_its_members() -> None:
+    mesh, switch = replace(QUIET, mesh=1.0), replace(QUIET, mesh=0.0)
+
+    def slower(size: float) -> float:
+        n = np.array([size])
+        over = [collectives.ring(1e9, n, 1.0, m) for m in (mesh, switch)]
+        to_all = [collectives.all_to_all(1e9, 1e9, n, 1.0, m) for m in (mesh, switch)]
+        assert over[0] / over[1] == pytest.approx(to_all[0] / to_all[1])
+        return float(over[0][0] / over[1][0])
+
+    assert [slower(n) for n in (2.0, 4.0, 8.0)] == pytest.approx([7.0, 7.0 / 3.0, 1.0])
+    near = [float(collectives.transfer(1e9, np.array(1.0), m)) for m in (mesh, switch)]
+    assert near[0] / near[1] == pytest.approx(7.0)
+
+
+def test_cards_of_ascend_and_amd_nodes_form_a_mesh() -> None:
+    cards = ("huawei-ascend-910b", "amd-mi300x", "nvidia-a100-sxm-80", "huawei-ascend-910c")
+    assert [built(device=card).mesh for card in cards] == [1.0, 1.0, 0.0, 0.0]

@@ -9,7 +9,8 @@ import pytest
 from machines import built, gpt, step
 
 from krzem.cost.shipped import shipped
-from krzem.cost.uncertainty import Standing, log_sigma, spread
+from krzem.cost.uncertainty import Z80, Standing, log_sigma, spread
+from krzem.facts.table import read_table
 from krzem.layout.layout import Layout
 
 
@@ -54,6 +55,22 @@ def test_intervals_were_calibrated_on_held_back_rows() -> None:
     assert figures["without_source"]["median_ape"] < 0.10
     assert figures["without_source"]["mape"] < 0.15
     assert figures["without_accelerator"]["median_ape"] < 0.18
+
+
+@pytest.mark.parametrize("left_out", ["source", "accelerator"])
+def test_mixtures_are_covered_as_often_as_dense_models(left_out: str) -> None:
+    mixtures = {row["id"] for row in read_table("runs.csv") if row["family"] == "moe"}
+    rows = [row for row in read_table("held_back.csv") if row["id"] in mixtures]
+    size = np.array([abs(float(row[f"{left_out}_error"])) for row in rows])
+    width = np.array([float(row[f"{left_out}_sigma"]) for row in rows])
+    assert len(rows) > 100
+    assert 0.75 <= np.mean(size <= Z80 * width) <= 0.85
+
+
+def test_a_card_never_seen_narrows_no_interval() -> None:
+    weights = spread().weights
+    assert weights["unseen-device"] >= 0.0
+    assert weights["unseen-device"] + weights["experts-unseen"] >= 0.0
 
 
 def test_loading_is_quick() -> None:

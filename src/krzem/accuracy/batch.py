@@ -141,7 +141,8 @@ def memory(batch: Batch) -> MemoryBytes:
     low = np.array([low_bytes(s.precision) for s in batch.situations])
     old = np.array([float(s.year < 2022.9) for s in batch.situations])
     gradient = np.array([s.engine.state_gradient_bytes for s in batch.situations])
-    gradient = gradient + np.array([_second_gradient(s) for s in batch.situations])
+    second = zip(batch.situations, batch.cases, strict=True)
+    gradient = gradient + np.array([_second_gradient(s, c.layout.zero) for s, c in second])
     trained = np.array([float("adapters" not in s.traits) for s in batch.situations])
     sizes = StateSizes(
         weight=2.0,
@@ -154,8 +155,12 @@ def memory(batch: Batch) -> MemoryBytes:
     return memory_bytes(batch.table, batch.layouts, sizes, low, batch.global_batch, old)
 
 
-def _second_gradient(s: Situation) -> float:
-    """DeepSpeed keeps bf16 gradients beside 32-bit sums, and sums fp16 gradients as they are."""
+def _second_gradient(s: Situation, zero: int) -> float:
+    """DeepSpeed keeps bf16 gradients beside 32-bit sums, and sums fp16 gradients as they are.
+
+    Without ZeRO its fp16 optimiser then flattens all of them into a copy in 32 bits.
+    """
     if s.engine.name != "megatron-deepspeed":
         return 0.0
-    return {Precision.BF16: 2.0, Precision.FP16: -2.0}.get(s.precision, 0.0)
+    flat = 4.0 if zero == 0 else 0.0
+    return {Precision.BF16: 2.0, Precision.FP16: flat - 2.0}.get(s.precision, 0.0)

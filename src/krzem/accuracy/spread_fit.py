@@ -16,7 +16,8 @@ from krzem.cost.uncertainty import FEATURES, Z80, Spread, Standing, features
 
 PRIOR = {
     "unseen-device": 0.15, "unseen-family": 0.25, "unseen-engine": 0.15, "guesses": 0.25,
-    "communication": 0.5, "bubble": 0.5, "experts": 0.3, "low-precision": 0.0, "small-step": 0.7,
+    "communication": 0.5, "bubble": 0.5, "experts": 0.3,
+    "experts-unseen": -0.15, "low-precision": 0.0, "small-step": 0.7,
 }  # fmt: skip
 """Weights believed before any error is seen: what is unknown, guessed or small is less certain."""
 RIDGE = 0.25
@@ -52,16 +53,26 @@ class _Design:
 def fit_spread(batch: Batch, step: StepSeconds, trials: Sequence[HeldBack]) -> Spread:
     """The spread that makes 80 % intervals cover 80 % of the rows of ``trials[0]``.
 
-    A Laplace likelihood with a logarithmic scale, maximised by Newton steps (it is convex).
+    A Laplace likelihood with a logarithmic scale, maximised by Newton steps (it is convex), then
+    scaled to that cover, mixtures of experts by themselves: their errors have longer tails.
     """
     blocks = [_design(batch, step, trial) for trial in trials]
     matrix = np.concatenate([b.matrix for b in blocks])
     size = np.abs(np.concatenate([t.error for t in trials])) + 1e-4
     count = np.tile(source_weights(batch), len(trials))
     weights = _laplace(matrix, size, count / count.mean(), blocks[0])
+    card, both = FEATURES.index("unseen-device"), FEATURES.index("experts-unseen")
+    weights[both] = max(weights[both], -weights[card])  # a card never seen narrows no interval
     scaled = np.abs(trials[0].error) / np.exp(blocks[0].matrix @ weights)
-    weights[0] += np.log(np.quantile(scaled, 0.8) / Z80)
+    mixture = np.array([c.architecture.is_moe for c in batch.cases])
+    weights[0] += _to_cover(scaled[~mixture])
+    weights[FEATURES.index("experts")] += _to_cover(scaled[mixture]) - _to_cover(scaled[~mixture])
     return _spread(batch, weights, blocks[0])
+
+
+def _to_cover(scaled: np.ndarray) -> float:
+    """What the logarithm of a spread lacks for 80 % of errors in units of it to be covered."""
+    return float(np.log(np.quantile(scaled, 0.8) / Z80)) if len(scaled) else 0.0
 
 
 def _design(batch: Batch, step: StepSeconds, trial: HeldBack) -> _Design:
@@ -69,6 +80,7 @@ def _design(batch: Batch, step: StepSeconds, trial: HeldBack) -> _Design:
     columns = features(step, standing(batch.cases), known)
     for i, name in enumerate(("unseen-device", "unseen-family", "unseen-engine")):
         columns[name] = trial.unseen[:, i]
+    columns["experts-unseen"] = columns["experts"] * columns["unseen-device"]
     engines, families = tuple(sorted(known.engines)), tuple(sorted(known.families))
     one_hot = [np.array([float(c.engine == n) for c in batch.cases]) for n in engines]
     one_hot += [np.array([float(c.device.family == n) for c in batch.cases]) for n in families]

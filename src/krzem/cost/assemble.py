@@ -48,6 +48,9 @@ COMPUTE_UNITS = {
 architecture white papers), compute units (AMD), AI cores (Huawei), matrix engines (Intel)."""
 NEW_ATTENTION = frozenset({"nvidia-hopper", "nvidia-blackwell"})
 """Families whose tensor units FlashAttention-2 does not use as they are meant to be used."""
+MESHED = frozenset({"huawei-ascend-910b", "amd-cdna3", "amd-cdna4", "intel-gaudi"})
+"""Families whose eight cards of a node are joined pair by pair instead of by a switch: seven links
+of 28 GB/s (HCCS), of 64 or 77 GB/s (xGMI), seven times three Ethernet ports (Gaudi)."""
 BRIDGED = 2
 """Cards joined in pairs; the pairs talk over PCIe."""
 HOST_BYTES_PER_S = 16e9
@@ -92,6 +95,7 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         domain=float(s.scale_up_domain),
         up_bytes_per_s=s.scale_up_bytes_per_s
         * below_peak(c.common("up") * c.member("up", family)),
+        mesh=float(family in MESHED),
         out_bytes_per_s=_outside(s)
         * below_peak(c.common("out") * c.member("out", family)),
         rails=float(not _bridged(s)),
@@ -108,6 +112,7 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         dp_overlap=e.dp_overlap,
         ep_overlap=below_peak(hidden_ep),
         turn_seconds=e.turn_ms * 1e-3 * c.common("turn"),
+        cut_turn_seconds=e.cut_turn_ms * 1e-3 * c.common("turn"),
         pp_exposed=below_peak(c.common("pp-exposed")),
         dedup=1.0 if "dedup" in s.traits else e.dedup,
         dispatch_bytes=2.0,

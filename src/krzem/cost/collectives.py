@@ -26,6 +26,16 @@ def members(size: Array, stride: Array, domain: Array) -> Array:
     return np.minimum(size, inside)
 
 
+def _inside(g: Array, machine: Machine) -> Array:
+    """Scale-up bandwidth that ``g`` ranks of one domain have among themselves.
+
+    Behind a switch all of it.  In a mesh every pair has a link of its own, so a small group is
+    left with the links between its members.
+    """
+    links = np.maximum(g - 1.0, 1.0) / np.maximum(machine.domain - 1.0, 1.0)
+    return machine.up_bytes_per_s * np.where(machine.mesh > 0, np.minimum(links, 1.0), 1.0)
+
+
 def _hops(size: Array, g: Array, machine: Machine) -> Array:
     k = size / g
     # Rings inside a domain; between domains NCCL and its kin switch to trees as groups grow.
@@ -37,7 +47,7 @@ def ring(total_bytes: Array, size: Array, stride: Array, machine: Machine) -> Ar
     """Seconds of an all-gather or reduce-scatter of ``total_bytes`` (the gathered size)."""
     g = members(size, stride, machine.domain)
     k = size / g
-    inside = total_bytes * (size - 1.0) / size / machine.up_bytes_per_s
+    inside = total_bytes * (size - 1.0) / size / _inside(g, machine)
     railed = total_bytes * (k - 1.0) / (k * g) / machine.out_bytes_per_s
     # Without an interface for each member one ring visits all ranks through the same few links.
     flat = np.where(k > 1.0, total_bytes * (size - 1.0) / size / machine.out_bytes_per_s, 0.0)
@@ -58,7 +68,7 @@ def all_to_all(
     k = size / g
     crossing = np.where(machine.dedup > 0, np.minimum(once_bytes, copies_bytes), copies_bytes)
     across = crossing * (k - 1.0) / k / machine.out_bytes_per_s
-    inside = copies_bytes * (g - 1.0) / g / machine.up_bytes_per_s
+    inside = copies_bytes * (g - 1.0) / g / _inside(g, machine)
     hops = (g - 1.0) * machine.up_latency + np.sqrt(k - 1.0) * 2.0 * machine.out_latency
     return np.where(size > 1.0, np.maximum(across, inside) + hops, 0.0)
 
@@ -66,5 +76,5 @@ def all_to_all(
 def transfer(sent_bytes: Array, stride: Array, machine: Machine) -> Array:
     """Seconds to send ``sent_bytes`` to the rank ``stride`` further on."""
     near = stride < machine.domain
-    rate = np.where(near, machine.up_bytes_per_s, machine.out_bytes_per_s)
+    rate = np.where(near, _inside(np.asarray(2.0), machine), machine.out_bytes_per_s)
     return sent_bytes / rate + np.where(near, machine.up_latency, machine.out_latency)

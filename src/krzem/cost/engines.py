@@ -21,6 +21,7 @@ class Engine:
     host_us: float
     gap_us: float
     turn_ms: float
+    cut_turn_ms: float
     tp_overlap: float
     tp_backward: float
     dp_overlap: float

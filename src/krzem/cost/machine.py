@@ -42,6 +42,9 @@ class Machine:
     domain: Array
     """Devices per scale-up domain."""
     up_bytes_per_s: Array
+    """Over all scale-up links of a device, one direction."""
+    mesh: Array
+    """1 where each link of a scale-up domain joins one pair of devices, 0 behind a switch."""
     out_bytes_per_s: Array
     rails: Array
     """1 where every device has an interface of its own, 0 where pairs share the host's PCIe."""
@@ -70,6 +73,8 @@ class Machine:
     """Share of expert all-to-all that may hide behind computation."""
     turn_seconds: Array
     """Host time of a pipeline engine per micro-batch and chunk, in which its device idles."""
+    cut_turn_seconds: Array
+    """The same, further, where activations are cut over tensor-parallel ranks."""
     pp_exposed: Array
     """Share of pipeline transfers that is not hidden."""
     dedup: Array

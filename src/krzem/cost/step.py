@@ -284,7 +284,8 @@ def _transfer(t: ModelTable, x: Layouts, mc: Machine, m: Array) -> tuple[Array, 
     again = collectives.ring(whole, x.tp.astype(float), 1.0, mc)
     once = once + np.where(x.sequence_parallel > 0, 0.0, np.where(mc.pp_scatter > 0, again, 0.0))
     chunks = np.where(x.schedule == 0, 1.0, x.vpp)
-    steady = chunks * (2.0 * once * mc.pp_exposed + mc.turn_seconds)
+    turn = mc.turn_seconds + np.where(x.tp > 1, mc.cut_turn_seconds, 0.0)
+    steady = chunks * (2.0 * once * mc.pp_exposed + turn)
     ramp = 2.0 * (x.pp - 1.0) * once * (1.0 - mc.pp_exposed)
     some = x.pp > 1
     return np.where(some, steady, 0.0), np.where(some, ramp, 0.0)

@@ -24,7 +24,7 @@ Array = Any
 
 FEATURES = (
     "base", "unseen-device", "unseen-family", "unseen-engine", "guesses", "communication",
-    "bubble", "experts", "low-precision", "small-step",
+    "bubble", "experts", "experts-unseen", "low-precision", "small-step",
 )  # fmt: skip
 Z80 = 1.2815515655446004
 """Standard deviations from the middle to either end of a normal 80 % interval."""
@@ -67,16 +67,19 @@ class Spread:
 def features(step: StepSeconds, standing: Standing, seen: Spread) -> dict[str, Array]:
     """Columns of :data:`FEATURES`; ``seen`` says what calibration knew."""
     total = step.total
+    experts = np.asarray(standing.experts, dtype=float)
+    new = np.array([float(n not in seen.devices) for n in standing.device])
     moved = step.tensor_parallel + step.expert_parallel + step.data_parallel
     return {
         "base": np.ones_like(total),
-        "unseen-device": np.array([float(n not in seen.devices) for n in standing.device]),
+        "unseen-device": new,
         "unseen-family": np.array([float(n not in seen.families) for n in standing.family]),
         "unseen-engine": np.array([float(n not in seen.engines) for n in standing.engine]),
         "guesses": np.log1p(np.asarray(standing.guesses, dtype=float)),
         "communication": (moved + step.pipeline_transfer) / total,
         "bubble": step.bubble / total,
-        "experts": np.asarray(standing.experts, dtype=float),
+        "experts": experts,
+        "experts-unseen": experts * new,
         "low-precision": np.asarray(standing.low_precision, dtype=float),
         "small-step": 1.0 / (1.0 + total / step.micro_batches / 0.1),
     }
