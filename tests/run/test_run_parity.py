@@ -99,11 +99,17 @@ def asked(
 
 def test_every_layout_to_come_can_share_out_the_sequences(settings: RunSettings) -> None:
     assert settings.witness.sequences == 2
-    assert sequences_for(settings, ["mbs=4", None]) == 2
-    assert sequences_for(settings, ["mbs=4", "dp=4,mbs=2"]) == 4
-    assert sequences_for(settings, ["dp=2", "pp=2,dp=2,mbs=2"]) == 8, "both stages busy"
-    assert sequences_for(settings, ["dp=2", "dp=3"]) == 6
-    assert sequences_for(settings, ["dp=8", "dp=6"]) == 8, "no more than a step has"
+
+    def found(*layouts: str | None, count: int = 1) -> int:
+        first, second = settings.pools
+        return sequences_for(settings, (first, replace(second, count=count)), layouts)
+
+    assert found("mbs=4", None) == 2
+    assert found("mbs=4", None, count=2) == 4, "not planned yet: both ranks may become stages"
+    assert found("mbs=4", "dp=4,mbs=2") == 4
+    assert found("dp=2", "pp=2,dp=2,mbs=2") == 8, "both stages busy"
+    assert found("dp=2", "dp=3") == 6
+    assert found("dp=8", "dp=6") == 8, "no more than a step has"
 
 
 def test_sequences_that_a_layout_cannot_share_out_are_not_compared(

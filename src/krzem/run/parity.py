@@ -51,7 +51,7 @@ def record(
     if not _is_buildable(manifest) or ATTACHMENT in manifest.attachments:
         return None
     w = settings.witness
-    sequences = _sequences(settings, layouts)
+    sequences = _sequences(settings, (pool, *settings.after(pool.name)), layouts)
     words = ["record", checkpoint, "--sequences", sequences, "--batches", w.batches,
              *_data(settings, pool, manifest, first=True),
              *(x for dtype in _arithmetics(settings, pool) for x in ("--also", dtype))]  # fmt: skip
@@ -145,9 +145,16 @@ def _is_buildable(manifest: Manifest) -> bool:
     return (manifest.config or {}).get("model_type") in TRAINABLE
 
 
-def _sequences(settings: RunSettings, layouts: Sequence[str | None]) -> int:
-    """So many that every layout can share them out; a step's batch can always be shared out."""
-    unit = math.lcm(*map(_unit, layouts))
+def _sequences(settings: RunSettings, pools: Sequence[Pool], layouts: Sequence[str | None]) -> int:
+    """So many that every layout can share them out; a step's batch can always be shared out.
+
+    A pool that was not measured has no layout yet: all its ranks may become stages.
+    """
+    units = (
+        _unit(f"pp={pool.count}" if layout is None else layout)
+        for pool, layout in zip(pools, layouts, strict=True)
+    )
+    unit = math.lcm(*units)
     return min(unit * -(-settings.witness.sequences // unit), settings.goal.global_batch)
 
 

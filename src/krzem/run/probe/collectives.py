@@ -13,6 +13,8 @@ from typing import Any
 from krzem.run.probe.backend import torch_or_none
 
 SIZES = tuple(1 << power for power in (12, 16, 20, 24, 26, 28))
+ENOUGH = 1 << 20
+"""Bytes from which on a rate is the link's and no longer its latency: so far, time or not."""
 _TIMEOUT = datetime.timedelta(seconds=60)
 
 
@@ -67,7 +69,7 @@ def _by_size(
                        bus_bytes_per_s=4 * count * share / seconds)
         )  # fmt: skip
         late = time.perf_counter() + 16 * 6 * seconds > end
-        if _agreed(torch, dist, float(late), device) > 0:
+        if size >= ENOUGH and _agreed(torch, dist, float(late), device) > 0:
             break
     return found
 
