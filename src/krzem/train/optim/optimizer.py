@@ -77,17 +77,26 @@ class Optimizer:
         """One update with learning rate ``rate``; gradients are clipped to the configured norm."""
         self.steps += 1
         reached = [(k, h) for k, h in self.items() if h.grad is not None]
-        self._clip([h for _, h in reached], gradient_norm)
-        self._muon([(k, h) for k, h in reached if self.uses_muon(h)], rate)
+        matrices = [(k, h) for k, h in reached if self.uses_muon(h)]
         rest = [(k, h) for k, h in reached if not self.uses_muon(h)]
+        factor, on_cpu = self._clip_factor(gradient_norm), self._device.type == "cpu"
+        # On processors AdamW scales gradients while it reads them: a pass less over all of them.
+        clipped = matrices if on_cpu else reached
+        if factor != 1.0 and clipped:
+            torch._foreach_mul_([h.grad for _, h in clipped if h.grad is not None], factor)
+        self._muon(matrices, rate)
+        left = factor if on_cpu else 1.0
         for decayed in (True, False):
-            self._adamw([(k, h) for k, h in rest if _decays(h) is decayed], rate, decayed)
+            self._adamw([(k, h) for k, h in rest if _decays(h) is decayed], rate, decayed, left)
 
-    def _clip(self, items: list[Held], norm: float) -> None:
+    @property
+    def _device(self) -> torch.device:
+        return self.held[0].part.device if self.held else torch.device("cpu")
+
+    def _clip_factor(self, norm: float) -> float:
+        """What gradients of this global norm are multiplied by."""
         limit = self.config.clip
-        if limit and norm > limit:
-            grads = [h.grad for h in items if h.grad is not None]
-            torch._foreach_mul_(grads, limit / (norm + 1e-6))
+        return limit / (norm + 1e-6) if limit and norm > limit else 1.0
 
     def _muon(self, items: list[tuple[str, Held]], rate: float) -> None:
         directions = {}
@@ -102,7 +111,10 @@ class Optimizer:
             item.part.mul_(1 - rate * self.config.weight_decay)
             item.part.sub_(updates[item.name], alpha=rate)
 
-    def _adamw(self, items: list[tuple[str, Held]], rate: float, decayed: bool) -> None:
+    def _adamw(
+        self, items: list[tuple[str, Held]], rate: float, decayed: bool, factor: float
+    ) -> None:
+        """Update ``items``, their gradients first multiplied by ``factor`` (on processors)."""
         if not items:
             return
         c, device = self.config, items[0][1].part.device
@@ -123,6 +135,7 @@ class Optimizer:
             weight_decay=c.weight_decay if decayed else 0.0,
             eps=c.eps,
             maximize=False,
+            grad_scale=None if factor == 1.0 else torch.tensor(1 / factor),
         )
 
 
