@@ -6,6 +6,7 @@ from krzem.outlook.figures import fan_figure, lag_figure, odds_figure, tornado_f
 from krzem.outlook.text import sections
 from krzem.outlook.whole import Outlook
 from krzem.report.selfcontained import inline_svg, page
+from krzem.report.text_markdown import cells_of
 
 _TEMPLATE = """
 {% for title, blocks in parts %}
@@ -65,8 +66,8 @@ def _blocks(body: str) -> list[dict[str, object] | str]:
     for part in body.split("\n\n"):
         lines = part.splitlines()
         if lines and lines[0].startswith("|"):
-            cells = [[c.strip() for c in line.strip("| ").split(" | ")] for line in lines]
-            blocks.append({"head": cells[0], "rows": cells[2:]})
+            head, _, *rows = map(cells_of, lines)
+            blocks.append({"head": head, "rows": rows})
         else:
             blocks += lines
     return blocks

@@ -29,13 +29,18 @@ def fitted(markdown: str, width: int = WIDTH) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def cells_of(row: str) -> list[str]:
+    """The cells of a row of a Markdown table."""
+    return [cell.strip() for cell in row.strip().strip("|").split("|")]
+
+
 def _is_row(line: str) -> bool:
     return line.startswith("|")
 
 
 def _table(lines: Sequence[str], width: int) -> Iterator[str]:
     """The lines of a table: head, rule and rows, wide columns wrapped."""
-    head, rule, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    head, rule, *body = map(cells_of, lines)
     right = [cell.endswith(":") for cell in rule]
     if max(map(len, lines)) > width:
         body = [[cell.replace(" / ", "/") for cell in row] for row in body]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from krzem.estimate import Estimate
-from krzem.run.clock import duration
+from krzem.run.clock import DAY, duration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class PoolPlan:
         x = self.tokens_per_s
         parts = [f"{x.mid:,.0f} ({x.low:,.0f} to {x.high:,.0f}) tokens/s"]
         if self.days is not None:
-            parts.append(f"{duration(self.days.mid * 86_400)} for what is left")
+            parts.append(f"{duration(self.days.mid * DAY)} for what is left")
         if self.in_time is not None:
             parts.append(f"in time with {self.in_time:.0%} certainty")
         if self.wall is not None:

@@ -26,12 +26,11 @@ from krzem.plan.plan import Explanation, LayoutPlan, Plan
 from krzem.plan.price import Task
 from krzem.plan.request import Asked, Question, settle
 from krzem.run.answers import PoolPlan
-from krzem.run.clock import duration
+from krzem.run.clock import DAY, duration
 from krzem.run.own import is_own, runnable
 from krzem.run.profile import read_profile
 from krzem.run.settings import Pool, RunSettings
 
-DAY = 86_400.0
 CHOICES = 40
 """Parallel shapes of the planner that are tried on krzem's trainer, fastest first."""
 _UNCALIBRATED = 0.6

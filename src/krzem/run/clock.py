@@ -69,11 +69,15 @@ class RunClock:
         )
 
 
+DAY = 86_400.0
+"""Seconds."""
+
+
 def duration(seconds: float | None) -> str:
     """A duration in its two largest units."""
     if seconds is None:
         return "unknown"
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    units = (("d", DAY), ("h", 3600), ("min", 60), ("s", 1))
     for (name, size), (smaller, part) in itertools.pairwise(units):
         if seconds >= size:
             whole, rest = divmod(seconds, size)

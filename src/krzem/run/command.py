@@ -20,9 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from krzem.errors import DataError, KrzemError, RunError, StorageError
 from krzem.hardware import CPU
-from krzem.run.clock import duration, iso
+from krzem.run.clock import DAY, duration, iso
 from krzem.run.contract import attempt_folder
-from krzem.run.controller import DAY
 from krzem.run.controller import run as run_run
 from krzem.run.launch.job import OUTPUT
 from krzem.run.ledger import LEDGER, Ledger, Reader

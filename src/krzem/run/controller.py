@@ -14,6 +14,7 @@ from krzem.errors import LaunchError, RunError, StorageError, shorten
 from krzem.run import gates
 from krzem.run.answers import PoolPlan, Qualified
 from krzem.run.attempts import Started, adopt, job_of, raise_fence, start
+from krzem.run.clock import DAY
 from krzem.run.contract import StepRecord
 from krzem.run.gate_settings import Action, describe
 from krzem.run.history import History
@@ -28,7 +29,6 @@ from krzem.run.verdict import Agreement, Verdict
 from krzem.run.watch import SAVES_FIRST, Outcome, Watch
 from krzem.run.written_back import write_back
 
-DAY = 86_400.0
 _RETRY_SECONDS = (1.0, 60.0)
 """First and longest wait while the disk or a launcher does not do its part."""
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from krzem.run.clock import DAY
 from krzem.run.contract import StepRecord
 from krzem.run.gate_settings import (
     Action,
@@ -24,7 +25,6 @@ from krzem.run.gate_settings import (
 )
 from krzem.run.rows import Attempt, Cause
 
-DAY = 86_400.0
 _MAD_TO_SIGMA = 1.4826
 _SHOWN = 400
 """Rows kept as evidence."""

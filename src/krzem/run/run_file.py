@@ -15,6 +15,7 @@ from krzem.errors import DataError, KrzemError, RunError, nearest, shorten
 from krzem.hardware import CPU, load_device
 from krzem.model import load_model
 from krzem.plan.goal import Goal
+from krzem.run.clock import DAY
 from krzem.run.fields import read_table, text
 from krzem.run.gate_settings import Gates, read_gates
 from krzem.run.settings import (
@@ -159,7 +160,7 @@ def _goal(table: object, faults: list[str]) -> tuple[Goal | None, datetime.date 
             global_batch=keys.global_batch,
             precision=keys.precision,
             optimizer=keys.optimizer,
-            deadline_days=None if seconds is None else seconds / 86400.0,
+            deadline_days=None if seconds is None else seconds / DAY,
             budget_usd=keys.budget_usd,
         )
     except KrzemError as error:

@@ -23,6 +23,7 @@ from krzem.quantity import (
     parse_money,
     parse_ratio,
 )
+from krzem.run.clock import DAY
 from krzem.run.fields import (
     REQUIRED,
     choice,
@@ -253,7 +254,7 @@ class RunSettings:
             end = datetime.datetime.combine(self.deadline, datetime.time())
             return (end - datetime.datetime.now()).total_seconds()
         days = self.goal.deadline_days
-        return None if days is None else days * 86400.0 - run_seconds
+        return None if days is None else days * DAY - run_seconds
 
     @property
     def steps(self) -> int:

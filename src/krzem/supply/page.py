@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from krzem.report.selfcontained import inline_svg, new_figure, page
+from krzem.report.text_markdown import cells_of
 from krzem.supply import text
 
 Document = Mapping[str, Any]
@@ -118,8 +119,7 @@ def text_page(title: str, markdown: str) -> str:
 def _rows(markdown: str) -> list[list[str]]:
     """Cells of a Markdown table, the rule left out."""
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip()[2:-2].split(" | ")] for line in lines]
-    return [row for i, row in enumerate(cells) if i != 1]
+    return [cells_of(line) for i, line in enumerate(lines) if i != 1]
 
 
 def _numeric(rows: Sequence[Sequence[str]]) -> list[bool]:

@@ -97,9 +97,7 @@ class Trainer:
             device=info.device,
             dtype=torch.float32 if goal.precision == "fp32" else torch.bfloat16,
             float8=goal.precision == "fp8-block",
-            weights=LossWeights(
-                mtp=t.mtp, balance=t.balance, z=t.z, router_z=t.router_z, indexer=t.indexer
-            ),
+            weights=loss_weights(settings),
             seed=t.seed,
         )
         if t.compile:
@@ -351,6 +349,12 @@ class Trainer:
     def _beat(self, phase: str, own_seconds: float | None = None) -> None:
         if self.contract is not None:
             self.contract.beat(self.step, phase, own_seconds=own_seconds)
+
+
+def loss_weights(settings: TrainSettings) -> LossWeights:
+    """The weights of the losses beside next-token prediction."""
+    t = settings.train
+    return LossWeights(mtp=t.mtp, balance=t.balance, z=t.z, router_z=t.router_z, indexer=t.indexer)
 
 
 def optimizer_config(settings: TrainSettings) -> OptimizerConfig:

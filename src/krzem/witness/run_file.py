@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from krzem.train.data import Component, SampleStream, TokenDataset
-from krzem.train.loop import optimizer_config
-from krzem.train.model.context import LossWeights
+from krzem.train.loop import loss_weights, optimizer_config
 from krzem.train.settings import TrainSettings, read_settings
 from krzem.witness.checkpoint import RunConstants
 
@@ -19,13 +18,10 @@ def run_constants(run_file: Path) -> tuple[RunConstants, TrainSettings]:
         RunError: with every fault of the file.
     """
     settings = read_settings(run_file)
-    t = settings.train
     constants = RunConstants(
         optimizer=optimizer_config(settings),
-        bias_rate=t.bias_rate,
-        weights=LossWeights(
-            mtp=t.mtp, balance=t.balance, z=t.z, router_z=t.router_z, indexer=t.indexer
-        ),
+        bias_rate=settings.train.bias_rate,
+        weights=loss_weights(settings),
     )
     return constants, settings
 

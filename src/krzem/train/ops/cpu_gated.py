@@ -5,7 +5,6 @@ Shape letters: P rows, E groups, n rows of a group, D hidden, W width of a netwo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krzem.train.ops.gated import grouped_network
-from krzem.train.ops.grouped import Groups
+from krzem.train.ops.grouped import Groups, group_spans
 from krzem.train.ops.products import product, product_into, transposed_product_into
 
 
@@ -33,7 +32,7 @@ def grouped_network_cpu(
 def _forward(x: Tensor, up: Tensor, down: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
     """The result ``[P, D]``, and gate and value ``[P, 2W]``, which the backward needs."""
     y, inner = torch.empty_like(x), x.new_empty(len(x), up.shape[1])
-    for e, rows in _spans(sizes):
+    for e, rows in group_spans(sizes):
         product_into(inner[rows], x[rows], up[e])
         gate, value = inner[rows].chunk(2, dim=-1)
         product_into(y[rows], F.silu(gate).mul_(value), down[e])
@@ -50,7 +49,7 @@ def _backward(
         if not size:
             d_up[e].zero_()
             d_down[e].zero_()
-    for e, rows in _spans(sizes):
+    for e, rows in group_spans(sizes):
         gate, value = inner[rows].chunk(2, dim=-1)
         active = F.silu(gate)
         d_hidden = product(g[rows], down[e].t())
@@ -86,12 +85,3 @@ def _gradients(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, T
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
-
-
-def _spans(sizes: list[int]) -> Iterator[tuple[int, slice]]:
-    """Each group that has rows, and where they are."""
-    start = 0
-    for e, size in enumerate(sizes):
-        if size:
-            yield e, slice(start, start + size)
-        start += size

@@ -37,7 +37,7 @@ def grouped_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
 @torch.library.custom_op("krzem::grouped_linear", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
     out = x.new_empty(x.shape[0], weight.shape[1])
-    for e, rows in _spans(sizes):
+    for e, rows in group_spans(sizes):
         product_into(out[rows], x[rows], weight[e])
     return out
 
@@ -49,7 +49,7 @@ def _backward(g: Tensor, x: Tensor, weight: Tensor, sizes: list[int]) -> tuple[T
     for e, size in enumerate(sizes):
         if not size:
             dw[e].zero_()
-    for e, rows in _spans(sizes):
+    for e, rows in group_spans(sizes):
         product_into(dx[rows], g[rows], weight[e].t())
         transposed_product_into(dw[e], g[rows], x[rows])
     return dx, dw
@@ -78,7 +78,8 @@ def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
 _forward.register_autograd(_gradients, setup_context=_keep)
 
 
-def _spans(sizes: list[int]) -> list[tuple[int, slice]]:
+def group_spans(sizes: list[int]) -> list[tuple[int, slice]]:
+    """Each group that has rows, and where they are."""
     spans, start = [], 0
     for e, size in enumerate(sizes):
         if size:
