@@ -47,10 +47,14 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(_sentence(folder, error)) from error
-        raise RunError(
-            f"the run's folder {folder} cannot be used: {error.strerror or error}; give one that "
-            "you may write to with [run] folder, or change its permissions"
-        ) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            why = f"{_in_the_way(folder)} with [run] folder"
+        else:
+            why = (
+                f"{error.strerror or error}; give one that you may write to with [run] folder, or "
+                "change its permissions"
+            )
+        raise RunError(f"the run's folder {folder} cannot be used: {why}") from error
 
 
 def write_atomic(
@@ -106,7 +110,16 @@ def _sentence(path: Path, error: OSError) -> str:
             f"cannot write {path}: {error.strerror}; choose a folder you may write to, or change "
             "its permissions"
         )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"cannot write {path}: {_in_the_way(path)}"
     return f"cannot write {path}: {error.strerror or error}"
+
+
+def _in_the_way(path: Path) -> str:
+    """Which part of ``path`` is a file where a folder is needed."""
+    file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), path)
+    what = "it" if file == path else str(file)
+    return f"{what} is a file, and a folder is needed there; name another folder"
 
 
 def _free(path: Path) -> str:

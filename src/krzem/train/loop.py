@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from krzem.train.checkpoint import (
     load_meta,
     read_manifest,
 )
+from krzem.train.collapse import CollapseWatch
 from krzem.train.config import ModelSpec
 from krzem.train.device import DeviceInfo, peak_memory, synchronize
 from krzem.train.engine import Engine, StepResult
@@ -110,7 +112,7 @@ class Trainer:
             holders=self.engine.holders,
         )
         self.schedule = schedule_of(settings)
-        self.watch = Watch()
+        self.watch, self.collapse = Watch(), CollapseWatch()
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.step, self.sample = 0, 0
         self.batches, self._stop = settings.batches, False
@@ -217,13 +219,13 @@ class Trainer:
         rate = self.schedule.at((self.sample + size) * self.settings.goal.sequence)
         with own.alone():
             self.optimizer.step(rate, result.gradient_norm)
-        loads = update_biases(
-            self.engine.routers(), self.engine.loads(), self.settings.train.bias_rate
-        )
+        counts = self.engine.loads()
+        loads = update_biases(self.engine.routers(), counts, self.settings.train.bias_rate)
         synchronize(self.info.device)
         self.step, self.sample = self.step + 1, self.sample + size
         self._beat("update", own.seconds)
         self._record(result, loads, rate, size, time.perf_counter() - begun)
+        self._warn(result, counts)
         return result
 
     def _batch(self, source: Source, first: int, count: int) -> tuple[Tensor, Tensor | None]:
@@ -246,9 +248,6 @@ class Trainer:
         size: int,
         seconds: float,
     ) -> None:
-        for message in self.watch.faults(self.step, result, loads):
-            if self.rank == 0:
-                self.reporter.event(self.step, "warning", message)
         if self.rank:
             return
         length = self.settings.goal.sequence
@@ -272,6 +271,25 @@ class Trainer:
             },
             left=self.steps_left,
         )
+
+    def _warn(self, result: StepResult, counts: Mapping[str, Tensor]) -> None:
+        """Tell of what is out of the ordinary: a spike, a router of any stage that collapsed."""
+        spike = self.watch.spike(self.step, result.losses["loss"])
+        events = [("warning", spike)] if spike else []
+        self.collapse.add(counts)
+        if self.collapse.due:
+            events += self._of_all_stages(self.collapse.judge(self.step))
+        for kind, message in events:
+            if self.rank == 0:
+                self.reporter.event(self.step, kind, message)
+
+    def _of_all_stages(self, own: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """``own`` and the events of routers that other ranks hold, each once."""
+        if self.layout.pp == 1:
+            return own
+        everyone: list[list[tuple[str, str]]] = [[]] * dist.get_world_size()
+        dist.all_gather_object(everyone, own)
+        return list(dict.fromkeys(event for events in everyone for event in events))
 
     @property
     def peak(self) -> float | None:

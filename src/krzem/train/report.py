@@ -83,7 +83,7 @@ class Reporter:
     def event(self, step: int, kind: str, message: str) -> None:
         """Something that is no ordinary step."""
         self._append("events.jsonl", {"step": step, "kind": kind, "message": message})
-        self.console.print(message)
+        self.console.print(message, soft_wrap=True)
 
     def value(self, step: int, name: str, value: float) -> None:
         """A measurement beside the steps, such as the held-out loss."""

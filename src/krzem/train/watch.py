@@ -1,4 +1,4 @@
-"""Notices when a run goes wrong: numbers that are none, spikes, collapsed routers."""
+"""Notices when a run goes wrong: numbers that are none, and spikes of the loss."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from krzem.train.engine import StepResult
-from krzem.train.optim.balancing import ExpertLoad
 from krzem.train.parallel.held import Held
-
-_IDLE = 0.5
-"""Share of experts without a token, from which a router counts as collapsed."""
 
 
 @dataclass(slots=True)
@@ -26,13 +22,13 @@ class Watch:
     """Median absolute deviations above the median from which a loss is a spike."""
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=64))
 
-    def faults(self, step: int, result: StepResult, loads: Sequence[ExpertLoad]) -> list[str]:
-        """One sentence for each thing that is out of the ordinary in this step."""
-        found = [self._spike(step, result.losses["loss"]), *(_collapse(step, x) for x in loads)]
-        self._losses.append(result.losses["loss"])
-        return [sentence for sentence in found if sentence]
+    def spike(self, step: int, loss: float) -> str:
+        """One sentence where ``loss`` stands out from the last ones; nothing where it does not."""
+        sentence = self._judged(step, loss)
+        self._losses.append(loss)
+        return sentence
 
-    def _spike(self, step: int, loss: float) -> str:
+    def _judged(self, step: int, loss: float) -> str:
         if len(self._losses) < self.span // 4:
             return ""
         middle = statistics.median(self._losses)
@@ -44,15 +40,6 @@ class Watch:
             f"step {step}: loss {loss:.4f} is a spike: the median of the last "
             f"{len(self._losses)} is {middle:.4f}"
         )
-
-
-def _collapse(step: int, load: ExpertLoad) -> str:
-    if load.idle < _IDLE:
-        return ""
-    return (
-        f"step {step}: router {load.layer} has collapsed: {load.idle:.0%} of its experts got no "
-        f"token, the fullest {load.peak:.1f} times its share"
-    )
 
 
 def is_finite(result: StepResult) -> bool:

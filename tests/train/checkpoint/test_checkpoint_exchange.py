@@ -547,6 +547,28 @@ def test_command_line_finds_the_last_good_one(tmp_path: Path) -> None:
     assert "has 3 bytes" in shown.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["export", "run", "hf", "--file-gb", "0"], "x>=0.001"),
+        (["export", "run", "hf", "--file-gb", "nan"], "x>=0.001"),
+        (["import", "hf", "run", "--step", "-1"], "x>=0"),
+        (["import", "hf", "run", "--tokens", "-1"], "x>=0"),
+    ],
+)
+def test_options_out_of_range_are_refused_with_the_range(arguments: list[str], says: str) -> None:
+    refused = CliRunner().invoke(checkpoint_command, arguments)
+    assert refused.exit_code == 2
+    assert says in refused.output
+
+
+def test_an_import_from_nowhere_says_so(tmp_path: Path) -> None:
+    arguments = ["import", str(tmp_path / "nowhere"), str(tmp_path / "run")]
+    refused = CliRunner().invoke(checkpoint_command, arguments)
+    assert isinstance(refused.exception, DataError)
+    assert "no such file or folder" in str(refused.exception)
+
+
 def test_a_missing_config_says_how_to_name_it(tmp_path: Path) -> None:
     for content in (None, "[]", "{"):
         if content is not None:

@@ -354,6 +354,15 @@ def test_a_missing_column_or_library_is_told(
         run(tmp_path, tmp_path / "a.parquet")
 
 
+def test_a_build_of_nothing_does_not_stand_in_the_way_of_the_mended_command(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "hello"}\n')
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"no document .*\(1 bad record; .* no field 'body'"):
+        run(out, source, options=Options(field="body"))
+    assert run(out, source).manifest.splits["train"].documents == 1
+
+
 def test_a_worker_that_dies_is_one_sentence() -> None:
     with pytest.raises(DataError, match=r"ended suddenly.*fewer --workers"):
         run_jobs(os._exit, [3, 3], 2, lambda number: None)

@@ -218,6 +218,42 @@ def test_command_line(tmp_path: Path) -> None:
     assert json.loads(run(data_command, ["verify", out, "--json"]).output)["ok"]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "valid"),
+    [
+        ("--workers", "0", "x>=1"),
+        ("--workers", "-2", "x>=1"),
+        ("--part-mb", "0", "x>=0.001"),
+        ("--part-mb", "nan", "x>=0.001"),
+        ("--part-mb", "inf", "x>=0.001"),
+        ("--model-vocab", "0", "x>=1"),
+    ],
+)
+def test_options_out_of_range_are_refused_with_the_range(
+    tmp_path: Path, option: str, value: str, valid: str
+) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "hello"}\n')
+    arguments = ["build", str(source), "--out", str(tmp_path / "out"), option, value]
+    refused = CliRunner().invoke(data_command, arguments)
+    assert refused.exit_code == 2
+    assert valid in refused.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_no_tokenised_data(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    with pytest.raises(
+        DataError, match=r"a\.txt is a file, not tokenised data: .*krzem data build"
+    ):
+        TokenDataset.open(tmp_path / "a.txt", "train")
+
+
+def test_bytes_have_an_end_of_their_own() -> None:
+    with pytest.raises(DataError, match="leave it out"):
+        load_tokenizer("bytes", "<end>")
+
+
 def test_command_line_shows_text_of_file_tokenizers(tmp_path: Path, tokenizer_file: Path) -> None:
     source = tmp_path / "a.txt"
     source.write_text("the cat sat")

@@ -11,8 +11,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from krzem.errors import StorageError
-from krzem.train.durable import canonical_json, storing, write_atomic
+from krzem.errors import RunError, StorageError
+from krzem.train.durable import canonical_json, check_folder, storing, write_atomic
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False),
@@ -92,3 +92,18 @@ def test_every_refusal_has_its_sentence(tmp_path: Path, number: int, says: str) 
         raise OSError(number, os.strerror(number))
     assert str(tmp_path / "deep" / "file") in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("below", "who"), [("", "it is a file"), ("/deep/er", r"/notes is a file")], ids=["it", "above"]
+)
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path, below: str, who: str) -> None:
+    (tmp_path / "notes").write_text("")
+    folder = Path(f"{tmp_path}/notes{below}")
+    needed = f"{who}, and a folder is needed there"
+    with pytest.raises(StorageError, match=needed) as caught, storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    assert "Errno" not in str(caught.value)
+    with pytest.raises(RunError, match=rf"{who}.*name another folder with \[run\] folder"):
+        check_folder(folder)
+    assert (tmp_path / "notes").read_text() == ""

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from krzem.errors import CheckpointError, DataError
+from krzem.train.amount import Amount
 from krzem.train.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from krzem.train.checkpoint.store import checkpoints, latest_good, quick_check, root_of, verify
 
@@ -88,7 +89,13 @@ def verify_command(folder: Path, as_json: bool) -> None:
     show_default=True,
     help="Type of the weights.",
 )
-@click.option("--file-gb", type=float, default=5, show_default=True, help="Size of a file in GB.")
+@click.option(
+    "--file-gb",
+    type=Amount(min=0.001),
+    default=5,
+    show_default=True,
+    help="Size of a file in GB.",
+)
 @AS_JSON
 def export_command(folder: Path, out: Path, dtype: str, file_gb: float, as_json: bool) -> None:
     """Write the weights of the checkpoint FOLDER as a Hugging Face folder OUT.
@@ -134,8 +141,18 @@ def export_command(folder: Path, out: Path, dtype: str, file_gb: float, as_json:
     type=click.Path(path_type=Path),
     help="The model's Hugging Face config.  [default: SOURCE/config.json]",
 )
-@click.option("--step", type=int, help="Step to give it.  [default: the optimiser's, or 0]")
-@click.option("--tokens", type=int, default=0, show_default=True, help="Tokens seen in training.")
+@click.option(
+    "--step",
+    type=click.IntRange(min=0),
+    help="Step to give it.  [default: the optimiser's, or 0]",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Tokens seen in training.",
+)
 @AS_JSON
 def import_command(
     source: Path,
@@ -156,6 +173,8 @@ def import_command(
     _need_torch()
     from krzem.train.checkpoint.transfer import WEIGHT, SafetensorsFolder, import_tensors
 
+    if not source.exists():
+        raise DataError(f"no such file or folder: {source}")
     config = read_config(config_path or (source if source.is_dir() else source.parent))
     sources: Mapping[str, Any] = {WEIGHT: SafetensorsFolder(source)} if kind != "torchtitan" else {}
     if kind == "torchtitan":
@@ -197,7 +216,8 @@ def read_config(path: Path) -> dict[str, Any]:
         value = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(
-            f"cannot read the model's config {file}: {error}; name it with --config"
+            f"cannot read the model's config {file}: {getattr(error, 'strerror', None) or error}; "
+            "name it with --config"
         ) from error
     if not isinstance(value, dict):
         raise DataError(f"{file} is not a model's config: it holds a {type(value).__name__}")

@@ -70,7 +70,7 @@ class BuildRequest:
         _between("--max-bad", self.max_bad, 0, 1.0000001)
         if self.workers < 1 or self.part_bytes < 1:
             raise DataError(
-                f"workers and part size must be at least 1, got {self.workers} and "
+                f"workers and bytes of a part have to be 1 or more, got {self.workers} and "
                 f"{self.part_bytes}"
             )
 
@@ -221,7 +221,10 @@ def _commit(
         name: Split(shards=tuple(r.shards[name] for r in reports if name in r.shards))
         for name in SPLITS
     }
-    _check_bad(request, bad, sum(s.documents for s in splits.values()))
+    documents = sum(s.documents for s in splits.values())
+    if not documents:
+        _forget(request.out)
+    _check_bad(request, bad, documents)
     counts: dict[str, int] = {}
     for record in bad:
         counts[record.file] = counts.get(record.file, 0) + 1
@@ -252,10 +255,16 @@ def _commit(
     )
 
 
+def _forget(folder: Path) -> None:
+    """Drop the records of parts that gave nothing, so that the mended command is not refused."""
+    for file in folder.glob("part-*.json"):
+        file.unlink()
+
+
 def _check_bad(request: BuildRequest, bad: Sequence[BadRecord], documents: int) -> None:
     first = f"; the first: {bad[0].file}:{bad[0].line}: {bad[0].reason}" if bad else ""
     if not documents:
-        raise DataError(f"no document in the text given ({len(bad)} bad records{first})")
+        raise DataError(f"no document in the text given ({_records(len(bad))}{first})")
     share = len(bad) / (documents + len(bad))
     if share > request.max_bad:
         raise DataError(
@@ -264,6 +273,10 @@ def _check_bad(request: BuildRequest, bad: Sequence[BadRecord], documents: int) 
             f"them, or accept them with --max-bad {min(1.0, share * 1.01 + 0.001):.3f} (finished "
             "parts are kept)"
         )
+
+
+def _records(count: int) -> str:
+    return f"{count:,} bad record{'' if count == 1 else 's'}"
 
 
 def _keep_tokenizer(request: BuildRequest, tokenizer: Tokenizer) -> None:

@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from krzem.train.amount import Amount
 from krzem.train.data.build import BAD_RECORDS, BuildRequest, BuildResult, build
 from krzem.train.data.build import Progress as Report
 from krzem.train.data.dataset import TokenDataset
@@ -69,7 +70,11 @@ def data_command() -> None:
     show_default=True,
     help="Share of documents kept apart for evaluation (0.01 is 1 %).",
 )
-@click.option("--model-vocab", type=int, help="Refuse if the model's vocabulary is smaller.")
+@click.option(
+    "--model-vocab",
+    type=click.IntRange(min=1),
+    help="Refuse if these are fewer ids than the tokenizer has.",
+)
 @click.option(
     "--max-bad",
     type=float,
@@ -78,11 +83,13 @@ def data_command() -> None:
     help="Share of records that may be bad before the build is refused.",
 )
 @click.option(
-    "--workers", type=int, help="Processes to tokenise with.  [default: processors at hand]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes to tokenise with.  [default: processors at hand]",
 )
 @click.option(
     "--part-mb",
-    type=float,
+    type=Amount(min=0.001),
     default=64,
     show_default=True,
     help="Size of a shard in MB of text; a restart repeats at most this much per worker.",
@@ -116,7 +123,7 @@ def build_command(
         end_of_document=eod,
         format=cast("Format | None", form),
         options=Options(field=field, documents=cast("Documents", documents), held_out=held_out),
-        part_bytes=max(1, int(part_mb * 1e6)),
+        part_bytes=int(part_mb * 1e6),
         workers=workers or len(os.sched_getaffinity(0)),
         model_vocabulary=model_vocab,
         max_bad=max_bad,
@@ -129,7 +136,13 @@ def build_command(
 @data_command.command("show")
 @FOLDER
 @click.option("--split", default="train", show_default=True, help="Part of the data to show.")
-@click.option("--text", "tokens", type=int, default=0, help="Also show this many tokens as text.")
+@click.option(
+    "--text",
+    "tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Also show this many tokens as text.",
+)
 @AS_JSON
 def show_command(folder: Path, split: str, tokens: int, as_json: bool) -> None:
     """Say what the data set in FOLDER holds."""

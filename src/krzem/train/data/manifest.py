@@ -110,8 +110,15 @@ def read_manifest(path: Path) -> Manifest:
             else "make it with `krzem data build TEXT --out FOLDER`"
         )
         raise DataError(f"no tokenised data at {path}: {file.name} is missing; {hint}") from error
+    except NotADirectoryError as error:
+        raise DataError(
+            f"{file.parent} is a file, not tokenised data: make a folder of it with "
+            f"`krzem data build {file.parent} --out FOLDER`"
+        ) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {file}: {error}") from error
+        raise DataError(
+            f"cannot read {file}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     try:
         return _manifest(value)
     except (KeyError, TypeError, AttributeError) as error:

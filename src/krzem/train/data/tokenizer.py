@@ -120,6 +120,11 @@ def load_tokenizer(name: str | Path, end_of_document: str | None = None) -> Toke
     neither given nor declared in ``tokenizer_config.json`` beside it.
     """
     if str(name) == BYTES:
+        if end_of_document is not None:
+            raise DataError(
+                "--eod names a token of a tokenizer's file; the tokenizer 'bytes' ends documents "
+                "with an id of its own: leave it out"
+            )
         return ByteTokenizer()
     path = Path(name)
     if path.is_dir():
