@@ -5,6 +5,7 @@ Both come with the extra ``report``; without it every function here says how to 
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import re
@@ -56,6 +57,12 @@ _INK = {
     "#bcbd22": "idle", "#17becf": "talk2",
 }  # fmt: skip
 """The CSS variable of style.css for each colour of matplotlib's default cycle, and for greys."""
+
+
+def need_extra() -> None:
+    """Raise KrzemError where the extra ``report`` is missing: before long work, not after it."""
+    if not all(importlib.util.find_spec(name) for name in ("jinja2", "markupsafe", "matplotlib")):
+        raise KrzemError(INSTALL)
 
 
 def page(

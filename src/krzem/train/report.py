@@ -13,6 +13,7 @@ from krzem.errors import RunError
 from krzem.train.durable import storing
 from krzem.train.forecast import Forecast
 from krzem.train.live import Panel, Progress
+from krzem.train.summary import EVENTS, METRICS
 
 
 class Contract(Protocol):
@@ -68,7 +69,7 @@ class Reporter:
 
     def step(self, record: Mapping[str, Any], *, left: int) -> None:
         """One optimiser step, with ``left`` to come."""
-        self._append("metrics.jsonl", record)
+        self._append(METRICS, record)
         if self._board is not None:
             for name, value in record.items():
                 if isinstance(value, int | float) and name != "step":
@@ -82,12 +83,12 @@ class Reporter:
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Something that is no ordinary step."""
-        self._append("events.jsonl", {"step": step, "kind": kind, "message": message})
+        self._append(EVENTS, {"step": step, "kind": kind, "message": message})
         self.console.print(message, soft_wrap=True)
 
     def value(self, step: int, name: str, value: float) -> None:
         """A measurement beside the steps, such as the held-out loss."""
-        self._append("events.jsonl", {"step": step, "kind": name, "value": value})
+        self._append(EVENTS, {"step": step, "kind": name, "value": value})
         if self._board is not None:
             self._board.add_scalar(name, value, step)
         self.progress.values[name] = value

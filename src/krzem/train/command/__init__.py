@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from krzem.errors import KrzemError, RunError
+from krzem.errors import InputError, KrzemError, RunError
 from krzem.run.contract import (
     ENV_LAYOUT,
     EXIT_CHECKPOINT,
@@ -25,16 +25,34 @@ from krzem.run.contract import (
 
 @click.command("train")
 @click.argument("run_file", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would be run.")
-@click.option("--layout", help='Instead of the file\'s, such as "dp=2,ep=2,mbs=4".')
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check everything, say what would be run and with what memory and time; write nothing.",
+)
+@click.option(
+    "--layout", metavar="LAYOUT", help='Instead of the file\'s, such as "dp=2,ep=2,mbs=4".'
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the dry run or the end as JSON.")
-def train_command(run_file: Path, dry_run: bool, layout: str | None, as_json: bool) -> None:
-    """Train the run that RUN_FILE describes; a second start resumes it.
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="At the end write a page that needs no network: loss, speed, plan and actual.",
+)
+def train_command(
+    run_file: Path, dry_run: bool, layout: str | None, as_json: bool, html: Path | None
+) -> None:
+    """Train the run that RUN_FILE describes, in its folder; a second start resumes it.
 
     \b
-    krzem train run.toml                                       on one device
-    torchrun --nproc-per-node 8 -m krzem.train run.toml        on many
-    krzem train run.toml --dry-run                             parameters, layout, memory
+    krzem train run.toml --dry-run                       parameters, layout, memory, time
+    krzem train run.toml                                 on one device
+    torchrun --nproc-per-node 8 -m krzem.train run.toml  on many
+    krzem train run.toml --html run.html                 also of a run that has ended
+
+    Ctrl-C saves and stops, with exit code 75; the same command goes on. The folder gets
+    metrics.jsonl (a line per step), events.jsonl (warnings, held-out losses) and checkpoints/.
 
     The shortest RUN_FILE, all else having a default (docs/trainer.md):
 
@@ -46,17 +64,22 @@ def train_command(run_file: Path, dry_run: bool, layout: str | None, as_json: bo
     global_batch = 8             # sequences in a step
     [data]
     path = "tokens"              # from `krzem data build TEXT --out tokens`
+    [run]
+    folder = "runs/a"            # for its outcome; else runs/ and the file's name
     """
     if layout is not None:
         os.environ[ENV_LAYOUT] = layout
-    code = main(run_file, dry_run=dry_run, as_json=as_json)
+    code = main(run_file, dry_run=dry_run, as_json=as_json, html=html)
     contract = TrainerContract.from_environment(int(os.environ.get("RANK", "0")))
     sys.exit(code if contract is None else contract.leave(code))
 
 
-def main(run_file: Path, *, dry_run: bool = False, as_json: bool = False) -> int:
+def main(
+    run_file: Path, *, dry_run: bool = False, as_json: bool = False, html: Path | None = None
+) -> int:
     """Train; returns the exit code that the controller understands."""
     try:
+        from krzem.train.command.ending import check_page, end_sentence, end_value, write_page
         from krzem.train.command.planning import forecast
         from krzem.train.describe import describe, rows
         from krzem.train.start import prepare
@@ -65,19 +88,26 @@ def main(run_file: Path, *, dry_run: bool = False, as_json: bool = False) -> int
     rank = int(os.environ.get("RANK", "0"))
     try:
         contract = TrainerContract.from_environment(rank)
+        if html is not None and dry_run:
+            raise InputError("--html shows the steps of a run, and a dry run takes none")
+        if rank == 0:
+            check_page(html)
         if dry_run:
             told = describe(run_file, forecast)
             click.echo(json.dumps(told.as_dict(), indent=2) if as_json else rows(told.as_text()))
             return EXIT_DONE
         trainer = prepare(run_file, contract, forecast)
         resumed = trainer.resume(None if contract is None else contract.resume_from)
-        if resumed is not None and rank == 0:
+        if resumed is not None and trainer.steps_left and rank == 0:
             trainer.reporter.event(trainer.step, "resumed", f"resumed from {resumed}")
         end = trainer.run()
+        if rank == 0:
+            value, sentence = end_value(trainer, end), end_sentence(trainer, end)
+            click.echo(json.dumps(value) if as_json else sentence)
+            if html is not None:
+                write_page(trainer, html)
     except (KrzemError, FencedError) as error:
         return _fail(error)
-    if rank == 0 and as_json:
-        click.echo(json.dumps({"step": end.step, "loss": end.loss, "stopped": end.stopped}))
     return EXIT_STOPPED if end.stopped else EXIT_DONE
 
 
