@@ -33,6 +33,19 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def check_place(folder: Path) -> None:
+    """See that ``folder`` could be made and written to, and touch nothing.
+
+    Raises:
+        RunError: a file is in the way, or its place may not be written to.
+    """
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+    if not there.is_dir():
+        raise _unusable(folder, NotADirectoryError(errno.ENOTDIR, ""))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _unusable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
 def check_folder(folder: Path) -> None:
     """Make ``folder`` and see that files can be written in it.
 
@@ -47,14 +60,19 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(_sentence(folder, error)) from error
-        if error.errno in (errno.EEXIST, errno.ENOTDIR):
-            why = f"{_in_the_way(folder)} with [run] folder"
-        else:
-            why = (
-                f"{error.strerror or error}; give one that you may write to with [run] folder, or "
-                "change its permissions"
-            )
-        raise RunError(f"the run's folder {folder} cannot be used: {why}") from error
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: OSError) -> RunError:
+    """Why the run's folder cannot be written to, and what to change."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        why = f"{_in_the_way(folder)} with [run] folder"
+    else:
+        why = (
+            f"{error.strerror or error}; give one that you may write to with [run] folder, or "
+            "change its permissions"
+        )
+    return RunError(f"the run's folder {folder} cannot be used: {why}")
 
 
 def write_atomic(
@@ -117,7 +135,7 @@ def _sentence(path: Path, error: OSError) -> str:
 
 def _in_the_way(path: Path) -> str:
     """Which part of ``path`` is a file where a folder is needed."""
-    file = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), path)
+    file = next((p for p in (path, *path.parents) if os.path.isfile(p)), path)
     what = "it" if file == path else str(file)
     return f"{what} is a file, and a folder is needed there; name another folder"
 

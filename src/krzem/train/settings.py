@@ -24,6 +24,7 @@ from krzem.train.optim.schedule import KINDS
 Values = TypeVar("Values")
 _OTHERS = frozenset({"pool", "gates", "qualify", "recovery", "trainer", "witness"})
 """Tables that the controller or the planner reads."""
+_RUN_KEYS = ("name", "folder")
 PRECISIONS = ("bf16", "fp32", "fp8-block")
 """Arithmetic of matrix products that the trainer has."""
 
@@ -46,7 +47,8 @@ def _flag(value: Any) -> bool:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if not plain or value < 0 or not math.isfinite(value):
         raise RunError("it has to be a number, 0 or more")
     return float(value)
 
@@ -58,8 +60,31 @@ def _share(value: Any) -> float:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if not _is_whole(value) or value < 0:
         raise RunError("it has to be a whole number, 0 or more")
+    return int(value)
+
+
+def _some(value: Any) -> int:
+    if not _is_whole(value) or value < 1:
+        raise RunError("it has to be a whole number, 1 or more")
+    return int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _folders(value: Any) -> Any:
+    if isinstance(value, Mapping) and value:
+        for folder, weight in value.items():
+            if not _is_whole(weight) and not isinstance(weight, float):
+                raise RunError(f"the weight of {shorten(folder)} has to be a number")
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise RunError(
+            'it has to be a folder in quotes, or folders with weights: { "a" = 0.7, "b" = 0.3 }'
+        )
     return value
 
 
@@ -111,7 +136,7 @@ class TrainTable:
 class DataTable:
     """``[data]``: tokens made by ``krzem data build``."""
 
-    path: Any = _key(MISSING, _anything, "a folder, or a table of folders with weights")  # noqa: RUF009
+    path: Any = _key(MISSING, _folders, "a folder, or a table of folders with weights")  # noqa: RUF009
     documents: bool = _key(False, _flag, "keep attention within a document")
 
 
@@ -154,7 +179,7 @@ class EvaluationTable:
     """``[evaluation]``: loss on held-out data."""
 
     every: int = _key(0, _whole, "steps between evaluations, 0: none")
-    sequences: int = _key(64, _whole, "sequences of one evaluation")
+    sequences: int = _key(64, _some, "sequences of one evaluation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,11 +247,32 @@ _TABLES: dict[str, type] = {
 }
 
 
+class SettingsError(RunError):
+    """A run file with faults; what it names could still be looked at."""
+
+    def __init__(
+        self,
+        file: Path,
+        faults: Sequence[str],
+        *,
+        folder: Path,
+        model: Path | str,
+        data: DataTable | None,
+    ) -> None:
+        self.faults, self.folder = tuple(faults), folder
+        self.model = model
+        """Empty where the file names none."""
+        self.data = data
+        """None where that table itself has faults."""
+        super().__init__(listed(file, faults))
+
+
 def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
     """The settings in the run file at ``path``.
 
     Raises:
-        RunError: with every fault of the file, one to a line.
+        SettingsError: with every fault of the file, one to a line.
+        RunError: the file cannot be read, or is no TOML.
     """
     file = Path(path)
     raw = _parse(file)
@@ -236,17 +282,14 @@ def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
     tables: dict[str, Any] = {
         n: _table(kind, raw.get(n, {}), n, faults) for n, kind in _TABLES.items()
     }
-    run = raw.get("run", {})
-    run = run if isinstance(run, Mapping) else {}
-    name = str(run.get("name", file.stem))
-    folder = file.parent / str(run.get("folder", Path("runs") / name))
+    name, folder = _run(raw.get("run", {}), file, faults)
     model = _model(raw.get("model"), file.parent, faults)
     layout = _layout(raw.get("layout", "auto"), file.parent, faults)
     cluster = raw.get("cluster")
     if not isinstance(cluster, str | Mapping | None):
         faults.append('cluster has to be a text such as "h100:8", a file, or a table [cluster]')
     if faults:
-        raise RunError(listed(f"{file}", "has", faults))
+        raise SettingsError(file, faults, folder=folder, model=model, data=tables["data"])
     return TrainSettings(
         name=name,
         base=file.parent,
@@ -258,12 +301,26 @@ def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
     )
 
 
-def listed(what: str, verb: str, faults: Sequence[str]) -> str:
+def listed(file: Path, faults: Sequence[str]) -> str:
     """All faults in one message: a sentence for one, a line each for several."""
     if len(faults) == 1:
-        return f"{what} {verb} a fault: {faults[0]}"
+        return f"{file} has a fault: {faults[0]}"
     lines = "\n".join(f"  - {fault}" for fault in faults)
-    return f"{what} {verb} {len(faults)} faults:\n{lines}"
+    return f"{file} has {len(faults)} faults:\n{lines}"
+
+
+def _run(given: object, file: Path, faults: list[str]) -> tuple[str, Path]:
+    """Name and folder of the run: by default the file's name, and ``runs/`` with it."""
+    if not isinstance(given, Mapping):
+        faults.append("run has to be a table, written [run]")
+        given = {}
+    for key, value in given.items():
+        if key not in _RUN_KEYS:
+            faults.append(_unknown("key", key, _RUN_KEYS, "run."))
+        elif not isinstance(value, str) or not value.strip():
+            faults.append(f"run.{key} = {shorten(repr(value))}: it has to be a text in quotes")
+    name = str(given.get("name", file.stem))
+    return name, file.parent / str(given.get("folder", Path("runs") / name))
 
 
 def _parse(file: Path) -> Mapping[str, Any]:

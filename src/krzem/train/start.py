@@ -18,7 +18,7 @@ from krzem.quantity import format_bytes
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.data import Component, SampleStream, TokenDataset
 from krzem.train.device import check_precision, find_device, start_ranks
-from krzem.train.durable import check_folder
+from krzem.train.durable import check_folder, check_place
 from krzem.train.engine import check_layout
 from krzem.train.forecast import Forecast, Planner
 from krzem.train.loop import Trainer, check_batch, optimizer_config, schedule_of
@@ -26,6 +26,7 @@ from krzem.train.parallel.stages import parts
 from krzem.train.report import Contract
 from krzem.train.settings import (
     PRECISIONS,
+    SettingsError,
     TrainSettings,
     automatic_layout,
     layout_text,
@@ -89,22 +90,23 @@ def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True
     Raises:
         RunError: with every fault.
     """
-    settings = read_settings(run_file)
+    settings = _settings(run_file)
     faults: list[str] = []
     settings = _tried(lambda: on_this_pool(settings), faults) or settings
-    model = _tried(lambda: _model(settings), faults)
+    model = _tried(lambda: _model(settings.model), faults)
     batches = _tried(lambda: settings.batches, faults)
     for check in (
         lambda: optimizer_config(settings),
         lambda: schedule_of(settings),
         lambda: _check_device(settings),
+        lambda: check_place(settings.folder),
     ):
         _tried(check, faults)
     vocabulary = None if model is None else model[0].vocab
     for split in ("train", "held_out") if settings.evaluation.every else ("train",):
         _tried(lambda split=split: _stream_of(settings, vocabulary, split), faults)  # type: ignore[misc]
     if model is None or batches is None:
-        raise RunError(listed(str(run_file), "cannot be run,", faults))
+        raise RunError(listed(run_file, faults))
     spec, config = model
     planned = _tried(lambda: _planned(settings, spec, planner, here), faults)
     if planned is not None:
@@ -118,7 +120,7 @@ def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True
         ):
             _tried(rule, faults)
     if faults or planned is None:
-        raise RunError(listed(str(run_file), "cannot be run,", list(dict.fromkeys(faults))))
+        raise RunError(listed(run_file, list(dict.fromkeys(faults))))
     layout, forecast, why = planned
     return Ready(
         settings=settings,
@@ -128,6 +130,25 @@ def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True
         forecast=forecast,
         unplanned=why,
     )
+
+
+def _settings(run_file: Path) -> TrainSettings:
+    """The run file's settings; where it has faults, those of what it names are told as well.
+
+    Raises:
+        RunError: with every fault.
+    """
+    try:
+        return read_settings(run_file)
+    except SettingsError as error:
+        faults, given, folder = list(error.faults), error.model, error.folder
+        _tried(lambda: check_place(folder), faults)
+        model = _tried(lambda: _model(given), faults) if given else None
+        vocabulary = None if model is None else model[0].vocab
+        paths = [] if error.data is None else _weighed(error.data.path)
+        for path in paths:
+            _tried(lambda path=path: _dataset(run_file.parent / path, "train", vocabulary), faults)  # type: ignore[misc]
+        raise RunError(listed(run_file, faults)) from None
 
 
 def on_this_pool(settings: TrainSettings) -> TrainSettings:
@@ -159,9 +180,9 @@ def _tried(action: Callable[[], Value], faults: list[str]) -> Value | None:
         return None
 
 
-def _model(settings: TrainSettings) -> tuple[ModelSpec, dict[str, Any]]:
+def _model(given: Path | str) -> tuple[ModelSpec, dict[str, Any]]:
     """What is trained, from a config's path or a built-in name."""
-    config, name = load_model_config(settings.model)
+    config, name = load_model_config(given)
     return model_spec(config, name=name), dict(config)
 
 
@@ -211,11 +232,12 @@ def _agree(ready: Ready) -> None:
 
 
 def _check_ranks(layout: Layout) -> None:
-    if layout.devices != _world():
+    present = _world()
+    if layout.devices != present:
         raise RunError(
             f"the layout needs tp*cp*pp*dp = {layout.tp}*{layout.cp}*{layout.pp}*{layout.dp} = "
-            f"{layout.devices} ranks, {_world()} are present; start with torchrun "
-            f"--nproc-per-node {layout.devices}, or change the layout"
+            f"{layout.devices} ranks, {present} {'is' if present == 1 else 'are'} present; start "
+            f"with torchrun --nproc-per-node {layout.devices}, or change the layout"
         )
 
 
@@ -243,15 +265,17 @@ def _stream(settings: TrainSettings, spec: ModelSpec, split: str) -> SampleStrea
 
 def _stream_of(settings: TrainSettings, vocabulary: int | None, split: str) -> SampleStream:
     """The order of samples over the data sets of ``[data] path``."""
-    given = settings.data.path
-    weighed = given.items() if isinstance(given, Mapping) else [(given, 1)]
     components = [
-        Component(
-            dataset=TokenDataset.open(
-                settings.base / str(path), split, model_vocabulary=vocabulary
-            ),
-            weight=weight,
-        )
-        for path, weight in weighed
+        Component(dataset=_dataset(settings.base / path, split, vocabulary), weight=weight)
+        for path, weight in _weighed(settings.data.path).items()
     ]
     return SampleStream(components, sequence=settings.goal.sequence, seed=settings.train.seed)
+
+
+def _weighed(path: str | Mapping[str, float]) -> Mapping[str, float]:
+    """Folders with their weights."""
+    return {path: 1} if isinstance(path, str) else path
+
+
+def _dataset(folder: Path, split: str, vocabulary: int | None) -> TokenDataset:
+    return TokenDataset.open(folder, split, model_vocabulary=vocabulary)

@@ -161,10 +161,62 @@ def test_all_faults_of_a_file_at_once(tmp_path: Path) -> None:
         assert part in text.replace("'x'", "dp=x"), part
 
 
+def test_faults_of_the_file_and_of_what_it_names_at_once(run: Path) -> None:
+    """A wrong field does not hide that model, data or folder cannot be used either."""
+    (run.parent / "out").write_text("")
+    text = run.read_text().replace('"fp32"', '"fp12"').replace("config.json", "nowhere.json")
+    run.write_text(text.replace('"tokens"', '"no-tokens"'))
+    for here in (True, False):
+        with pytest.raises(RunError, match=r"run\.toml has 4 faults:\n") as caught:
+            checked(run, here=here)
+        for part in ("goal.precision", "nowhere.json", "no tokenised data at", "it is a file"):
+            assert part in str(caught.value)
+
+
+def test_a_good_file_with_faults_in_all_that_it_names(run: Path) -> None:
+    (run.parent / "out").write_text("")
+    run.write_text(run.read_text().replace('"tokens"', '"no-tokens"').replace("mbs=4", "mbs=3"))
+    with pytest.raises(RunError, match=r"run\.toml has 3 faults:\n"):
+        checked(run)
+    assert (run.parent / "out").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("rate = 5e-3", "rate = nan", "optimizer.rate = nan: it has to be a number"),
+        ("rate = 5e-3", "rate = inf", "optimizer.rate = inf: it has to be a number"),
+        ("sequences = 4", "sequences = 0", "evaluation.sequences = 0: .* 1 or more"),
+        ('path = "tokens"', "path = []", "data.path = .*it has to be a folder in quotes"),
+        ('path = "tokens"', "path = {}", "data.path = .*it has to be a folder in quotes"),
+        ('path = "tokens"', 'path = {"a" = "b"}', "the weight of a has to be a number"),
+        ('folder = "out"', 'folder = ""', "run.folder = '': it has to be a text"),
+        ('folder = "out"', "folder = 3", "run.folder = 3: it has to be a text"),
+        ('folder = "out"', 'foldr = "out"', "unknown key run.foldr; did you mean folder?"),
+        ("[run]", "[[run]]", r"run has to be a table, written \[run\]"),
+    ],
+)
+def test_a_value_that_cannot_be_is_a_fault(run: Path, old: str, new: str, why: str) -> None:
+    text = run.read_text()
+    assert old in text
+    run.write_text(text.replace(old, new))
+    with pytest.raises(RunError, match=why):
+        read_settings(run)
+
+
+def test_a_place_that_may_not_be_written_to_is_a_fault(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a read-only disk; the modes of folders do not bind root."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RunError, match=r"out cannot be used: Permission denied; give one that you"):
+        checked(run)
+
+
 @pytest.mark.parametrize(
     ("layout", "why"),
     [
-        ("dp=2,mbs=4", "needs tp*cp*pp*dp = 1*1*1*2 = 2 ranks, 1 are present"),
+        ("dp=2,mbs=4", "needs tp*cp*pp*dp = 1*1*1*2 = 2 ranks, 1 is present"),
         ("mbs=3", "global_batch = 8 is not a multiple of dp*mbs = 1*3 = 3"),
         ("tp=3,mbs=8", "does not divide attention heads = 4"),
         ("pp=2,schedule=zb-v,recompute=full,mbs=1", "use recompute=none"),
