@@ -26,11 +26,11 @@ import torch
 import torch.distributed as dist
 
 from krzem.layout.layout import Layout, parse_layout
+from krzem.train.compiled import compile_layers
 from krzem.train.config import model_spec
 from krzem.train.device import find_device, start_ranks
 from krzem.train.engine import Engine
 from krzem.train.model import LossWeights
-from krzem.train.model.block import Block
 from krzem.train.model.transformer import Transformer
 from krzem.train.ops.products import product
 from krzem.train.optim import Optimizer, OptimizerConfig
@@ -116,10 +116,7 @@ def ours(dtype: torch.dtype, layout: Layout, *, compiled: bool) -> Callable[[], 
         weights=LossWeights(mtp=0.0, balance=0.0),
     )
     if compiled:
-        for stage in engine.stages:
-            for module in stage.modules():
-                if isinstance(module, Block):
-                    module.compile()
+        compile_layers(engine.stages)
     optimizer = Optimizer(engine.held, OptimizerConfig(), holders=engine.holders)
     sequences = BATCH * engine.data.size
     tokens = torch.randint(0, 2048, (BATCH, LENGTH + 1))

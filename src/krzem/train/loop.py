@@ -31,11 +31,11 @@ from krzem.train.checkpoint import (
     read_manifest,
 )
 from krzem.train.collapse import CollapseWatch
+from krzem.train.compiled import compile_layers
 from krzem.train.config import ModelSpec
 from krzem.train.device import DeviceInfo, peak_memory, synchronize
 from krzem.train.engine import Engine, StepResult
 from krzem.train.forecast import Forecast
-from krzem.train.model.block import Block
 from krzem.train.model.context import LossWeights
 from krzem.train.optim import ExpertLoad, Optimizer, OptimizerConfig, Schedule, update_biases
 from krzem.train.own_work import OwnWork
@@ -103,7 +103,7 @@ class Trainer:
             seed=t.seed,
         )
         if t.compile:
-            _compile(self.engine)
+            compile_layers(self.engine.stages)
         groups = spec.layers[0].attention.output_groups or 1
         self.optimizer = Optimizer(
             self.engine.held,
@@ -424,10 +424,3 @@ def check_batch(settings: TrainSettings, layout: Layout) -> None:
             f"goal.sequence = {goal.sequence} is not a multiple of cp*tp = {layout.cp}*{layout.tp}"
             f" = {parts}"
         )
-
-
-def _compile(engine: Engine) -> None:
-    for stage in engine.stages:
-        for module in stage.modules():
-            if isinstance(module, Block):
-                module.compile()

@@ -15,6 +15,7 @@ from krzem.layout.layout import Layout, parse_layout
 from krzem.model import count
 from krzem.model.catalogue import load_model_config
 from krzem.quantity import format_bytes
+from krzem.train.compiled import check_compiler
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.data import Component, SampleStream, TokenDataset
 from krzem.train.device import check_precision, find_device, start_ranks
@@ -100,6 +101,7 @@ def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True
         lambda: schedule_of(settings),
         lambda: _check_device(settings),
         lambda: check_place(settings.folder),
+        lambda: _check_compiler(settings) if here else None,
     ):
         _tried(check, faults)
     vocabulary = None if model is None else model[0].vocab
@@ -169,6 +171,11 @@ def on_this_pool(settings: TrainSettings) -> TrainSettings:
 def _check_device(settings: TrainSettings) -> None:
     device = find_device(settings.train.device).device
     check_precision(device, settings.goal.precision)
+
+
+def _check_compiler(settings: TrainSettings) -> None:
+    if settings.train.compile:
+        check_compiler(find_device(settings.train.device).device)
 
 
 def _tried(action: Callable[[], Value], faults: list[str]) -> Value | None:

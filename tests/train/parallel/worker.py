@@ -16,6 +16,7 @@ import torch.distributed as dist
 from tests.train.configs import ALL
 
 from krzem.layout.layout import Layout, parse_layout
+from krzem.train.compiled import compile_layers
 from krzem.train.config import model_spec
 from krzem.train.engine import Engine
 from krzem.train.model import LossWeights
@@ -46,6 +47,8 @@ def train(case: dict[str, Any], layout: Layout) -> tuple[list[list[float]], dict
     dtype = getattr(torch, case.get("dtype", "float32"))
     device = torch.device(case.get("device", "cpu"))
     engine = Engine(spec, layout, device=device, weights=weights, seed=3, dtype=dtype)
+    if "backend" in case and layout.devices > 1:
+        compile_layers(engine.stages, case["backend"])
     config = OptimizerConfig(kind=case.get("optimizer", "adamw"), clip=0.5, eps=1e-6)
     optimizer = Optimizer(engine.held, config, groups=2, holders=engine.holders)
     history = []

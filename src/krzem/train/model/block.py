@@ -20,6 +20,8 @@ from krzem.train.model.shared_kv import SharedKeyValueAttention
 from krzem.train.model.weights import Norm
 from krzem.train.parallel.axis import Axes
 
+Spreading = tuple[Tensor, Tensor] | None
+"""Weights by which streams take a layer's output and mix; None without streams."""
 _ATTENTION: dict[AttentionKind, Any] = {
     AttentionKind.GROUPED: GroupedQueryAttention,
     AttentionKind.LATENT: LatentAttention,
@@ -51,19 +53,28 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """The residual after this layer."""
-        run = self._with_streams if self.streams else self._plain
-        return recomputed(run, self.recompute, x, context)
+        return recomputed(self._layer, self.recompute, x, context)
 
-    def _plain(self, x: Tensor, context: Context) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), context)
-        return x + self._network(self.post_attention_layernorm(x), context)
+    def _layer(self, x: Tensor, context: Context) -> Tensor:
+        inputs, spreading = self.enter(x, context)
+        out = self.self_attn.core(inputs, context)
+        x, y, later = self.leave(x, out, inputs, spreading, context)
+        z: Tensor = self.mlp(y, context) if isinstance(self.mlp, Mixture) else self.mlp(y)
+        return self.add(x, z, later)
 
-    def _with_streams(self, x: Tensor, context: Context) -> Tensor:
-        y, post, mix = self.attn_hc.collapse(x)
-        x = spread(x, self.self_attn(self.input_layernorm(y), context), post, mix)
-        y, post, mix = self.ffn_hc.collapse(x)
-        return spread(x, self._network(self.post_attention_layernorm(y), context), post, mix)
+    def enter(self, x: Tensor, context: Context) -> tuple[Any, Spreading]:
+        """What the attention's core reads, and how streams take the attention's output."""
+        y, spreading = self.attn_hc.collapse(x) if self.streams else (x, None)
+        return self.self_attn.inputs(self.input_layernorm(y), context), spreading
 
-    def _network(self, x: Tensor, context: Context) -> Tensor:
-        y: Tensor = self.mlp(x, context) if isinstance(self.mlp, Mixture) else self.mlp(x)
-        return y
+    def leave(
+        self, x: Tensor, out: Tensor, inputs: Any, spreading: Spreading, context: Context
+    ) -> tuple[Tensor, Tensor, Spreading]:
+        """The residual after attention; the network's input, and how streams take its output."""
+        x = self.add(x, self.self_attn.output(out, inputs, context), spreading)
+        y, later = self.ffn_hc.collapse(x) if self.streams else (x, None)
+        return x, self.post_attention_layernorm(y), later
+
+    def add(self, x: Tensor, y: Tensor, spreading: Spreading) -> Tensor:
+        """The residual ``x`` with a layer's output ``y [B, S, D]``."""
+        return x + y if spreading is None else spread(x, y, *spreading)

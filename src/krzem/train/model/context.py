@@ -64,10 +64,14 @@ class Context:
 
     def angles(self, rope: Rope, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the positions in ``part``; the table is computed once."""
-        if rope not in self._tables:
-            self._tables[rope] = angles(rope, torch.arange(self.length, device=self.device))
+        self.prepare(rope)
         cos, sin = self._tables[rope]
         return cos[part], sin[part]
+
+    def prepare(self, rope: Rope) -> None:
+        """Compute the table of ``rope``: done early, all layers are alike to a compiler."""
+        if rope not in self._tables:
+            self._tables[rope] = angles(rope, torch.arange(self.length, device=self.device))
 
     def own_tokens(self) -> Tensor:
         """[B, S/n] input ids of this rank's tokens."""

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from krzem.layout.layout import Recompute
 from krzem.model import FeedForward
 from krzem.train.config import ModelSpec
+from krzem.train.model.recompute import recomputed
 from krzem.train.model.weights import Cut, local, weight
 from krzem.train.ops import (
     Groups,
@@ -43,6 +45,8 @@ class Experts(nn.Module):
         self.axes, self.limit = axes, spec.swiglu_limit
         self.float8 = False
         """Whether products are rounded to float8 with block scales."""
+        self.recompute = Recompute.NONE
+        """What to compute again, where the layer around is compiled."""
         self.experts = shape.experts
         self.own = shape.experts // axes.ep.size
         E, D, width = shape.experts, spec.hidden, shape.width
@@ -51,6 +55,9 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """``x [M, D], index [M, K], weights [M, K] -> [M, D]``."""
+        return recomputed(self._routed, self.recompute, x, index, weights)
+
+    def _routed(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         spread = self.axes.ep.size * self.axes.etp.size > 1
         flat = index.reshape(-1)
         position, groups = place(flat, self.experts, 1 if spread else self._align)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ class GroupedQueryAttention(nn.Module):
         self.q_norm = Norm(width, spec.norm_eps) if shape.qk_norm else nn.Identity()
         self.k_norm = Norm(width, spec.norm_eps) if shape.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """``[B, S/tp, D] -> [B, S/tp, D]``."""
+    def inputs(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, S, H, N]``, keys and values ``[B, S, G, N]`` of ``x [B, S/tp, D]``."""
         x = gather(x, self.axes.tp, 1)
         heads = (*x.shape[:2], -1, self.shape.head_dim)
         q = self.q_norm(self.q_proj(x).view(heads))
@@ -51,7 +52,10 @@ class GroupedQueryAttention(nn.Module):
         cos, sin = context.angles(self.spec.rope, context.chunk)
         q = rotate(q, cos, sin, self.spec.rope_interleaved)
         k = rotate(k, cos, sin, self.spec.rope_interleaved)
-        out = self._core(q, self._own_heads(k), self._own_heads(v), context)
+        return q, self._own_heads(k), self._own_heads(v)
+
+    def output(self, out: Tensor, _: Any, __: Context) -> Tensor:
+        """``[B, S, H * N] -> [B, S/tp, D]``."""
         return self.o_proj(out)
 
     def _own_heads(self, kv: Tensor) -> Tensor:
@@ -64,9 +68,9 @@ class GroupedQueryAttention(nn.Module):
         copies = self.axes.cp.size // math.gcd(kv.shape[2], self.axes.cp.size)
         return kv if copies == 1 else kv.repeat_interleave(copies, dim=2)
 
-    def _core(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
-        """Attention over the whole sequence with this rank's share of heads."""
-        q, k, v = (exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2) for t in (q, k, v))
+    def core(self, inputs: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
+        """``[B, S, H * N]``: attention over the whole sequence with this rank's share of heads."""
+        q, k, v = (exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2) for t in inputs)
         core = partial(
             attention,
             scale=self.shape.head_dim**-0.5,

@@ -38,9 +38,9 @@ class HyperConnection(nn.Module):
         self.base = weight(outputs)
         self.scale = weight(3)
 
-    def collapse(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``[B, S, M, D]`` to the layer's input ``[B, S, D]``, spread ``[B, S, M]``, mix
-        ``[B, S, M, M]``."""
+    def collapse(self, streams: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """``[B, S, M, D]`` to the layer's input ``[B, S, D]``, and :func:`spread`'s weights
+        ``[B, S, M]`` and ``[B, S, M, M]``."""
         M, eps = self.streams, self.spec.hyper_eps
         scale, base = local(self.scale).float(), local(self.base).float()
         parts = _project(streams, local(self.fn), self.spec.norm_eps).split([M, M, M * M], dim=-1)
@@ -48,7 +48,7 @@ class HyperConnection(nn.Module):
         pre, post, mix = (p * s + b for p, s, b in zip(parts, scale, offsets, strict=True))
         collapse = torch.sigmoid(pre) + eps
         x = torch.einsum("bsm,bsmd->bsd", collapse.to(streams.dtype), streams)
-        return x, 2 * torch.sigmoid(post), self._sinkhorn(mix.unflatten(-1, (M, M)))
+        return x, (2 * torch.sigmoid(post), self._sinkhorn(mix.unflatten(-1, (M, M))))
 
     def _sinkhorn(self, logits: Tensor) -> Tensor:
         eps = self.spec.hyper_eps

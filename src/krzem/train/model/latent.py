@@ -7,6 +7,7 @@ of the query and key-value latents, R rotated width, N unrotated width, V value 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,8 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = Linear(self.latent, expanded, Cut.ROWS)
         self.o_proj = RowLinear(shape.heads * shape.value_dim, spec.hidden, axes.tp)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """``[B, S/tp, D] -> [B, S/tp, D]``."""
+    def inputs(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys ``[B, S, H, N + R]`` and values ``[B, S, H, V]`` of ``x [B, S/tp, D]``."""
         source, c, k_rot = self._latents(x, context)
         heads = (*c.shape[:2], -1)
         up = self.q_b_proj if self.shape.q_lora_rank else self.q_proj
@@ -59,7 +60,11 @@ class LatentAttention(nn.Module):
         q = rotate_tail(q, cos, sin, self.spec.rope_interleaved)
         kv = self.kv_b_proj(c).view(*heads, self.plain + self.shape.value_dim)
         k, v = keys_values(kv, k_rot, self.plain)
-        return self.o_proj(self._core(q, k, v, context))
+        return q, k, v
+
+    def output(self, out: Tensor, _: Any, __: Context) -> Tensor:
+        """``[B, S, H * V] -> [B, S/tp, D]``."""
+        return self.o_proj(out)
 
     def _latents(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """What queries are made from ``[B, S, Q or D]``, ``c [B, S, C]``, ``k_rot [B, S, R]``."""
@@ -72,9 +77,9 @@ class LatentAttention(nn.Module):
         a, b, d = parts.split([source.shape[-1], self.latent, self.rotated], dim=-1)
         return a, b, d
 
-    def _core(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
-        """Attention over the whole sequence with this rank's share of heads."""
-        q, k, v = (exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2) for t in (q, k, v))
+    def core(self, inputs: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
+        """``[B, S, H * V]``: attention over the whole sequence with this rank's share of heads."""
+        q, k, v = (exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2) for t in inputs)
         scale = self.shape.head_dim**-0.5 * self.spec.attention_scale
         core = partial(attention, scale=scale, documents=context.documents)
         out = recomputed_core(core, self.recompute, q, k, v)

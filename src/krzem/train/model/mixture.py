@@ -32,19 +32,21 @@ class Mixture(nn.Module):
         """``[B, S, D] -> [B, S, D]``."""
         flat = x.flatten(0, 1)
         routing: Routing = self.gate(flat, context)
-        y: Tensor = self.experts(flat, routing.index, routing.weights).view_as(x)
+        self.gate.count(routing.index)
+        y: Tensor = self.experts(flat, routing.index, routing.weights)
+        return self.finish(x, y.view_as(x), routing, context)
+
+    def finish(self, x: Tensor, y: Tensor, routing: Routing, context: Context) -> Tensor:
+        """``y`` of the routed experts with the shared expert and the losses on routers."""
         if self.shared_experts is not None:
             y = y + self.shared_experts(x)
-        return self._with_losses(y, routing, context)
-
-    def _with_losses(self, y: Tensor, routing: Routing, context: Context) -> Tensor:
         weights = context.weights
-        if not self.training:
+        if not self.training or self.gate.hashed:
             return y
-        if weights.balance and not self.gate.hashed:
+        if weights.balance:
             loss = sequence_balance(routing, len(y), context.length, self.axes.sequence)
             y = attach(y, loss * (weights.balance / context.sequences))
-        if weights.router_z and not self.gate.hashed:
+        if weights.router_z:
             tokens = context.sequences * context.length
             y = attach(y, router_z(routing) * (weights.router_z / tokens))
         return y

@@ -66,10 +66,12 @@ def recomputed(function: Callable[..., Tensor], policy: Recompute, *args: Any) -
 
 
 def recomputed_core(function: Callable[..., Tensor], policy: Recompute, *args: Any) -> Tensor:
-    """Run an attention core; under ``attention`` it is computed again in the backward pass."""
-    if policy is not Recompute.ATTENTION:
-        return function(*args)
-    return _checkpoint(function, lambda: (nullcontext(), _again()), *args)
+    """Run an attention core; under ``attention`` it is computed again in the backward pass.
+
+    Under ``modules`` its products are kept, where the layer around it is compiled.
+    """
+    whole = policy is Recompute.ATTENTION
+    return recomputed(function, Recompute.FULL if whole else policy, *args)
 
 
 Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]

@@ -65,7 +65,6 @@ class Router(nn.Module):
             index = self.tid2eid[context.own_tokens().reshape(-1)]
         else:
             index = self._choose(scores.detach())
-        self._count(index)
         return Routing(
             index=index, weights=self._weigh(scores, index), scores=scores, logits=logits
         )
@@ -89,7 +88,8 @@ class Router(nn.Module):
             chosen = chosen / (chosen.sum(-1, keepdim=True) + 1e-20)
         return chosen * self.spec.routed_scale
 
-    def _count(self, index: Tensor) -> None:
+    def count(self, index: Tensor) -> None:
+        """Add the choices ``[M, K]`` to the load, once for a step."""
         if self.training and torch.is_grad_enabled() and not recomputing():
             with torch.no_grad():
                 self.load += torch.bincount(index.reshape(-1), minlength=self.shape.experts)

@@ -26,6 +26,10 @@ from krzem.train.ops.attention import causal_mask
 from krzem.train.parallel.axis import Axes
 from krzem.train.parallel.collectives import exchange, gather, gather_no_grad, sum_over
 
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+"""``q [B, H, S, N]``, ``keys [B, T, N]``, ``mask [B or 1, S, T]``, the mask's part of compressed
+entries, and the indexer's scores where it learns."""
+
 
 class KeyValueCompressor(Compressor):
     """The compressor of an attention layer; with an indexer it reads few entries (CSA)."""
@@ -93,8 +97,8 @@ class SharedKeyValueAttention(nn.Module):
         self.sinks = weight(shape.heads)
         self.compressor = KeyValueCompressor(spec, shape, axes) if shape.compression else None
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """``[B, S/n, D] -> [B, S/n, D]``."""
+    def inputs(self, x: Tensor, context: Context) -> Inputs:
+        """What the core reads, of ``x [B, S/n, D]``."""
         latent = self.q_a_norm(self.q_a_proj(x))
         kv = rotate_tail(self.kv_norm(self.kv_proj(x)), context.angles(self.rope, context.own))
         keys = gather(kv, self.axes.sequence, 1)
@@ -109,11 +113,15 @@ class SharedKeyValueAttention(nn.Module):
             batch = max(len(mask), len(far))
             mask = torch.cat([m.expand(batch, -1, -1) for m in (mask, far)], dim=-1)
         q = exchange(self._queries(latent, context), self.axes.cp, split=2, join=1).transpose(1, 2)
-        out = rotate_tail(self._core(q, keys, mask), self._back(context))
+        return q, keys, mask, far, scores
+
+    def output(self, out: Tensor, inputs: Inputs, context: Context) -> Tensor:
+        """``[B, s, H, N] -> [B, S/n, D]``, with what the indexer learns from."""
+        out = rotate_tail(out, self._back(context))
         y = self.o_b_proj(self.o_a_proj(out.flatten(2)))
-        if far is None or scores is None:
+        if inputs[-1] is None:
             return y
-        return attach(y, self._indexer_loss(q, keys, mask, far, scores, context))
+        return attach(y, self._indexer_loss(inputs, context))
 
     def _queries(self, latent: Tensor, context: Context) -> Tensor:
         """[B, s, H, N] of the context-parallel part, normalised without gain and rotated."""
@@ -130,17 +138,19 @@ class SharedKeyValueAttention(nn.Module):
         first = (tp.rank * cp.size + cp.rank) * heads
         return local(self.sinks)[first : first + heads]
 
-    def _core(self, q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """``[B, H, S, N]`` queries over all keys; context-parallel ranks share out the heads."""
+    def core(self, inputs: Inputs, context: Context) -> Tensor:
+        """``[B, s, H, N]``: queries over all keys; context-parallel ranks share out the heads."""
+        q, keys, mask, *_ = inputs
         core = partial(sink_attention, scale=self.shape.head_dim**-0.5)
         sinks = self._own_sinks(q.shape[1])
         out = recomputed_core(core, self.recompute, q, keys, sinks, mask)
         return exchange(out.transpose(1, 2), self.axes.cp, split=1, join=2)
 
-    def _indexer_loss(
-        self, q: Tensor, keys: Tensor, mask: Tensor, far: Tensor, scores: Tensor, context: Context
-    ) -> Tensor:
+    def _indexer_loss(self, inputs: Inputs, context: Context) -> Tensor:
         """This rank's part: its own queries, with the attention of every rank's heads."""
+        q, keys, mask, far, scores = inputs
+        assert far is not None
+        assert scores is not None
         sinks, scale = self._own_sinks(q.shape[1]), self.shape.head_dim**-0.5
         attention = attention_on_entries(q, keys, sinks, mask, far.shape[-1], scale)
         attention = sum_over(attention, self.axes.sequence)[:, context.own]

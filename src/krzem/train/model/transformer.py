@@ -94,7 +94,7 @@ class Transformer(nn.Module):
         return linear(self._output(x), self._head(x.dtype))
 
     def _context(self, tokens: Tensor, documents: Tensor | None) -> Context:
-        return Context(
+        context = Context(
             axes=self.axes,
             length=tokens.shape[1] - 1,
             device=tokens.device,
@@ -103,6 +103,9 @@ class Transformer(nn.Module):
             sequences=self.sequences or len(tokens),
             weights=self.weights,
         )
+        for rope in (self.spec.rope, self.spec.rope_compressed):
+            context.prepare(rope)
+        return context
 
     def _embed(self, tokens: Tensor, context: Context) -> Tensor:
         x = self.embed_tokens(tokens[:, context.chunk], self.dtype)

@@ -13,15 +13,27 @@ from torch.autograd.function import once_differentiable
 
 from krzem.train.ops.linear import linear
 from krzem.train.ops.norm import rms_norm
+from krzem.train.ops.opaque import opaque_linear
 from krzem.train.ops.products import by_onednn, product, transposed_product
+from krzem.train.ops.registry import interpreted
 
 
 @linear.version("cpu")
 def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Float32 by oneDNN, forward and backward; other types as torch does."""
+    if not interpreted():
+        return linear_compiled(x, weight, bias)
     if not by_onednn(x, weight):
         return linear.portable(x, weight, bias)
     y: Tensor = _Linear.apply(x, weight)
+    return y if bias is None else y + bias
+
+
+def linear_compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A product that the compiler leaves to us, which in other types it does as well."""
+    if x.dtype is not torch.float32 or weight.dtype is not torch.float32:
+        return linear.portable(x, weight, bias)
+    y = opaque_linear(x, weight)
     return y if bias is None else y + bias
 
 
@@ -42,7 +54,7 @@ class _Linear(torch.autograd.Function):
         return dx, dw
 
 
-@rms_norm.version("cpu")
+@rms_norm.version("cpu", interpreted)
 def rms_norm_cpu(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """In few passes; the backward computes from the input and one number per row."""
     if x.dtype not in (torch.float32, torch.bfloat16):

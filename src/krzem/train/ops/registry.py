@@ -39,6 +39,11 @@ def is_portable() -> bool:
     return _PORTABLE.get()
 
 
+def interpreted() -> bool:
+    """Whether operators are run one by one, not fused by a compiler that wants plain forms."""
+    return not torch.compiler.is_compiling()
+
+
 class Operator(Generic[P, R]):
     """One operator: called like its portable version."""
 
@@ -67,7 +72,7 @@ class Operator(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Compute with the version for the first argument's device."""
-        if not self.versions or _PORTABLE.get():
+        if not self.versions or (interpreted() and _PORTABLE.get()):
             return self.portable(*args, **kwargs)
         tensor = args[0]
         assert isinstance(tensor, torch.Tensor)
