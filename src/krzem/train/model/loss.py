@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from krzem.train.ops.products import product, transposed_product
+from krzem.train.ops.products import add_transposed_product, product
 from krzem.train.parallel.axis import Axis
 from krzem.train.parallel.collectives import max_over, sum_over
 
@@ -46,16 +46,15 @@ class _TokenLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         needed = any(ctx.needs_input_grad)
         plain, full = x.new_zeros(2, dtype=torch.float32).unbind()
-        dx = torch.empty_like(x) if needed else None
-        dm = torch.zeros_like(matrix, dtype=torch.float32) if needed else None
+        dx, dm = torch.empty_like(x) if needed else None, None
         for rows in _pieces(len(x), matrix):
             piece = _Piece.of(x[rows], matrix, target[rows], axis)
             own = piece.losses(z_weight)
             plain, full = plain + own[0], full + own[1]
-            if dx is not None and dm is not None:
+            if dx is not None:
                 g = piece.gradient(z_weight).to(x.dtype)
                 dx[rows] = product(g, matrix.t())
-                dm += transposed_product(g, x[rows])
+                dm = add_transposed_product(dm, g, x[rows])
         if dx is not None and dm is not None:
             ctx.save_for_backward(dx, dm)
             ctx.dtype = matrix.dtype
@@ -74,12 +73,12 @@ class _TokenLosses(torch.autograd.Function):
 class _Piece:
     """Some tokens: what their loss and its gradient are made of."""
 
-    powers: Tensor
-    """[m, V] exponentials of the logits, less the largest of a row."""
-    total: Tensor
-    """[m] their sum over all ranks' vocabulary."""
+    shares: Tensor
+    """[m, V] exponentials of the logits over their sum on this rank."""
+    part: Tensor
+    """[m] the logarithm of that sum."""
     partition: Tensor
-    """[m] logarithm of the sum of exponentials."""
+    """[m] the logarithm of the sum over all ranks' vocabulary."""
     chosen: Tensor
     """[m] logit of the target."""
     own: Tensor
@@ -92,19 +91,20 @@ class _Piece:
     @classmethod
     def of(cls, x: Tensor, matrix: Tensor, target: Tensor, axis: Axis) -> _Piece:
         """Logits of ``x [m, D]``, and what the ranks of ``axis`` have to know of each other's."""
-        powers = product(x, matrix).float()
-        peak = max_over(powers.amax(-1), axis)
+        logits = product(x, matrix)
         kept = target != IGNORE
         own = target - axis.rank * len(matrix)
         here = kept & (own >= 0) & (own < len(matrix))
         own = own.clamp(0, len(matrix) - 1)
-        chosen = sum_over(powers.gather(1, own[:, None]).squeeze(1) * here, axis)
-        powers = powers.sub_(peak[:, None]).exp_()
-        total = sum_over(powers.sum(-1), axis)
+        chosen = sum_over(logits.gather(1, own[:, None]).squeeze(1).float() * here, axis)
+        largest = logits.amax(-1).float()
+        shares = logits.softmax(-1, dtype=torch.float32)
+        # The largest logit's share is one over the sum of exponentials less it.
+        part = largest - shares.amax(-1).log()
         return cls(
-            powers=powers,
-            total=total,
-            partition=total.log() + peak,
+            shares=shares,
+            part=part,
+            partition=_log_sum(part, axis),
             chosen=chosen,
             own=own,
             here=here,
@@ -119,10 +119,18 @@ class _Piece:
         return plain, plain + z_weight * (self.partition.square() * self.kept).sum()
 
     def gradient(self, z_weight: float) -> Tensor:
-        """[m, V] of the loss with z-loss with respect to the logits, in place of ``powers``."""
-        factor = self.kept * (1 + 2 * z_weight * self.partition) / self.total
-        out = self.powers.mul_(factor[:, None])
+        """[m, V] of the loss with z-loss with respect to the logits, in place of ``shares``."""
+        factor = self.kept * (1 + 2 * z_weight * self.partition)
+        out = self.shares.mul_((factor * (self.part - self.partition).exp())[:, None])
         return out.scatter_add_(1, self.own[:, None], -self.here.float()[:, None])
+
+
+def _log_sum(part: Tensor, axis: Axis) -> Tensor:
+    """The logarithm of the ranks' summed ``exp(part)``."""
+    if axis.size == 1:
+        return part
+    peak = max_over(part, axis)
+    return sum_over((part - peak).exp(), axis).log() + peak
 
 
 def _pieces(tokens: int, matrix: Tensor) -> list[slice]:

@@ -42,31 +42,43 @@ def by_onednn(a: Tensor, b: Tensor) -> bool:
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a [..., K]`` times the transpose of ``b [N, K]``: ``[..., N]``."""
     if by_onednn(a, b):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(a, b, None, "none", [], "")
         return out
     return torch.matmul(a, b.t())
 
 
 def transposed_product(a: Tensor, b: Tensor) -> Tensor:
     """The transpose of ``a [M, N]`` times ``b [M, K]``: ``[N, K]``, the gradient of a weight."""
-    if not by_onednn(a, b):
-        return torch.mm(a.t(), b)
-    # oneDNN wants its first operand rearranged, which costs least for the narrower one.
-    if a.shape[1] < b.shape[1]:
-        return _summed_products(a, b)
-    return _summed_products(b, a).t()
+    return _summed_products(None, a, b) if by_onednn(a, b) else torch.mm(a.t(), b)
 
 
-def _summed_products(a: Tensor, b: Tensor) -> Tensor:
-    """The transpose of ``a`` times ``b``, a piece of their rows at a time.
+def add_transposed_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """``total [N, K]``, or nothing yet, plus :func:`transposed_product`, in float32.
 
-    A piece is still in the caches when its product is computed after it was rearranged.
+    ``total`` comes from this function and may be changed in place.
     """
-    (first, second), *rest = zip(a.split(_ROWS), b.split(_ROWS), strict=True)
-    out = product(first.t(), second.t())
-    for x, y in rest:
-        out = torch.ops.mkldnn._linear_pointwise.binary(x.t(), out, y.t(), None, "add")
-    return out
+    if by_onednn(a, b):
+        return _summed_products(total, a, b)
+    part = torch.mm(a.t(), b)
+    return part.float() if total is None else total.add_(part)
+
+
+def _summed_products(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """``total`` plus the transpose of ``a`` times ``b``, a piece of their rows at a time.
+
+    A piece is still in the caches when its product is computed after it was rearranged.  oneDNN
+    wants its first operand rearranged, which costs least for the narrower one.
+    """
+    if a.shape[1] > b.shape[1]:
+        return _summed_products(None if total is None else total.t(), b, a).t()
+    for x, y in zip(a.split(_ROWS), b.split(_ROWS), strict=True):
+        if total is None:
+            total = product(x.t(), y.t())
+        else:
+            added = torch.ops.mkldnn._linear_pointwise.binary
+            total = added(x.t(), total, y.t(), None, "add")
+    assert total is not None
+    return total
 
 
 def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
