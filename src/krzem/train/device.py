@@ -102,12 +102,24 @@ def start_ranks(info: DeviceInfo, timeout_seconds: float = 600) -> None:
     """Join the process group that torchrun or Slurm describes, with the device's own library.
 
     One process without a launcher needs none.
+
+    Raises:
+        InputError: what the launcher states is incomplete, or the first rank does not answer.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     backend = dist.get_default_backend_for_device(info.device)
     bound = None if info.is_cpu or backend == "gloo" else info.device
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds), device_id=bound)
+    timeout = timedelta(seconds=timeout_seconds)
+    try:
+        dist.init_process_group(backend, timeout=timeout, device_id=bound)
+    except (ValueError, dist.DistError) as error:
+        said = str(error).partition("\n")[0].rpartition("rendezvous: ")[2]
+        raise InputError(
+            f"this rank cannot join the {os.environ['WORLD_SIZE']} that WORLD_SIZE states ({said}):"
+            " start all with torchrun, or set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT on each"
+            " as it would"
+        ) from error
 
 
 def keep_freed_memory() -> None:

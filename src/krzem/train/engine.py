@@ -185,6 +185,10 @@ class Engine:
         *losses, squares = sum_over(values, self._world()).tolist()
         return StepResult(losses=dict(zip(names, losses, strict=True)), gradient_norm=squares**0.5)
 
+    def has_finite_losses(self) -> bool:
+        """Whether the losses that this rank itself computed in the last step are numbers."""
+        return all(bool(x.isfinite().all()) for s in self.stages for x in s.losses.values())
+
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, documents: Tensor | None = None) -> float:
         """The mean next-token loss of ``tokens [n, S + 1]``, every rank giving its own sequences.

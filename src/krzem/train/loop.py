@@ -43,7 +43,7 @@ from krzem.train.parallel.pipeline import check_micro_batches
 from krzem.train.report import Contract, Reporter
 from krzem.train.settings import TrainSettings
 from krzem.train.state import copies_state, run_state
-from krzem.train.watch import Watch, broken_gradients, is_finite
+from krzem.train.watch import Watch, blame, broken, is_finite
 
 
 class Source(Protocol):
@@ -335,16 +335,14 @@ class Trainer:
         saver.save(self.step, run_state(self.engine, self.optimizer), meta)
 
     def _report_broken(self, result: StepResult) -> None:
-        names = broken_gradients(self.engine.held)
-        everyone: list[list[str]] = [names]
+        own = broken(self.engine.held, own_loss=not self.engine.has_finite_losses())
+        everyone = [own]
         if dist.is_initialized():
-            everyone = [[]] * dist.get_world_size()
-            dist.all_gather_object(everyone, names)
-        where = next(((r, found[0]) for r, found in enumerate(everyone) if found), None)
-        place = f"first in {where[1]} on rank {where[0]}" if where else "no gradient is to blame"
+            everyone *= dist.get_world_size()
+            dist.all_gather_object(everyone, own)
         raise NotFiniteError(
             f"step {self.step + 1}: loss {result.losses['loss']}, gradient norm "
-            f"{result.gradient_norm}: {place}; nothing was saved after step {self.step}"
+            f"{result.gradient_norm}: {blame(everyone)}; nothing was saved after step {self.step}"
         )
 
     def _listen(self) -> dict[int, Any]:

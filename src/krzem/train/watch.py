@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from krzem.train.engine import StepResult
 from krzem.train.parallel.held import Held
 
@@ -47,6 +49,38 @@ def is_finite(result: StepResult) -> bool:
     return all(map(math.isfinite, [*result.losses.values(), result.gradient_norm]))
 
 
-def broken_gradients(held: Sequence[Held]) -> list[str]:
-    """Names of the parameters whose gradient on this rank holds a value that is no number."""
-    return [h.name for h in held if h.grad is not None and not bool(h.grad.isfinite().all().item())]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """What on one rank is no number, as names of parameters."""
+
+    parameters: tuple[str, ...]
+    own_loss: bool
+    """The loss of this rank's own tokens."""
+    gradients: tuple[str, ...]
+    """After they were summed over ranks."""
+
+    @property
+    def distance(self) -> int:
+        """From the cause: parameters break losses, and sums carry these to all ranks."""
+        return 0 if self.parameters else 1 if self.own_loss else 2 if self.gradients else 3
+
+
+def broken(held: Sequence[Held], *, own_loss: bool) -> Broken:
+    """What is no number among this rank's parameters and gradients."""
+    return Broken(
+        parameters=tuple(h.name for h in held if _is_broken(h.part)),
+        own_loss=own_loss,
+        gradients=tuple(h.name for h in held if h.grad is not None and _is_broken(h.grad)),
+    )
+
+
+def blame(ranks: Sequence[Broken]) -> str:
+    """Where it began: the parameter or gradient, and the rank."""
+    rank, found = min(enumerate(ranks), key=lambda item: item[1].distance)
+    names = found.parameters or found.gradients
+    what = "the parameter" if found.parameters else "the gradient of"
+    return f"first in {what} {names[0]} on rank {rank}" if names else "no gradient is to blame"
+
+
+def _is_broken(values: Tensor) -> bool:
+    return not bool(values.isfinite().all().item())

@@ -221,7 +221,11 @@ class AsyncSaver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(KrzemError):  # what ended the block is the first cause
+            self.close()
 
     def _copy(self, pieces: dict[str, Pieces] | KrzemError) -> dict[str, Pieces] | KrzemError:
         try:

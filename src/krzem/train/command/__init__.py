@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -79,35 +80,56 @@ def main(
 ) -> int:
     """Train; returns the exit code that the controller understands."""
     try:
-        from krzem.train.command.ending import check_page, end_sentence, end_value, write_page
-        from krzem.train.command.planning import forecast
-        from krzem.train.describe import describe, rows
-        from krzem.train.start import prepare
+        importlib.import_module("krzem.train.start")
     except ImportError as error:
         return _fail(RunError(_torch_missing(error)))
-    rank = int(os.environ.get("RANK", "0"))
     try:
-        contract = TrainerContract.from_environment(rank)
-        if html is not None and dry_run:
-            raise InputError("--html shows the steps of a run, and a dry run takes none")
-        if rank == 0:
-            check_page(html)
         if dry_run:
-            told = describe(run_file, forecast)
-            click.echo(json.dumps(told.as_dict(), indent=2) if as_json else rows(told.as_text()))
-            return EXIT_DONE
-        trainer = prepare(run_file, contract, forecast)
-        resumed = trainer.resume(None if contract is None else contract.resume_from)
-        if resumed is not None and trainer.steps_left and rank == 0:
-            trainer.reporter.event(trainer.step, "resumed", f"resumed from {resumed}")
-        end = trainer.run()
-        if rank == 0:
-            value, sentence = end_value(trainer, end), end_sentence(trainer, end)
-            click.echo(json.dumps(value) if as_json else sentence)
-            if html is not None:
-                write_page(trainer, html)
+            return _describe(run_file, as_json=as_json, html=html)
+        return _train(run_file, as_json=as_json, html=html)
     except (KrzemError, FencedError) as error:
         return _fail(error)
+    except RuntimeError as error:
+        from krzem.train.parallel.lost import lost_rank
+
+        said = lost_rank(error)
+        if not said:
+            raise
+        return _fail(
+            RunError(f"another rank is gone ({said}): what it said, or its signal, is the cause")
+        )
+
+
+def _describe(run_file: Path, *, as_json: bool, html: Path | None) -> int:
+    from krzem.train.command.planning import forecast
+    from krzem.train.describe import describe, rows
+
+    if html is not None:
+        raise InputError("--html shows the steps of a run, and a dry run takes none")
+    told = describe(run_file, forecast)
+    click.echo(json.dumps(told.as_dict(), indent=2) if as_json else rows(told.as_text()))
+    return EXIT_DONE
+
+
+def _train(run_file: Path, *, as_json: bool, html: Path | None) -> int:
+    from krzem.train.command.ending import check_page, end_sentence, end_value, write_page
+    from krzem.train.command.planning import forecast
+    from krzem.train.start import prepare
+
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        check_page(html)
+    contract = TrainerContract.from_environment(rank)
+    trainer = prepare(run_file, contract, forecast)
+    resumed = trainer.resume(None if contract is None else contract.resume_from)
+    if resumed is not None and trainer.steps_left and rank == 0:
+        trainer.reporter.event(trainer.step, "resumed", f"resumed from {resumed}")
+    end = trainer.run()
+    if rank == 0:
+        value, sentence = end_value(trainer, end), end_sentence(trainer, end)
+        click.echo(json.dumps(value) if as_json else sentence)
+        if html is not None:
+            write_page(trainer, html)
     return EXIT_STOPPED if end.stopped else EXIT_DONE
 
 
