@@ -1,11 +1,11 @@
-"""Layers compiled by torch: norms, rotations, activations, casts and sums become few passes.
+"""Layers compiled by torch: norms, activations, casts and sums become few passes.
 
 Compiled is what lies between the large operators, piece by piece: from the residual to what
-attention reads, from attention to the network's input, the dense or shared network, the router.
-Attention and the routed experts stay as they are.  Their versions of our own are faster than what
-the compiler makes, and groups of a size that changes at every step would be compiled at every step.
-FSDP's hooks and the experts' exchange thus lie between compiled pieces too; collectives of tensor
-and context parallelism divide a piece where they are.
+attention reads, from there to what the experts read, or through the dense network, and from the
+experts to the next residual.  Attention and the routed experts stay as they are: their versions of
+our own are faster than what the compiler makes, and groups of a size that changes at every step
+would be compiled at every step.  FSDP's hooks and the experts' exchange thus lie between pieces
+too; collectives of tensor and context parallelism divide a piece where they are.
 
 Not covered: embedding, output and loss, which compute as without ``compile``.
 """
@@ -33,14 +33,10 @@ def compile_layers(stages: Sequence[Transformer], backend: str = "inductor") -> 
     for module in (m for stage in stages for m in stage.modules()):
         if isinstance(module, Block):
             _keep_by_piece(module)
-            # Without streams the last piece is one sum.
-            last = ["add"] if module.streams else []
-            _compile(module, ["enter", "leave", *last], backend)
-            if not isinstance(module.mlp, Mixture):
-                _compile(module.mlp, ["forward"], backend)
-        elif isinstance(module, Mixture):
-            _compile(module.gate, ["forward"], backend)
-            _compile(module, ["finish"], backend)
+            mixed = isinstance(module.mlp, Mixture)
+            for name in ("enter", "route", "join") if mixed else ("enter", "leave"):
+                piece: Callable[..., Any] = getattr(module, name)
+                setattr(module, name, torch.compile(piece, backend=backend, dynamic=False))
 
 
 def _keep_by_piece(block: Block) -> None:
@@ -52,12 +48,6 @@ def _keep_by_piece(block: Block) -> None:
     block.self_attn.recompute = Recompute.MODULES
     if isinstance(block.mlp, Mixture):
         block.mlp.experts.recompute = Recompute.MODULES
-
-
-def _compile(module: Any, methods: list[str], backend: str) -> None:
-    for name in methods:
-        whole: Callable[..., Any] = getattr(module, name)
-        setattr(module, name, torch.compile(whole, backend=backend, dynamic=False))
 
 
 def check_compiler(device: torch.device) -> None:

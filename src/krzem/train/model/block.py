@@ -16,6 +16,7 @@ from krzem.train.model.hyper import HyperConnection, spread
 from krzem.train.model.latent import LatentAttention
 from krzem.train.model.mixture import Mixture
 from krzem.train.model.recompute import recomputed
+from krzem.train.model.router import Routing
 from krzem.train.model.shared_kv import SharedKeyValueAttention
 from krzem.train.model.weights import Norm
 from krzem.train.parallel.axis import Axes
@@ -58,9 +59,10 @@ class Block(nn.Module):
     def _layer(self, x: Tensor, context: Context) -> Tensor:
         inputs, spreading = self.enter(x, context)
         out = self.self_attn.core(inputs, context)
-        x, y, later = self.leave(x, out, inputs, spreading, context)
-        z: Tensor = self.mlp(y, context) if isinstance(self.mlp, Mixture) else self.mlp(y)
-        return self.add(x, z, later)
+        if not isinstance(self.mlp, Mixture):
+            return self.leave(x, out, inputs, spreading, context)
+        x, y, routing, later = self.route(x, out, inputs, spreading, context)
+        return self.join(x, y, self.mlp.routed(y, routing), routing, later, context)
 
     def enter(self, x: Tensor, context: Context) -> tuple[Any, Spreading]:
         """What the attention's core reads, and how streams take the attention's output."""
@@ -69,12 +71,41 @@ class Block(nn.Module):
 
     def leave(
         self, x: Tensor, out: Tensor, inputs: Any, spreading: Spreading, context: Context
+    ) -> Tensor:
+        """From what the core gave through a dense network to the residual after the layer."""
+        x, y, later = self._between(x, out, inputs, spreading, context)
+        return _add(x, self.mlp(y), later)
+
+    def route(
+        self, x: Tensor, out: Tensor, inputs: Any, spreading: Spreading, context: Context
+    ) -> tuple[Tensor, Tensor, Routing, Spreading]:
+        """From what the core gave to what the experts get."""
+        x, y, later = self._between(x, out, inputs, spreading, context)
+        assert isinstance(self.mlp, Mixture)
+        return x, y, self.mlp.gate(y.flatten(0, 1), context), later
+
+    def join(
+        self,
+        x: Tensor,
+        y: Tensor,
+        routed: Tensor,
+        routing: Routing,
+        spreading: Spreading,
+        context: Context,
+    ) -> Tensor:
+        """From what the experts gave to the residual after the layer."""
+        assert isinstance(self.mlp, Mixture)
+        return _add(x, self.mlp.join(y, routed, routing, context), spreading)
+
+    def _between(
+        self, x: Tensor, out: Tensor, inputs: Any, spreading: Spreading, context: Context
     ) -> tuple[Tensor, Tensor, Spreading]:
         """The residual after attention; the network's input, and how streams take its output."""
-        x = self.add(x, self.self_attn.output(out, inputs, context), spreading)
+        x = _add(x, self.self_attn.output(out, inputs, context), spreading)
         y, later = self.ffn_hc.collapse(x) if self.streams else (x, None)
         return x, self.post_attention_layernorm(y), later
 
-    def add(self, x: Tensor, y: Tensor, spreading: Spreading) -> Tensor:
-        """The residual ``x`` with a layer's output ``y [B, S, D]``."""
-        return x + y if spreading is None else spread(x, y, *spreading)
+
+def _add(x: Tensor, y: Tensor, spreading: Spreading) -> Tensor:
+    """The residual ``x`` with an output ``y [B, S, D]``."""
+    return x + y if spreading is None else spread(x, y, *spreading)

@@ -28,15 +28,13 @@ class Mixture(nn.Module):
                 spec.hidden, shape.shared_width, axes, limit=spec.swiglu_limit
             )
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """``[B, S, D] -> [B, S, D]``."""
-        flat = x.flatten(0, 1)
-        routing: Routing = self.gate(flat, context)
+    def routed(self, x: Tensor, routing: Routing) -> Tensor:
+        """The routed experts' output ``[B, S, D]`` for ``x [B, S, D]``, whose choices count."""
         self.gate.count(routing.index)
-        y: Tensor = self.experts(flat, routing.index, routing.weights)
-        return self.finish(x, y.view_as(x), routing, context)
+        y: Tensor = self.experts(x.flatten(0, 1), routing.index, routing.weights)
+        return y.view_as(x)
 
-    def finish(self, x: Tensor, y: Tensor, routing: Routing, context: Context) -> Tensor:
+    def join(self, x: Tensor, y: Tensor, routing: Routing, context: Context) -> Tensor:
         """``y`` of the routed experts with the shared expert and the losses on routers."""
         if self.shared_experts is not None:
             y = y + self.shared_experts(x)
