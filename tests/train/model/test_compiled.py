@@ -77,7 +77,16 @@ def test_with_recomputation(recompute: str) -> None:
     assert_alike(config, torch.float32, "aot_eager", f"mbs=2,recompute={recompute}")
 
 
-@pytest.mark.parametrize("config", [DEEPSEEK_V4, LLAMA, QWEN3], ids=["v4", "llama", "qwen3"])
+SHORT_V4 = {
+    **DEEPSEEK_V4,
+    "num_hidden_layers": 2,
+    "layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"],
+    "mlp_layer_types": ["hash_moe", "moe"],
+    "num_nextn_predict_layers": 0,
+}
+
+
+@pytest.mark.parametrize("config", [SHORT_V4, LLAMA, QWEN3], ids=["v4", "llama", "qwen3"])
 def test_other_models(config: dict[str, Any]) -> None:
     assert_alike(config, torch.float32, "aot_eager", "mbs=4")
 
