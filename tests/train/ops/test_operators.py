@@ -308,6 +308,22 @@ def test_a_vendor_version_is_taken_only_where_its_library_is() -> None:
     del ops.OPERATORS["doubled"]
 
 
+@pytest.mark.parametrize("traceable", [False, True])
+def test_a_compiler_gets_the_versions_that_it_can_trace(
+    traceable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @ops.operator
+    def tripled(x: Tensor) -> Tensor:
+        return x * 3
+
+    del ops.OPERATORS["tripled"]
+    tripled.version("cpu", traceable=traceable)(lambda x: x * 2 + x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert (tripled.chosen("cpu") is not tripled.portable) == traceable
+    monkeypatch.undo()
+    assert tripled.chosen("cpu") is not tripled.portable
+
+
 def test_the_slots_that_vendors_fill() -> None:
     expected = {
         "attention", "combine", "dispatch", "float8_product", "grouped_linear", "grouped_network",

@@ -18,7 +18,7 @@ from krzem.train.ops.products import by_onednn, product, transposed_product
 from krzem.train.ops.registry import interpreted
 
 
-@linear.version("cpu")
+@linear.version("cpu", traceable=True)
 def linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Float32 by oneDNN, forward and backward; other types as torch does."""
     if not interpreted():
@@ -54,7 +54,7 @@ class _Linear(torch.autograd.Function):
         return dx, dw
 
 
-@rms_norm.version("cpu", interpreted)
+@rms_norm.version("cpu")
 def rms_norm_cpu(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """In few passes; the backward computes from the input and one number per row."""
     if x.dtype not in (torch.float32, torch.bfloat16):

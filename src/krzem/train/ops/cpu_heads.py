@@ -18,13 +18,13 @@ from krzem.train.ops.rope import rotate
 _TYPES = (torch.float32, torch.bfloat16)
 
 
-@rotate.version("cpu")
+@rotate.version("cpu", traceable=True)
 def rotate_cpu(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """The same without a rest that stays."""
     return rotate_tail_cpu(x, cos, sin, interleaved)
 
 
-@rotate_tail.version("cpu")
+@rotate_tail.version("cpu", traceable=True)
 def rotate_tail_cpu(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Neighbouring channels are complex numbers: one product turns them."""
     if not interleaved or x.dtype not in _TYPES or x.shape[-1] % 2:
@@ -35,7 +35,7 @@ def rotate_tail_cpu(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> T
     return y
 
 
-@keys_values.version("cpu")
+@keys_values.version("cpu", traceable=True)
 def keys_values_cpu(kv: Tensor, rotated: Tensor, plain: int) -> tuple[Tensor, Tensor]:
     """Each part is copied once to its place."""
     k, v = _joined(kv, rotated, plain)

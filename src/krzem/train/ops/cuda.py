@@ -18,7 +18,7 @@ def _has_grouped_matmul() -> bool:
     return hasattr(F, "grouped_mm")
 
 
-@grouped_linear.version("cuda", _has_grouped_matmul)
+@grouped_linear.version("cuda", _has_grouped_matmul, traceable=True)
 def grouped_linear_cuda(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     """All groups in one kernel; it takes bfloat16, other types go group by group."""
     if x.dtype is not torch.bfloat16:
@@ -30,7 +30,7 @@ def _has_block_scales() -> bool:
     return hasattr(F, "scaled_mm") and has_float8(torch.device("cuda"))
 
 
-@float8_product.version("cuda", _has_block_scales)
+@float8_product.version("cuda", _has_block_scales, traceable=True)
 def float8_product_cuda(a: Tensor, b: Tensor, whole_blocks: bool) -> Tensor:
     """The scaled product of Hopper and later; shapes that it does not take go portably."""
     if a.shape[1] % BLOCK or b.shape[0] % BLOCK or a.shape[0] % 16:

@@ -40,7 +40,7 @@ def is_portable() -> bool:
 
 
 def interpreted() -> bool:
-    """Whether operators are run one by one, not fused by a compiler that wants plain forms."""
+    """Whether operators are run one by one: no compiler is looking at what they are made of."""
     return not torch.compiler.is_compiling()
 
 
@@ -55,12 +55,22 @@ class Operator(Generic[P, R]):
         OPERATORS[name] = self  # type: ignore[assignment]
 
     def version(
-        self, device_type: str, ready: Callable[[], bool] = lambda: True
+        self,
+        device_type: str,
+        ready: Callable[[], bool] = lambda: True,
+        *,
+        traceable: bool = False,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Decorator that adds the version for tensors on ``device_type``."""
+        """Decorator that adds the version for tensors on ``device_type``.
+
+        A compiler gets it where it is ``traceable``, else the portable one.
+        """
+
+        def usable() -> bool:
+            return (traceable or interpreted()) and ready()
 
         def add(function: Callable[P, R]) -> Callable[P, R]:
-            self.versions[device_type] = (function, ready)
+            self.versions[device_type] = (function, usable)
             return function
 
         return add
