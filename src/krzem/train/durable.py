@@ -43,7 +43,7 @@ def check_place(folder: Path) -> None:
     if not there.is_dir():
         raise _unusable(folder, NotADirectoryError(errno.ENOTDIR, ""))
     if not os.access(there, os.W_OK | os.X_OK):
-        raise _unusable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        raise _unusable(folder, PermissionError(errno.EACCES, f"{there} is read-only here"))
 
 
 def check_folder(folder: Path) -> None:

@@ -25,7 +25,7 @@ from krzem.model import flops_per_token
 from krzem.train.checkpoint import (
     AsyncSaver,
     Retention,
-    latest_good,
+    check_config,
     load,
     load_meta,
     read_manifest,
@@ -41,6 +41,7 @@ from krzem.train.optim import ExpertLoad, Optimizer, OptimizerConfig, Schedule, 
 from krzem.train.own_work import OwnWork
 from krzem.train.parallel.pipeline import check_micro_batches
 from krzem.train.report import Contract, Reporter
+from krzem.train.resuming import check_optimizer, newest_good
 from krzem.train.settings import TrainSettings
 from krzem.train.state import copies_state, run_state
 from krzem.train.watch import Watch, blame, broken, is_finite
@@ -130,9 +131,9 @@ class Trainer:
         """Load ``folder``, or the newest good checkpoint of the run; None where there is none.
 
         Raises:
-            CheckpointError: of another model, other data, damaged or incomplete.
+            CheckpointError: of another model, other data or optimiser, damaged or incomplete.
         """
-        found = folder or latest_good(self.root, rejected=self._passed_over)
+        found = folder or newest_good(self.root, self._passed_over, anew=self.contract is not None)
         if found is None:
             return None
         meta = load_meta(found)
@@ -146,7 +147,10 @@ class Trainer:
                 "weights, sequence length and seed have to be those of the run, or start a new "
                 "folder"
             )
-        load(found, run_state(self.engine, self.optimizer), config=self.config)
+        state = run_state(self.engine, self.optimizer)
+        check_config(found, read_manifest(found), self.config)
+        check_optimizer(found, state, self.settings.goal.optimizer)
+        load(found, state, config=self.config)
         if self.layout.pp > 1:
             load(found, copies_state(self.engine, self.optimizer), strict=False, check="sizes")
         self.step, self.sample = int(meta["step"]), int(meta["sample"])

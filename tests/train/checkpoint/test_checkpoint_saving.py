@@ -408,6 +408,22 @@ def test_a_failed_save_behind_training_is_raised_once(
     assert saver.poll() is None
 
 
+def test_what_ended_training_is_not_hidden_by_the_save_that_failed_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def train() -> None:
+        with AsyncSaver(tmp_path) as saver:
+            saver.save(1, some_state(1), {})
+            raise ArithmeticError("first")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(ArithmeticError, match="first"):
+        train()
+
+
 def test_attachments_are_part_of_the_checkpoint(tmp_path: Path) -> None:
     folder = save(tmp_path, 1, some_state(1), meta={}).folder
     attach(folder, "witness", b"first")

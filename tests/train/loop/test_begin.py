@@ -74,6 +74,41 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(
     assert "step-000000002 is passed over" in capsys.readouterr().err
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path: Path) -> None:
+    tokenised(tmp_path)
+    file = write(tmp_path, "llama", tokens=512, save=1)
+    prepare(file).run()
+    for victim in (tmp_path / "out/checkpoints").glob("*/*.safetensors"):
+        victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* is good: put back"):
+        prepare(file).resume()
+
+
+def test_a_run_whose_first_save_was_interrupted_begins_anew(tmp_path: Path) -> None:
+    tokenised(tmp_path)
+    file = write(tmp_path, "llama", tokens=256)
+    prepare(file).run()
+    (tmp_path / "out/checkpoints/step-000000001/manifest.json").unlink()
+    assert prepare(file).resume() is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "missing"),
+    [("adamw", "muon", "momentum"), ("muon", "adamw", "exp_avg and exp_avg_sq")],
+)
+def test_a_checkpoint_of_another_optimizer_is_refused(
+    tmp_path: Path, before: str, after: str, missing: str
+) -> None:
+    tokenised(tmp_path)
+    file = write(tmp_path, "llama", tokens=256)
+    plain = file.read_text()
+    file.write_text(plain.replace("[goal]", f'[goal]\noptimizer = "{before}"'))
+    prepare(file).run()
+    file.write_text(plain.replace("[goal]", f'[goal]\noptimizer = "{after}"'))
+    with pytest.raises(CheckpointError, match=f"has no {missing} for {after}: it was trained with"):
+        prepare(file).resume()
+
+
 def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_built(tmp_path: Path) -> None:
     tokenised(tmp_path)
     file = write(tmp_path, "llama", tokens=512)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ import torch
 from tests.train.configs import ALL
 
 from krzem.errors import CheckpointError, KrzemError, RunError
-from krzem.run.contract import environment_of, read_heartbeats
+from krzem.run.contract import EXIT_STORAGE, environment_of, read_heartbeats
+from krzem.train.checkpoint import checkpoints, latest_good
 from krzem.train.command import main
 from krzem.train.data import BuildRequest, build
 from krzem.train.data.tokenizer import ByteTokenizer
@@ -137,6 +139,28 @@ def test_other_data_is_refused(run: Path) -> None:
         prepare(run).resume()
 
 
+def test_a_disk_that_fills_leaves_the_last_good_checkpoint(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, write_really = run.parent / "out" / "checkpoints", os.write
+
+    def full(descriptor: int, data: Any) -> int:
+        if (root / "step-000000004" / "manifest.json").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_really(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        assert main(run) == EXIT_STORAGE
+    (told,) = [x for x in capsys.readouterr().err.splitlines() if "cannot write" in x]
+    assert "the disk is full" in told
+    assert told.endswith(f"the last good checkpoint is {root / 'step-000000004'}")
+    assert [step for step, _ in checkpoints(root)] == [4]
+    assert latest_good(root) == root / "step-000000004"
+    assert main(run) == 0
+    assert latest_good(root) == root / "step-000000010"
+
+
 def test_numbers_that_are_none_end_the_run(run: Path) -> None:
     trainer = prepare(run)
     with torch.no_grad():
@@ -209,7 +233,9 @@ def test_a_place_that_may_not_be_written_to_is_a_fault(
 ) -> None:
     """As on a read-only disk; the modes of folders do not bind root."""
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(RunError, match=r"out cannot be used: Permission denied; give one that you"):
+    with pytest.raises(
+        RunError, match=r"out cannot be used: .* is read-only here; give one that you"
+    ):
         checked(run)
 
 

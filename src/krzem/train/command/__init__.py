@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from krzem.errors import InputError, KrzemError, RunError
+from krzem.errors import InputError, KrzemError, RunError, StorageError
 from krzem.run.contract import (
     ENV_LAYOUT,
     EXIT_CHECKPOINT,
@@ -112,7 +112,13 @@ def _describe(run_file: Path, *, as_json: bool, html: Path | None) -> int:
 
 
 def _train(run_file: Path, *, as_json: bool, html: Path | None) -> int:
-    from krzem.train.command.ending import check_page, end_sentence, end_value, write_page
+    from krzem.train.command.ending import (
+        check_page,
+        end_sentence,
+        end_value,
+        what_is_left,
+        write_page,
+    )
     from krzem.train.command.planning import forecast
     from krzem.train.start import prepare
 
@@ -124,7 +130,10 @@ def _train(run_file: Path, *, as_json: bool, html: Path | None) -> int:
     resumed = trainer.resume(None if contract is None else contract.resume_from)
     if resumed is not None and trainer.steps_left and rank == 0:
         trainer.reporter.event(trainer.step, "resumed", f"resumed from {resumed}")
-    end = trainer.run()
+    try:
+        end = trainer.run()
+    except StorageError as error:
+        raise StorageError(f"{error}; {what_is_left(trainer.root)}") from error
     if rank == 0:
         value, sentence = end_value(trainer, end), end_sentence(trainer, end)
         click.echo(json.dumps(value) if as_json else sentence)

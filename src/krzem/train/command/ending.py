@@ -11,7 +11,7 @@ import click
 from krzem.files import check_target
 from krzem.model import count
 from krzem.report.selfcontained import need_extra, write_text
-from krzem.train.checkpoint import step_folder
+from krzem.train.checkpoint import latest_good, step_folder
 from krzem.train.loop import RunEnd, Trainer
 from krzem.train.summary import summarise
 
@@ -58,6 +58,12 @@ def end_sentence(trainer: Trainer, end: RunEnd) -> str:
         f"done: {end.step:,} steps, {value['tokens']:,} tokens, loss {end.loss:.4f}, saved in "
         f"{value['checkpoint']}"
     )
+
+
+def what_is_left(root: Path) -> str:
+    """Which checkpoint in ``root`` the next start goes on from, by manifests and sizes."""
+    found = latest_good(root, deep=False) if root.is_dir() else None
+    return "no checkpoint is there yet" if found is None else f"the last good checkpoint is {found}"
 
 
 def write_page(trainer: Trainer, path: Path) -> None:

@@ -122,7 +122,10 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return _manifest(value)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is not a manifest of krzem data version {VERSION}") from error
+        raise DataError(
+            f"{file} is not a manifest of krzem data version {VERSION}; build the data again with "
+            "`krzem data build`"
+        ) from error
 
 
 def _manifest(value: dict[str, Any]) -> Manifest:
