@@ -31,7 +31,8 @@ def test_an_error_on_one_rank_ends_the_others_with_a_sentence(folder: Path) -> N
     run = write(folder, layout="dp=2,ep=2,mbs=4", save=0)
     codes, (first, second) = failing.run(run, failing.disk_full)
     assert codes == [2, EXIT_STORAGE]
-    assert second == "krzem train (rank 1): cannot write x: the disk is full\n"
+    says = "cannot write x: the disk is full; no checkpoint is there yet"
+    assert second == f"krzem train (rank 1): {says}\n"
     assert first.startswith(GONE)
     assert len(first.splitlines()) == 1
     assert steps(folder) == failing.AT
