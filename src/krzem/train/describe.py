@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,36 @@ import torch
 
 from krzem.model import count
 from krzem.quantity import format_bytes, format_count, format_seconds
-from krzem.train.checkpoint.store import latest_good
+from krzem.train.checkpoint import load_meta
 from krzem.train.config import ModelSpec
+from krzem.train.data.manifest import read_manifest
+from krzem.train.data.part import TRAIN
 from krzem.train.device import find_device
 from krzem.train.forecast import Forecast, Planner
 from krzem.train.model.transformer import Transformer
 from krzem.train.optim.muon import is_matrix
+from krzem.train.resuming import newest_good
 from krzem.train.settings import TrainSettings
-from krzem.train.start import checked
+from krzem.train.start import checked, weighed_folders
 
 _WIDTH = 100
 _FLOAT32 = 4
 _INTERVAL = ("low", "mid", "high")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataShare:
+    """One data set of the run."""
+
+    path: str
+    tokens: int
+    """That it holds for training."""
+    times: float
+    """How often the run goes through it."""
+
+    def as_text(self) -> str:
+        """The data set for people."""
+        return f"{self.tokens:,} tokens in {self.path}, gone through {self.times:.3g} times"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +59,7 @@ class Description:
     ranks: int
     tokens: int
     """Up to the end of the last step."""
+    data: tuple[DataShare, ...]
     sequence: int
     batch: tuple[int, ...]
     """Sequences a step: one number, or every size of a ramp."""
@@ -52,6 +71,10 @@ class Description:
     folder: str
     resumes: str | None
     """The checkpoint that a start would go on from."""
+    steps_left: int
+    """From there."""
+    arithmetic: str
+    optimizer: str
     forecast: Forecast | None
     unknown: str
     """Why there is no forecast."""
@@ -81,13 +104,23 @@ class Description:
             "ranks": f"{self.ranks}{_start(self.ranks)}",
             "tokens": f"{self.tokens:,} ({format_count(self.tokens)})",
             "steps": f"{self.steps:,} {batch}",
+            "data": "; ".join(x.as_text() for x in self.data),
+            "arithmetic": f"{self.arithmetic}, {self.optimizer}",
             "device": self.device,
             "memory": self._memory(),
             "step time": self._time(),
             "checkpoint": f"{format_bytes(self.checkpoint_bytes)} each, {self.checkpoints_kept} "
             "newest kept",
-            "folder": self.folder + (f", goes on from {self.resumes}" if self.resumes else ""),
+            "folder": self.folder + self._resuming(),
         }
+
+    def _resuming(self) -> str:
+        if self.resumes is None:
+            return ""
+        if not self.steps_left:
+            return f", nothing is left to train after {self.resumes}"
+        left = "1 step" if self.steps_left == 1 else f"{self.steps_left:,} steps"
+        return f", goes on from {self.resumes}, {left} left"
 
     def _memory(self) -> str:
         if self.forecast is None:
@@ -115,13 +148,15 @@ def describe(run_file: Path, planner: Planner | None = None) -> Description:
 
     Raises:
         RunError: with every fault found.
+        CheckpointError: the run has checkpoints, and none is good.
     """
     ready = checked(run_file, planner, here=False)
     settings, arch = ready.settings, ready.spec.arch
     counted = count(arch)
     samples = _samples(settings)
+    tokens = samples * settings.goal.sequence
     root = settings.folder / "checkpoints"
-    found = latest_good(root) if root.exists() else None
+    found = newest_good(root, lambda folder, why: None)
     return Description(
         model=arch.name,
         parameters=counted.total,
@@ -129,7 +164,8 @@ def describe(run_file: Path, planner: Planner | None = None) -> Description:
         active_parameters=counted.active,
         layout=str(ready.layout),
         ranks=ready.layout.devices,
-        tokens=samples * settings.goal.sequence,
+        tokens=tokens,
+        data=tuple(_data(settings, tokens)),
         sequence=settings.goal.sequence,
         batch=settings.batches.sizes,
         steps=settings.steps,
@@ -138,6 +174,9 @@ def describe(run_file: Path, planner: Planner | None = None) -> Description:
         checkpoints_kept=max(1, settings.checkpoint.keep_last),
         folder=str(settings.folder),
         resumes=None if found is None else found.name,
+        steps_left=settings.batches.steps(_sample(found, settings), settings.samples),
+        arithmetic=settings.goal.precision,
+        optimizer=settings.goal.optimizer,
         forecast=ready.forecast,
         unknown=ready.unplanned,
     )
@@ -153,6 +192,23 @@ def checkpoint_bytes(spec: ModelSpec, optimizer: str) -> int:
     )
     kept = model.state_dict().keys() - dict(model.named_parameters()).keys()
     return total + sum(b.nbytes for name, b in model.named_buffers() if name in kept)
+
+
+def _data(settings: TrainSettings, tokens: int) -> Iterator[DataShare]:
+    """Each data set with its share of the run's ``tokens``."""
+    weighed = weighed_folders(settings.data.path)
+    total = sum(weighed.values())
+    for path, weight in weighed.items():
+        held = read_manifest(settings.base / path).splits[TRAIN].tokens
+        yield DataShare(path=path, tokens=held, times=tokens * weight / total / held)
+
+
+def _sample(checkpoint: Path | None, settings: TrainSettings) -> int:
+    """The sample at which a start would go on."""
+    if checkpoint is None:
+        return 0
+    meta = load_meta(checkpoint)
+    return int(meta.get("sample", meta.get("tokens", 0) // settings.goal.sequence))
 
 
 def _samples(settings: TrainSettings) -> int:

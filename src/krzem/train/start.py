@@ -147,7 +147,7 @@ def _settings(run_file: Path) -> TrainSettings:
         _tried(lambda: check_place(folder), faults)
         model = _tried(lambda: _model(given), faults) if given else None
         vocabulary = None if model is None else model[0].vocab
-        paths = [] if error.data is None else _weighed(error.data.path)
+        paths = [] if error.data is None else weighed_folders(error.data.path)
         for path in paths:
             _tried(lambda path=path: _dataset(run_file.parent / path, "train", vocabulary), faults)  # type: ignore[misc]
         raise RunError(listed(run_file, faults)) from None
@@ -274,13 +274,13 @@ def _stream_of(settings: TrainSettings, vocabulary: int | None, split: str) -> S
     """The order of samples over the data sets of ``[data] path``."""
     components = [
         Component(dataset=_dataset(settings.base / path, split, vocabulary), weight=weight)
-        for path, weight in _weighed(settings.data.path).items()
+        for path, weight in weighed_folders(settings.data.path).items()
     ]
     return SampleStream(components, sequence=settings.goal.sequence, seed=settings.train.seed)
 
 
-def _weighed(path: str | Mapping[str, float]) -> Mapping[str, float]:
-    """Folders with their weights."""
+def weighed_folders(path: str | Mapping[str, float]) -> Mapping[str, float]:
+    """The folders of ``[data] path`` with their weights."""
     return {path: 1} if isinstance(path, str) else path
 
 

@@ -19,7 +19,7 @@ from krzem.errors import CheckpointError, KrzemError, RunError
 from krzem.run.contract import EXIT_STORAGE, environment_of, read_heartbeats
 from krzem.train.checkpoint import checkpoints, latest_good
 from krzem.train.command import main
-from krzem.train.data import BuildRequest, build
+from krzem.train.data import BuildRequest, TokenDataset, build
 from krzem.train.data.tokenizer import ByteTokenizer
 from krzem.train.describe import describe
 from krzem.train.loop import NotFiniteError, Trainer
@@ -271,6 +271,30 @@ def test_the_dry_run_says_what_would_be_run(run: Path) -> None:
     assert main(run, dry_run=True) == 0
 
 
+def test_the_dry_run_tells_of_the_data_and_of_what_is_left(run: Path) -> None:
+    told = describe(run)
+    (data,) = told.data
+    assert (data.path, data.tokens) == ("tokens", TokenDataset.open(run.parent / "tokens").tokens)
+    assert data.times == 2560 / data.tokens
+    assert told.as_text()["arithmetic"] == "fp32, adamw"
+    assert (told.resumes, told.steps_left) == (None, 10)
+    prepare(run).run()
+    told = describe(run)
+    assert (told.resumes, told.steps_left) == ("step-000000010", 0)
+    assert told.as_text()["folder"].endswith("nothing is left to train after step-000000010")
+    write(run.parent, ALL["deepseek_v3"], tokens=2560 + 256)
+    folder = describe(run).as_text()["folder"]
+    assert folder.endswith("goes on from step-000000010, 1 step left")
+
+
+def test_weights_of_data_sets_share_out_the_tokens(run: Path) -> None:
+    (run.parent / "more").symlink_to(run.parent / "tokens")
+    run.write_text(run.read_text().replace('"tokens"', '{ "tokens" = 3, "more" = 1 }'))
+    first, second = describe(run).data
+    assert first.times == 3 * second.times
+    assert first.times + second.times == pytest.approx(2560 / first.tokens)
+
+
 def test_a_pool_s_arithmetic_replaces_the_file_s(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +303,58 @@ def test_a_pool_s_arithmetic_replaces_the_file_s(
     monkeypatch.setenv("KRZEM_PRECISION", "fp8")
     with pytest.raises(RunError, match="the trainer computes in bf16 or fp32"):
         checked(run)
+
+
+def spoil(file: Path, what: str) -> None:
+    """Make what the run file names unusable."""
+    tokens, config = file.parent / "tokens", file.parent / "config.json"
+    if what == "no config":
+        config.unlink()
+    elif what == "config that is no JSON":
+        config.write_text("{")
+    elif what == "config without a field":
+        config.write_text(json.dumps({"model_type": "llama", "vocab_size": 300}))
+    elif what == "model of another kind":
+        config.write_text(json.dumps({"model_type": "mamba", "vocab_size": 300}))
+    elif what == "no data":
+        (tokens / "manifest.json").unlink()
+    elif what == "data that is no manifest":
+        (tokens / "manifest.json").write_text("{}")
+    elif what == "shard cut short":
+        os.truncate(next(tokens.glob("*.tokens")), 10)
+    elif what == "shard missing":
+        next(tokens.glob("*.tokens")).unlink()
+    elif what == "text for data":
+        file.write_text(file.read_text().replace('"tokens"', '"text.txt"'))
+    elif what == "sequence longer than the data":
+        file.write_text(file.read_text().replace("sequence = 32", "sequence = 320000"))
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("no config", "config.json"),
+        ("config that is no JSON", "is not valid JSON"),
+        ("config without a field", "is missing"),
+        ("model of another kind", "mamba"),
+        ("no data", "krzem data build"),
+        ("data that is no manifest", "build the data again"),
+        ("shard cut short", "has 10 bytes, the manifest says"),
+        ("shard missing", "is missing; build the data again"),
+        ("text for data", "text.txt is a file, not tokenised data"),
+        ("sequence longer than the data", "shorten the sequence or add text"),
+    ],
+)
+def test_what_the_file_names_and_cannot_be_used_is_one_sentence(
+    run: Path, capsys: pytest.CaptureFixture[str], what: str, says: str
+) -> None:
+    spoil(run, what)
+    assert main(run) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"krzem train: {run} has a fault: ")
+    assert says in told
+    assert len(told.splitlines()) == 1
+    assert not (run.parent / "out").exists()
 
 
 def test_missing_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

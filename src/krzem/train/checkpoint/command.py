@@ -246,7 +246,7 @@ def format_manifest(manifest: Manifest, *, tensors: bool = False) -> str:
     tokens = manifest.meta.get("tokens")
     lines = [
         f"step         {manifest.step:,}",
-        f"tokens       {f'{tokens:,}' if isinstance(tokens, int) else 'not stated'}",
+        f"tokens       {_tokens(tokens)}",
         f"written      {manifest.created}, by {manifest.written_by.get('ranks', '?')} ranks, "
         f"krzem {manifest.written_by.get('krzem')}, torch {manifest.written_by.get('torch')}",
         f"config       {manifest.config_sha256 or 'none'}",
@@ -265,6 +265,10 @@ def format_manifest(manifest: Manifest, *, tensors: bool = False) -> str:
             for name, t in sorted(manifest.tensors.items())
         ]
     return "\n".join(lines)
+
+
+def _tokens(stated: object) -> str:
+    return f"{stated:,}" if isinstance(stated, int) else "not stated"
 
 
 def _kinds(manifest: Manifest) -> dict[str, list[str]]:
@@ -293,10 +297,7 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
     """The checkpoints of a run, one a line."""
     return "\n".join(
         f"{Path(row['folder']).name}  "
-        + (
-            row["problem"]
-            or f"{row['bytes'] / 1e6:>12,.1f} MB  tokens {row['tokens'] or 'not stated'}"
-        )
+        + (row["problem"] or f"{row['bytes'] / 1e6:>12,.1f} MB  tokens {_tokens(row['tokens'])}")
         for row in rows
     )
 

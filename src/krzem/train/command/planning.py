@@ -26,7 +26,10 @@ from krzem.train.settings import TrainSettings
 
 _SPREAD = 0.6
 """Spread of the logarithm of a step time on processors, which no published run calibrates."""
-HOW = 'name the device, cluster = "h100:8", or what krzem probe measured, cluster = "profile.toml"'
+HOW = (
+    'write cluster = "h100:8" above its tables, or cluster = "profile.toml" for what '
+    "`krzem probe --out profile.toml` measured here"
+)
 
 
 def forecast(

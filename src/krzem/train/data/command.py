@@ -197,7 +197,7 @@ def format_result(result: BuildResult, out: Path) -> str:
             f"bad      {len(result.bad):,} records, listed in {out / BAD_RECORDS}; the first: "
             f"{first.file}:{first.line}: {first.reason}"
         )
-    lines.append(f"written  {out}")
+    lines.append(f'written  {out}: path = "{out}" under [data] in a run file trains on it')
     return "\n".join(lines)
 
 
@@ -206,7 +206,7 @@ def format_manifest(manifest: Manifest) -> str:
     tokenizer = manifest.tokenizer
     lines = [
         f"{name:<8} {split.tokens:,} tokens, {split.documents:,} documents, "
-        f"{len(split.shards)} shards, {manifest.order_sha256(name)[:12]}"
+        f"{len(split.shards)} shards, hash {manifest.order_sha256(name)[:12]}"
         for name, split in manifest.splits.items()
     ]
     lines.append(
