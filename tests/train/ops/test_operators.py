@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,9 +15,22 @@ from torch import Tensor
 from krzem.errors import UnknownNameError
 from krzem.train import ops
 from krzem.train.device import accelerator_type
+from krzem.train.ops import native
 from krzem.train.ops.attention import causal_mask
 
 DEVICES = ["cpu", *([accelerator_type()] if accelerator_type() else [])]
+
+
+@pytest.fixture(autouse=True, params=["kernels", "torch"])
+def with_or_without_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Processors with kernels in C and without them."""
+    if request.param == "torch":
+        with native.switched_off():
+            yield
+    else:
+        if native.library() is None:
+            pytest.skip("no C compiler")
+        yield
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -68,19 +81,22 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float)
     ("groups", "width", "window", "documents"),
     [(4, 16, None, False), (2, 16, 3, False), (4, 8, None, True), (1, 24, 5, True)],
 )
+@pytest.mark.parametrize("length", [13, 75])
 def test_attention(
     dtype: torch.dtype,
     device: str,
+    length: int,
     groups: int,
     width: int,
     window: int | None,
     documents: bool,
 ) -> None:
-    ids = torch.tensor([[0] * 4 + [1] * 5 + [2] * 4, [0] * 13]) if documents else None
-    mask = causal_mask(13, torch.device("cpu"), window, ids)
+    ids = torch.tensor([[0] * 4 + [1] * 5 + [2] * (length - 9), [0] * length])
+    ids = ids if documents else None  # type: ignore[assignment]
+    mask = causal_mask(length, torch.device("cpu"), window, ids)
     if mask is None:
-        mask = torch.ones(13, 13).tril().bool()
-    inputs = [draw(2, 4, 13, 24), draw(2, groups, 13, 24, seed=1), draw(2, groups, 13, width)]
+        mask = torch.ones(length, length).tril().bool()
+    inputs = [draw(2, g, length, w, seed=w) for g, w in ((4, 24), (groups, 24), (groups, width))]
     where = None if ids is None else ids.to(device)
     check(
         lambda q, k, v: ops.attention(q, k, v, scale=0.3, window=window, documents=where),
@@ -292,6 +308,26 @@ def test_place_groups_and_keeps_order(experts: list[int], align: int) -> None:
         assert stops[e] - starts[e] - len(rows) < align
 
 
+@both
+@everywhere
+@pytest.mark.parametrize("vocabulary", [9, 70])
+def test_sums_and_gradients_of_logits(dtype: torch.dtype, device: str, vocabulary: int) -> None:
+    logits = draw(6, vocabulary, scale=4.0).to(dtype)
+    own = torch.tensor([0, 8, -1, 3, vocabulary - 1, -1])
+    here = (own >= 0).double()
+    part, chosen = ops.logit_sums(logits.to(device), own.to(device))
+    exact = logits.double()
+    close(part, exact.logsumexp(-1), 1e-6)
+    close(chosen, exact.gather(1, own.clamp(min=0)[:, None])[:, 0] * here, 1e-6)
+    partition, factor = draw(6).abs() + exact.logsumexp(-1), draw(6, seed=1).abs()
+    expected = (exact - partition[:, None]).exp() * factor[:, None]
+    expected[torch.arange(6), own.clamp(min=0)] -= here
+    given = (partition.float().to(device), factor.float().to(device))
+    got = ops.logit_gradient(logits.to(device, copy=True), own.to(device), *given)
+    assert got.dtype is dtype
+    close(got, expected, 2e-6 if dtype is torch.float32 else 4e-3)
+
+
 def test_a_vendor_version_is_taken_only_where_its_library_is() -> None:
     @ops.operator
     def doubled(x: Tensor) -> Tensor:
@@ -327,8 +363,8 @@ def test_a_compiler_gets_the_versions_that_it_can_trace(
 def test_the_slots_that_vendors_fill() -> None:
     expected = {
         "attention", "combine", "dispatch", "float8_product", "grouped_linear", "grouped_network",
-        "keys_values", "linear", "permute", "rms_norm", "rotate", "rotate_tail", "sink_attention",
-        "swiglu",
+        "keys_values", "linear", "logit_gradient", "logit_sums", "permute", "rms_norm", "rotate",
+        "rotate_tail", "sink_attention", "swiglu",
     }  # fmt: skip
     assert set(ops.OPERATORS) == expected
     fused: dict[str, Any] = {n: op.versions for n, op in ops.OPERATORS.items()}

@@ -72,7 +72,10 @@ class LatentAttention(nn.Module):
         c, k_rot = self.kv_a_proj_with_mqa(x).split([self.latent, self.rotated], dim=-1)
         cos, sin = context.angles(self.spec.rope, context.own)
         k_rot = rotate(k_rot.unsqueeze(2), cos, sin, self.spec.rope_interleaved).squeeze(2)
-        joined = torch.cat((source, self.kv_a_layernorm(c), k_rot), dim=-1)
+        c = self.kv_a_layernorm(c)
+        if self.axes.tp.size == 1:
+            return source, c, k_rot
+        joined = torch.cat((source, c, k_rot), dim=-1)
         parts = gather(joined, self.axes.tp, 1)
         a, b, d = parts.split([source.shape[-1], self.latent, self.rotated], dim=-1)
         return a, b, d

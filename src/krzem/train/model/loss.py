@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from krzem.train.ops.logits import logit_gradient, logit_sums
 from krzem.train.ops.products import add_transposed_product, product
 from krzem.train.parallel.axis import Axis
 from krzem.train.parallel.collectives import max_over, sum_over
@@ -52,7 +53,7 @@ class _TokenLosses(torch.autograd.Function):
             own = piece.losses(z_weight)
             plain, full = plain + own[0], full + own[1]
             if dx is not None:
-                g = piece.gradient(z_weight).to(x.dtype)
+                g = piece.gradient(z_weight)
                 dx[rows] = product(g, matrix.t())
                 dm = add_transposed_product(dm, g, x[rows])
         if dx is not None and dm is not None:
@@ -73,41 +74,29 @@ class _TokenLosses(torch.autograd.Function):
 class _Piece:
     """Some tokens: what their loss and its gradient are made of."""
 
-    shares: Tensor
-    """[m, V] exponentials of the logits over their sum on this rank."""
-    part: Tensor
-    """[m] the logarithm of that sum."""
-    partition: Tensor
-    """[m] the logarithm of the sum over all ranks' vocabulary."""
+    logits: Tensor
+    """[m, V] of this rank's vocabulary."""
+    own: Tensor
+    """[m] the target's place among them, -1 where it is not here."""
     chosen: Tensor
     """[m] logit of the target."""
-    own: Tensor
-    """[m] the target's place among this rank's rows, or any where it is not here."""
-    here: Tensor
-    """[m] whether the target is among this rank's rows."""
+    partition: Tensor
+    """[m] the logarithm of the sum of exponentials over all ranks' vocabulary."""
     kept: Tensor
     """[m] whether the token has a target."""
 
     @classmethod
     def of(cls, x: Tensor, matrix: Tensor, target: Tensor, axis: Axis) -> _Piece:
         """Logits of ``x [m, D]``, and what the ranks of ``axis`` have to know of each other's."""
-        logits = product(x, matrix)
-        kept = target != IGNORE
+        logits, kept = product(x, matrix), target != IGNORE
         own = target - axis.rank * len(matrix)
-        here = kept & (own >= 0) & (own < len(matrix))
-        own = own.clamp(0, len(matrix) - 1)
-        chosen = sum_over(logits.gather(1, own[:, None]).squeeze(1).float() * here, axis)
-        largest = logits.amax(-1).float()
-        shares = logits.softmax(-1, dtype=torch.float32)
-        # The largest logit's share is one over the sum of exponentials less it.
-        part = largest - shares.amax(-1).log()
+        own = own.masked_fill(~kept | (own < 0) | (own >= len(matrix)), -1)
+        part, chosen = logit_sums(logits, own)
         return cls(
-            shares=shares,
-            part=part,
-            partition=_log_sum(part, axis),
-            chosen=chosen,
+            logits=logits,
             own=own,
-            here=here,
+            chosen=sum_over(chosen, axis),
+            partition=_log_sum(part, axis),
             kept=kept,
         )
 
@@ -119,10 +108,9 @@ class _Piece:
         return plain, plain + z_weight * (self.partition.square() * self.kept).sum()
 
     def gradient(self, z_weight: float) -> Tensor:
-        """[m, V] of the loss with z-loss with respect to the logits, in place of ``shares``."""
+        """[m, V] of the loss with z-loss, with respect to the logits, whose place it may take."""
         factor = self.kept * (1 + 2 * z_weight * self.partition)
-        out = self.shares.mul_((factor * (self.part - self.partition).exp())[:, None])
-        return out.scatter_add_(1, self.own[:, None], -self.here.float()[:, None])
+        return logit_gradient(self.logits, self.own, self.partition, factor)
 
 
 def _log_sum(part: Tensor, axis: Axis) -> Tensor:

@@ -6,7 +6,17 @@ themselves here; importing them needs neither a device nor a vendor's library.
 
 from __future__ import annotations
 
-from krzem.train.ops import ascend, cpu, cpu_attention, cpu_gated, cpu_heads, cpu_permute, cuda
+from krzem.train.ops import (
+    ascend,
+    cpu,
+    cpu_activation,
+    cpu_attention,
+    cpu_gated,
+    cpu_heads,
+    cpu_logits,
+    cpu_permute,
+    cuda,
+)
 from krzem.train.ops.attention import attention, sink_attention
 from krzem.train.ops.dispatch import dispatch
 from krzem.train.ops.float8 import float8_grouped_linear, float8_linear, float8_product
@@ -14,6 +24,7 @@ from krzem.train.ops.gated import grouped_network
 from krzem.train.ops.grouped import Groups, grouped_linear
 from krzem.train.ops.heads import keys_values, rotate_tail
 from krzem.train.ops.linear import linear
+from krzem.train.ops.logits import logit_gradient, logit_sums
 from krzem.train.ops.norm import rms_norm
 from krzem.train.ops.permute import combine, permute, place
 from krzem.train.ops.registry import OPERATORS, Operator, find_operator, operator, portable_only
@@ -28,9 +39,11 @@ __all__ = [
     "attention",
     "combine",
     "cpu",
+    "cpu_activation",
     "cpu_attention",
     "cpu_gated",
     "cpu_heads",
+    "cpu_logits",
     "cpu_permute",
     "cuda",
     "dispatch",
@@ -42,6 +55,8 @@ __all__ = [
     "grouped_network",
     "keys_values",
     "linear",
+    "logit_gradient",
+    "logit_sums",
     "operator",
     "permute",
     "place",

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from krzem.train.ops import native
 from krzem.train.ops.attention import attention, causal_mask
+from krzem.train.ops.native_attention import native_attention
 
 _SHORT = 1024
 """Sequences up to which keeping the weights of all pairs pays off."""
@@ -36,11 +38,14 @@ def attention_cpu(
     if k.shape[1] != q.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     mask = causal_mask(length, q.device, window, documents)
+    if q.dtype is torch.float32 and native.usable(q, k, v):
+        out, _ = native_attention(q, k, v, scale, mask)
+        return out
     if mask is None:
         mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()[None, None]
     blocked = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-    out: Tensor = _Blocks.apply(q, k, v, scale, blocked)
-    return out
+    blocks: Tensor = _Blocks.apply(q, k, v, scale, blocked)
+    return blocks
 
 
 def _spans(length: int, dtype: torch.dtype) -> list[tuple[slice, slice]]:

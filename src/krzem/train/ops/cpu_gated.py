@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from krzem.train.ops.cpu_activation import activated, activated_backward
 from krzem.train.ops.gated import grouped_network
 from krzem.train.ops.grouped import Groups, group_spans
 from krzem.train.ops.products import product, product_into, transposed_product_into
@@ -21,27 +21,33 @@ def grouped_network_cpu(
     x: Tensor, up: Tensor, down: Tensor, groups: Groups, limit: float | None = None
 ) -> Tensor:
     """Both products of a group and what lies between them, before the next group."""
-    if limit is not None:
-        return grouped_network.portable(x, up, down, groups, limit)
-    y, _ = _forward(x, up, down, list(groups.sizes))
+    y, _ = _forward(x, up, down, list(groups.sizes), limit)
     return y
 
 
 # A library operator is one unit for torch: selective recomputation can keep its results.
 @torch.library.custom_op("krzem::grouped_network", mutates_args=())
-def _forward(x: Tensor, up: Tensor, down: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+def _forward(
+    x: Tensor, up: Tensor, down: Tensor, sizes: list[int], limit: float | None
+) -> tuple[Tensor, Tensor]:
     """The result ``[P, D]``, and gate and value ``[P, 2W]``, which the backward needs."""
     y, inner = torch.empty_like(x), x.new_empty(len(x), up.shape[1])
     for e, rows in group_spans(sizes):
         product_into(inner[rows], x[rows], up[e])
         gate, value = inner[rows].chunk(2, dim=-1)
-        product_into(y[rows], F.silu(gate).mul_(value), down[e])
+        product_into(y[rows], activated(gate, value, limit), down[e])
     return y, inner
 
 
 @torch.library.custom_op("krzem::grouped_network_backward", mutates_args=())
 def _backward(
-    g: Tensor, x: Tensor, inner: Tensor, up: Tensor, down: Tensor, sizes: list[int]
+    g: Tensor,
+    x: Tensor,
+    inner: Tensor,
+    up: Tensor,
+    down: Tensor,
+    sizes: list[int],
+    limit: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     g = g.contiguous()
     dx, d_up, d_down = torch.empty_like(x), torch.empty_like(up), torch.empty_like(down)
@@ -51,37 +57,42 @@ def _backward(
             d_down[e].zero_()
     for e, rows in group_spans(sizes):
         gate, value = inner[rows].chunk(2, dim=-1)
-        active = F.silu(gate)
         d_hidden = product(g[rows], down[e].t())
-        transposed_product_into(d_down[e], g[rows], active * value)
-        d_value = active.mul_(d_hidden)
-        d_gate = torch.ops.aten.silu_backward(d_hidden.mul_(value), gate)
-        d_inner = torch.cat((d_gate, d_value), dim=-1)
+        d_inner, hidden = activated_backward(d_hidden, gate, value, limit)
+        transposed_product_into(d_down[e], g[rows], hidden)
         product_into(dx[rows], d_inner, up[e].t())
         transposed_product_into(d_up[e], d_inner, x[rows])
     return dx, d_up, d_down
 
 
 @_forward.register_fake
-def _(x: Tensor, up: Tensor, down: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor, up: Tensor, down: Tensor, sizes: list[int], limit: float | None
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape[0], up.shape[1])
 
 
 @_backward.register_fake
 def _(
-    g: Tensor, x: Tensor, inner: Tensor, up: Tensor, down: Tensor, sizes: list[int]
+    g: Tensor,
+    x: Tensor,
+    inner: Tensor,
+    up: Tensor,
+    down: Tensor,
+    sizes: list[int],
+    limit: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(up), torch.empty_like(down)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, list[int]], output: Any) -> None:
-    x, up, down, ctx.sizes = inputs
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, up, down, ctx.sizes, ctx.limit = inputs
     ctx.save_for_backward(x, output[1], up, down)
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
-    return (*_backward(g, *ctx.saved_tensors, ctx.sizes), None)
+def _gradients(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*_backward(g, *ctx.saved_tensors, ctx.sizes, ctx.limit), None, None)
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
