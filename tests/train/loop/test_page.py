@@ -8,12 +8,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from tests.train.loop.folder import tokenised, write
 from tests.train.loop.test_planned import PROFILE
 
 from krzem.errors import RunError
+from krzem.run.contract import EXIT_NONFINITE
 from krzem.train.command import train_command
+from krzem.train.engine import StepResult
+from krzem.train.loop import Trainer
 from krzem.train.summary import EVENTS, METRICS, POINTS, summarise
 
 
@@ -53,6 +57,22 @@ def test_the_page_of_a_run_that_has_ended_and_has_no_plan(folder: Path) -> None:
     assert "There is no plan to compare with" in text
     assert "Balance of experts" in text
     assert "512 of 512 tokens in 2" in text
+
+
+def test_a_run_that_breaks_leaves_its_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer._one_step
+
+    def breaks(trainer: Trainer) -> StepResult:
+        if trainer.step == 2:
+            with torch.no_grad():
+                trainer.engine.held[0].part.fill_(float("inf"))
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "_one_step", breaks)
+    ended = train(write(folder, "llama"), "--html", folder / "run.html")
+    assert ended.exit_code == EXIT_NONFINITE
+    assert "step 3: loss nan" in ended.output
+    assert "512 of 2,560 tokens in 2" in (folder / "run.html").read_text()
 
 
 def test_the_end_as_json_is_json(folder: Path) -> None:

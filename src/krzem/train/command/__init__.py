@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -39,7 +40,7 @@ from krzem.run.contract import (
     "--html",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="At the end write a page that needs no network: loss, speed, plan and actual.",
+    help="Write a page when the run ends, by a fault too: loss, speed, plan and actual.",
 )
 def train_command(
     run_file: Path, dry_run: bool, layout: str | None, as_json: bool, html: Path | None
@@ -130,15 +131,21 @@ def _train(run_file: Path, *, as_json: bool, html: Path | None) -> int:
     resumed = trainer.resume(None if contract is None else contract.resume_from)
     if resumed is not None and trainer.steps_left and rank == 0:
         trainer.reporter.event(trainer.step, "resumed", f"resumed from {resumed}")
+    page = html if rank == 0 else None
     try:
         end = trainer.run()
-    except StorageError as error:
-        raise StorageError(f"{error}; {what_is_left(trainer.root)}") from error
+    except KrzemError as error:
+        if page is not None:
+            with contextlib.suppress(KrzemError):  # the cause is told in any case
+                write_page(trainer, page)
+        if isinstance(error, StorageError):
+            raise StorageError(f"{error}; {what_is_left(trainer.root)}") from error
+        raise
     if rank == 0:
         value, sentence = end_value(trainer, end), end_sentence(trainer, end)
         click.echo(json.dumps(value) if as_json else sentence)
-        if html is not None:
-            write_page(trainer, html)
+    if page is not None:
+        write_page(trainer, page)
     return EXIT_STOPPED if end.stopped else EXIT_DONE
 
 
