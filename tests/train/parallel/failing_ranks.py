@@ -69,13 +69,13 @@ def _rank(rank: int, file: Path, happens: Callable[[Trainer], None]) -> None:
 
 
 def run(file: Path, happens: Callable[[Trainer], None]) -> tuple[list[int | None], list[str]]:
-    """How each rank ended (None: it hung for a minute), and what it said."""
+    """How each rank ended (None: it hung for minutes), and what it said."""
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     context = mp.start_processes(
         _rank, args=(file, happens), nprocs=2, join=False, start_method="forkserver"
     )
     for process in context.processes:
-        process.join(60)
+        process.join(200)
     codes = [process.exitcode for process in context.processes]
     for process in context.processes:
         process.kill()
