@@ -30,6 +30,7 @@ from krzem.train.parallel.held import add_shared_gradients, held_by, squared_nor
 from krzem.train.parallel.mesh import Meshes, build_meshes
 from krzem.train.parallel.pipeline import SPLIT_BACKWARD, Pipeline, forward_only
 from krzem.train.parallel.placing import Placement, local_part, place
+from krzem.train.parallel.replicas import Replicas
 from krzem.train.parallel.stages import parts, stage_ranks
 
 
@@ -75,6 +76,9 @@ class Engine:
             self.meshes = build_meshes(layout, device.type)
             self.stages, placements = self._build_stages(self.meshes, seed)
         self.held = held_by(self.stages, placements)
+        self._replicas: list[Replicas] = []
+        if self.meshes is not None and layout.zero == 0:
+            self._replicas = [Replicas(stage, self.meshes) for stage in self.stages]
         set_recompute(self.stages, layout)
         set_float8(self.stages, float8)
         self._pipelines: dict[tuple[int, int], Pipeline] = {}
@@ -143,6 +147,9 @@ class Engine:
             self._micro_batches(tokens, documents)
         else:
             self._pipeline(tokens).run(tokens, documents)
+        for replicas in self._replicas:
+            replicas.finish()
+        if self.layout.pp > 1:
             assert self.meshes is not None
             add_shared_gradients(self.stages, self.meshes.pipeline)
         return self._result()
@@ -156,6 +163,8 @@ class Engine:
             if isinstance(model, FSDPModule):
                 model.set_is_last_backward(last)
                 model.set_requires_gradient_sync(last or self.layout.zero >= 2)
+            for replicas in self._replicas if last else ():
+                replicas.arm()
             piece = slice(start, start + size)
             loss = model(tokens[piece], documents=None if documents is None else documents[piece])
             loss.backward()

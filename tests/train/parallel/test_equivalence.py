@@ -14,6 +14,11 @@ import pytest
 from tests.train.parallel.spawn import spawn
 
 DATA = ["dp=4,zero=0,mbs=2", "dp=4,zero=2,mbs=1", "dp=4,zero=3,mbs=2"]
+COPIES = [
+    "dp=4,ep=2,zero=0,mbs=1",
+    "tp=2,dp=2,ep=2,zero=0,mbs=2",
+    "pp=2,cp=2,zero=0,cpkind=a2a,mbs=2",
+]
 HYBRID = ["dp=4,zero=3,shard=2,mbs=1"]
 EXPERT = ["dp=4,ep=2,zero=3,mbs=1", "dp=4,ep=4,mbs=2"]
 TENSOR = ["tp=4,mbs=4", "tp=2,dp=2,zero=3,mbs=2"]
@@ -39,7 +44,7 @@ RECOMPUTE = [
 
 def cases() -> list[dict[str, Any]]:
     """The matrix: everything for V3, what differs for the others."""
-    groups = (DATA, HYBRID, EXPERT, TENSOR, EXPERT_TENSOR, CONTEXT, PIPELINE, RECOMPUTE)
+    groups = (DATA, COPIES, HYBRID, EXPERT, TENSOR, EXPERT_TENSOR, CONTEXT, PIPELINE, RECOMPUTE)
     matrix = [{"model": "deepseek_v3", "layout": x} for group in groups for x in group]
     matrix += [{"model": "deepseek_v3", "layout": EXPERT_TENSOR[2], "steps": 5}]
     some = [EXPERT[0], TENSOR[1], EXPERT_TENSOR[0], CONTEXT[1], PIPELINE[2], RECOMPUTE[0]]

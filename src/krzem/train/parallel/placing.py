@@ -60,11 +60,14 @@ def place(model: Transformer, meshes: Meshes) -> dict[str, Placement]:
     """Cut and shard ``model`` (on the meta device) in place; returns the place of each parameter.
 
     Modules that hold parameters of one layer become one FSDP unit, experts another on their own
-    mesh.  Gradients are summed, never averaged: the loss is divided by the global batch.
+    mesh.  Gradients are summed, never averaged: the loss is divided by the global batch.  Where
+    nothing is sharded, parameters stay as they are (:mod:`krzem.train.parallel.replicas`).
     """
     cuts = {name: p.cut for name, p in model.named_parameters()}  # type: ignore[attr-defined]
     shapes = {name: p.shape for name, p in model.named_parameters()}
     _cut(model, meshes)
+    if meshes.layout.zero == 0:
+        return {n: _placement(shapes[n], cuts[n], 0, meshes) for n in shapes}
     dims: dict[str, int] = {}
     for module, mesh, size in _units(model, meshes):
         prefix = _name_of(model, module)
