@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,11 @@ def answer(**variables: str) -> str:
         check=True,
     )
     return done.stdout.split()[0]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_where_a_compiler_is_the_kernels_are() -> None:
+    assert answer() == "True"
 
 
 @needed

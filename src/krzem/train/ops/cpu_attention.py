@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from krzem.train.ops import native
 from krzem.train.ops.attention import attention, causal_mask
-from krzem.train.ops.native_attention import native_attention
+from krzem.train.ops.native_attention import native_attention, takes
 
 _SHORT = 1024
 """Sequences up to which keeping the weights of all pairs pays off."""
@@ -38,7 +37,7 @@ def attention_cpu(
     if k.shape[1] != q.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     mask = causal_mask(length, q.device, window, documents)
-    if q.dtype is torch.float32 and native.usable(q, k, v):
+    if takes(q, k, v):
         out, _ = native_attention(q, k, v, scale, mask)
         return out
     if mask is None:

@@ -47,6 +47,8 @@ _SIGNATURES = {
     "attention_gradient": "ppppppp" + "pp" + "nnnnn" + "fn",
 }
 """Arguments of each kernel: p address, n size, f float32, i int."""
+_PAIRED = ("attention", "attention_gradient")
+"""Kernels that some processors have in bfloat16 as well, named ``pairs_...``."""
 _SECONDS = 120
 """Longest wait for the compiler."""
 
@@ -73,11 +75,20 @@ def library() -> ctypes.CDLL | None:
         found = ctypes.CDLL(str(_built(_compiler())))
     except (OSError, subprocess.SubprocessError):
         return None
-    for name, kinds in _SIGNATURES.items():
+    signatures = dict(_SIGNATURES)
+    if found.krzem_pairs():
+        signatures |= {f"pairs_{name}": _SIGNATURES[name] for name in _PAIRED}
+    for name, kinds in signatures.items():
         function = getattr(found, f"krzem_{name}")
         function.argtypes = [_KINDS[kind] for kind in kinds]
-        function.restype = ctypes.c_int if name.startswith("attention") else None
+        function.restype = ctypes.c_int if "attention" in name else None
     return found
+
+
+def multiplies_pairs() -> bool:
+    """Whether this processor multiplies pairs of bfloat16, so that attention has kernels for it."""
+    kernels = library()
+    return kernels is not None and bool(kernels.krzem_pairs())
 
 
 def usable(*tensors: Tensor) -> bool:

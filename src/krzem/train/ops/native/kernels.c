@@ -42,6 +42,14 @@ INLINE float sum(vf x) {
   return total;
 }
 
+/* The first `count` lanes of x, and `rest` in the others. */
+INLINE vf kept(vf x, at count, float rest) {
+  if (count >= LANES) return x;
+  vi lane;
+  for (int k = 0; k < LANES; k++) lane[k] = k;
+  return pick((vi)(lane < (int32_t)count), x, all(rest));
+}
+
 /* LANES elements from `i` on; the last of a row may be fewer, the rest is zero. */
 INLINE vf load(const void *from, at i, at count, int narrow) {
   if (count >= LANES) {
@@ -284,16 +292,13 @@ INLINE void logit_rows(const void *logits, const int64_t *own, float *part, floa
     const void *l = row(logits, r * width, narrow);
     vf highest = all(-INFINITY), total = {0};
     for (at i = 0; i < width; i += LANES) {
-      vf x = load(l, i, width - i, narrow);
-      for (int k = (int)least(LANES, width - i); k < LANES; k++) x[k] = -INFINITY;
+      vf x = kept(load(l, i, width - i, narrow), width - i, -INFINITY);
       highest = pick((vi)(x < highest), highest, x); /* what is not a number stays */
     }
     float top = highest[0];
     for (int k = 1; k < LANES; k++) top = highest[k] < top ? top : highest[k];
     for (at i = 0; i < width; i += LANES) {
-      vf x = decay(load(l, i, width - i, narrow) - top);
-      for (int k = (int)least(LANES, width - i); k < LANES; k++) x[k] = 0;
-      total += x;
+      total += kept(decay(load(l, i, width - i, narrow) - top), width - i, 0);
     }
     part[r] = top + logf(sum(total));
     chosen[r] = own[r] < 0 ? 0 : load(l, own[r], 1, narrow)[0];
@@ -396,16 +401,14 @@ static void softmax(float *scores, const float *mask, float scale, at count, at 
     vf x = load(scores, j, count - j, 0) * scale;
     if (mask) x += load(mask, j, count - j, 0);
     store(scores, j, count - j, x, 0);
-    if (count - j < LANES)
-      for (int k = (int)(count - j); k < LANES; k++) x[k] = -INFINITY;
+    x = kept(x, count - j, -INFINITY);
     highest = pick((vi)(x > highest), x, highest);
   }
   float top = highest[0];
   for (int k = 1; k < LANES; k++) top = highest[k] > top ? highest[k] : top;
   vf total = {0};
   for (at j = 0; j < count; j += LANES) {
-    vf x = decay(load(scores, j, count - j, 0) - top);
-    for (int k = (int)least(LANES, count - j); k < LANES; k++) x[k] = 0;
+    vf x = kept(decay(load(scores, j, count - j, 0) - top), count - j, 0);
     store(scores, j, count - j, x, 0);
     total += x;
   }
@@ -416,13 +419,13 @@ static void softmax(float *scores, const float *mask, float scale, at count, at 
 }
 
 /* The gradient of scaled scores from that of the weights, in its place; zeros up to `end`. */
-static void softmax_gradient(float *g, const float *weights, float scale, at count, at end) {
+INLINE void softmax_gradient(float *g, const void *weights, float scale, at count, at end, int narrow) {
   vf along = {0};
   for (at j = 0; j < count; j += LANES)
-    along += load(g, j, count - j, 0) * load(weights, j, count - j, 0);
+    along += load(g, j, count - j, 0) * load(weights, j, count - j, narrow);
   float dot = sum(along);
   for (at j = 0; j < count; j += LANES) {
-    vf x = load(weights, j, count - j, 0) * (load(g, j, count - j, 0) - dot) * scale;
+    vf x = load(weights, j, count - j, narrow) * (load(g, j, count - j, 0) - dot) * scale;
     store(g, j, count - j, x, 0);
   }
   for (at j = count; j < end; j++) g[j] = 0;
@@ -487,7 +490,7 @@ int krzem_attention_gradient(const float *g, const float *q, const float *k, con
       at rows = least(ROWS, length - i), end = least(i + ROWS, length);
       multiply(rows, go + i * gs.token, gs.token, 1, values, value_width, value_width, scores + i * length, length, end);
       for (at r = i; r < i + rows; r++)
-        softmax_gradient(scores + r * length, w + r * length, scale, r + 1, end);
+        softmax_gradient(scores + r * length, w + r * length, scale, r + 1, end, 0);
       multiply(rows, scores + i * length, length, 1, keys, length, end,
                (float *)of(dq, dqs, b, h) + i * dqs.token, dqs.token, width);
     }
@@ -502,3 +505,180 @@ int krzem_attention_gradient(const float *g, const float *q, const float *k, con
   }
   return failed;
 }
+
+/* ---- causal attention in bfloat16, where the processor multiplies pairs of it ---- */
+
+/* Whether the functions below compute. */
+int krzem_pairs(void) {
+#if defined(__AVX512BF16__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+#if defined(__AVX512BF16__)
+
+typedef uint16_t half;
+static at even(at n) { return n + (n & 1); }
+INLINE const half *half_of(const half *x, strides s, at b, at h) { return x + b * s.batch + h * s.head; }
+
+/* b [k, n] as panels of pairs along k, filled up with zeros; b's rows along k are contiguous. */
+static void pack_rows(uint32_t *to, const half *b, at n_stride, at k, at n) {
+  for (at j0 = 0; j0 < n; j0 += COLUMNS, to += k / 2 * COLUMNS) {
+    at count = least(COLUMNS, n - j0);
+    if (count < COLUMNS) memset(to, 0, (size_t)(k / 2 * COLUMNS) * sizeof *to);
+    for (at j = 0; j < count; j++)
+      for (at p = 0; p < k / 2; p++) memcpy(to + p * COLUMNS + j, b + (j0 + j) * n_stride + 2 * p, sizeof *to);
+  }
+}
+
+/* The same where rows along n are contiguous; k may be odd. */
+static void pack_columns(uint32_t *to, const half *b, at k_stride, at k, at n) {
+  for (at j0 = 0; j0 < n; j0 += COLUMNS) {
+    at count = least(COLUMNS, n - j0);
+    for (at p = 0; p < k; p += 2, to += COLUMNS) {
+      const half *low = b + p * k_stride + j0, *high = p + 1 < k ? low + k_stride : NULL;
+      for (at j = 0; j < count; j++) to[j] = low[j] | (high ? (uint32_t)high[j] << 16 : 0);
+      for (at j = count; j < COLUMNS; j++) to[j] = 0;
+    }
+  }
+}
+
+/* c [rows, count] = a times one panel; the pair p of row i of a is at i * a_row + p * a_pair. */
+INLINE void pair_tile(int rows, const half *a, at a_row, at a_pair, const uint32_t *panel, at pairs,
+                      void *c, at c_row, at c_at, at count, int narrow) {
+  __m512 low[ROWS], high[ROWS];
+#pragma GCC unroll 12
+  for (int i = 0; i < rows; i++) low[i] = high[i] = _mm512_setzero_ps();
+  for (at p = 0; p < pairs; p++, a += a_pair, panel += COLUMNS) {
+    __m512bh left = (__m512bh)_mm512_loadu_si512(panel);
+    __m512bh right = (__m512bh)_mm512_loadu_si512(panel + LANES);
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+      int32_t pair;
+      memcpy(&pair, a + i * a_row, sizeof pair);
+      __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+      low[i] = _mm512_dpbf16_ps(low[i], x, left);
+      high[i] = _mm512_dpbf16_ps(high[i], x, right);
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < rows; i++) {
+    store(c, i * c_row + c_at, count, (vf)low[i], narrow);
+    if (count > LANES) store(c, i * c_row + c_at + LANES, count - LANES, (vf)high[i], narrow);
+  }
+}
+
+/* c [rows, n] = a times packed b, whose panels are `depth` pairs deep. */
+INLINE void multiply_pairs(at rows, const half *a, at a_row, at a_pair, const uint32_t *b, at depth,
+                           at pairs, void *c, at c_row, at n, int narrow) {
+  for (at j = 0; j < n; j += COLUMNS, b += depth * COLUMNS) {
+    at done = 0, count = least(COLUMNS, n - j);
+    if (rows == ROWS) {
+      pair_tile(ROWS, a, a_row, a_pair, b, pairs, c, c_row, j, count, narrow);
+      continue;
+    }
+    for (; rows - done >= 4; done += 4)
+      pair_tile(4, a + done * a_row, a_row, a_pair, b, pairs, c, c_row, done * c_row + j, count, narrow);
+    for (; done < rows; done++)
+      pair_tile(1, a + done * a_row, a_row, a_pair, b, pairs, c, c_row, done * c_row + j, count, narrow);
+  }
+}
+
+/* Two rows, or one and zeros, as pairs. */
+static void interleave(uint32_t *to, const half *first, const half *second, at count) {
+  for (at j = 0; j < count; j++) to[j] = first[j] | (second ? (uint32_t)second[j] << 16 : 0);
+}
+
+static void narrowed(half *to, const float *from, at count) {
+  for (at j = 0; j < count; j += LANES) store(to, j, count - j, load(from, j, count - j, 0), 1);
+}
+
+/* As krzem_attention; widths are even, and weights [batch, heads, length, even(length)]. */
+int krzem_pairs_attention(const half *q, const half *k, const half *v, half *out, const strides *s,
+                          half *weights, const float *mask, at mask_batch, at batch, at heads,
+                          at length, at width, at value_width, float scale, at threads) {
+  strides qs = s[0], ks = s[1], vs = s[2], os = s[3];
+  int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
+  for (at n = 0; n < batch * heads; n++) {
+    at b = n / heads, h = n % heads, wide = even(length), key_size = panels(length) * width / 2;
+    const half *own = half_of(q, qs, b, h);
+    uint32_t *keys = malloc((size_t)(key_size + wide / 2 * panels(value_width) + ROWS * length) * sizeof *keys);
+    if (!keys) { failed = 1; continue; }
+    uint32_t *values = keys + key_size;
+    float *scores = (float *)(values + wide / 2 * panels(value_width));
+    half *w = weights + n * length * wide;
+    pack_rows(keys, half_of(k, ks, b, h), ks.token, width, length);
+    pack_columns(values, half_of(v, vs, b, h), vs.token, length, value_width);
+    for (at i = 0; i < length; i += ROWS) {
+      at rows = least(ROWS, length - i), end = least(i + ROWS, length);
+      multiply_pairs(rows, own + i * qs.token, qs.token, 2, keys, width / 2, width / 2, scores, length, end, 0);
+      for (at r = 0; r < rows; r++) {
+        half *to = w + (i + r) * wide;
+        softmax(scores + r * length, mask ? mask + b * mask_batch + (i + r) * length : NULL, scale, i + r + 1, end);
+        narrowed(to, scores + r * length, end);
+        if (end < even(end)) to[end] = 0;
+      }
+      multiply_pairs(rows, w + i * wide, wide, 2, values, wide / 2, even(end) / 2,
+                     (half *)half_of(out, os, b, h) + i * os.token, os.token, value_width, 1);
+    }
+    free(keys);
+  }
+  return failed;
+}
+
+/* As krzem_attention_gradient. */
+int krzem_pairs_attention_gradient(const half *g, const half *q, const half *k, const half *v, half *dq,
+                                   half *dk, half *dv, const strides *s, const half *weights, at batch,
+                                   at heads, at length, at width, at value_width, float scale, at threads) {
+  strides gs = s[0], qs = s[1], ks = s[2], vs = s[3], dqs = s[4], dks = s[5], dvs = s[6];
+  int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
+  for (at n = 0; n < batch * heads; n++) {
+    at b = n / heads, h = n % heads, wide = even(length), deep = wide / 2;
+    at value_size = panels(length) * value_width / 2, key_size = deep * panels(width);
+    at out_size = deep * panels(value_width), square = deep * length;
+    const half *go = half_of(g, gs, b, h), *w = weights + n * length * wide;
+    at sizes = value_size + 2 * key_size + out_size + 2 * square + ROWS * (length + deep);
+    uint32_t *values = malloc((size_t)sizes * sizeof *values);
+    if (!values) { failed = 1; continue; }
+    uint32_t *keys = values + value_size, *queries = keys + key_size, *outs = queries + key_size;
+    uint32_t *score_pairs = outs + out_size, *weight_pairs = score_pairs + square;
+    float *scores = (float *)(weight_pairs + square);
+    half *block = (half *)(scores + ROWS * length);
+    pack_rows(values, half_of(v, vs, b, h), vs.token, value_width, length);
+    pack_columns(keys, half_of(k, ks, b, h), ks.token, length, width);
+    pack_columns(queries, half_of(q, qs, b, h), qs.token, length, width);
+    pack_columns(outs, go, gs.token, length, value_width);
+    for (at i = 0; i < length; i += ROWS) {
+      at rows = least(ROWS, length - i), end = least(i + ROWS, length);
+      multiply_pairs(rows, go + i * gs.token, gs.token, 2, values, value_width / 2, value_width / 2, scores, length, end, 0);
+      for (at r = 0; r < rows; r++) {
+        softmax_gradient(scores + r * length, w + (i + r) * wide, scale, i + r + 1, end, 1);
+        narrowed(block + r * wide, scores + r * length, end);
+        if (end < even(end)) block[r * wide + end] = 0;
+      }
+      for (at r = 0; r < rows; r += 2) {
+        int more = r + 1 < rows;
+        const half *own = w + (i + r) * wide;
+        interleave(score_pairs + (i + r) / 2 * length, block + r * wide, more ? block + (r + 1) * wide : NULL, end);
+        interleave(weight_pairs + (i + r) / 2 * length, own, more ? own + wide : NULL, end);
+      }
+      multiply_pairs(rows, block, wide, 2, keys, deep, even(end) / 2,
+                     (half *)half_of(dq, dqs, b, h) + i * dqs.token, dqs.token, width, 1);
+    }
+    for (at j = 0; j < length; j += ROWS) {
+      at rows = least(ROWS, length - j), from = j / 2 * length + j, left = deep - j / 2;
+      multiply_pairs(rows, (half *)(score_pairs + from), 2, 2 * length, queries + j / 2 * COLUMNS, deep, left,
+                     (half *)half_of(dk, dks, b, h) + j * dks.token, dks.token, width, 1);
+      multiply_pairs(rows, (half *)(weight_pairs + from), 2, 2 * length, outs + j / 2 * COLUMNS, deep, left,
+                     (half *)half_of(dv, dvs, b, h) + j * dvs.token, dvs.token, value_width, 1);
+    }
+    free(values);
+  }
+  return failed;
+}
+
+#endif
