@@ -9,6 +9,7 @@ from tests.train.parallel.spawn import spawn
 
 LAYOUTS = [
     "dp=2,ep=2,zero=3,mbs=4",
+    "dp=2,zero=0,mbs=4",
     "tp=2,mbs=8",
     "cp=2,cpkind=a2a,mbs=4",
     "pp=2,mbs=2",

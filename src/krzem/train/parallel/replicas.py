@@ -3,6 +3,8 @@
 Parameters stay plain tensors (or tensor- and expert-parallel parts).  A large gradient is summed
 where it is, the small ones of a layer together; during the last backward pass of a step each is
 summed as soon as it is complete, in the same order on every rank, while earlier layers compute.
+Where the ranks are processors of one host, all are summed at the end through its memory instead:
+there is no other device that could do it meanwhile.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from torch.distributed.tensor import DTensor, Partial
 
 from krzem.train.model.experts import Experts
 from krzem.train.model.transformer import Transformer
+from krzem.train.parallel.host_memory import HostSum, host_sum
 from krzem.train.parallel.mesh import Meshes
+from krzem.train.parallel.placing import local_part
 
 _LARGE = 2**18
 """Elements from which a gradient is worth a collective of its own."""
@@ -41,12 +45,29 @@ class _Bucket:
 class Replicas:
     """The copies of one pipeline stage."""
 
-    def __init__(self, model: Transformer, meshes: Meshes) -> None:
-        self._buckets = [b for b in _buckets(model, meshes) if dist.get_world_size(b.group) > 1]
+    def __init__(self, model: Transformer, meshes: Meshes, device: torch.device) -> None:
+        buckets = [b for b in _buckets(model, meshes) if dist.get_world_size(b.group) > 1]
+        self._hosts: list[tuple[HostSum, list[nn.Parameter]]] = []
+        if device.type == "cpu":
+            buckets = self._through_memory(buckets)
+        self._buckets = buckets
         self._armed, self._next = False, 0
-        for bucket in self._buckets:
+        for bucket in buckets:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(partial(self._reached, bucket))
+
+    def _through_memory(self, buckets: list[_Bucket]) -> list[_Bucket]:
+        """Take over what ranks of one host hold; returns the other buckets."""
+        left = []
+        for group in dict.fromkeys(b.group for b in buckets):
+            own = [b for b in buckets if b.group is group]
+            parameters = [p for b in own for p in b.parameters]
+            host = host_sum(group, sum(local_part(p).numel() for p in parameters))
+            if host is None:
+                left += own
+            else:
+                self._hosts.append((host, parameters))
+        return left
 
     def arm(self) -> None:
         """The next backward pass is the last one of its step."""
@@ -60,6 +81,8 @@ class Replicas:
             self._begin()
         for bucket in self._buckets:
             _end(bucket)
+        for host, parameters in self._hosts:
+            host([_local_gradient(p) for p in parameters if p.grad is not None])
         self._armed, self._next = False, 0
 
     def _reached(self, bucket: _Bucket, _: Tensor) -> None:
