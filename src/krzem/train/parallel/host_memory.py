@@ -39,6 +39,7 @@ class HostSum:
         bounds = [total * r // ranks for r in range(ranks + 1)]
         shares = [slice(a, b) for a, b in itertools.pairwise(bounds)]
         own = self._parts[self._rank]
+        dist.barrier(self._group)  # Until all have read the sums before.
         torch.cat([t.reshape(-1) for t in tensors], out=own[:total])
         dist.barrier(self._group)
         share = shares[self._rank]
@@ -50,7 +51,7 @@ class HostSum:
         self._read(tensors, shares)
 
     def _read(self, tensors: Sequence[Tensor], shares: list[slice]) -> None:
-        """Each share from the rank that summed it; nobody writes before all are here again."""
+        """Each share from the rank that summed it."""
         start = 0
         for tensor in tensors:
             flat, stop = tensor.view(-1), start + tensor.numel()
