@@ -27,11 +27,11 @@ from krzem.train.model.weights import Linear
 from krzem.train.parallel.axis import ALONE, Axis
 from krzem.train.parallel.collectives import sum_over
 from krzem.train.parallel.held import add_shared_gradients, held_by, squared_norm
-from krzem.train.parallel.mesh import Meshes, build_meshes
-from krzem.train.parallel.pipeline import SPLIT_BACKWARD, Pipeline, forward_only
+from krzem.train.parallel.mesh import Meshes, build_meshes, uses_fsdp
+from krzem.train.parallel.pipeline import Pipeline, forward_only
 from krzem.train.parallel.placing import Placement, local_part, place
 from krzem.train.parallel.replicas import Replicas
-from krzem.train.parallel.stages import parts, stage_ranks
+from krzem.train.parallel.stages import SPLIT_BACKWARD, parts, stage_ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Engine:
             self.stages, placements = self._build_stages(self.meshes, seed)
         self.held = held_by(self.stages, placements)
         self._replicas: list[Replicas] = []
-        if self.meshes is not None and layout.zero == 0:
+        if self.meshes is not None and not uses_fsdp(layout):
             self._replicas = [Replicas(stage, self.meshes, device) for stage in self.stages]
         set_recompute(self.stages, layout)
         set_float8(self.stages, float8)

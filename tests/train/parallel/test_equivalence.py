@@ -52,7 +52,7 @@ def cases() -> list[dict[str, Any]]:
     # At rate 3e-3 V4's mtp.0.hc_head.hc_fn comes apart by 1e-5 on one process too, between two
     # sizes of micro-batches: its gradient, 2e-6, is a difference of terms that nearly cancel.
     muon = {"optimizer": "muon", "z": 1e-3, "rate": 2e-3}
-    matrix += [{"model": "deepseek_v3", "layout": EXPERT[0], **muon}]
+    matrix += [{"model": "deepseek_v3", "layout": x, **muon} for x in (EXPERT[0], COPIES[1])]
     matrix += [{"model": "deepseek_v4", "layout": EXPERT_TENSOR[0], **muon}]
     few = [DATA[2], TENSOR[0], CONTEXT[1], "pp=2,dp=2,last=1,mbs=2"]
     matrix += [{"model": "llama", "layout": few[3]}, {"model": "qwen3", "layout": few[1]}]

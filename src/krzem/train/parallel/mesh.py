@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from krzem.errors import LayoutError
 from krzem.layout.layout import Layout
 from krzem.train.parallel.axis import ALONE, Axes, Axis
+from krzem.train.parallel.stages import SPLIT_BACKWARD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,16 @@ def expert_shard_size(layout: Layout) -> int:
     if layout.zero == 0:
         return 1
     return ranks if layout.shard == 0 else min(layout.shard, ranks)
+
+
+def uses_fsdp(layout: Layout) -> bool:
+    """Whether FSDP holds the parameters: where any rank has only a part of what it computes with.
+
+    Also under schedules that compute weights' gradients apart: with plain parameters torch 2.13
+    gives others there, in the output matrix above all.
+    """
+    sharded = shard_size(layout) * expert_shard_size(layout) > 1
+    return sharded or (layout.pp > 1 and layout.schedule in SPLIT_BACKWARD)
 
 
 def build_meshes(layout: Layout, device_type: str) -> Meshes:

@@ -27,8 +27,6 @@ _SCHEDULES: dict[Schedule, Any] = {
     Schedule.ZB_V: ScheduleZBVZeroBubble,
     Schedule.DUALPIPE_V: ScheduleDualPipeV,
 }
-SPLIT_BACKWARD = frozenset({Schedule.ZB_V, Schedule.DUALPIPE_V})
-"""Schedules that compute input and weight gradients apart."""
 
 
 class Pipeline:

@@ -20,7 +20,7 @@ from krzem.train.model.experts import Experts
 from krzem.train.model.initial import Region
 from krzem.train.model.transformer import Transformer
 from krzem.train.model.weights import Cut
-from krzem.train.parallel.mesh import Meshes, expert_shard_size, shard_size
+from krzem.train.parallel.mesh import Meshes, expert_shard_size, shard_size, uses_fsdp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def place(model: Transformer, meshes: Meshes) -> dict[str, Placement]:
     cuts = {name: p.cut for name, p in model.named_parameters()}  # type: ignore[attr-defined]
     shapes = {name: p.shape for name, p in model.named_parameters()}
     _cut(model, meshes)
-    if meshes.layout.zero == 0:
+    if not uses_fsdp(meshes.layout):
         return {n: _placement(shapes[n], cuts[n], 0, meshes) for n in shapes}
     dims: dict[str, int] = {}
     for module, mesh, size in _units(model, meshes):

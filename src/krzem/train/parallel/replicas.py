@@ -1,4 +1,4 @@
-"""Gradients summed over ranks that hold whole copies of the same parameters (ZeRO stage 0).
+"""Gradients summed over ranks that hold whole copies of the same parameters: nothing is sharded.
 
 Parameters stay plain tensors (or tensor- and expert-parallel parts).  A large gradient is summed
 where it is, the small ones of a layer together; during the last backward pass of a step each is
@@ -28,7 +28,7 @@ _LARGE = 2**18
 """Elements from which a gradient is worth a collective of its own."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Bucket:
     """Parameters whose gradients are summed together over ``group``."""
 
@@ -46,7 +46,10 @@ class Replicas:
     """The copies of one pipeline stage."""
 
     def __init__(self, model: Transformer, meshes: Meshes, device: torch.device) -> None:
-        buckets = [b for b in _buckets(model, meshes) if dist.get_world_size(b.group) > 1]
+        buckets = _buckets(model, meshes)
+        alone = [b for b in buckets if dist.get_world_size(b.group) == 1]
+        self._alone = [p for b in alone for p in b.parameters]
+        buckets = [b for b in buckets if b not in alone]
         self._hosts: list[tuple[HostSum, list[nn.Parameter]]] = []
         if device.type == "cpu":
             buckets = self._through_memory(buckets)
@@ -81,6 +84,8 @@ class Replicas:
             self._begin()
         for bucket in self._buckets:
             _end(bucket)
+        for parameter in (p for p in self._alone if p.grad is not None):
+            _local_gradient(parameter)
         for host, parameters in self._hosts:
             host([_local_gradient(p) for p in parameters if p.grad is not None])
         self._armed, self._next = False, 0

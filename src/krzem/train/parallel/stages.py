@@ -8,6 +8,8 @@ from krzem.train.model.transformer import Part
 
 V_SHAPED = frozenset({Schedule.ZB_V, Schedule.DUALPIPE_V})
 """Schedules whose second chunk runs through the ranks backwards."""
+SPLIT_BACKWARD = frozenset({Schedule.ZB_V, Schedule.DUALPIPE_V})
+"""Schedules that compute input and weight gradients apart."""
 
 
 def chunks_per_rank(layout: Layout) -> int:
