@@ -323,7 +323,7 @@ class Trainer:
 
     def _saver(self) -> AsyncSaver:
         guard = None if self.contract is None else self.contract.commit_guard
-        keep = Retention(keep_last=max(1, self.settings.checkpoint.keep_last))
+        keep = Retention(keep_last=self.settings.checkpoint.keep_last)
         return AsyncSaver(self.root, config=self.config, retention=keep, commit_guard=guard)
 
     def _save(self, saver: AsyncSaver) -> None:

@@ -171,7 +171,7 @@ class CheckpointTable:
     """``[checkpoint]``."""
 
     every: int = _key(1000, _whole, "steps between checkpoints, 0: only at the end")
-    keep_last: int = _key(3, _whole, "newest checkpoints kept")
+    keep_last: int = _key(3, _some, "newest checkpoints kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Causal attention on processors: blocks of queries against the keys they may read.
+"""Causal attention on processors: by kernels in C, or blocks of queries against what they may read.
 
 Shape letters: B batch, H heads, G key-value heads, S sequence, N query-key width, V value width.
 """
@@ -30,7 +30,7 @@ def attention_cpu(
     window: int | None = None,
     documents: Tensor | None = None,
 ) -> Tensor:
-    """Short sequences in blocks, everything else portably."""
+    """Short sequences by a kernel or in blocks, everything else portably."""
     length = q.shape[2]
     if q.dtype not in _BLOCK or length > _SHORT:
         return attention.portable(q, k, v, scale=scale, window=window, documents=documents)
