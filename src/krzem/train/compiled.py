@@ -33,6 +33,7 @@ def compile_layers(stages: Sequence[Transformer], backend: str = "inductor") -> 
     for module in (m for stage in stages for m in stage.modules()):
         if isinstance(module, Block):
             _keep_by_piece(module)
+            module.in_pieces = True
             mixed = isinstance(module.mlp, Mixture)
             for name in ("enter", "route", "join") if mixed else ("enter", "leave"):
                 piece: Callable[..., Any] = getattr(module, name)

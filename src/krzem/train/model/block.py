@@ -40,6 +40,8 @@ class Block(nn.Module):
         super().__init__()
         mlp = layer.feed_forward
         self.recompute = Recompute.NONE
+        self.in_pieces = False
+        """Whether the layer runs piece by piece, as a compiler takes it, not module by module."""
         self.input_layernorm = Norm(spec.hidden, spec.norm_eps)
         self.self_attn = _ATTENTION[layer.attention.kind](spec, layer.attention, axes)
         self.post_attention_layernorm = Norm(spec.hidden, spec.norm_eps)
@@ -54,9 +56,20 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """The residual after this layer."""
-        return recomputed(self._layer, self.recompute, x, context)
+        run = self._by_pieces if self.in_pieces else self._by_modules
+        return recomputed(run, self.recompute, x, context)
 
-    def _layer(self, x: Tensor, context: Context) -> Tensor:
+    def _by_modules(self, x: Tensor, context: Context) -> Tensor:
+        y, spreading = self.attn_hc.collapse(x) if self.streams else (x, None)
+        x = _add(x, self.self_attn(self.input_layernorm(y), context), spreading)
+        y, spreading = self.ffn_hc.collapse(x) if self.streams else (x, None)
+        return _add(x, self._network(self.post_attention_layernorm(y), context), spreading)
+
+    def _network(self, x: Tensor, context: Context) -> Tensor:
+        y: Tensor = self.mlp(x, context) if isinstance(self.mlp, Mixture) else self.mlp(x)
+        return y
+
+    def _by_pieces(self, x: Tensor, context: Context) -> Tensor:
         inputs, spreading = self.enter(x, context)
         out = self.self_attn.core(inputs, context)
         if not isinstance(self.mlp, Mixture):

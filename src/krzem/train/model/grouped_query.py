@@ -17,6 +17,7 @@ from krzem.layout.layout import Recompute
 from krzem.model import Attention
 from krzem.train.config import ModelSpec
 from krzem.train.model.context import Context
+from krzem.train.model.in_parts import InParts
 from krzem.train.model.recompute import recomputed_core
 from krzem.train.model.weights import Cut, Linear, Norm, RowLinear
 from krzem.train.ops import attention, rotate
@@ -24,7 +25,7 @@ from krzem.train.parallel.axis import Axes
 from krzem.train.parallel.collectives import exchange, gather
 
 
-class GroupedQueryAttention(nn.Module):
+class GroupedQueryAttention(InParts):
     """Queries in groups that share a key-value head."""
 
     def __init__(self, spec: ModelSpec, shape: Attention, axes: Axes) -> None:

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from krzem.layout.layout import Recompute
 from krzem.model import Attention
 from krzem.train.config import ModelSpec
 from krzem.train.model.context import Context
+from krzem.train.model.in_parts import InParts
 from krzem.train.model.recompute import recomputed_core
 from krzem.train.model.weights import Cut, Linear, Norm, RowLinear
 from krzem.train.ops import attention, keys_values, rotate, rotate_tail
@@ -23,7 +24,7 @@ from krzem.train.parallel.axis import Axes
 from krzem.train.parallel.collectives import exchange, gather
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(InParts):
     """Queries, keys and values come from low-rank latents; one rotated key part serves all heads.
 
     Latents are computed on each rank's own tokens and gathered over tensor-parallel ranks: they

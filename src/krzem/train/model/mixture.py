@@ -28,6 +28,11 @@ class Mixture(nn.Module):
                 spec.hidden, shape.shared_width, axes, limit=spec.swiglu_limit
             )
 
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """``[B, S, D] -> [B, S, D]``."""
+        routing: Routing = self.gate(x.flatten(0, 1), context)
+        return self.join(x, self.routed(x, routing), routing, context)
+
     def routed(self, x: Tensor, routing: Routing) -> Tensor:
         """The routed experts' output ``[B, S, D]`` for ``x [B, S, D]``, whose choices count."""
         self.gate.count(routing.index)

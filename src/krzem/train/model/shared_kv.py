@@ -18,6 +18,7 @@ from krzem.train.model.balance import attach
 from krzem.train.model.compressor import Compressor, rotate_tail
 from krzem.train.model.context import Context
 from krzem.train.model.distill import attention_on_entries, indexer_loss
+from krzem.train.model.in_parts import InParts
 from krzem.train.model.indexer import LightningIndexer, visible_entries
 from krzem.train.model.recompute import recomputed_core
 from krzem.train.model.weights import Cut, Linear, Norm, RowLinear, local, weight
@@ -75,7 +76,7 @@ class GroupedOutput(nn.Module):
         return y.transpose(0, 1).reshape(*x.shape[:2], -1)
 
 
-class SharedKeyValueAttention(nn.Module):
+class SharedKeyValueAttention(InParts):
     """Sliding-window attention, with or without compressed entries (CSA, HCA).
 
     Keys are values, so values carry a rotation too; the output is rotated back.
