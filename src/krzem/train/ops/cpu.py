@@ -73,7 +73,7 @@ class _NativeNorm(torch.autograd.Function):
         rows = _rows(x)
         y, inverse = torch.empty(x.shape, dtype=x.dtype), torch.empty(len(rows))
         gain = None if weight is None else weight.float()
-        sizes = (*rows.shape, eps, int(x.dtype is torch.bfloat16))
+        sizes = (*rows.shape, eps, native.narrow(x))
         native.call("norm", rows, rows.stride(0), gain, y, inverse, *sizes)
         ctx.save_for_backward(x, weight, inverse)
         return y
@@ -87,15 +87,14 @@ class _NativeNorm(torch.autograd.Function):
         gain = None if weight is None else weight.float()
         dw = torch.zeros(torch.get_num_threads(), x.shape[-1])
         of = (along, along.stride(0), rows, rows.stride(0), gain, inverse)
-        sizes = (*rows.shape, int(x.dtype is torch.bfloat16))
+        sizes = (*rows.shape, native.narrow(x))
         native.call("norm_gradient", *of, dx, dw, *sizes)
         return dx, None if weight is None else dw.sum(0).to(weight.dtype), None
 
 
 def _rows(x: Tensor) -> Tensor:
     """``[n, D]``, of which the last axis is contiguous."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+    return native.with_rows(x.reshape(-1, x.shape[-1]))
 
 
 class _Norm(torch.autograd.Function):

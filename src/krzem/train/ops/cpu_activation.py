@@ -67,12 +67,12 @@ def _backward_in_torch(
 
 def _rows(gate: Tensor, value: Tensor) -> tuple[Tensor, int, Tensor, int]:
     """Both with the distance of their rows, for kernels that want the last axis contiguous."""
-    gate, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (gate, value))
+    gate, value = native.with_rows(gate), native.with_rows(value)
     return gate, gate.stride(0), value, value.stride(0)
 
 
 def _kind(x: Tensor, limit: float | None) -> tuple[float, int]:
-    return math.inf if limit is None else limit, int(x.dtype is torch.bfloat16)
+    return math.inf if limit is None else limit, native.narrow(x)
 
 
 class _Gated(torch.autograd.Function):

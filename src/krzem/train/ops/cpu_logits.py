@@ -33,4 +33,4 @@ def logit_gradient_cpu(logits: Tensor, own: Tensor, partition: Tensor, factor: T
 
 def _sizes(logits: Tensor) -> tuple[int, int, int]:
     rows, width = logits.shape
-    return rows, width, int(logits.dtype is torch.bfloat16)
+    return rows, width, native.narrow(logits)

@@ -30,9 +30,9 @@ def native_attention(
     it and itself.  The backward needs the weights ``[B, H, S, S]``, of which only those of such
     keys are defined (in bfloat16 rows are padded to whole pairs).
     """
-    q, k, v = _contiguous(q, k, v)
+    q, k, v = (native.with_rows(t) for t in (q, k, v))
     B, H, S, _ = q.shape
-    out, weights = _like_tokens(v, v.shape[-1]), _weights(q)
+    out, weights = _like_tokens(v), _weights(q)
     added, step = None, 0
     if mask is not None:
         added = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
@@ -55,9 +55,9 @@ def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
 def _backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    g, q, k, v = _contiguous(g, q, k, v)
+    g, q, k, v = (native.with_rows(t) for t in (g, q, k, v))
     B, H, S, N = q.shape
-    grads = [_like_tokens(t, t.shape[-1]) for t in (q, k, v)]
+    grads = [_like_tokens(t) for t in (q, k, v)]
     strides, sizes = _strides(g, q, k, v, *grads), (B, H, S, N, v.shape[-1])
     kernel = _kernel("attention_gradient", q)
     native.call(kernel, g, q, k, v, *grads, strides, weights, *sizes, scale)
@@ -75,14 +75,9 @@ def _weights(q: Tensor) -> Tensor:
     return q.new_empty(B, H, S, S if q.dtype is torch.float32 else S + S % 2)
 
 
-def _contiguous(*tensors: Tensor) -> list[Tensor]:
-    """With a contiguous last axis, which is all that the kernels want."""
-    return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
-
-
-def _like_tokens(x: Tensor, width: int) -> Tensor:
-    """``[B, H, S, width]`` that lies token by token, as the next operator reads it."""
-    B, H, S, _ = x.shape
+def _like_tokens(x: Tensor) -> Tensor:
+    """An uninitialised ``[B, H, S, width]`` like ``x`` that lies token by token, as it is read."""
+    B, H, S, width = x.shape
     return x.new_empty(B, S, H, width).transpose(1, 2)
 
 
@@ -94,14 +89,14 @@ def _strides(*tensors: Tensor) -> ctypes.Array[ctypes.c_ssize_t]:
 
 @native_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _like_tokens(v, v.shape[-1]), _weights(q)
+    return _like_tokens(v), _weights(q)
 
 
 @_backward.register_fake
 def _(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (_like_tokens(t, t.shape[-1]) for t in (q, k, v))
+    dq, dk, dv = (_like_tokens(t) for t in (q, k, v))
     return dq, dk, dv
 
 

@@ -99,6 +99,16 @@ def usable(*tensors: Tensor) -> bool:
     return known and alike and not (_OFF.get() or library() is None)
 
 
+def with_rows(x: Tensor) -> Tensor:
+    """``x`` with a contiguous last axis, which is what kernels want of an array."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def narrow(x: Tensor) -> int:
+    """Whether ``x`` is bfloat16, as kernels ask it."""
+    return int(x.dtype is torch.bfloat16)
+
+
 def call(name: str, *arguments: Tensor | ctypes.Array[ctypes.c_ssize_t] | float | None) -> None:
     """Call a kernel with tensors as addresses; it divides its work over torch's threads.
 
