@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "layout": {"model", "hardware"},
     "cost": {"layout"},
     "plan": {"cost"},
+    "jobs": set(),
     "accuracy": {"plan"},
     "train": {"layout"},
     "witness": {"train"},
