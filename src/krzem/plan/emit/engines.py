@@ -32,15 +32,18 @@ def emit(
     cluster: Cluster,
     config: Mapping[str, object] | None = None,
     save_steps: int | None = None,
+    switches: Mapping[str, str] = MappingProxyType({}),
 ) -> Launch:
     """The launch of ``arch`` with ``layout`` on ``engine``.
 
     ``config`` is the model's ``config.json`` as a dictionary; what it would answer (rotary base,
     norm epsilon, router scaling) is otherwise asked of the user when the script starts.
-    ``save_steps`` is the checkpoint interval of the forecast.
+    ``save_steps`` is the checkpoint interval of the forecast; ``switches`` are the choices that
+    were priced, each written as the engine's flag, nothing for those that are absent.
 
     Raises UnknownNameError for an engine that is not in ``ENGINES``, LayoutError where the engine
-    has no way to run the layout and nothing near it, ModelError where it cannot build the model.
+    has no way to run the layout and nothing near it, ModelError where it cannot build the model,
+    GoalError for a precision, an optimiser or a switch that it lacks.
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES, f"Choose from {', '.join(ENGINES)}.")
@@ -52,6 +55,6 @@ def emit(
         )
     request = Request(
         layout=layout, goal=goal, arch=arch, cluster=cluster, config=config or {},
-        save_steps=save_steps,
+        save_steps=save_steps, switches=switches,
     )  # fmt: skip
     return ENGINES[engine](request)

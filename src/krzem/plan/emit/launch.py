@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from krzem.errors import LayoutError
 from krzem.hardware.cluster import Cluster
@@ -26,6 +27,8 @@ class Request:
     epsilon, router scaling); may be empty."""
     save_steps: int | None = None
     """Steps between checkpoints, as forecast; None asks the user."""
+    switches: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Choices of the engine's switches that were priced; what is absent is left as it is."""
 
     @property
     def micro_batches(self) -> int:
@@ -56,6 +59,31 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One file that a launch writes before it starts the engine."""
+
+    path: str
+    syntax: str
+    """``yaml``, ``json`` or ``python``: values are written in it, names are dotted paths."""
+    sections: tuple[Section, ...]
+    preamble: tuple[str, ...] = ()
+    """Lines before the settings of a Python file."""
+    ending: tuple[str, ...] = ()
+    """Lines after them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """A program whose version a launch was written for."""
+
+    name: str
+    command: str
+    """Prints the version that is installed."""
+    version: str
+    """What it has to begin with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """Everything an engine needs to be told."""
 
@@ -71,19 +99,23 @@ class Launch:
     """What starts the processes; ``"${args[@]}"`` in it stands for the flags."""
     notes: tuple[str, ...] = ()
     """What the engine cannot express, and what was emitted instead."""
+    parts: tuple[Part, ...] = ()
+    """Files that are written first; the command names them."""
+    installed: tuple[Installed, ...] = ()
+    """What stops the script with one sentence where another version is found."""
 
     @property
     def flags(self) -> tuple[Flag, ...]:
-        """All flags in order."""
-        return tuple(flag for section in self.sections for flag in section.flags)
+        """All flags in order, those of files first."""
+        inside = (section for part in self.parts for section in part.sections)
+        return tuple(flag for section in (*inside, *self.sections) for flag in section.flags)
 
     @property
     def asked(self) -> tuple[str, ...]:
         """Shell variables the user has to set, because no plan knows them."""
-        found = (_ASKED.match(flag.value) for flag in (*self.flags, *self.environment))
-        command = _ASKED.finditer(self.command)
-        names = [hit.group(1) for hit in found if hit] + [hit.group(1) for hit in command]
-        return tuple(dict.fromkeys(names))
+        texts = [flag.value for flag in (*self.flags, *self.environment)]
+        hits = (hit for text in (*texts, self.command) for hit in _ASKED.finditer(text))
+        return tuple(dict.fromkeys(hit.group(1) for hit in hits))
 
 
 _ASKED = re.compile(r"\$\{([A-Z_]+):\?")

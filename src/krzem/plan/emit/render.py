@@ -6,6 +6,7 @@ import shlex
 import textwrap
 from collections.abc import Iterator
 
+from krzem.plan.emit import parts
 from krzem.plan.emit.launch import Flag, Launch, is_asked
 
 WIDTH = 100
@@ -22,7 +23,17 @@ def _script(launch: Launch, explain: bool) -> Iterator[str]:
     yield from _head(launch)
     yield "set -euo pipefail"
     yield ""
+    yield from parts.installed(launch.installed)
     yield from _exports(launch, explain)
+    if launch.parts:
+        yield from parts.asked(launch)
+        yield from parts.files(launch, explain)
+    if launch.sections or not launch.parts:
+        yield from _arguments(launch, explain)
+    yield launch.command
+
+
+def _arguments(launch: Launch, explain: bool) -> Iterator[str]:
     yield "args=("
     for part in launch.sections:
         yield from _comment(part.title, "  ")
@@ -31,7 +42,6 @@ def _script(launch: Launch, explain: bool) -> Iterator[str]:
             yield from _explained(f"  {flag.name}{value}", flag, explain)
     yield ")"
     yield ""
-    yield launch.command
 
 
 def _recipe(launch: Launch, explain: bool) -> Iterator[str]:

@@ -1,0 +1,165 @@
+"""Launches that write files first: YAML, JSON and Python by here-documents, then the command."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+
+from krzem.plan.emit.launch import Flag, Installed, Launch, Part
+
+ASKED = re.compile(r"\$\{([A-Z_]+):\?([^}]*)\}")
+Tree = dict[str, "Tree | Flag"]
+
+_WRITER = (
+    "write() {  # whole or not at all: several nodes may share this folder",
+    '  cat > "$1.$(hostname).$$" && mv -f "$1.$(hostname).$$" "$1"',
+    "}",
+)
+
+
+def literal(value: object) -> str:
+    """A value as YAML and JSON both read it; a float keeps its point, so that YAML sees one."""
+    if isinstance(value, float):
+        mantissa, e, exponent = f"{value:.12g}".partition("e")
+        return f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{literal(k)}: {literal(v)}' for k, v in value.items())}}}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def quoted(asked: str) -> str:
+    """A text that is asked of the user, in the quotes of YAML and JSON."""
+    return f'"{asked}"'
+
+
+def installed(programs: Sequence[Installed]) -> Iterator[str]:
+    """Lines that stop the script under another version, with one sentence."""
+    for program in programs:
+        text = (
+            f"written for {program.name} {program.version}, found ${{found:-none}}: install it,"
+            " emit again for yours, or set ANY_VERSION=1"
+        )
+        yield f"found=$({program.command} || true)"
+        yield (
+            f'[[ "$found" == {program.version}* || -n "${{ANY_VERSION:-}}" ]] ||'
+            f' {{ echo "{text}" >&2; exit 1; }}'
+        )
+    if programs:
+        yield ""
+
+
+def asked(launch: Launch) -> Iterator[str]:
+    """One line for each value that only the user has, before any file is written."""
+    texts = [flag.value for flag in launch.flags]
+    found = {hit[1]: hit[2] for text in texts for hit in ASKED.finditer(text)}
+    for name, what in found.items():
+        yield f': "${{{name}:?{what}}}"'
+    if found:
+        yield ""
+
+
+def files(launch: Launch, explain: bool) -> Iterator[str]:
+    """The here-documents of all parts."""
+    if launch.parts:
+        yield from _WRITER
+        yield ""
+    for part in launch.parts:
+        mark = part.syntax.upper()
+        quotes = "'" if part.syntax == "python" else ""
+        if explain and part.syntax == "json":
+            yield from _reasons(part)
+        yield f"write {shlex.quote(part.path)} <<{quotes}{mark}{quotes}"
+        lines = _WRITERS[part.syntax](part, explain)
+        yield from lines if quotes else map(escaped, lines)
+        yield mark
+        yield ""
+
+
+def escaped(line: str) -> str:
+    """A line of an open here-document: only values that were asked for are expanded."""
+    pieces, end = [], 0
+    for hit in ASKED.finditer(line):
+        pieces += [_escape(line[end : hit.start()]), f"${{{hit[1]}}}"]
+        end = hit.end()
+    return "".join((*pieces, _escape(line[end:])))
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\$`])", r"\\\1", text)
+
+
+def _reasons(part: Part) -> Iterator[str]:
+    """JSON has no comments: the reasons stand before it."""
+    for section in part.sections:
+        for flag in section.flags:
+            yield f"# {flag.name}: {flag.why}"
+
+
+def tree(part: Part) -> Tree:
+    """The settings of a part by their dotted names, in order."""
+    root: Tree = {}
+    for section in part.sections:
+        for flag in section.flags:
+            *folders, leaf = flag.name.split(".")
+            place = root
+            for name in folders:
+                inner = place.setdefault(name, {})
+                assert isinstance(inner, dict), f"{flag.name} lies within a value"
+                place = inner
+            place[leaf] = flag
+    return root
+
+
+def _yaml(part: Part, explain: bool) -> Iterator[str]:
+    titles = {s.flags[0].name: s.title for s in part.sections if s.flags} if explain else {}
+    yield from _branch(tree(part), "", titles, explain)
+
+
+def _branch(branch: Tree, indent: str, titles: Mapping[str, str], explain: bool) -> Iterator[str]:
+    for name, inner in branch.items():
+        if isinstance(inner, dict):
+            yield f"{indent}{name}:"
+            yield from _branch(inner, f"{indent}  ", titles, explain)
+            continue
+        if inner.name in titles:
+            yield f"{indent}# {titles[inner.name]}"
+        why = f"  # {inner.why}" if explain else ""
+        yield f"{indent}{name}: {inner.value}{why}"
+
+
+def _json(part: Part, explain: bool) -> Iterator[str]:
+    yield from _object(tree(part), "")
+
+
+def _object(branch: Tree, indent: str) -> Iterator[str]:
+    yield f"{indent}{{" if not indent else "{"
+    last = len(branch) - 1
+    for place, (name, inner) in enumerate(branch.items()):
+        comma = "," if place < last else ""
+        head = f"{indent}  {json.dumps(name)}: "
+        if isinstance(inner, Flag):
+            yield f"{head}{inner.value}{comma}"
+        else:
+            first, *rest = _object(inner, f"{indent}  ")
+            yield head + first
+            yield from rest[:-1]
+            yield rest[-1] + comma
+    yield f"{indent}}}"
+
+
+def _python(part: Part, explain: bool) -> Iterator[str]:
+    yield from part.preamble
+    for section in part.sections:
+        if explain:
+            yield f"    # {section.title}"
+        for flag in section.flags:
+            why = f"  # {flag.why}" if explain else ""
+            yield f"    {flag.name} = {flag.value}{why}"
+    yield from part.ending
+
+
+_WRITERS = {"yaml": _yaml, "json": _json, "python": _python}
