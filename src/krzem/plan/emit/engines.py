@@ -9,7 +9,7 @@ from krzem.errors import LayoutError, UnknownNameError
 from krzem.hardware.cluster import Cluster
 from krzem.layout.layout import Layout
 from krzem.model.architecture import Architecture
-from krzem.plan.emit import megatron, mindspeed, native, torchtitan
+from krzem.plan.emit import megatron, mindspeed, native, primus, torchtitan
 from krzem.plan.emit.launch import Launch, Request
 from krzem.plan.goal import Goal
 
@@ -18,6 +18,7 @@ ENGINES: Mapping[str, Callable[[Request], Launch]] = MappingProxyType(
         "megatron-lm": megatron.launch,
         "mindspeed-llm": mindspeed.launch,
         "torchtitan": torchtitan.launch,
+        "primus": primus.launch,
         "krzem": native.launch,
     }
 )

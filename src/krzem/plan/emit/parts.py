@@ -55,7 +55,9 @@ def installed(programs: Sequence[Installed]) -> Iterator[str]:
 def asked(launch: Launch) -> Iterator[str]:
     """One line for each value that only the user has, before any file is written."""
     texts = [flag.value for flag in launch.flags]
-    found = {hit[1]: hit[2] for text in texts for hit in ASKED.finditer(text)}
+    found: dict[str, str] = {}
+    for hit in (hit for text in texts for hit in ASKED.finditer(text)):
+        found.setdefault(hit[1], hit[2])
     for name, what in found.items():
         yield f': "${{{name}:?{what}}}"'
     if found:

@@ -23,8 +23,8 @@ def _script(launch: Launch, explain: bool) -> Iterator[str]:
     yield from _head(launch)
     yield "set -euo pipefail"
     yield ""
-    yield from parts.installed(launch.installed)
     yield from _exports(launch, explain)
+    yield from parts.installed(launch.installed)
     if launch.parts:
         yield from parts.asked(launch)
         yield from parts.files(launch, explain)
