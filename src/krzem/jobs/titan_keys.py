@@ -1,0 +1,183 @@
+"""What torchtitan's settings mean, in every generation of their names.
+
+Names moved from ``[training]`` and ``[experimental]`` (2024) to ``[parallelism]`` (2025) and into
+Python dataclasses (2026); each is listed where it stood.  Source: ``config_manager.py``,
+``job_config.py`` and ``config/configs.py`` of the repository's history.
+"""
+
+from __future__ import annotations
+
+from krzem.jobs.tree import (
+    KEPT,
+    Found,
+    Read,
+    Table,
+    UnclearError,
+    count,
+    listed,
+    positive,
+    switch,
+    truth,
+    when_true,
+    word,
+    words,
+    yes_no,
+)
+
+SCHEDULES = {
+    "1f1b": "1f1b", "interleaved1f1b": "interleaved", "zbvzerobubble": "zb-v",
+    "dualpipev": "dualpipev",
+}  # fmt: skip
+LOOPED = ("interleaved", "zb-v", "dualpipev")
+"""Schedules with two stages on a rank unless the file says more."""
+OTHER_SCHEDULES = {"gpipe": 1, "interleavedzerobubble": 2, "loopedbfs": 2, "zbvschedule": 2}
+"""Schedules that a job may name and that are no field's word, with their stages on a rank."""
+
+
+def _precision(value: object) -> Found:
+    kind = word(value).rpartition(".")[2].lower()
+    known = {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}
+    if kind not in known:
+        raise UnclearError(f"{kind!r} is none of {', '.join(known)}")
+    return {"precision": known[kind]}
+
+
+def _stored(value: object) -> Found:
+    """``training.dtype``: in bfloat16 all that training keeps is in bfloat16."""
+    kind = word(value).rpartition(".")[2].lower()
+    if kind == "bfloat16":
+        return {"state.weight": 2, "state.gradient": 2, "state.master": 0, "state.moments": 4}
+    if kind == "float32":
+        return {}
+    raise UnclearError(f"{kind!r} is neither float32 nor bfloat16")
+
+
+def _compile_parts(value: object) -> Found:
+    return {} if "model" in listed(value) else {"switch.compile": "off"}
+
+
+_STATES = ("state.weight", "state.gradient", "state.master", "state.moments")
+_DISPATCH = {"standard": "alltoall", "deepep": "deepep", "hybridep": "hybridep"}
+_CONTEXT = {"allgather": "allgather", "alltoall": "ring"}
+_OPTIMIZERS = {"adamw": "adamw", "adam": "adamw", "muon": "muon", "distmuon": "muon"}
+_BALANCED = when_true({"switch.routing": "balanced"})
+
+_TRAINING = {
+    "training.seq_len": count("seq"),
+    "training.max_context_length": count("seq"),
+    "training.steps": count("train_steps"),
+    "training.batch_size": KEPT,
+    "training.local_batch_size": KEPT,
+    "training.global_batch_size": positive("global_batch"),
+    "training.num_tokens_per_microbatch_per_dp_rank": KEPT,
+    "training.num_tokens_per_train_step": KEPT,
+    "training.gradient_accumulation_steps": count("accumulation"),
+    "training.mixed_precision_param": Read(("precision",), _precision),
+    "training.dtype": Read(_STATES, _stored),
+    "training.enable_cpu_offload": yes_no("offload"),
+    "training.compile": switch("compile"),
+    "training.fp8_linear": KEPT,
+    "training.enable_fp8_linear": KEPT,
+    "training.disable_cuda_graphs": Read(
+        ("switch.cuda-graphs",), lambda v: {"switch.cuda-graphs": "none" if truth(v) else "full"}
+    ),
+    "training.debug_moe_force_load_balance": _BALANCED,
+    "debug.moe_force_load_balance": _BALANCED,
+    "training.data_parallel_type": KEPT,
+    "training.data_parallel_degree": KEPT,
+}
+_DEGREES = {
+    "data_parallel_replicate_degree": KEPT,
+    "data_parallel_shard_degree": KEPT,
+    "tensor_parallel_degree": count("tp"),
+    "sequence_parallel_degree": count("tp"),
+    "enable_sequence_parallel": KEPT,
+    "pipeline_parallel_degree": count("pp"),
+    "context_parallel_degree": count("cp"),
+    "expert_parallel_degree": count("ep"),
+    "expert_tensor_parallel_degree": count("etp"),
+    "context_parallel_rotate_method": words("cpkind", _CONTEXT),
+    "expert_parallel_comm_backend": words("switch.dispatcher", _DISPATCH),
+    "enable_async_tensor_parallel": switch("overlap-tp"),
+    "fsdp_reshard_after_forward": KEPT,
+    "pipeline_parallel_schedule": KEPT,
+    "pipeline_parallel_microbatches": KEPT,
+    "pipeline_parallel_microbatch_size": KEPT,
+    "num_pp_microbatches": KEPT,
+    "pipeline_parallel_split_points": KEPT,
+    "pipeline_parallel_layers_per_stage": KEPT,
+    "pipeline_parallel_first_stage_less_layers": KEPT,
+    "pipeline_parallel_last_stage_less_layers": KEPT,
+    "module_fqns_per_model_part": KEPT,
+    "module_fqns_per_model_part.0": KEPT,
+    "pipeline_parallel_schedule_csv": KEPT,
+    "pipeline_parallel_expert_parallel_overlap": switch("overlap-a2a"),
+}
+SECTIONS = ("parallelism", "training", "experimental")
+"""Tables in which the degrees stood, the newest first."""
+
+_OTHERS = {
+    "model.name": KEPT,
+    "model.flavor": KEPT,
+    "model.converters": KEPT,
+    "optimizer.name": words("optimizer", _OPTIMIZERS),
+    "optimizer._target_": KEPT,
+    "compile.enable": KEPT,
+    "compile.components": KEPT,
+    "compile.enable_async_tensor_parallel": switch("overlap-tp"),
+    "activation_checkpoint": KEPT,
+    "activation_checkpoint._target_": KEPT,
+    "activation_checkpoint.mode": KEPT,
+    "activation_checkpoint.selective_ac_option": KEPT,
+    "activation_checkpoint.selective_ac_freq": KEPT,
+    "loss._target_": KEPT,
+    "model_spec._target_": KEPT,
+    "model_spec.0": KEPT,
+    "model_spec.flavor": KEPT,
+    "model_spec.converters": KEPT,
+    "model_spec.moe_comm_backend": words("switch.dispatcher", _DISPATCH),
+    "model_spec.num_mtp_layers": positive("model.mtp"),
+    "model_converters.converters": KEPT,
+    "hf_assets_path": KEPT,
+    "_target_": KEPT,
+    "memory_estimation.enable": KEPT,
+}
+_FLOAT8 = {
+    f"{where}.{name}": KEPT
+    for where in ("float8", "quantize.linear.float8", "quantize.dense.float8")
+    for name in ("enable_fsdp_float8_all_gather", "recipe_name", "enable_float8_linear",
+                 "scaling_type_input", "scaling_type_weight", "scaling_type_grad_output")
+}  # fmt: skip
+
+TABLE = Table(
+    keys={
+        **_TRAINING,
+        **{f"{section}.{name}": read for section in SECTIONS for name, read in _DEGREES.items()},
+        **_OTHERS,
+        **_FLOAT8,
+    },
+    ignored=(
+        r"(job|profiling|profiler|metrics|checkpoint|comm|lr_scheduler|fault_tolerance|validation"
+        r"|validator|logging|lm_eval|tokenizer|data|dataset|dataloader|debug|override)(\..*)?",
+        r"optimizer\..*",
+        r"(model\.)?(tokenizer_path|hf_assets_path|norm_type|print_after_conversion|tokenizer"
+        r"|fold|dump_folder|seed)",
+        r"(dump_folder|description|print_config|save_config_file|seed)",
+        r"training\.(dataset.*|data_.*|warmup_steps|max_norm|gc_.*|seed|deterministic"
+        r"|mixed_precision_reduce|disable_loss_parallel|enable_loss_parallel|tokenizer.*"
+        r"|loss_parallel.*|log_.*|num_workers.*)",
+        r"(parallelism|experimental|training)\.(disable_loss_parallel|enable_loss_parallel"
+        r"|enable_compiled_autograd|custom_.*|pipeline_parallel_split_mode|spmd_backend"
+        r"|context_parallel_load_balancer|context_parallel_ptrr_mask_key|enable_fsdp_symm_mem"
+        r"|hybridep_.*)",
+        r"(float8|quantize\.[a-z_]+\.[a-z0-9]+|mx)\.(filter_fqns|fqns|emulate|recipe_name"
+        r"|precompute_.*|force_recompute_.*|mxfp8_.*|cast_.*|.*kernel.*)",
+        r"activation_checkpoint\.(early_stop|preserve_rng_state|determinism_check|debug"
+        r"|per_op_.*|visualize_.*|memory_budget)",
+        r"compile\.(backend|model_backend_override|mode|fullgraph|precompile.*)",
+        r"loss(\..*)?",
+        r"model_spec\.attn_(backend|type)",
+        r"(.*\.)?_target_",
+        r"memory_estimation\..*",
+    ),
+)
