@@ -7,7 +7,7 @@ import pytest
 from krzem.facts.table import read_table
 
 LLAMA = {
-    "id": "r1", "source": "torchtitan somewhere", "date": "2025-03-04",
+    "id": "r1", "source": "somewhere", "engine": "torchtitan", "date": "2025-03-04",
     "model_name": "Llama-3-8B", "family": "dense", "layers": "32", "hidden": "4096",
     "ffn_hidden": "14336", "heads": "32", "kv_heads": "8", "vocab": "128256", "attention": "gqa",
     "seq_len": "8192", "params_b": "8.03", "accelerator_id": "nvidia-h100-sxm", "devices": "64",

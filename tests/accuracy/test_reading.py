@@ -7,12 +7,11 @@ import pytest
 from krzem.accuracy.batch import predict, prepare
 from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.conventions import forward_flops, published_flops
-from krzem.accuracy.network import network_bytes_per_s
 from krzem.accuracy.reader import read_case
 from krzem.accuracy.shapes import read_architecture
+from krzem.accuracy.stated import SWITCHES, state_bytes_of, switches_of, traits_of
 from krzem.cost.coefficients import fitted
-from krzem.cost.engines import engine_of, engines
-from krzem.layout.layout import Recompute, Schedule
+from krzem.layout.layout import ContextParallel, Recompute, Schedule
 from krzem.model import load_model
 
 Row = dict[str, str]
@@ -39,7 +38,8 @@ def test_a_complete_row(llama: Row) -> None:
         ({"global_batch": "8"}, "fewer sequences"),
         ({"global_batch": "8", "tp": "", "pp": "", "cp": ""}, "layout not published"),
         ({"precision": "int4"}, "not modelled"),
-        ({"notes": "mamba layers"}, "state-space"),
+        ({"mixer": "state-space"}, "state-space"),
+        ({"model_name": "Jamba", "layers": "30"}, "state-space"),
         ({"metric_step_time_s": ""}, "no speed or memory"),
         ({"tp": "", "pp": "", "zero_or_fsdp_stage": "1"}, "layout not published"),
         ({"layers": "", "model_name": "secret"}, "model shape"),
@@ -63,14 +63,15 @@ def test_reasons(llama: Row, change: Row, reason: str) -> None:
         ({"date": "10/2025"}, 2025 + 9.5 / 12, False),
         ({"date": "Q4 2025"}, 2025.875, False),
         ({"date": "2025-01 (tag 24.11.1)"}, 2025 + 0.5 / 12, False),
-        ({"date": "", "source": "arXiv 2104.04473"}, 2021 + 3.5 / 12, True),
-        ({"date": "", "source": "MLPerf Training v4.1"}, 2024.85, True),
+        ({"date": "", "source": "arXiv 2104.04473"}, 2022 + 8.5 / 12 + 1.5, True),
         ({"date": "yesterday"}, 2022 + 8.5 / 12 + 1.5, True),
     ],
 )
 def test_dates(llama: Row, columns: Row, year: float, guessed: bool) -> None:
     case = read_case(llama | columns)
-    assert case.date == pytest.approx(year, abs=0.6 if columns["date"] == "yesterday" else 1e-6)
+    assert case.date == pytest.approx(
+        year, abs=1e-6 if columns["date"] not in ("", "yesterday") else 0.6
+    )
     assert ("date" in case.guesses) == guessed
 
 
@@ -146,7 +147,7 @@ def test_sharded_weights_are_not_accumulated(llama: Row) -> None:
 def test_schedules_and_recomputation(llama: Row) -> None:
     row = llama | {"pp": "8", "zero_or_fsdp_stage": "1", "recompute": "unknown", "vpp": "1"}
     assert read_case(row).layout.schedule is Schedule.ONE_F_ONE_B
-    assert read_case(row | {"notes": "DualPipeV"}).layout.schedule is Schedule.DUALPIPE_V
+    assert read_case(row | {"schedule": "DualPipeV"}).layout.schedule is Schedule.DUALPIPE_V
     assert not read_case(row).recompute_known
     assert read_case(row | {"recompute": "none"}).layout.recompute is Recompute.NONE
 
@@ -161,7 +162,7 @@ def test_a_pipeline_that_would_idle_is_taken_as_interleaved(llama: Row) -> None:
 
 
 def test_adapters_train_no_weights(llama: Row) -> None:
-    plain, adapted = read_case(llama), read_case(llama | {"model_name": "Llama-3-8B LoRA"})
+    plain, adapted = read_case(llama), read_case(llama | {"finetune": "lora"})
     seconds = predict(prepare([plain, adapted]), fitted()).total
     assert "adapters" in adapted.traits
     assert 0.6 * seconds[0] < seconds[1] < 0.95 * seconds[0]
@@ -177,42 +178,86 @@ def test_what_is_recomputed_is_the_least_that_fits(llama: Row) -> None:
 
 
 def test_sliding_windows_by_name(llama: Row) -> None:
-    arch = read_case(llama | {"model_name": "Gemma-3-12B", "layers": "48"}).architecture
-    windows = [run.layer.attention.window for run in arch.runs for _ in range(run.count)]
-    assert windows.count(None) == 8
-    assert windows.count(1024) == 40
+    stated = {"window": "1024", "full_every": "6", "layers": "48"}
+    for said in (stated, {"model_name": "Gemma-3-12B", "layers": "48"}, {"model": "gemma-3-12b",
+                 "layers": "48"}):  # fmt: skip
+        arch = read_case(llama | said).architecture
+        windows = [run.layer.attention.window for run in arch.runs for _ in range(run.count)]
+        assert windows.count(None) == 8
+        assert windows.count(1024) == 40
+
+
+def test_a_network_that_the_row_states(llama: Row) -> None:
+    assert read_case(llama).network_bytes_per_s is None
+    assert read_case(llama | {"network_gbit_per_device": "200"}).network_bytes_per_s == 25e9
 
 
 @pytest.mark.parametrize(
-    ("notes", "gigabytes"),
+    ("columns", "engine", "kept"),
     [
-        ("DGX A100, 4xHDR200 per node", 12.5),
-        ("8xHDR IB per node", 25.0),
-        ("Omni-Path 4x100Gb", 6.25),
-        ("1600 Gbps/node RoCE", 25.0),
-        ("400 Gb/s per GPU", 50.0),
-        ("NVLink", None),
-        ("0x100Gb", None),
+        ({"engine": "Megatron-Core"}, "megatron-lm", "megatron-core"),
+        ({"engine": "megatron-lm", "date": "2021-05"}, "megatron-lm", "megatron-lm"),
+        ({"engine": "NeMo"}, "megatron-bridge", "megatron-core"),
+        ({"engine": "accelerate"}, "fsdp", "fsdp"),
+        ({"engine": ""}, "", "other"),
+        ({"engine": "of my own"}, "of-my-own", "other"),
+        ({"engine": "maxtext"}, "maxtext", "xla-gpu"),
+        ({"engine": "", "accelerator_id": "google-tpu-v5p"}, "", "xla"),
+        ({"engine": "megatron-lm", "accelerator_id": "amd-mi300x"}, "megatron-lm", "primus"),
     ],
 )
-def test_networks_in_notes(notes: str, gigabytes: float | None) -> None:
-    found = network_bytes_per_s(notes, 8)
-    assert found is None if gigabytes is None else found == pytest.approx(gigabytes * 1e9)
+def test_engines(llama: Row, columns: Row, engine: str, kept: str) -> None:
+    case = read_case(llama | columns)
+    assert (case.named_engine, case.engine) == (engine, kept)
+    assert ("engine" in case.unknown) == (not engine)
 
 
-def test_engines_by_their_sources(llama: Row) -> None:
-    assert engine_of("NVIDIA/Megatron-LM README", "") == "megatron-lm"
-    assert engine_of("somewhere", "run with deepspeed") == "megatron-deepspeed"
-    assert engine_of("nothing known", "") == "other"
-    assert engine_of("NVIDIA/dgxc-benchmarking maxtext", "") == "xla"
-    assert engine_of("MLPerf Training v3.0, Intel-HabanaLabs", "") == "gaudi"
-    assert engine_of("MLPerf Training v4.1", "") == "megatron-core"
-    assert engine_of("LLM Foundry", "") == engine_of("llm-foundry", "") == "fsdp"
-    tpu = read_case(llama | {"source": "MLPerf Training v4.1", "accelerator_id": "google-tpu-v5p"})
-    assert tpu.engine == "xla"
-    recent = read_case(llama | {"source": "Megatron-LM", "zero_or_fsdp_stage": "1"})
-    assert recent.engine == "megatron-core"
-    for name, engine in engines().items():
-        assert engine.name == name
-        assert 0 <= engine.dp_overlap < 1
-        assert engine.logit_bytes >= 4
+def test_every_choice_of_every_switch_is_read(llama: Row) -> None:
+    for name, (column, choices) in SWITCHES.items():
+        for choice in choices:
+            assert switches_of({column: f" {choice.upper()}"}) == {name: choice}
+        assert switches_of({column: "whatever"}) == {}
+        assert switches_of({column: ""}) == {}
+    case = read_case(llama | {"overlap_tp": "yes", "cuda_graphs": "full"})
+    assert case.switches == {"overlap-tp": "on", "cuda-graphs": "full"}
+    assert case.traits == {"async-tp", "cuda-graph", "full-graph"}
+    assert traits_of({}, "full") == frozenset()
+
+
+def test_what_is_left_open_is_told(llama: Row) -> None:
+    experts = {
+        "experts": "8", "experts_per_token": "2", "moe_ffn_hidden": "14336", "shared_experts": "0",
+        "family": "moe", "ep": "8", "tp": "2", "dp": "32",
+    }  # fmt: skip
+    case = read_case(llama | experts | {"precision": "", "recompute": ""})
+    needed = {"dispatcher", "overlap-a2a", "routing", "etp", "overlap-tp", "precision", "grad-sync",
+              "recomputation"}  # fmt: skip
+    assert needed <= set(case.unknown)
+    stated = {"dispatcher": "deepep", "routing": "balanced", "etp": "1", "grad_sync": "every"}
+    told = read_case(llama | experts | stated)
+    assert not {"dispatcher", "routing", "etp", "grad-sync", "precision"} & set(told.unknown)
+    assert told.layout.etp == 1
+    assert "dispatcher" not in read_case(llama).unknown
+
+
+def test_states_that_the_row_states() -> None:
+    cell = "weight=2, gradient=4; master=0,moments=8,other=3,weights"
+    found = state_bytes_of({"state_bytes": cell})
+    assert found == {"weight": 2.0, "gradient": 4.0, "master": 0.0, "moments": 8.0}
+
+
+def test_layouts_that_the_row_states(llama: Row) -> None:
+    row = llama | {"pp": "8", "zero_or_fsdp_stage": "1", "vpp": "", "micro_batch": "1"}
+    assert read_case(row | {"schedule": "1f1b"}).layout.vpp == 1
+    many = read_case(row | {"schedule": "interleaved", "global_batch": "1024"})
+    assert many.layout.vpp == 2
+    assert many.layout.schedule is Schedule.INTERLEAVED
+    assert read_case(llama | {"shard": "16"}).layout.shard == 16
+    assert read_case(llama | {"shard": "node"}).layout.shard == 8
+    assert (
+        read_case(llama | {"cp_kind": "a2a"}).layout.context_parallel is ContextParallel.ALL_TO_ALL
+    )
+    modules = read_case(llama | {"recompute": "unknown", "recompute_modules": "mlp+norm"})
+    assert modules.recompute_modules == ("mlp", "norm")
+    assert modules.recompute_known
+    assert read_case(llama | {"memory_kind": "nvidia-smi"}).memory_kind == "shown"

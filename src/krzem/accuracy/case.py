@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from krzem.hardware.device import Device
@@ -20,6 +21,8 @@ class Case:
 
     id: str
     source: str
+    organisation: str = "?"
+    """Who ran it, or whose code it was; sister repositories and their submitters are one."""
     family: str
     date: float
     """Year with fraction."""
@@ -32,9 +35,23 @@ class Case:
     global_batch: float
     precision: Precision
     engine: str
+    """The name under which its coefficients are kept."""
+    named_engine: str = ""
+    """The engine as the row names it; empty where it names none."""
+    engine_version: str = ""
+    switches: Mapping[str, str] = field(default_factory=dict)
+    """What the row states, by switch: ``dispatcher``, ``cuda-graphs``, …"""
+    finetune: str = ""
+    """``none``, ``full``, ``lora``, ``qlora``; empty where the row does not say."""
+    lora_rank: int | None = None
+    optimizer: str = ""
+    state_bytes: Mapping[str, float] = field(default_factory=dict)
+    """Bytes per parameter of ``weight``, ``gradient``, ``master`` and ``moments``, as stated."""
     recompute_known: bool
+    recompute_modules: tuple[str, ...] = ()
+    """Modules that the row says are recomputed, by the engine's names."""
     traits: frozenset[str]
-    """What notes say beyond columns: ``ep-overlap``, ``cuda-graph``, ``no-overlap``, …"""
+    """What the switches say, in the words of the cost model so far (``stated.traits_of``)."""
     seconds: float | None
     """Measured seconds per step (converted from whatever the row publishes)."""
     network_bytes_per_s: float | None = None
@@ -46,3 +63,5 @@ class Case:
     """What the memory figure counts: ``allocated`` (tensors), ``reserved`` or ``shown``."""
     guesses: tuple[str, ...] = field(default=())
     """What the row does not say and was assumed."""
+    unknown: tuple[str, ...] = field(default=())
+    """What else it leaves open that its price depends on: switches by name, ``engine``, …"""

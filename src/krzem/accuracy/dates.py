@@ -1,4 +1,4 @@
-"""When a run was made: its date, or what its source, its notes or its card say of it."""
+"""When a run was made: its date, or what the age of its card says of it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,6 @@ _MONTH_FIRST = re.compile(r"(?<!\d)(?:\d{1,2}[/.])?(0?[1-9]|1[0-2])[/.](20[12]\d
 _NAMED = re.compile(rf"\b({'|'.join(_MONTHS)})[a-z]*\.?,?\s*(?:\d{{1,2}},?\s+)?(20[12]\d)")
 _NAMED_LAST = re.compile(rf"(20[12]\d)[- ]({'|'.join(_MONTHS)})")
 _QUARTER = re.compile(r"q([1-4])[\s/-]*(20[12]\d)")
-_ARXIV = re.compile(r"(?<!\d)(1[89]|2\d)(0[1-9]|1[0-2])\.\d{4,5}(?!\d)")
-_ROUND = re.compile(r"v(\d\.\d)")
-_ROUNDS = {
-    "0.7": 2020.6, "1.0": 2021.45, "1.1": 2021.9, "2.0": 2022.45, "2.1": 2022.85, "3.0": 2023.45,
-    "3.1": 2023.85, "4.0": 2024.45, "4.1": 2024.85, "5.0": 2025.45, "5.1": 2025.85, "6.0": 2026.45,
-}  # fmt: skip
-"""MLPerf Training rounds by their publication (mlcommons.org)."""
 IN_USE = 1.5
 """Years from the release of a card to the middle of what is published about it."""
 
@@ -33,13 +26,6 @@ def date_of(row: Row, device: Device) -> tuple[float, tuple[str, ...]]:
         return _year(int(found.group(1)), int(found.group(2) or 6)), ()
     for said in _readings(cell):
         return said, ()
-    told = " ".join(row.get(name) or "" for name in ("source", "url_or_repo", "notes")).lower()
-    if found := _ARXIV.search(told):
-        return _year(2000 + int(found.group(1)), int(found.group(2))), ("date",)
-    if "mlperf" in told and (found := _ROUND.search(told)) and found.group(1) in _ROUNDS:
-        return _ROUNDS[found.group(1)], ("date",)
-    for said in _readings(told):
-        return said, ("date",)
     released = list(_readings(device.released))
     return (released[0] + IN_USE if released else 2024.5), ("date",)
 

@@ -25,17 +25,26 @@ _TRAILING = re.compile(
 _CUT = r"reduced|cut-?down|proxy|\b\d+l(ayers?)?\b"
 
 
+def model_of(row: Row) -> str:
+    """The model of a row: column ``model``, or ``model_name`` where there is no such column.
+
+    A table with a column ``model`` is never looked up by ``model_name``, which is then a label.
+    """
+    return (row.get("model" if "model" in row else "model_name") or "").strip()
+
+
 def completed(row: Row) -> Row:
     """``row`` with blank cells of its shape filled in where its name says which model it is.
 
     Layers are left alone where the row has them: a cut-down model keeps the widths of the whole.
     """
-    known = known_shape(row.get("model_name") or "")
+    name = model_of(row)
+    known = known_shape(name)
     if known is None or not _agrees(row, known):
         return row
     cut = whole(row, "layers") not in (None, whole(known, "layers"))
     filled = {name: known[name] for name in SHAPE if not text(row, name)}
-    if re.search(_CUT, text(row, "model_name")):
+    if re.search(_CUT, name.lower()):
         filled.pop("layers", None)
     if not attention_of(text(row, "attention")):
         filled["attention"] = known["attention"]

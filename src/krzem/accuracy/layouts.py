@@ -1,4 +1,4 @@
-"""The layout of a published row, and what its notes add to the columns."""
+"""The layout of a published row, from its columns."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_layout(
     dp = _replicas(devices, tp * pp * cp, guesses)
     ep, etp = _experts(row, arch, tp * cp * dp, tp, year, guesses)
     batch, micro = _batch(row, devices, dp, pp, sequence, zero, guesses)
-    vpp = whole(row, "vpp") or _chunks(arch, engine, pp, batch / (dp * micro), guesses)
+    vpp = whole(row, "vpp") or _chunks(row, arch, engine, pp, batch / (dp * micro), guesses)
     if batch < dp * 0.999:
         if not whole(row, "tp") and not whole(row, "cp"):
             # Sequences are cut somehow, and the row does not say how.
@@ -88,19 +88,27 @@ IDLE = 0.05
 
 
 def _chunks(
-    arch: Architecture, engine: str, pp: int, micro_batches: float, guesses: list[str]
+    row: Row, arch: Architecture, engine: str, pp: int, micro_batches: float, guesses: list[str]
 ) -> int:
-    """Chunks of a stage where the row does not say: 1, unless the pipeline would hardly fill."""
-    if engine not in INTERLEAVES or pp == 1 or not 1.0 <= micro_batches / pp <= SHORT:
+    """Chunks of a stage where the row does not say: 1, unless the pipeline would hardly fill.
+
+    Where the row says that stages are interleaved there are at least two.
+    """
+    stated = _stated_schedule(row)
+    interleaved = stated is Schedule.INTERLEAVED
+    if stated is Schedule.ONE_F_ONE_B or pp == 1:
+        return 1
+    short = engine in INTERLEAVES and 1.0 <= micro_batches / pp <= SHORT
+    if not (short or interleaved):
         return 1
     guesses.append("chunks")
-    wanted = (pp - 1) / (micro_batches * IDLE)
+    wanted = max((pp - 1) / (micro_batches * IDLE), 2.0 if interleaved else 1.0)
     most = max(1, round(arch.layers / pp))
     return next((v for v in range(1, most + 1) if v >= wanted and most % v == 0), most)
 
 
 def _zero(row: Row, engine: str, guesses: list[str]) -> tuple[int, int]:
-    stage, group = sharding_of(text(row, "zero_or_fsdp_stage"), text(row, "notes"))
+    stage, group = sharding_of(text(row, "zero_or_fsdp_stage"), text(row, "shard"))
     if stage is not None:
         return stage, group
     guesses.append("zero stage")
@@ -121,10 +129,8 @@ def _experts(
         ep = next(e for e in (8, 4, 2, 1) if experts % e == 0 and ranks % e == 0)
     if experts % ep or ranks % ep:
         raise UnusableRowError("row contradicts itself (experts or ranks are not a multiple of ep)")
-    notes = text(row, "notes")
-    extended = year >= 2024.8 or "etp=1" in notes or "tp-extend-ep" in notes
-    etp = 1 if extended or ranks % (ep * tp) else tp
-    return ep, etp
+    etp = whole(row, "etp") or (1 if year >= 2024.8 else tp)
+    return ep, 1 if ranks % (ep * etp) else etp
 
 
 def _batch(
@@ -154,19 +160,18 @@ def _batch(
     return batch, micro
 
 
+def _stated_schedule(row: Row) -> Schedule | None:
+    cell = text(row, "schedule")
+    return Schedule(cell) if cell in tuple(Schedule) else None
+
+
 def _schedule(row: Row, pp: int, vpp: int) -> Schedule:
-    notes = text(row, "notes")
+    stated = _stated_schedule(row)
     if pp == 1:
         return Schedule.ONE_F_ONE_B
-    if "dualpipev" in notes or "dualpipe-v" in notes:
-        return Schedule.DUALPIPE_V
-    if "dualpipe" in notes:
-        return Schedule.DUALPIPE
-    if "zbv" in notes or "v-half" in notes or "v-min" in notes:
-        return Schedule.ZB_V
-    if "zero-bubble" in notes or "zero bubble" in notes or "zbb" in notes:
-        return Schedule.ZB_H1
-    return Schedule.INTERLEAVED if vpp > 1 else Schedule.ONE_F_ONE_B
+    if stated in (None, Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED):
+        return Schedule.INTERLEAVED if vpp > 1 else Schedule.ONE_F_ONE_B
+    return stated or Schedule.ONE_F_ONE_B
 
 
 def _sequence_parallel(row: Row, tp: int, arch: Architecture, year: float) -> bool:
@@ -181,7 +186,7 @@ def _sequence_parallel(row: Row, tp: int, arch: Architecture, year: float) -> bo
 
 def _recompute(row: Row, engine: str, year: float) -> tuple[Recompute, float | None, bool]:
     """(mode, share of layers recomputed or None for all, whether the row says it)."""
-    kind, notes = recompute_of(text(row, "recompute")), text(row, "notes")
+    kind, modules = recompute_of(text(row, "recompute")), text(row, "recompute_modules")
     if kind == "full":
         return Recompute.FULL, None, True
     if kind == "none":
@@ -191,13 +196,11 @@ def _recompute(row: Row, engine: str, year: float) -> tuple[Recompute, float | N
             # Every second matrix product is saved, the rest of the layer is run again.
             return Recompute.FULL, 0.5, True
         return (Recompute.ATTENTION if year < 2023.0 else Recompute.MODULES), None, True
-    if "recompute_modules=" in notes:
-        return Recompute.MODULES, None, True
+    if modules:
+        return (Recompute.NONE if modules == "none" else Recompute.MODULES), None, True
     return Recompute.NONE, None, False
 
 
 def _context(row: Row) -> ContextParallel:
-    notes = text(row, "notes")
-    if "ulysses" in notes or "cp_comm_type=a2a" in notes:
-        return ContextParallel.ALL_TO_ALL
-    return ContextParallel.RING
+    cell = text(row, "cp_kind")
+    return ContextParallel(cell) if cell in tuple(ContextParallel) else ContextParallel.RING

@@ -136,6 +136,6 @@ def _group(case: Case) -> str:
     parts = (
         case.source, case.architecture.name, case.device.id, case.devices, case.sequence,
         round(case.global_batch), case.precision.value, f"{case.date:.2f}",
-        *sorted(case.traits),
+        *sorted(f"{name}={choice}" for name, choice in case.switches.items()), case.finetune,
     )  # fmt: skip
     return "|".join(str(part) for part in parts)

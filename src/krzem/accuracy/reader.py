@@ -1,4 +1,7 @@
-"""Rows of a table of runs as cases, or the reason why a row cannot be asked."""
+"""Rows of a table of runs as cases, or the reason why a row cannot be asked.
+
+Columns alone decide: sources, notes and other free text are for people.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,25 @@ from krzem.accuracy.conventions import seconds_per_step
 from krzem.accuracy.dates import date_of
 from krzem.accuracy.known_shapes import completed
 from krzem.accuracy.layouts import read_layout
-from krzem.accuracy.network import network_bytes_per_s
 from krzem.accuracy.shapes import read_architecture
 from krzem.accuracy.spellings import precision_of
-from krzem.cost.engines import engine_of
+from krzem.accuracy.stated import (
+    calibrated_engine,
+    engine_of,
+    finetune_of,
+    memory_kind_of,
+    modules_of,
+    network_of,
+    organisation_of,
+    state_bytes_of,
+    switches_of,
+    traits_of,
+)
+from krzem.accuracy.unknown import MIXED, unknown_of
 from krzem.errors import KrzemError
 from krzem.hardware.device import Device
 from krzem.layout.layout import Recompute
 from krzem.layout.precision import Precision
-
-MEGATRON_CORE_SINCE = 2023.5
-"""Year from which Megatron-LM is built on Megatron-Core."""
-
-_TRAITS = {
-    "ep-overlap": ("a2a overlap", "ep overlap", "overlap-moe", "comm overlap 1f1b"),
-    "cuda-graph": ("cuda_graph=", "cuda graph", "_cg"),
-    "full-graph": ("cuda_graph=full_iteration",),
-    "no-overlap": ("no tp-comm overlap", "no overlap"),
-    "async-tp": ("asynctp", "async tp", "use-mc2", "mc2 enabled"),
-    "eager": (", eager",),
-    "compile": ("torch.compile", "compile"),
-    "capacity": ("token-drop", "tokendrop", "capacity factor", "dropped tokens"),
-    "balanced": ("force-balanced", "force_load_balance", "fake-balanced", "fake-b"),
-    "rowwise": ("rowwise",),
-    "dedup": ("deepep", "hybridep", "hybrid-ep"),
-    "adapters": ("lora", "adapter"),
-    "pure": ("mode pure",),
-}
 
 
 def read_case(row: Row) -> Case:
@@ -48,7 +43,8 @@ def read_case(row: Row) -> Case:
     devices = _devices(row)
     precision = _precision(row, device)
     arch, sequence, shape_guesses = read_architecture(row)
-    engine = _engine(row, when, device)
+    switches, named = switches_of(row), engine_of(row)
+    engine = calibrated_engine(named, switches, device, when)
     node = whole(row, "devices_per_node") or device.devices_per_node or 8
     try:
         layout, batch, known, guesses = read_layout(
@@ -62,11 +58,10 @@ def read_case(row: Row) -> Case:
     memory = number(row, "metric_peak_mem_gb")
     if seconds is None and memory is None:
         raise UnusableRowError("no speed or memory published")
-    notes = text(row, "notes")
-    told = f"{notes} {text(row, 'model_name')}"
     return Case(
         id=row.get("id") or "?",
         source=row.get("source") or "?",
+        organisation=organisation_of(row),
         family="moe" if arch.is_moe else "dense",
         date=when,
         architecture=arch,
@@ -74,45 +69,28 @@ def read_case(row: Row) -> Case:
         device=device,
         devices=devices,
         devices_per_node=whole(row, "devices_per_node"),
-        network_bytes_per_s=network_bytes_per_s(row.get("notes") or "", node),
+        network_bytes_per_s=network_of(row),
         layout=layout,
         global_batch=batch,
         precision=precision,
         engine=engine,
+        named_engine=named,
+        engine_version=text(row, "engine_version"),
+        switches=switches,
+        finetune=finetune_of(row),
+        lora_rank=whole(row, "lora_rank"),
+        optimizer=text(row, "optimizer"),
+        state_bytes=state_bytes_of(row),
         recompute_known=known,
-        traits=frozenset(t for t, words in _TRAITS.items() if any(w in told for w in words)),
+        recompute_modules=modules_of(row),
+        traits=traits_of(switches, finetune_of(row)),
         seconds=seconds,
         measured_by=column,
         peak_memory_bytes=None if memory is None else memory * 2**30,
-        memory_kind=_memory_kind(notes),
+        memory_kind=memory_kind_of(row),
         guesses=(*date_guesses, *shape_guesses, *guesses),
+        unknown=unknown_of(row, named, switches, layout, precision, arch.is_moe),
     )
-
-
-_AT_HOME = {
-    "google-tpu": "xla", "aws-neuron": "neuron", "intel-gaudi": "gaudi", "amd-cdna2": "primus",
-    "amd-cdna3": "primus", "amd-cdna4": "primus", "huawei-ascend-910": "mindspeed",
-    "huawei-ascend-910b": "mindspeed", "huawei-ascend-910c": "mindspeed",
-}  # fmt: skip
-"""The port of Megatron that a family's vendor keeps, or its own engine where there is none."""
-_PORTED = ("other", "megatron-core", "megatron-lm")
-
-
-def _engine(row: Row, when: float, device: Device) -> str:
-    """What the source runs; where it speaks of Megatron, or of nothing, its port to the card."""
-    origin = f"{row.get('source') or ''} {row.get('url_or_repo') or ''}"
-    name = engine_of(origin, row.get("notes") or "")
-    if name in _PORTED and device.family in _AT_HOME:
-        return _AT_HOME[device.family]
-    if name == "xla" and device.software == "cuda":
-        return "xla-gpu"
-    return "megatron-core" if name == "megatron-lm" and when >= MEGATRON_CORE_SINCE else name
-
-
-def _memory_kind(notes: str) -> str:
-    if any(word in notes for word in ("allocated", "real_alloc")):
-        return "allocated"
-    return "shown" if any(word in notes for word in ("nvidia-smi", "rocm-smi")) else "reserved"
 
 
 _DEGREES = ("tp", "pp", "cp")
@@ -134,7 +112,7 @@ def _devices(row: Row) -> int:
 
 def _precision(row: Row, device: Device) -> Precision:
     raw = text(row, "precision")
-    if not raw or raw in ("mixed", "mixed precision", "auto"):
+    if not raw or raw in MIXED:
         return Precision.BF16 if "bf16" in device.peak_flops else Precision.FP16
     found = precision_of(raw)
     if found is None:

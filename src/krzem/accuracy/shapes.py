@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.cells import Row, number, text, whole
-from krzem.accuracy.known_shapes import known_shape
-from krzem.accuracy.spellings import attention_of
+from krzem.accuracy.known_shapes import known_shape, model_of
+from krzem.accuracy.spellings import attention_of, yes_or_no
 from krzem.errors import KrzemError
 from krzem.model.architecture import (
     Architecture,
@@ -37,7 +37,9 @@ _TIED = ("gpt", "mpt", "bloom", "opt", "mt-nlg", "gemma")
 
 def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
     """(architecture, sequence length, what was assumed); raises UnusableRowError."""
-    if any(word in text(row, "model_name") + " " + text(row, "notes") for word in _STATE_SPACE):
+    name = model_of(row).lower()
+    mixer = text(row, "mixer")
+    if mixer not in ("", "attention") or any(word in name for word in _STATE_SPACE):
         raise UnusableRowError("model not a transformer throughout (state-space layers)")
     layers, hidden, heads = (whole(row, name) for name in ("layers", "hidden", "heads"))
     guesses: list[str] = []
@@ -54,7 +56,6 @@ def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
         vocab = 50304 if hidden < 4096 else 64000
         guesses.append("vocab")
     attention = _attention(row, hidden, heads, guesses)
-    name = text(row, "model_name")
     runs = _runs(row, attention, layers, hidden, vocab, guesses)
     arch = Architecture(
         name=row.get("model_name") or "?",
@@ -63,12 +64,18 @@ def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
         vocab=vocab,
         runs=runs,
         max_positions=sequence,
-        tied_embeddings=any(word in name for word in _TIED) and "oss" not in name,
-        norm_bias=any(word in name for word in _LEARNED),
-        mtp_layers=_mtp(row),
+        tied_embeddings=_said(row, "tied", any(w in name for w in _TIED) and "oss" not in name),
+        norm_bias=_said(row, "bias", any(word in name for word in _LEARNED)),
+        mtp_layers=min(whole(row, "mtp") or 0, layers),
         source=row.get("source") or "",
     )
     return arch, sequence, tuple(guesses)
+
+
+def _said(row: Row, column: str, usual: bool) -> bool:
+    """A column that says yes or no, or what is usual for the model that the row names."""
+    stated = yes_or_no(text(row, column))
+    return usual if stated is None else stated
 
 
 def _sequence(row: Row, guesses: list[str]) -> int:
@@ -76,7 +83,7 @@ def _sequence(row: Row, guesses: list[str]) -> int:
     sequence = whole(row, "seq_len")
     if sequence is not None:
         return sequence
-    known = known_shape(row.get("model_name") or "")
+    known = known_shape(model_of(row))
     if known is None:
         raise UnusableRowError("sequence length not published")
     guesses.append("sequence length")
@@ -86,7 +93,7 @@ def _sequence(row: Row, guesses: list[str]) -> int:
 def _named(row: Row, layers: int | None) -> Architecture:
     """The built-in model of that name, where the row gives no shape but the name is known."""
     try:
-        found = load_model((row.get("model_name") or "")[:80])
+        found = load_model(model_of(row)[:80])
     except KrzemError:
         found = None
     if found is None or (layers is not None and layers != found.layers):
@@ -94,18 +101,10 @@ def _named(row: Row, layers: int | None) -> Architecture:
     return found
 
 
-def _mtp(row: Row) -> int:
-    notes = text(row, "notes")
-    if "w/o mtp" in notes or "without mtp" in notes or "no mtp" in notes:
-        return 0
-    return 1 if "mtp" in notes else 0
-
-
 def _attention(row: Row, hidden: int, heads: int, guesses: list[str]) -> Attention:
     head_dim = whole(row, "head_dim") or max(1, hidden // heads)
     stated = attention_of(text(row, "attention"))
     if stated == "mla":
-        name = text(row, "model_name")
         guesses.append("latent ranks")
         return Attention(
             kind=AttentionKind.LATENT,
@@ -113,7 +112,7 @@ def _attention(row: Row, hidden: int, heads: int, guesses: list[str]) -> Attenti
             kv_heads=heads,
             head_dim=LATENT["head_dim"],
             value_dim=LATENT["value"],
-            q_lora_rank=None if "lite" in name or "moonlight" in name else LATENT["q_lora_rank"],
+            q_lora_rank=_query_rank(row),
             kv_lora_rank=LATENT["kv_lora_rank"],
             rope_dim=LATENT["rope_dim"],
         )
@@ -129,6 +128,14 @@ def _attention(row: Row, hidden: int, heads: int, guesses: list[str]) -> Attenti
         qkv_bias=stated == "mha",
         out_bias=stated == "mha",
     )
+
+
+def _query_rank(row: Row) -> int | None:
+    """Rank of the queries of latent attention; None where they are not compressed."""
+    name = model_of(row).lower()
+    if text(row, "q_lora_rank") == "0" or "lite" in name or "moonlight" in name:
+        return None
+    return whole(row, "q_lora_rank") or LATENT["q_lora_rank"]
 
 
 def _runs(
@@ -151,15 +158,18 @@ def _runs(
 
 
 def _window(row: Row) -> tuple[int | None, int]:
-    """(window in tokens, one of how many layers is without), by the model's published config."""
-    name = text(row, "model_name").replace("_", "-").replace(" ", "-")
+    """(window in tokens, one of how many layers is without or 0), stated or by the model named."""
+    stated = whole(row, "window")
+    if stated is not None:
+        return stated, whole(row, "full_every") or 0
+    name = model_of(row).lower().replace("_", "-").replace(" ", "-")
     return next((w for word, w in _WINDOWS.items() if word in name), (None, 1))
 
 
 def _windowed(row: Row, layer: Layer, count: int) -> tuple[LayerRun, ...]:
     """Layers with and without their sliding window, where the attention has one."""
     _, period = _window(row)
-    whole_layers = count // period
+    whole_layers = count // period if period else 0
     if layer.attention.window is None or whole_layers == 0:
         return (LayerRun(layer=layer, count=count),)
     a = layer.attention

@@ -36,16 +36,21 @@ _STAGES: tuple[tuple[str, int], ...] = (
 )
 
 
-def sharding_of(raw: str, notes: str) -> tuple[int | None, int]:
-    """(ZeRO stage or None where it is not told, ranks that share one copy, 0 for all, or NODE)."""
+def sharding_of(raw: str, shard: str) -> tuple[int | None, int]:
+    """(ZeRO stage or None where it is not told, ranks that share one copy, 0 for all, or NODE).
+
+    ``shard`` is a number of ranks or ``node``; ``raw`` may say it as well (``FSDP32``, ``hsdp``).
+    """
     stage = next((n for words, n in _STAGES if re.search(words, raw)), None)
     if stage != 3:
         return stage, 0
+    if re.fullmatch(r"\d{1,9}(\.0*)?", shard):
+        return 3, int(float(shard))
     said = _GROUP.search(raw)
     # FSDP2 is a version, FSDP32 a group.
-    if said is None or said.group(1) in _VERSIONS:
-        said = re.search(r"(?:shard[= ]|fsdp ?= ?|fsdp(?=\d\d))(\d+)", notes)
-    if said is not None:
+    if shard == "node":
+        return 3, NODE
+    if said is not None and said.group(1) not in _VERSIONS:
         return 3, int(said.group(1))
     return 3, NODE if re.search(r"hsdp|hybrid", raw) else 0
 
