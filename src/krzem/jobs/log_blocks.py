@@ -1,0 +1,234 @@
+"""Readers of forms that take more than one line for a step, and of progress bars and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from krzem.jobs.log_formats import _ANY, Read, _values, units
+from krzem.jobs.log_series import Values
+from krzem.jobs.log_text import NUMBER, clock, number
+
+_BAR = re.compile(
+    r"(?P<label>[^|\r\n%]{0,80}?)(?P<percent>\d{1,3})%\|[^|]*\| *(?P<n>\d+)/(?P<total>\d+) "
+    r"\[(?P<elapsed>[\d:]+)<[\d:?, days]+, *(?P<rate>[\d.]+) ?(?P<unit>s/it|it/s)(?P<rest>[^\]]*)"
+)
+_OTHER_BARS = re.compile(
+    r"load|map|token|generat|filter|download|evaluat|valid|saving|shard|fetch|quant|process|sanity"
+    r"|compil|warm|group|pack|resolv|cache",
+    re.IGNORECASE,
+)
+_DICT = re.compile(r"\{[^{}]*['\"](?:loss|train_runtime)['\"]\s*:[^{}]*\}")
+_ITEM = re.compile(r"['\"]([\w/() .]+)['\"]\s*:\s*['\"]?([^,'\"}]*)")
+_SWIFT = ("train_speed(s/it)", "train_speed(iter/s)")
+
+
+def trainer() -> Read:
+    """The Hugging Face Trainer's bar and dictionaries, ms-swift's included.
+
+    The bar's own rate is a running mean over the last few steps; the clock beside it is kept.
+    A dictionary without a step speaks of the step that the bar shows.
+    """
+
+    def read(text: str) -> Iterator[Values]:
+        for bar in _BAR.finditer(text):
+            yield from _bar(bar)
+        for match in _DICT.finditer(text):
+            yield _dictionary(dict(_ITEM.findall(match[0])))
+
+    return read
+
+
+def _bar(bar: re.Match[str]) -> Iterator[Values]:
+    rate, n = float(bar["rate"]), float(bar["n"])
+    elapsed = clock(bar["elapsed"])
+    if _OTHER_BARS.search(bar["label"]) or not rate or not n or elapsed is None:
+        return
+    found = _values(re.findall(rf"([\w ]+?)=({NUMBER})", bar["rest"]), _ANY)
+    total = float(bar["total"])
+    found.update(number=n, total=total, track=total, clock=elapsed)
+    found["seconds"] = rate if bar["unit"] == "s/it" else 1.0 / rate
+    yield found
+
+
+def _dictionary(items: Mapping[str, str]) -> Values:
+    """The numbers of one printed dictionary; ``summary`` marks the last one of a run."""
+    found = units(_values(((k.strip(), v) for k, v in items.items()), _ANY))
+    found.pop("tokens/?", None)
+    if "train_runtime" in items:
+        return {k: v for k, text in items.items() if (v := number(text)) is not None} | {
+            "summary": 1.0
+        }
+    step, _, total = items.get("global_step/max_steps", "").partition("/")
+    at, planned = number(step), number(total)
+    if at is None:
+        return {**found, "amend": 1.0}
+    found.update(number=at, track=planned or 0.0)
+    if planned:
+        found["total"] = planned
+    slow, fast = (number(items.get(key, "")) for key in _SWIFT)
+    mean = slow or (1.0 / fast if fast else None)
+    told = clock(items.get("elapsed_time", ""))
+    if told is not None:
+        found["clock"] = at * mean if mean and abs(at * mean - told) < 0.02 * told else told
+    return found
+
+
+# -- MindFormers
+
+_MIND = re.compile(
+    rf"Epoch:\[ *(\d+)/ *(\d+)\], step:\[ *(\d+)/ *(\d+)\], loss:? ?\[? *({NUMBER})"
+    rf".*?per_step_time: *(\d+)ms(?:.*?train_throughput_per_npu: *([\d.]+)T)?"
+)
+_SAMPLES = re.compile(r"([\d.]+) samples/s/p")
+
+
+def mindformers() -> Read:
+    """``{ Epoch:[1/2], step:[10/100], loss: 7.1, per_step_time: 812ms, … }`` and the line after."""
+
+    def read(text: str) -> Iterator[Values]:
+        for match in _MIND.finditer(text):
+            epoch, epochs, step, steps = (int(match[i]) for i in range(1, 5))
+            found: Values = {
+                "number": float((epoch - 1) * steps + step), "total": float(epochs * steps),
+                "seconds": int(match[6]) / 1e3,
+            }  # fmt: skip
+            loss = number(match[5])
+            if loss is not None:
+                found["loss"] = loss
+            if match[7]:
+                found["tflops"] = float(match[7])
+            yield found
+        for rate in _SAMPLES.finditer(text):
+            yield {"samples/device": float(rate[1]), "amend": 1.0}
+
+    return read
+
+
+# -- MLPerf
+
+_MLLOG = re.compile(r":::MLLO?G? ?(\{.*\})")
+
+
+def mllog() -> Read:
+    """``:::MLLOG {…}``: the time of a block, from its start to its stop, over its samples."""
+    state: dict[str, float] = {}
+    count = 0
+
+    def read(text: str) -> Iterator[Values]:
+        nonlocal count
+        for match in _MLLOG.finditer(text):
+            event = _event(match[1])
+            if event is None:
+                continue
+            key, value, at, samples = event
+            if key == "global_batch_size" and isinstance(value, int | float):
+                state["batch"] = float(value)
+            elif key in ("block_start", "epoch_start") and "at" not in state:
+                state["at"] = at
+                state["from"] = state.get("samples", 0.0) if samples is None else samples
+            elif key in ("block_stop", "epoch_stop", "eval_start") and "at" in state:
+                yield from _block(state, at, samples)
+            if samples is not None:
+                state["samples"] = max(samples, state.get("samples", 0.0))
+
+    return read
+
+
+def _block(state: dict[str, float], at: float, samples: float | None) -> Iterator[Values]:
+    batch = state.get("batch")
+    if samples is None or not batch or samples <= state["from"]:
+        return
+    seconds = (at - state.pop("at")) / 1e3
+    steps = (samples - state.pop("from")) / batch
+    if steps >= 1 and seconds > 0:
+        yield {
+            "number": round(samples / batch), "seconds": seconds / steps, "batch": batch,
+            "samples/job": batch * steps / seconds, "consumed": samples,
+        }  # fmt: skip
+
+
+def _event(text: str) -> tuple[str, object, float, float | None] | None:
+    try:
+        event = json.loads(text)
+        meta = event.get("metadata") or {}
+        samples = meta.get("samples_count", meta.get("epoch_num", meta.get("first_epoch_num")))
+        at = float(event["time_ms"])
+        return (
+            str(event["key"]),
+            event.get("value"),
+            at,
+            None if samples is None else float(samples),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+# -- blocks of keys below a step (Composer, LLM Foundry, OLMo)
+
+_BATCH = re.compile(r"\[(?:batch|step)=(\d+)(?:/(\d+))?(?:,[^\]]*)?\]:?")
+_BELOW = re.compile(
+    rf"(?:Train )?((?:throughput|memory|loss|train|time)/[\w/]+)(?:: |=)({NUMBER}[KMBT]?)"
+)
+
+
+def blocks() -> Read:
+    """``[batch=10/100]:`` and, below it, ``Train throughput/device/tokens_per_sec: 9876.5``."""
+
+    def read(text: str) -> Iterator[Values]:
+        for match in _BATCH.finditer(text):
+            found = {"number": float(match[1])}
+            yield found | ({"total": float(match[2])} if match[2] else {})
+        below = units(_values(_BELOW.findall(text), _ANY))
+        if below:
+            yield {**below, "amend": 1.0}
+
+    return read
+
+
+# -- JSON Lines
+
+_JSON_MORE: Mapping[str, str] = {**_ANY, "_step": "number", "seq": "seq"}
+_LONGEST = 200_000
+
+
+def json_lines() -> Read:
+    """One JSON object a line, with a step and a time or a rate: krzem's own, or another's."""
+
+    def read(text: str) -> Iterator[Values]:
+        start = text.find("{")
+        if start < 0 or len(text) > _LONGEST:
+            return
+        try:
+            record = json.loads(text[start:])
+        except (ValueError, RecursionError):
+            return
+        if isinstance(record, dict):
+            yield from _record(record)
+
+    return read
+
+
+def _record(record: Mapping[str, object]) -> Iterator[Values]:
+    flat = {**record, **_inner(record)}
+    numbers = {k: v for k, v in flat.items() if type(v) in (int, float)}
+    found: Values = {}
+    for key, value in numbers.items():
+        name = _JSON_MORE.get(key)
+        if name is not None and isinstance(value, int | float) and math.isfinite(value):
+            found.setdefault(name, float(value))
+    if "tps_per_gpu" in numbers and "tokens/?" in found:
+        found["tokens/job"] = found.pop("tokens/?")
+    texts = {k: str(v) for k, v in flat.items() if isinstance(v, str | int | float)}
+    if "global_step/max_steps" in texts:
+        found.update(_dictionary(texts))
+    found = units(found)
+    if abs(found.get("number", -1.0)) < 1e15 and found.get("number", -1.0) >= 0:
+        yield found
+
+
+def _inner(record: Mapping[str, object]) -> Mapping[str, object]:
+    inner = record.get("metrics")
+    return inner if isinstance(inner, dict) else {}

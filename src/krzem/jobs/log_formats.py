@@ -1,0 +1,370 @@
+"""The lines that training engines print about a step, and the readers of one-line forms.
+
+A reader gives, for each step told in a line, a mapping of these names to numbers:
+
+number, total            step and planned steps
+seconds                  of one step; ``clock``: seconds since the start, where steps have none
+tokens/device            tokens/s of one device; tokens/job, tokens/process, tokens/? (open)
+samples/job              sequences/s of the job; samples/device of one device
+tflops                   model TFLOP/s of one device as the engine counts
+hardware_tflops, mfu     where printed
+loss, batch, seq         loss; sequences of a step; tokens of a sequence
+batch_tokens             tokens of a step
+consumed                 sequences so far
+skipped                  steps skipped since the line before
+mem.KIND                 GiB: allocated, max_allocated, reserved, max_reserved, used
+
+``amend`` marks a further line about the step before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from krzem.jobs.log_series import Values
+from krzem.jobs.log_text import NUMBER, number
+
+Read = Callable[[str], Iterable[Values]]
+"""Reads one line; may remember earlier ones."""
+GIB = 2.0**30
+MIB_PER_GIB = 1024.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One form of line."""
+
+    name: str
+    engine: str
+    """Canonical name of the engine that prints it, unless other lines show another."""
+    needles: tuple[bytes, ...]
+    """A line of this form holds one of these."""
+    reader: Callable[[], Read]
+    convention: str = ""
+    """How the engine counts the FLOP it prints."""
+
+
+def _values(pairs: Iterable[tuple[str, str]], names: Mapping[str, str]) -> Values:
+    """The numbers of the pairs whose key is known."""
+    found: Values = {}
+    for key, text in pairs:
+        name = names.get(key)
+        if name is not None and name not in found:
+            value = number(text)
+            if value is not None:
+                found[name] = value
+    return found
+
+
+def _ends(marks: Sequence[re.Match[str]], text: str) -> list[int]:
+    """Where the record of each mark ends: several may stand in one line."""
+    return [*(mark.start() for mark in marks[1:]), len(text)][: len(marks)]
+
+
+# -- Megatron-LM and everything that prints as it does
+
+_ITERATION = re.compile(r"iteration\s*[:=]?\s*(\d+)\s*(?:/\s*(\d+))?\s*\|")
+_PIPED = re.compile(
+    r"\|\s*([A-Za-z_\[][^|:=]*?)(?:\s*[:=]\s*|\s+(?=[-\d][\d.E+-]*\s*\|))([^|]*?)(?=\|)"
+)
+_SEPARATE = re.compile(r"samples/sec: *([\d.]+) *\| *$")
+_FLOPS = re.compile(rf"({NUMBER}) *([KMGTPE])?FLOPS", re.IGNORECASE)
+_STEP_TIME = re.compile(r"Step Time : ([\d.]+)s GPU utilization: ([\d.]+)")
+_MEGATRON: Mapping[str, str] = {
+    "elapsed time per iteration (ms)": "ms",
+    "elapsed_time_per_iteration_ms": "ms",
+    "elapsed time per iteration (s)": "seconds",
+    "throughput per GPU (TFLOP/s/GPU)": "tflops",
+    "compute per GPU (TFLOP/s/GPU)": "tflops",
+    "TFLOP/s/GPU": "tflops",
+    "TFLOPs": "tflops",
+    "TFLOPS": "tflops",
+    "[LM]TFLOPs": "tflops",
+    "[DS]TFLOPs": "hardware_tflops",
+    "model TFLOPs": "tflops",
+    "tokens per GPU (tokens/s/GPU)": "tokens/device",
+    "tokens/s/GPU inst/harmonic mean": "tokens/device",
+    "tokens per gpu per second (tgs)": "tokens/device",
+    "tokens_per_gpu_per_second_tgs": "tokens/device",
+    "tokens/gpu/s": "tokens/device",
+    "tokens per second": "tokens/?",
+    "tokens/s": "tokens/?",
+    "tokens/sec": "tokens/?",
+    "samples per second": "samples/job",
+    "samples_per_second": "samples/job",
+    "global batch size": "batch",
+    "global_batch_size": "batch",
+    "consumed samples": "consumed",
+    "consumed_samples": "consumed",
+    "consumed tokens": "consumed_tokens",
+    "consumed_tokens": "consumed_tokens",
+    "lm loss": "loss",
+    "lm_loss": "loss",
+    "loss": "loss",
+    "reduced_train_loss": "loss",
+    "actual seqlen": "seq",
+    "actual_seqlen": "seq",
+    "seq_length": "seq",
+    "number of skipped iterations": "skipped",
+    "number_of_skipped_iterations": "skipped",
+    "MFU": "mfu",
+    "mfu": "mfu",
+    "HFU": "hfu",
+    "max_memory_allocated(GB)": "mem.max_allocated",
+    "max_memory_reserved(GB)": "mem.max_reserved",
+    "hip mem usage/free/total/usage_ratio": "mem.used",
+    "rocm mem usage/free/total/usage_ratio": "mem.used",
+    "mem usages": "mem.used",
+    "memory usage/free/total": "mem.used",
+}
+
+
+def megatron() -> Read:
+    """``iteration 10/ 500 | … | elapsed time per iteration (ms): 812.3 | … |``, any generation.
+
+    A value counts only where its bar follows, so that a number cut short never does.
+    """
+    before: Values = {}
+
+    def read(text: str) -> Iterator[Values]:
+        timed = _STEP_TIME.search(text)
+        if timed:
+            before.update(seconds=float(timed[1]), tflops=float(timed[2]))
+        marks = list(_ITERATION.finditer(text))
+        for mark, end in zip(marks, _ends(marks, text), strict=True):
+            body = text[mark.end() - 1 : end]
+            found = _megatron_values(body)
+            if "seconds" not in found:
+                continue
+            rate = _SEPARATE.search(text[: mark.start()])
+            if rate:
+                found["samples/job"] = float(rate[1])
+            if "tflops" not in found and _near(before.get("seconds"), found["seconds"]):
+                found["tflops"] = before["tflops"]
+            before.clear()
+            yield _numbered(found, mark[1], mark[2])
+
+    return read
+
+
+def _megatron_values(body: str) -> Values:
+    pairs = [(m[1], m[2]) for m in _PIPED.finditer(body)]
+    found = _values(pairs, _MEGATRON)
+    for key, text in pairs:
+        flops = _FLOPS.match(text) if key.endswith("flops per GPU") else None
+        value = number(flops[1]) if flops else None
+        if flops and value is not None:
+            unit = {"G": 1e-3, "T": 1.0, "P": 1e3}.get((flops[2] or "").upper(), 0.0)
+            found["hardware_tflops"] = value * unit
+    if "ms" in found:
+        found["seconds"] = found.pop("ms") / 1e3
+    return found
+
+
+def _near(a: float | None, b: float) -> bool:
+    return a is not None and abs(a - b) <= 0.006 + 0.001 * b
+
+
+def _numbered(found: Values, step: str, total: str | None) -> Values:
+    found["number"] = float(step)
+    if total:
+        found["total"] = float(total)
+    return found
+
+
+def step_time() -> Read:
+    """``Step Time : 3.21s GPU utilization: 512.3MODEL_TFLOP/s/GPU``, where no iteration follows."""
+    count = 0
+
+    def read(text: str) -> Iterator[Values]:
+        nonlocal count
+        for match in _STEP_TIME.finditer(text):
+            count += 1
+            yield {"number": count, "seconds": float(match[1]), "tflops": float(match[2])}
+
+    return read
+
+
+# -- torchtitan
+
+_TITAN = re.compile(
+    r"(?<!validate )step: *(\d+) +(?P<rest>.*?\b(?P<key>tps|wps): *(?P<rate>[\d,]+)"
+    r"(?P<tail>.*?))(?=(?:validate )?step: *\d+ +\S+:|\[titan\]|$)"
+)
+_TITAN_LOSS = re.compile(rf"loss: *({NUMBER})")
+_TITAN_MEMORY = re.compile(r"memory: *([\d.]+)GiB")
+_TITAN_TFLOPS = re.compile(r"tflops: *([\d,.]+\d)")
+_TITAN_MFU = re.compile(r"mfu: *([\d.]+)%")
+
+
+def torchtitan() -> Read:
+    """``step: 10  loss: 7.1  memory: 40.2GiB(42%)  tps: 7,123  tflops: 409.1  mfu: 41.4%``."""
+
+    def read(text: str) -> Iterator[Values]:
+        for match in _TITAN.finditer(text):
+            found: Values = {"number": float(match[1])}
+            rate = number(match["rate"])
+            if rate is None:
+                continue
+            found["tokens/device"] = rate
+            for name, pattern, part in (
+                ("loss", _TITAN_LOSS, match["rest"]),
+                ("mem.max_reserved", _TITAN_MEMORY, match["rest"]),
+                ("tflops", _TITAN_TFLOPS, match["tail"]),
+                ("mfu", _TITAN_MFU, match["tail"]),
+            ):
+                value = pattern.search(part)
+                read_value = number(value[1]) if value else None
+                if read_value is not None:
+                    found[name] = read_value
+            yield found
+
+    return read
+
+
+# -- forms of key and value
+
+_ANY: Mapping[str, str] = {
+    "step": "number", "global_step": "number", "iteration": "number", "iter": "number",
+    "current_steps": "number", "total_steps": "total",
+    "seconds": "seconds", "step_time": "seconds", "step_time_s": "seconds",
+    "iter_time": "seconds", "time_per_step": "seconds", "train_step_timing in s": "seconds",
+    "perf/step_time_seconds": "seconds", "iter time (s)": "seconds", "timing/step": "seconds",
+    "time_per_iteration_ms": "ms", "elapsed_time_per_iteration_ms": "ms",
+    "step_time_ms": "ms", "per_step_time_ms": "ms", "ms_per_step": "ms",
+    "tokens_per_s": "tokens/job", "tps_per_gpu": "tokens/device",
+    "perf/per_device_tokens_per_sec": "tokens/device", "Tokens/s/device": "tokens/device",
+    "tokens_per_sec_per_gpu": "tokens/device", "tgs (tokens/gpu/second)": "tokens/device",
+    "throughput/device/tokens_per_sec": "tokens/device",
+    "throughput/device/tokens_per_second": "tokens/device",
+    "throughput/tokens_per_sec": "tokens/job", "throughput/tokens_per_second": "tokens/job",
+    "tok/s": "tokens/?", "tokens/s": "tokens/?", "tokens_per_second": "tokens/?",
+    "tokens_per_sec": "tokens/?", "tok_per_sec": "tokens/?", "tps": "tokens/?",
+    "samples/sec": "samples/job", "CurrSamplesPerSec": "samples/job",
+    "throughput/batches_per_sec": "steps_per_s", "throughput/device/batches_per_second":
+    "steps_per_s", "throughput/samples_per_sec": "samples/job",
+    "TFLOP/s/device": "tflops", "TFLOP/s": "tflops", "perf/per_device_tflops_per_sec": "tflops",
+    "model_tflops_per_gpu": "tflops", "hardware_tflops_per_gpu": "hardware_tflops",
+    "TFLOPS_per_GPU": "tflops", "tflops": "tflops",
+    "loss": "loss", "lm_loss": "loss", "reduced_train_loss": "loss", "learning/loss": "loss",
+    "train/loss": "loss", "train/CrossEntropyLoss": "loss", "loss/train/total": "loss",
+    "total_weights": "weights", "global_batch_size": "batch", "consumed_samples": "consumed",
+    "num_consumed_tokens": "consumed_tokens", "consumed_tokens": "consumed_tokens",
+    "memory(GiB)": "mem.max_reserved", "mem": "mem.max_allocated",
+    "MemAllocated": "mem.allocated", "MaxMemAllocated": "mem.max_allocated",
+    "memory/peak_reserved_mem": "mem.max_reserved_gb", "peak_memory_usage": "mem.max_bytes",
+    "memory_bytes": "mem.max_bytes", "memory_allocated": "mem.bytes", "mfu": "mfu",
+}  # fmt: skip
+"""Keys that programs print, whatever the separator."""
+
+
+def keyed(
+    pattern: str, *, step: str, join: str, ends: str, needs: frozenset[str], shift: int = 0
+) -> Callable[[], Read]:
+    """The reader of lines ``STEP SEP key JOIN value SEP key JOIN value``.
+
+    ``step`` finds the step (and the total); ``pattern`` a key, ``join`` what stands before its
+    value and ``ends`` what may follow it; one of ``needs`` must be there; ``shift`` is added to
+    the step where an engine counts from 0.
+    """
+    find = re.compile(step)
+    pair = re.compile(rf"(?:^|(?<=[\s|,(\[{{])){pattern}{join}({NUMBER} ?[kKMGBTP]?)(?={ends})")
+
+    def read(text: str) -> Iterator[Values]:
+        marks = list(find.finditer(text))
+        for mark, end in zip(marks, _ends(marks, text), strict=True):
+            body = text[mark.start() : end]
+            found = units(_values((m.groups() for m in pair.finditer(body)), _ANY))  # type: ignore[misc]
+            if needs & found.keys():
+                total = mark[2] if find.groups > 1 else None
+                values = _numbered(found, mark[1], total)
+                values["number"] += shift
+                yield values
+
+    return lambda: read
+
+
+def units(found: Values) -> Values:
+    """Milliseconds, bytes and rates of steps put into the names that are used."""
+    if "ms" in found:
+        found.setdefault("seconds", found.pop("ms") / 1e3)
+    if found.get("steps_per_s"):
+        found.setdefault("seconds", 1.0 / found.pop("steps_per_s"))
+    for name, kind, unit in (
+        ("mem.max_bytes", "mem.max_allocated", GIB),
+        ("mem.bytes", "mem.allocated", GIB),
+        ("mem.max_reserved_gb", "mem.max_reserved", GIB / 1e9),
+    ):
+        if name in found:
+            found[kind] = found.pop(name) / unit
+    return found
+
+
+TIMED = frozenset({"seconds", "tokens/device", "tokens/job", "tokens/?", "samples/job"})
+_COLON = r"([A-Za-z][\w/() ]*?)"
+
+maxtext = keyed(
+    r"([A-Za-z_][\w/]*)", step=r"completed step: (\d+)", join=r": ", ends=r",|$|\s",
+    needs=frozenset({"seconds"}),
+)  # fmt: skip
+nanotron = keyed(
+    r"([A-Za-z_]\w*)", step=r"iteration: (\d+) / (\d+)", join=r": ", ends=r" \||$| *\[", needs=TIMED
+)
+nemo2 = keyed(
+    _COLON, step=r"iteration (\d+)/(\d+)(?= \|)", join=r": ", ends=r" \||$",
+    needs=frozenset({"seconds"}),
+)  # fmt: skip
+nemo1 = keyed(
+    r"([A-Za-z_]\w*(?: in s)?)", step=r"(?<=[| ])(\d+)/(\d+) \[", join=r"=", ends=r",|\]",
+    needs=frozenset({"seconds"}),
+)  # fmt: skip
+internevo = keyed(
+    r"(tgs \(tokens/gpu/second\)|[A-Za-z_]\w*)", step=r"(?:\btflops=\S+ )?\bstep=(\d+)\b",
+    join=r"=", ends=r"\s|,|$",
+    needs=frozenset({"tokens/device"}),
+)  # fmt: skip
+deepspeed = keyed(
+    r"([A-Za-z]\w*|iter time \(s\)|samples/sec)", step=r"(?:global_step=|\bsteps: )(\d+)",
+    join=r"(?:=|: )", ends=r"[,\s]|GB|$", needs=frozenset({"seconds", "samples/job"}),
+)  # fmt: skip
+named = keyed(
+    r"([A-Za-z]\w*(?:/\w+)*)",
+    step=r"(?<![\w.])[\[(]?(?:global_)?(?:step|iter|iteration|Step|Iter)[ =:#]+(\d+)(?:/(\d+))?",
+    join=r" ?[=:] ?", ends=r" ?s\b|[,\s|\])/]|$", needs=TIMED,
+)  # fmt: skip
+
+_OLD_DEEPSPEED = re.compile(r"\b\d+/(\d+), SamplesPerSec=([\d.]+)")
+_AUTOMODEL = re.compile(
+    r"step (\d+) \|.*?\bloss ([\d.]+).*?(?:\bmem ([\d.]+) GiB.*?)?\btps ([\d.,]+)"
+    r"(?:\(([\d.,]+)/gpu\))?"
+)
+
+
+def deepspeed_old() -> Read:
+    """``0/100, SamplesPerSec=12.3``: micro-batches, and a mean since the start."""
+
+    def read(text: str) -> Iterator[Values]:
+        for match in _OLD_DEEPSPEED.finditer(text):
+            yield {"number": float(match[1]), "samples/job": float(match[2])}
+
+    return read
+
+
+def automodel() -> Read:
+    """``step 10 | epoch 0 | loss 2.1 | … | mem 50.2 GiB | tps 9876.5(1234.6/gpu) | …``."""
+
+    def read(text: str) -> Iterator[Values]:
+        for match in _AUTOMODEL.finditer(text):
+            names = ("number", "loss", "mem.max_allocated", "tokens/job", "tokens/device")
+            found = {
+                name: value
+                for name, part in zip(names, match.groups(), strict=True)
+                if part and (value := number(part.rstrip("."))) is not None
+            }
+            if match[5] is None:
+                found["tokens/?"] = found.pop("tokens/job")
+            yield found
+
+    return read

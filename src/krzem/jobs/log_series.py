@@ -1,0 +1,174 @@
+"""The steps of a log in order: one of each, starts told apart, and never too many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Values = dict[str, float]
+"""What one line says, by the names in :mod:`krzem.jobs.log_formats`."""
+
+MOST_STEPS = 20_000
+"""Steps kept of one log; beyond it every second one is left out, again and again."""
+_RECENT = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One line of a log that tells of a step, or of the mean of the steps since the last line."""
+
+    number: int
+    line: int
+    """Line of the file, from 1."""
+    start: int
+    """Which start of the job it belongs to, from 0."""
+    position: int
+    """Lines with a step since that start, from 0."""
+    interval: int
+    """Steps that the line speaks for; 1 where it is the first of its start."""
+    near: tuple[str, ...] = ()
+    """What the log reports between the line before and this one: evaluation, save, profile."""
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    def get(self, name: str) -> float | None:
+        """A value of the line, or None."""
+        return self.values.get(name)
+
+
+@dataclass(slots=True, kw_only=True)
+class Series:
+    """Collects the steps of one form of line; a step printed by many ranks counts once."""
+
+    steps: list[Step] = field(default_factory=list)
+    seen: int = 0
+    """Steps, once each."""
+    repeated: int = 0
+    """Lines of further ranks."""
+    starts: int = 0
+    skipped: int = 0
+    first: int = 0
+    last: int = 0
+    _near: set[str] = field(default_factory=set)
+    _marked: bool = False
+    _recent: dict[int, tuple[str, float | None]] = field(default_factory=dict)
+    _position: int = 0
+    _clock: tuple[int, float] | None = None
+    _stride: int = 1
+
+    def event(self, kind: str) -> None:
+        """Something beside the steps is reported: ``start`` of a job, or what disturbs a step."""
+        if kind == "start":
+            self._marked = True
+        else:
+            self._near.add(kind)
+
+    def amend(self, values: Values) -> None:
+        """A further line about the step before."""
+        if self.steps and self.seen:
+            last = self.steps[-1]
+            if last.number == self.last:
+                merged = {**last.values, **values}
+                self.steps[-1] = _replace(last, merged)
+
+    def add(self, values: Values, source: str, line: int) -> bool:
+        """A line about a step; False: another rank said the same before."""
+        step = int(values["number"])
+        loss = values.get("loss")
+        restart = self._restart(step, source, loss)
+        if restart is None:
+            self.repeated += 1
+            return False
+        if restart:
+            self._begin()
+        elif not self.seen:
+            self.starts = 1
+        interval = 1 if restart or not self.seen else max(1, step - self.last)
+        if not self.seen:
+            self.first = step
+        self._timed(values, step)
+        self._keep(
+            Step(
+                number=step, line=line, start=self.starts - 1, position=self._position,
+                interval=interval, near=tuple(sorted(self._near)), values=values,
+            )
+        )  # fmt: skip
+        self.seen += 1
+        self.skipped += int(values.get("skipped", 0))
+        self.last = step
+        self._position += 1
+        self._marked = False
+        self._near.clear()
+        self._remember(step, source, loss)
+        return True
+
+    def _restart(self, step: int, source: str, loss: float | None) -> bool | None:
+        """True: the job started again; False: it goes on; None: the step was told already."""
+        if not self.seen:
+            return False
+        known = self._recent.get(step)
+        if step == self.last and not self._marked:
+            return None
+        if known is not None:
+            other = source != known[0]
+            same = loss is not None and loss == known[1]
+            if other or (same and not self._marked):
+                return None
+            return True
+        if step > self.last:
+            return self._marked
+        return True if self._marked or not source or self._led(source) else None
+
+    def _led(self, source: str) -> bool:
+        """Whether the last step was told by this source."""
+        last = self._recent.get(self.last)
+        return last is not None and last[0] == source
+
+    def _begin(self) -> None:
+        self.starts += 1
+        self._position = 0
+        self._recent.clear()
+        self._clock = None
+
+    def _timed(self, values: Values, step: int) -> None:
+        """Seconds a step from a clock that runs since the start, where no line gives them."""
+        now = values.get("clock")
+        if now is None:
+            return
+        before, self._clock = self._clock, (step, now)
+        if before is not None and step > before[0] and now > before[1]:
+            values.setdefault("seconds", (now - before[1]) / (step - before[0]))
+
+    def _remember(self, step: int, source: str, loss: float | None) -> None:
+        self._recent[step] = (source, loss)
+        if len(self._recent) > _RECENT:
+            del self._recent[next(iter(self._recent))]
+
+    def _keep(self, step: Step) -> None:
+        if self.seen % self._stride == 0:
+            self.steps.append(step)
+        if len(self.steps) > MOST_STEPS:
+            self.steps = self.steps[::2]
+            self._stride *= 2
+
+    def join(self, other: Series) -> None:
+        """Go on with the steps of a further file, unless it is another rank of the same job."""
+        known = {(s.number, s.values.get("loss")) for s in self.steps}
+        twice = sum((s.number, s.values.get("loss")) in known for s in other.steps)
+        if not other.steps or twice * 2 > len(other.steps):
+            self.repeated += other.seen
+            return
+        shift = self.starts
+        self.steps += [_replace(s, s.values, shift) for s in other.steps]
+        self.steps = self.steps[:: -(-len(self.steps) // MOST_STEPS)]
+        self.seen += other.seen
+        self.starts += other.starts
+        self.skipped += other.skipped
+        self.repeated += other.repeated
+        self.last = other.last
+
+
+def _replace(step: Step, values: Mapping[str, float], shift: int = 0) -> Step:
+    return Step(
+        number=step.number, line=step.line, start=step.start + shift, position=step.position,
+        interval=step.interval, near=step.near, values=values,
+    )  # fmt: skip
