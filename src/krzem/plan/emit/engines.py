@@ -9,7 +9,7 @@ from krzem.errors import LayoutError, UnknownNameError
 from krzem.hardware.cluster import Cluster
 from krzem.layout.layout import Layout
 from krzem.model.architecture import Architecture
-from krzem.plan.emit import megatron, mindspeed, native, primus, torchtitan
+from krzem.plan.emit import maxtext, megatron, mindspeed, native, primus, torchtitan
 from krzem.plan.emit.launch import Launch, Request
 from krzem.plan.goal import Goal
 
@@ -19,6 +19,7 @@ ENGINES: Mapping[str, Callable[[Request], Launch]] = MappingProxyType(
         "mindspeed-llm": mindspeed.launch,
         "torchtitan": torchtitan.launch,
         "primus": primus.launch,
+        "maxtext": maxtext.launch,
         "krzem": native.launch,
     }
 )

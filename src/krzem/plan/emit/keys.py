@@ -72,4 +72,5 @@ def fits(value: str, key: Key) -> bool:
     if isinstance(found, dict):
         return "dict" in kind or key.kind[:1].isupper()
     numeric = kind in ("int", "float", "bool", "int | none", "float | none")
-    return not numeric and (not key.choices or found in key.choices)
+    empty = found == "" and key.default == '""'
+    return not numeric and (empty or not key.choices or found in key.choices)

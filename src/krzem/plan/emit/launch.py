@@ -131,6 +131,11 @@ def is_asked(value: str) -> bool:
     return _ASKED.match(value) is not None
 
 
+def is_tpu(request: Request) -> bool:
+    """Whether the devices are TPUs."""
+    return request.cluster.device.family.startswith("google-tpu")
+
+
 def section(title: str, flags: Iterator[Flag]) -> Section:
     """The flags of a generator under a title."""
     return Section(title=title, flags=tuple(flags))

@@ -36,6 +36,12 @@ def quoted(asked: str) -> str:
     return f'"{asked}"'
 
 
+def python_package(name: str) -> str:
+    """A command that prints the version of an installed Python package."""
+    code = f'from importlib.metadata import version; print(version("{name}"))'
+    return f"python3 -c {shlex.quote(code)}"
+
+
 def installed(programs: Sequence[Installed]) -> Iterator[str]:
     """Lines that stop the script under another version, with one sentence."""
     for program in programs:
@@ -43,7 +49,7 @@ def installed(programs: Sequence[Installed]) -> Iterator[str]:
             f"written for {program.name} {program.version}, found ${{found:-none}}: install it,"
             " emit again for yours, or set ANY_VERSION=1"
         )
-        yield f"found=$({program.command} || true)"
+        yield f"found=$({program.command} 2>/dev/null || true)"
         yield (
             f'[[ "$found" == {program.version}* || -n "${{ANY_VERSION:-}}" ]] ||'
             f' {{ echo "{text}" >&2; exit 1; }}'
