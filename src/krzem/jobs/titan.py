@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 
 from krzem.jobs.job import Basis, JobBuilder, Place
-from krzem.jobs.titan_keys import LOOPED, OTHER_SCHEDULES, SCHEDULES, SECTIONS, TABLE
+from krzem.jobs.shape import read_shape
+from krzem.jobs.titan_batch import read_batch, read_pipeline, section_keys
+from krzem.jobs.titan_keys import TABLE
 from krzem.jobs.tree import (
     Call,
+    Defaults,
     Open,
     Tree,
-    UnclearError,
     apply,
-    integer,
+    fall_back,
     listed,
+    number,
     show,
-    truth,
+    truth_of,
     unset,
-    word,
+    word_of,
 )
 
 FULL, MODULES, NONE = "full", "modules", "none"
@@ -32,52 +35,28 @@ def read_settings(tree: Tree, job: JobBuilder, *, complete: bool = True) -> None
     _checkpointing(tree, job, complete)
     _compile(tree, job, complete)
     _precision(tree, job, complete)
-    _pipeline(tree, job, complete)
-    _batch(tree, job, complete)
+    read_pipeline(tree, job, complete)
+    read_batch(tree, job, complete)
     _other(tree, job, complete)
 
 
-def _number(tree: Tree, *keys: str) -> int | None:
-    """A whole number of the first key that has one; None where it is open or unreadable."""
-    value = tree.value(*keys)
-    try:
-        return None if value is None or isinstance(value, Open) else integer(value)
-    except UnclearError:
-        return None
-
-
-def _truth(tree: Tree, *keys: str) -> bool | None:
-    value = tree.value(*keys)
-    try:
-        return None if value is None or isinstance(value, Open) else truth(value)
-    except UnclearError:
-        return None
-
-
-def _word(tree: Tree, *keys: str) -> str | None:
-    value = tree.value(*keys)
-    try:
-        return None if unset(value) or isinstance(value, Open) else word(value)
-    except UnclearError:
-        return None
-
-
-def _keys(name: str) -> tuple[str, ...]:
-    return tuple(f"{section}.{name}" for section in SECTIONS)
+_NAMELESS = ("custom", "default")
 
 
 def _model(tree: Tree, job: JobBuilder) -> None:
-    """A name in a table of the engine's code; the shape is not in the file."""
-    spec = tree.value("model_spec.0", "model_spec.flavor", "model.flavor")
-    family = _word(tree, "model.name") or ""
-    flavor = show(spec).strip("'") if isinstance(spec, str | int) else ""
-    place = tree.place("model_spec.0", "model_spec.flavor", "model.flavor", "model.name")
-    name = " ".join(part for part in (family, flavor) if part)
+    """A name in a table of the engine's code; the shape is there, or beside the name."""
+    keys = ("model_spec.0", "model_spec.flavor", "model.flavor")
+    flavor = tree.value(*keys)
+    name = show(flavor).strip("'") if isinstance(flavor, str | int) else ""
+    place = tree.place(*keys)
+    if not name or name in _NAMELESS:
+        name, place = word_of(tree, "model.name") or name, tree.place("model.name")
     base = tree.value("_target_")
     if not name and isinstance(base, str) and not base.endswith("Config"):
         name, place = base.rpartition(".")[2], tree.place("_target_")
     if name:
         job.state("model.name", name, place)
+    read_shape(tree.sub("model"), job, llama=False)
 
 
 def _degrees(tree: Tree, job: JobBuilder, complete: bool) -> None:
@@ -85,12 +64,14 @@ def _degrees(tree: Tree, job: JobBuilder, complete: bool) -> None:
     if complete:
         for name in ("tp", "pp", "cp"):
             job.default(name, 1, why)
-    shard = _number(tree, *_keys("data_parallel_shard_degree"), "training.data_parallel_degree")
-    copies = _number(tree, *_keys("data_parallel_replicate_degree"))
+    shard = number(
+        tree, *section_keys("data_parallel_shard_degree"), "training.data_parallel_degree"
+    )
+    copies = number(tree, *section_keys("data_parallel_replicate_degree"))
     if copies is None and complete:
         copies = 1
-    place = tree.place(*_keys("data_parallel_shard_degree"), "training.data_parallel_degree",
-                       *_keys("data_parallel_replicate_degree"))  # fmt: skip
+    place = tree.place(*section_keys("data_parallel_shard_degree"), "training.data_parallel_degree",
+                       *section_keys("data_parallel_replicate_degree"))  # fmt: skip
     ways = "replicate degree * shard degree"
     if shard is not None and shard > 0 and copies is not None:
         job.derive("dp", shard * copies, f"{ways} = {copies} * {shard}", place)
@@ -118,8 +99,8 @@ def _left_over(job: JobBuilder, copies: int | None) -> int | None:
 
 def _zero(tree: Tree, job: JobBuilder, shard: int | None, complete: bool) -> None:
     """FSDP drops weights after forward (3) unless told not to, or under a pipeline (2)."""
-    key = _keys("fsdp_reshard_after_forward")
-    policy = (_word(tree, *key) or ("default" if complete else "")).lower()
+    key = section_keys("fsdp_reshard_after_forward")
+    policy = (word_of(tree, *key) or ("default" if complete else "")).lower()
     place = tree.place(*key)
     pp, cp = job.number("pp"), job.number("cp")
     if shard == 1 and cp == 1:
@@ -135,8 +116,8 @@ def _zero(tree: Tree, job: JobBuilder, shard: int | None, complete: bool) -> Non
 
 
 def _checkpointing(tree: Tree, job: JobBuilder, complete: bool) -> None:
-    mode = _word(tree, "activation_checkpoint.mode")
-    made = _word(tree, "activation_checkpoint._target_")
+    mode = word_of(tree, "activation_checkpoint.mode")
+    made = word_of(tree, "activation_checkpoint._target_")
     key = "activation_checkpoint.mode" if mode else "activation_checkpoint._target_"
     place = tree.place(key, "activation_checkpoint")
     if mode is None and made is not None:
@@ -182,7 +163,7 @@ def _by_mode(tree: Tree, job: JobBuilder, mode: str, place: Place, *, stated: bo
 
 
 def _compile(tree: Tree, job: JobBuilder, complete: bool) -> None:
-    on = _truth(tree, "compile.enable")
+    on = truth_of(tree, "compile.enable")
     if on is None:
         if complete:
             job.default("switch.compile", "off", "compilation is off unless it is enabled")
@@ -215,8 +196,6 @@ _CONVERTERS = (
 
 
 def _precision(tree: Tree, job: JobBuilder, complete: bool) -> None:
-    if complete:
-        job.default("precision", "bf16", "products are in bfloat16 unless set")
     for name, call, place in _converters(tree):
         if "grouped" in name:
             continue
@@ -230,6 +209,16 @@ def _precision(tree: Tree, job: JobBuilder, complete: bool) -> None:
             kind = "qlora" if "qlora" in name else "lora"
             job.state("finetune", kind, place, override=True)
     _old_float8(tree, job)
+    if not complete:
+        return
+    tp, pp = job.number("tp"), job.number("pp")
+    alone = job.number("zero") == 0 and job.number("cp") == 1
+    if alone and tp is not None and pp is not None and tp * pp > 1:
+        why = "mixed precision needs sharding or context ranks beside tp or pp"
+        if job.get("precision") == "bf16":
+            job.drop("precision")
+        job.default("precision", "fp32", why)
+    job.default("precision", "bf16", "products are in bfloat16 unless set")
 
 
 def _float8(tree: Tree, job: JobBuilder, call: Call | None, place: Place) -> None:
@@ -249,8 +238,8 @@ def _float8(tree: Tree, job: JobBuilder, call: Call | None, place: Place) -> Non
 
 def _old_float8(tree: Tree, job: JobBuilder) -> None:
     """2024: ``training.fp8_linear = "dynamic"`` or ``float8.enable_float8_linear = true``."""
-    said = _word(tree, "training.fp8_linear")
-    on = _truth(tree, "float8.enable_float8_linear", "training.enable_fp8_linear")
+    said = word_of(tree, "training.fp8_linear")
+    on = truth_of(tree, "float8.enable_float8_linear", "training.enable_fp8_linear")
     place = tree.place("training.fp8_linear", "float8.enable_float8_linear",
                        "training.enable_fp8_linear")  # fmt: skip
     if said or on:
@@ -260,137 +249,21 @@ def _old_float8(tree: Tree, job: JobBuilder) -> None:
             job.state("switch.fp8-scaling", "delayed", place, override=True)
 
 
-def _pipeline(tree: Tree, job: JobBuilder, complete: bool) -> None:
-    pp = job.number("pp")
-    if pp is None or pp == 1:
-        return
-    key = _keys("pipeline_parallel_schedule")
-    said, place = _word(tree, *key), tree.place(*key)
-    kind = SCHEDULES.get((said or "1f1b").lower())
-    looped = kind in LOOPED
-    if said is not None and kind is None:
-        looped = OTHER_SCHEDULES.get(said.lower(), 1) > 1
-        job.not_understood(place, f"schedule {said} is none of {', '.join(SCHEDULES)}")
-        job.ask("schedule", f"the file names {said}", "say the nearest schedule")
-    elif said is not None and kind is not None:
-        job.state("schedule", kind, place, override=True)
-    elif complete:
-        job.default("schedule", "1f1b", "the schedule is 1F1B unless set")
-    _stages(tree, job, pp, looped)
-
-
-def _stages(tree: Tree, job: JobBuilder, pp: int, looped: bool) -> None:
-    job.uneven = "the first and last stage hold fewer layers"
-    counts = _layers_of_parts(tree)
-    names = ("module_fqns_per_model_part", "module_fqns_per_model_part.0",
-             "pipeline_parallel_split_points")  # fmt: skip
-    place = tree.place(*(k for name in names for k in _keys(name)))
-    points = tree.value(*_keys("pipeline_parallel_split_points"))
-    parts = len(counts) if counts else 0
-    if not parts and isinstance(points, list | str) and listed(points):
-        parts = len(listed(points)) + 1
-    layers = job.number("model.layers")
-    per_stage = _number(tree, *_keys("pipeline_parallel_layers_per_stage"))
-    if not parts and layers and per_stage:
-        ends = [_number(tree, *_keys(f"pipeline_parallel_{end}_stage_less_layers"))
-                for end in ("first", "last")]  # fmt: skip
-        parts = math.ceil((layers + sum(1 if n is None else n for n in ends)) / per_stage)
-    if parts and parts % pp == 0:
-        job.derive("vpp", parts // pp, f"{parts} stages on pp = {pp} ranks", place)
-    elif per_stage is None and not parts:
-        job.derive("vpp", 2 if looped else 1, "stages on a rank of this schedule", place)
-    if counts and len(counts) == pp:
-        job.derive("first", counts[0], "layers of the first stage", place)
-        job.derive("last", counts[-1], "layers of the last stage", place)
-
-
-def _layers_of_parts(tree: Tree) -> list[int]:
-    """Layers of each stage, from lists of module names or a list of counts."""
-    counts = tree.value(*_keys("module_fqns_per_model_part.0"))
-    if isinstance(counts, list) and all(type(n) is int for n in counts):
-        return counts
-    parts = tree.value(*_keys("module_fqns_per_model_part"))
-    if not isinstance(parts, list) or not all(isinstance(part, list) for part in parts):
-        return []
-    return [sum(str(name).startswith("layers.") for name in part) for part in parts]
-
-
-def _batch(tree: Tree, job: JobBuilder, complete: bool) -> None:
-    keys = ("training.local_batch_size", "training.batch_size")
-    local, place = _number(tree, *keys), tree.place(*keys)
-    if tree.has("training.num_tokens_per_microbatch_per_dp_rank"):
-        _token_batch(tree, job)
-        return
-    if local is None or local < 1:
-        return
-    pp = job.number("pp")
-    if pp is None:
-        return
-    if pp == 1:
-        job.state("mbs", local, place, override=True)
-        passes = 1
-    else:
-        size = _micro_batch(tree, job, local, pp)
-        if size is None:
-            return
-        at = tree.place(*_keys("pipeline_parallel_microbatch_size"),
-                        *_keys("pipeline_parallel_microbatches"))  # fmt: skip
-        job.derive("mbs", size, f"{local} sequences of a rank in {local // size} micro-batches", at)
-        passes = local // size
-    if job.number("global_batch") is None and complete and job.number("accumulation") is None:
-        job.derive("accumulation", passes, "no global batch size: one pass over the local batch")
-
-
-def _micro_batch(tree: Tree, job: JobBuilder, local: int, pp: int) -> int | None:
-    """Sequences of a pipeline's micro-batch."""
-    pieces = _number(tree, *_keys("pipeline_parallel_microbatches"))
-    size = _number(tree, *_keys("pipeline_parallel_microbatch_size"))
-    if size is not None and size > 0:
-        return size
-    if pieces is None and tree.has("training.batch_size"):
-        if (job.number("vpp") or 1) > 1:
-            job.ask("mbs", "the number of pipeline micro-batches is not set and its default"
-                    " changed from stages to ranks between releases", "give sequences")  # fmt: skip
-            return None
-        pieces = pp
-    if pieces is not None and pieces > 0:
-        return local // pieces if local % pieces == 0 else None
-    return 1
-
-
-def _token_batch(tree: Tree, job: JobBuilder) -> None:
-    """Since the summer of 2026 batches are counted in tokens."""
-    key, whole = (
-        "training.num_tokens_per_microbatch_per_dp_rank",
-        "training.num_tokens_per_train_step",
-    )
-    tokens, seq, total = _number(tree, key), job.number("seq"), _number(tree, whole)
-    if tokens and seq and tokens % seq == 0:
-        job.derive("mbs", tokens // seq, f"{tokens} tokens / {seq}", tree.place(key))
-    if total and total > 0 and seq and total % seq == 0:
-        job.derive("global_batch", total // seq, f"{total} tokens / {seq}", tree.place(whole))
-    elif total is None or total < 0:
-        pieces = _number(tree, *_keys("num_pp_microbatches")) or 1
-        pp = job.number("pp")
-        if pp is not None:
-            job.derive("accumulation", pieces if pp > 1 else 1, "no tokens per step: one pass")
-
-
 def _other(tree: Tree, job: JobBuilder, complete: bool) -> None:
     tp = job.number("tp")
-    said = _truth(tree, *_keys("enable_sequence_parallel"))
+    said = truth_of(tree, *section_keys("enable_sequence_parallel"))
     if said is not None:
-        place = tree.place(*_keys("enable_sequence_parallel"))
+        place = tree.place(*section_keys("enable_sequence_parallel"))
         job.state("sp", said and tp != 1, place, override=True)
     elif tp is not None:
         job.default("sp", tp > 1, "norms and residuals are cut over the tensor ranks")
     if complete:
         job.default("optimizer", "adamw", "AdamW unless set")
-    made = (_word(tree, "optimizer._target_") or "").lower()
+    made = (word_of(tree, "optimizer._target_") or "").lower()
     for name in ("adamw", "muon"):
         if name in made:
             job.state("optimizer", name, tree.place("optimizer._target_"), override=True)
-    loss = (_word(tree, "loss._target_") or "").lower()
+    loss = (word_of(tree, "loss._target_") or "").lower()
     if "chunked" in loss:
         job.state("switch.loss", "chunked", tree.place("loss._target_"), override=True)
     overlap = job.setting("switch.overlap-tp")
@@ -398,6 +271,28 @@ def _other(tree: Tree, job: JobBuilder, complete: bool) -> None:
         job.drop("switch.overlap-tp")
         job.note("asynchronous tensor parallelism does nothing with tp = 1")
     _one_expert_rank(job)
+    if complete:
+        fall_back(job, _DEFAULTS)
+        if job.number("pp") == 1:
+            fall_back(job, _ONE_STAGE)
+
+
+_DEFAULTS: Defaults = {
+    "offload": (False, "enable_cpu_offload is false"),
+    "finetune": ("none", "all weights are trained"),
+    "state.weight": (4, "weights are kept in float32"),
+    "state.gradient": (4, "gradients are kept in float32"),
+    "state.master": (0, "weights are kept in float32"),
+    "state.moments": (8, "two float32 moments"),
+    "switch.overlap-tp": ("off", "enable_async_tensor_parallel is false"),
+    "switch.cuda-graphs": ("none", "nothing is captured"),
+    "switch.attention": ("fused", "scaled_dot_product_attention"),
+    "switch.offload-activations": ("off", "activations stay on the device"),
+}
+_ONE_STAGE: Defaults = {
+    "vpp": (1, "no pipeline"),
+    "schedule": ("1f1b", "pipeline_parallel_schedule is 1F1B"),
+}
 
 
 def _one_expert_rank(job: JobBuilder) -> None:

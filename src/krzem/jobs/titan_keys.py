@@ -7,6 +7,7 @@ Python dataclasses (2026); each is listed where it stood.  Source: ``config_mana
 
 from __future__ import annotations
 
+from krzem.jobs.shape import LLAMA
 from krzem.jobs.tree import (
     KEPT,
     Found,
@@ -153,24 +154,25 @@ TABLE = Table(
     keys={
         **_TRAINING,
         **{f"{section}.{name}": read for section in SECTIONS for name, read in _DEGREES.items()},
+        **{f"model.{name}": KEPT for name in LLAMA},
         **_OTHERS,
         **_FLOAT8,
     },
     ignored=(
         r"(job|profiling|profiler|metrics|checkpoint|comm|lr_scheduler|fault_tolerance|validation"
-        r"|validator|logging|lm_eval|tokenizer|data|dataset|dataloader|debug|override)(\..*)?",
+        r"|validator|logging|lm_eval|benchmarks|parameter_logging|infra|tokenizer|data|dataset|dataloader|debug|override)(\..*)?",
         r"optimizer\..*",
         r"(model\.)?(tokenizer_path|hf_assets_path|norm_type|print_after_conversion|tokenizer"
         r"|fold|dump_folder|seed)",
         r"(dump_folder|description|print_config|save_config_file|seed)",
         r"training\.(dataset.*|data_.*|warmup_steps|max_norm|gc_.*|seed|deterministic"
-        r"|mixed_precision_reduce|disable_loss_parallel|enable_loss_parallel|tokenizer.*"
+        r"|mixed_precision_reduce|enable_opus_backend|disable_loss_parallel|enable_loss_parallel|tokenizer.*"
         r"|loss_parallel.*|log_.*|num_workers.*)",
         r"(parallelism|experimental|training)\.(disable_loss_parallel|enable_loss_parallel"
         r"|enable_compiled_autograd|custom_.*|pipeline_parallel_split_mode|spmd_backend"
         r"|context_parallel_load_balancer|context_parallel_ptrr_mask_key|enable_fsdp_symm_mem"
         r"|hybridep_.*)",
-        r"(float8|quantize\.[a-z_]+\.[a-z0-9]+|mx)\.(filter_fqns|fqns|emulate|recipe_name"
+        r"(float8|quantize\.[a-z_]+\.[a-z0-9]+|mx)\.(filter_fqns|fqns|moe_fqns.*|emulate|recipe_name"
         r"|precompute_.*|force_recompute_.*|mxfp8_.*|cast_.*|.*kernel.*)",
         r"activation_checkpoint\.(early_stop|preserve_rng_state|determinism_check|debug"
         r"|per_op_.*|visualize_.*|memory_budget)",

@@ -109,6 +109,8 @@ class UnclearError(ValueError):
 
 
 Found = Mapping[str, Value]
+Defaults = Mapping[str, tuple[Value, str]]
+"""What an engine's source decides where files are silent: value and reason by field."""
 
 # -- values
 
@@ -202,6 +204,8 @@ class Read:
     """What it may settle; none where arithmetic uses the key later."""
     parse: Callable[[object], Found]
     """From a value to fields; raises :class:`UnclearError`."""
+    takes_none: bool = False
+    """Whether the word ``none`` is a value, not the absence of one."""
 
 
 def count(name: str) -> Read:
@@ -252,7 +256,7 @@ def names(name: str) -> Read:
 
 def words(name: str, choices: Mapping[str, Value]) -> Read:
     """One of a list of words; letter case does not matter."""
-    return Read((name,), lambda value: {name: chosen(value, choices)})
+    return Read((name,), lambda value: {name: chosen(value, choices)}, "none" in choices)
 
 
 def chosen(value: object, choices: Mapping[str, Value]) -> Value:
@@ -273,11 +277,10 @@ KEPT = Read((), lambda value: {})
 """A key that arithmetic uses later."""
 
 
-def unset(value: object) -> bool:
+def unset(value: object, *, none_too: bool = True) -> bool:
     """Whether a value leaves its key at the engine's default: null, nothing, ``None``."""
-    return value is None or (
-        isinstance(value, str) and value.strip().lower() in ("", "none", "null", "~")
-    )
+    words = ("", "none", "null", "~") if none_too else ("",)
+    return value is None or (isinstance(value, str) and value.strip().lower() in words)
 
 
 # -- tables
@@ -319,7 +322,7 @@ def apply(tree: Tree, table: Table, job: JobBuilder, skip: Iterable[str] = ()) -
 
 def settle(entry: Entry, read: Read, job: JobBuilder) -> None:
     """What one leaf decides; an open value is asked for where its field is known."""
-    if unset(entry.value):
+    if unset(entry.value, none_too=not read.takes_none):
         job.ignore(entry.place, "left at the engine's default")
         return
     if isinstance(entry.value, Open):
@@ -340,3 +343,39 @@ def _ask(entry: Entry, read: Read, job: JobBuilder) -> None:
     for name in read.fields:
         job.drop(name)
         job.ask(name, f"{said} ({entry.place})", "give its value")
+
+
+def fall_back(job: JobBuilder, table: Defaults) -> None:
+    """What the engine's source decides where nothing else did: value and reason by field."""
+    for name, (value, why) in table.items():
+        job.default(name, value, why)
+
+
+# -- values that arithmetic takes from a tree
+
+
+def number(tree: Tree, *keys: str) -> int | None:
+    """A whole number of the first key that has one; None where it is open or unreadable."""
+    value = tree.value(*keys)
+    try:
+        return None if value is None or isinstance(value, Open) else integer(value)
+    except UnclearError:
+        return None
+
+
+def truth_of(tree: Tree, *keys: str) -> bool | None:
+    """Truth of the first key that has one; None where it is open or unreadable."""
+    value = tree.value(*keys)
+    try:
+        return None if value is None or isinstance(value, Open) else truth(value)
+    except UnclearError:
+        return None
+
+
+def word_of(tree: Tree, *keys: str) -> str | None:
+    """The word of the first key that has one; None where it is open or unset."""
+    value = tree.value(*keys)
+    try:
+        return None if unset(value, none_too=False) or isinstance(value, Open) else word(value)
+    except UnclearError:
+        return None

@@ -1,0 +1,224 @@
+"""The programs that a job starts, with their options as a tree of settings.
+
+Scripts are followed by :mod:`krzem.jobs.launch`; here come scripts inside the YAML of a container
+cluster (``command: [bash, -c, ...]``), programs that are no Python file, and the options.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from krzem.errors import DataError, shorten
+from krzem.jobs.documents import yaml_tree
+from krzem.jobs.job import JobBuilder, Place
+from krzem.jobs.launch import (
+    SHELL_SUFFIXES,
+    Launch,
+    at,
+    launches,
+    scripts,
+    state_device,
+    state_devices,
+)
+from krzem.jobs.registry import Sources
+from krzem.jobs.shell import Command, Script, launcher_options
+from krzem.jobs.shell_words import ShellWord
+from krzem.jobs.tree import LONGEST_LINE, Entry, Open, Tree
+
+_PROGRAMS = ("swift", "llamafactory-cli", "axolotl", "automodel", "megatron", "primus-cli",
+             "xtuner", "run_train.sh", "run_llama_train.sh", "run_pretrain.sh",
+             "msrun_launcher.sh")  # fmt: skip
+"""Programs that are no Python file."""
+_TRAINS = re.compile(r"\b(python3?|torchrun|accelerate|deepspeed|llamafactory-cli)\b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """One program that is started."""
+
+    program: str
+    """The module or the path of the Python file, or the name of a program."""
+    options: Tree
+    """``--a.b 4``, ``--a.b=4``, ``a.b=4``; a flag alone is true."""
+    loose: tuple[ShellWord, ...]
+    """Words that belong to no option: subcommands and files."""
+    launch: Launch
+    place: Place
+
+    def word(self, name: str) -> str | None:
+        """An environment variable of the command, where it is known."""
+        found = self.launch.command.environment.get(name)
+        return found.text if found is not None and found.known else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Starts:
+    """What all scripts of a job start."""
+
+    programs: tuple[Start, ...] = ()
+    documents: Mapping[str, str] = field(default_factory=dict)
+    """Files that the scripts write, by name."""
+    variables: Mapping[str, ShellWord] = field(default_factory=dict)
+    """What the scripts' variables hold in the end."""
+    fault: str = ""
+    """Why scripts could not be followed."""
+
+    def find(self, pattern: str) -> tuple[Start, ...]:
+        """The programs whose name matches a regular expression somewhere."""
+        return tuple(p for p in self.programs if re.search(pattern, p.program))
+
+
+def starts_of(sources: Sources) -> Starts:
+    """The programs that the files start; found once for all readers."""
+    known = sources.opened.get("starts")
+    if not isinstance(known, Starts):
+        known = sources.opened["starts"] = _starts(sources)
+    return known
+
+
+def _starts(sources: Sources) -> Starts:
+    inside = dict(_embedded(sources))
+    files = {**sources.files, **inside}
+    try:
+        found = [*scripts(sources), *scripts(Sources(files=inside))]
+    except DataError as error:
+        return Starts(fault=str(error))
+    return Starts(
+        programs=tuple(_start(x, files) for script in found for x in _all(script)),
+        documents={n: text for s in found for n, (text, _, _) in s.documents.items()},
+        variables={name: word for s in found for name, word in s.variables.items()},
+    )
+
+
+def _all(script: Script) -> Iterator[Launch]:
+    yield from launches(script)
+    for command in script.commands:
+        found = _other(command, script)
+        if found is not None:
+            yield found
+
+
+def _other(command: Command, script: Script) -> Launch | None:
+    """A start of one of the programs that are no Python file."""
+    for index, word in enumerate(command.words):
+        name = posixpath.basename(word.text)
+        if name.endswith(".py") or word.text == "-m":
+            return None
+        if name in _PROGRAMS:
+            before = command.words[:index]
+            return Launch(program=word, args=command.words[index + 1 :], launchers=(),
+                          options=launcher_options(before), command=command,
+                          headers=script.headers)  # fmt: skip
+    return None
+
+
+def _embedded(sources: Sources) -> Iterator[tuple[str, str]]:
+    """Scripts inside YAML, at the lines where they stand there."""
+    for name, text in sources.with_suffix(".yaml", ".yml").items():
+        if "command:" not in text and "args:" not in text:
+            continue
+        try:
+            body = _body(yaml_tree(text, name))
+        except DataError:
+            continue
+        if body is not None:
+            first = next((line.strip() for line in body.splitlines() if line.strip()), "")
+            before = text.partition(first)[0].count("\n") if first else 0
+            yield f"{name}.sh", "\n" * before + body
+
+
+def _body(tree: Tree) -> str | None:
+    """The first text of several lines that starts something."""
+    texts = (part for entry in tree.entries.values() for part in _texts(entry.value, 0))
+    return next((t for t in texts if "\n" in t and _TRAINS.search(t)), None)
+
+
+def _texts(value: object, depth: int) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif depth < 20 and isinstance(value, list | dict):
+        for part in value if isinstance(value, list) else value.values():
+            yield from _texts(part, depth + 1)
+
+
+def _start(launch: Launch, files: Mapping[str, str]) -> Start:
+    options, loose = options_of(launch.args, files)
+    name = re.sub(r"^--module=", "", launch.program.text)
+    place = _place(launch.program, files)
+    return Start(program=name, options=options, loose=tuple(loose), launch=launch, place=place)
+
+
+def _place(word: ShellWord, files: Mapping[str, str]) -> Place:
+    place = at(word.origin, files)
+    if place.file.endswith((".yaml.sh", ".yml.sh")):
+        return Place(file=place.file.removesuffix(".sh"), line=place.line, text=place.text)
+    return place
+
+
+# -- options
+
+_NAME = re.compile(r"-{1,2}[A-Za-z][\w.:/-]*|[+~]{1,2}[A-Za-z][\w.@/-]*|[A-Za-z_][\w.@/-]*")
+_SETTING = re.compile(r"[+~]{0,2}[A-Za-z_][\w.@/]*=")
+
+
+def options_of(
+    words: Sequence[ShellWord], files: Mapping[str, str]
+) -> tuple[Tree, list[ShellWord]]:
+    """Options by name (as written, without leading dashes) and the words that belong to none."""
+    tree, loose, index = Tree(), list[ShellWord](), 0
+    while index < len(words):
+        word = words[index]
+        name, equals, rest = word.text.partition("=")
+        index += 1
+        if equals and _NAME.fullmatch(name):
+            _put(tree, name, rest if word.known else Open(rest), word, files)
+        elif word.text.startswith("-") and _NAME.fullmatch(word.text):
+            values = []
+            while index < len(words) and not _is_option(words[index].text):
+                values.append(words[index])
+                index += 1
+            _put(tree, name, _joined(values), word, files)
+        elif word.text.startswith("$") and not word.known:
+            _put(tree, shorten(word.text, 40), Open(word.text), word, files)
+        else:
+            loose.append(word)
+    return tree, loose
+
+
+def _is_option(text: str) -> bool:
+    if re.fullmatch(r"-[\d.][\d.eE+-]*", text):
+        return False
+    return (text.startswith("-") and len(text) > 1) or _SETTING.match(text) is not None
+
+
+def _joined(values: list[ShellWord]) -> object:
+    parts = [value.text if value.known else Open(value.text) for value in values]
+    return True if not parts else parts[0] if len(parts) == 1 else parts
+
+
+def _put(tree: Tree, name: str, value: object, word: ShellWord, files: Mapping[str, str]) -> None:
+    place = _place(word, files)
+    text = word.text if isinstance(value, bool) or "=" in word.text else f"{name} {_shown(value)}"
+    shown = Place(file=place.file, line=place.line, text=shorten(text, LONGEST_LINE))
+    tree.put(Entry(key=name.lstrip("+-~") or name, value=value, place=shown))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(_shown(part) for part in value)
+    return value.text if isinstance(value, Open) else str(value)
+
+
+def is_shell(name: str) -> bool:
+    """Whether a file's name is that of a shell script."""
+    return name.lower().endswith(SHELL_SUFFIXES)
+
+
+def state_machine(job: JobBuilder, start: Start | None, sources: Sources) -> None:
+    """Nodes, devices and the chip as launcher and header give them."""
+    if start is not None:
+        state_devices(job, start.launch, sources)
+        state_device(job, start.launch, sources)

@@ -1,0 +1,194 @@
+"""Finds a torchtitan job: a TOML file, a Python recipe, a template of another tool, a launcher."""
+
+from __future__ import annotations
+
+import re
+
+from krzem.errors import DataError, InputError, shorten
+from krzem.jobs.documents import toml_tree, yaml_tree
+from krzem.jobs.job import JobBuilder
+from krzem.jobs.launches import Start, Starts, starts_of, state_machine
+from krzem.jobs.recipe import Recipe
+from krzem.jobs.recipe_values import Node
+from krzem.jobs.registry import Claim, Reader, Sources
+from krzem.jobs.shape import read_shape
+from krzem.jobs.surroundings import describe
+from krzem.jobs.titan import read_settings
+from krzem.jobs.tree import Entry, Open, Tree, word_of
+
+ENGINE = "torchtitan"
+_PROGRAM = r"torchtitan[./](train|experiments)|run_train\.sh|run_llama_train\.sh"
+_TABLES = ("model", "training", "parallelism", "experimental", "activation_checkpoint", "job",
+           "metrics", "profiling", "checkpoint", "comm", "float8", "compile")  # fmt: skip
+_OWN = ("training.local_batch_size", "training.data_parallel_degree", "model.flavor",
+        "parallelism.data_parallel_shard_degree", "parallelism.tensor_parallel_degree",
+        "training.tensor_parallel_degree", "training.data_parallel_shard_degree",
+        "experimental.pipeline_parallel_degree",
+        "parallelism.pipeline_parallel_degree")  # fmt: skip
+_IMPORT = re.compile(r"^\s*(from|import)\s+torchtitan\b", re.M)
+
+
+def claim(sources: Sources) -> Claim | None:
+    """The engine's own module is started, or its tables, or a recipe that imports it."""
+    for name, text in sources.with_suffix(".toml").items():
+        tree = _quiet(text, name)
+        if tree is not None and _is_titan(tree):
+            return Claim(engine=ENGINE, strength=80, why=f"torchtitan's tables in {name}")
+    for name, text in sources.with_suffix(".py").items():
+        if _IMPORT.search(text) and re.search(r"Trainer\.Config|config_registry", text):
+            return Claim(engine=ENGINE, strength=80, why=f"a recipe for torchtitan in {name}")
+    for name, text in sources.with_suffix(".yaml", ".yml").items():
+        if re.search(r"^\s*titan:\s*$", text, re.M) and "local_batch_size" in text:
+            return Claim(engine=ENGINE, strength=80, why=f"settings of torchtitan in {name}")
+    found = starts_of(sources).find(_PROGRAM)
+    if any("torchtitan" in launch.program or _config_of(launch) for launch in found):
+        return Claim(engine=ENGINE, strength=100, why=f"{found[0].program} is started")
+    return None
+
+
+def _quiet(text: str, name: str) -> Tree | None:
+    try:
+        return toml_tree(text, name)
+    except DataError:
+        return None
+
+
+def _is_titan(tree: Tree) -> bool:
+    tops = tree.tops() & set(_TABLES)
+    return len(tops) >= 2 and any(key in tree.entries for key in _OWN)
+
+
+def read(sources: Sources, job: JobBuilder) -> None:
+    """The configuration that is started, with what the command line changes."""
+    starts = starts_of(sources)
+    launch = _launch(sources, starts)
+    tree, complete = _configuration(sources, starts, launch)
+    state_machine(job, launch, sources)
+    if launch is not None:
+        tree.update(_overrides(launch))
+        _asked_devices(job, launch)
+    read_settings(tree, job, complete=complete)
+    _flavor(sources, job, tree)
+    if complete and job.number("model.experts"):
+        job.default("switch.routing", "real", "moe_force_load_balance is false")
+    describe(sources, job)
+
+
+def _launch(sources: Sources, starts: Starts) -> Start | None:
+    """The program that trains: one whose configuration is given, else the first."""
+    found = starts.find(_PROGRAM)
+    tomls = sources.with_suffix(".toml")
+    given = [x for x in found if (c := _config_of(x)) and sources.find(c) in sources.files]
+    old = [x for x in found if _config_of(x)] if tomls else []
+    return next(iter(given or old or found), None)
+
+
+def _config_of(launch: Start) -> str | None:
+    path = word_of(launch.options, "job.config_file", "config_file", "job.config-file")
+    return path or launch.word("CONFIG_FILE")
+
+
+def _overrides(launch: Start) -> Tree:
+    """Options with a dot are settings; a dash in them is an underscore."""
+    tree = Tree()
+    for key, entry in launch.options.entries.items():
+        if "." in key and key != "job.config_file":
+            name = key.replace("-", "_")
+            tree.put(Entry(key=name, value=entry.value, place=entry.place))
+    return tree
+
+
+def _asked_devices(job: JobBuilder, launch: Start) -> None:
+    """``NGPU`` is the script's own number of devices."""
+    count = launch.word("NGPU")
+    known = job.number("devices") or job.number("devices_per_node")
+    if count is not None and re.fullmatch(r"[1-9]\d{0,5}", count) and known is None:
+        job.state("devices_per_node", int(count), launch.place)
+
+
+def _configuration(sources: Sources, starts: Starts, launch: Start | None) -> tuple[Tree, bool]:
+    """The settings, and whether what they leave out is at the engine's default."""
+    config = _config_of(launch) if launch is not None else None
+    tomls = {n: t for n, t in {**starts.documents, **sources.with_suffix(".toml")}.items()
+             if n.endswith(".toml")}  # fmt: skip
+    if tomls:
+        name = _same(config, tomls) or next(iter(tomls))
+        return toml_tree(tomls[name], name), True
+    for name, text in sources.with_suffix(".yaml", ".yml").items():
+        if re.search(r"^\s*titan:\s*$", text, re.M):
+            return _template(yaml_tree(text, name)), True
+    recipes = {n: t for n, t in {**starts.documents, **sources.with_suffix(".py")}.items()
+               if n.endswith(".py") and _IMPORT.search(t)}  # fmt: skip
+    if recipes:
+        return _recipe(recipes, launch)
+    return _named(launch), False
+
+
+def _same(config: str | None, files: dict[str, str]) -> str | None:
+    if config is None:
+        return None
+    base = config.rpartition("/")[2]
+    return next((name for name in files if name.rpartition("/")[2] == base), None)
+
+
+def _template(tree: Tree) -> Tree:
+    """The part of an experiment's YAML that is torchtitan's own."""
+    found = Tree()
+    for key, entry in tree.entries.items():
+        before, mark, rest = f".{key}".partition(".titan.")
+        if mark and not before.count(".titan"):
+            value = Open(str(entry.value)) if _interpolates(entry.value) else entry.value
+            found.put(Entry(key=rest, value=value, place=entry.place))
+    return found
+
+
+def _interpolates(value: object) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _recipe(files: dict[str, str], launch: Start | None) -> tuple[Tree, bool]:
+    module = word_of(launch.options, "module") if launch is not None else None
+    wanted = word_of(launch.options, "config") if launch is not None else None
+    name = next((n for n in files if module and n.rpartition("/")[2] == f"{module}.py"), None)
+    name = name or next(iter(files))
+    recipe = Recipe(files[name], name)
+    functions = [n for n in recipe.functions if not n.startswith("_")]
+    makers = [n for n in functions if isinstance(recipe.call(n), Node)] if not wanted else [wanted]
+    if len(makers) != 1 or makers[0] not in recipe.functions:
+        known = ", ".join(shorten(n, 40) for n in functions[:12])
+        raise InputError(
+            f"{shorten(name, 120)} holds {len(functions)} configurations ({known});"
+            f" give the command that starts one (--config NAME)"
+        )
+    value = recipe.call(makers[0])
+    if not isinstance(value, Node):
+        raise InputError(f"{makers[0]} of {shorten(name, 120)} returns no configuration")
+    return recipe.tree(value), value.name.endswith("Trainer.Config")
+
+
+def _named(launch: Start | None) -> Tree:
+    """``--module llama3 --config llama3_8b``: a recipe of the engine's own code."""
+    tree = Tree()
+    config = launch.options.entries.get("config") if launch is not None else None
+    if config is not None:
+        tree.put(Entry(key="_target_", value=config.value, place=config.place))
+    return tree
+
+
+def _flavor(sources: Sources, job: JobBuilder, tree: Tree) -> None:
+    """The model's arguments, where the table of flavors is among the files."""
+    name = word_of(tree, "model.flavor", "model_spec.0")
+    if name is None or job.number("model.layers") is not None:
+        return
+    for file, text in sources.with_suffix(".py").items():
+        if f'"{name}"' not in text or "Args(" not in text:
+            continue
+        recipe = Recipe(text, file)
+        tables = [t for t in recipe.names.values() if isinstance(t, Node)]
+        found = [v for t in tables if isinstance(v := t.fields.get(name), Node)]
+        if len(found) == 1:
+            read_shape(recipe.tree(found[0]), job)
+            return
+
+
+READERS = (Reader(kind="torchtitan", engines=(ENGINE,), claim=claim, read=read),)
