@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from krzem.jobs.job import JobBuilder, Place, Setting
+from krzem.jobs.job import JobBuilder
 
 
 def close(job: JobBuilder) -> None:
@@ -15,6 +15,9 @@ def close(job: JobBuilder) -> None:
         _product(job, "devices", ("nodes", "devices_per_node"))
         _product(job, "devices", ("tp", "cp", "pp", "dp"))
         _product(job, "global_batch", ("mbs", "dp", "accumulation"))
+    if job.whole_batch and job.number("global_batch") is None:
+        job.default("accumulation", 1, job.whole_batch)
+        _product(job, "global_batch", ("mbs", "dp", "accumulation"))
     _experts(job)
     _stages(job)
     _heads(job)
@@ -22,13 +25,6 @@ def close(job: JobBuilder) -> None:
     _micro_batches(job)
     _attention(job)
     _length(job)
-
-
-def _place(job: JobBuilder, *names: str) -> Place:
-    """The line of the first of these fields that has one."""
-    found = [s for s in map(job.setting, names) if s is not None]
-    best: Setting | None = next((s for s in found if s.line), found[0] if found else None)
-    return Place() if best is None else best.place
 
 
 def _product(job: JobBuilder, whole: str, parts: tuple[str, ...]) -> None:
@@ -53,7 +49,7 @@ def _product(job: JobBuilder, whole: str, parts: tuple[str, ...]) -> None:
 
 
 def _mismatch(job: JobBuilder, whole: str, parts: tuple[str, ...], why: str) -> None:
-    place = _place(job, whole, *parts)
+    place = job.line(whole, *parts)
     if not job.has_fault(why):
         job.fault(place, why)
 
@@ -65,14 +61,14 @@ def _experts(job: JobBuilder) -> None:
         return
     if experts and experts % ep:
         job.fault(
-            _place(job, "ep", "model.experts"),
+            job.line("ep", "model.experts"),
             f"ep = {ep} does not divide model.experts = {experts}",
         )
     devices, pp = job.number("devices"), job.number("pp")
     etp = job.number("etp") or 1
     if devices and pp and experts and devices % (ep * etp * pp):
         job.fault(
-            _place(job, "ep", "devices"),
+            job.line("ep", "devices"),
             f"devices = {devices} is not a multiple of ep * etp * pp = {ep} * {etp} * {pp}",
         )
 
@@ -84,10 +80,10 @@ def _stages(job: JobBuilder) -> None:
     chunks = pp * (job.number("vpp") or 1)
     if layers < pp and job.number("first") is None and job.number("last") is None:
         job.fault(
-            _place(job, "pp", "model.layers"),
+            job.line("pp", "model.layers"),
             f"pp = {pp} stages are more than model.layers = {layers}",
         )
-    elif layers % chunks and job.uneven is None:
+    elif layers % chunks and job.uneven is None and job.number("first") is None:
         job.note(f"{layers} layers do not divide evenly over {chunks} pipeline chunks")
 
 
@@ -97,14 +93,17 @@ def _heads(job: JobBuilder) -> None:
         heads = job.number(name)
         fits = not heads or not tp or heads % tp == 0
         if not fits and not (name == "model.kv_heads" and tp and heads and tp % heads == 0):
-            job.fault(_place(job, "tp", name), f"tp = {tp} does not divide {name} = {heads}")
+            job.fault(job.line("tp", name), f"tp = {tp} does not divide {name} = {heads}")
 
 
 def _shards(job: JobBuilder) -> None:
-    shard = job.number("shard")
     ranks = (job.number("dp") or 0) * (job.number("cp") or 1)
+    if job.instances is not None and ranks and ranks % job.instances[0] == 0:
+        count, place = job.instances
+        job.derive("shard", ranks // count, f"{ranks} ranks / {count} copies", place)
+    shard = job.number("shard")
     if shard and ranks and ranks % shard:
-        job.fault(_place(job, "shard", "dp"), f"shard = {shard} does not divide dp * cp = {ranks}")
+        job.fault(job.line("shard", "dp"), f"shard = {shard} does not divide dp * cp = {ranks}")
 
 
 def _micro_batches(job: JobBuilder) -> None:
@@ -113,7 +112,7 @@ def _micro_batches(job: JobBuilder) -> None:
         return
     if (job.number("vpp") or 1) > 1:
         job.fault(
-            _place(job, "global_batch", "accumulation", "pp"),
+            job.line("global_batch", "accumulation", "pp"),
             f"{micro} micro-batches are fewer than pp = {pp} stages:"
             " an interleaved pipeline needs at least as many",
         )

@@ -187,6 +187,12 @@ class JobBuilder:
         self._notes: dict[str, None] = {}
         self.uneven: str | None = None
         """Why stages may hold unequal numbers of layers; None: they must be equal."""
+        self.padded_layers: int | None = None
+        """Layers with those that do nothing, where an engine pads its pipeline."""
+        self.instances: tuple[int, Place] | None = None
+        """Copies of the sharded state, where more than one; ``shard`` follows from it."""
+        self.whole_batch = ""
+        """Why one micro-batch per data-parallel rank makes a step where no batch is stated."""
 
     # -- settings
 
@@ -244,6 +250,12 @@ class JobBuilder:
     def setting(self, name: str) -> Setting | None:
         """The setting of a field so far."""
         return self._settings.get(name)
+
+    def line(self, *names: str) -> Place:
+        """The line of the first of these fields that has one."""
+        found = [s for s in map(self.setting, names) if s is not None]
+        best = next((s for s in found if s.line), found[0] if found else None)
+        return Place() if best is None else best.place
 
     # -- lines
 

@@ -1,7 +1,230 @@
-"""Megatron-LM and its family: placeholder until its tables are in."""
+"""Megatron-LM, MindSpeed-LLM and Megatron-DeepSpeed, from the script that starts them."""
 
 from __future__ import annotations
 
-from krzem.jobs.registry import Reader
+import re
+from collections.abc import Iterable, Sequence
 
-READERS: tuple[Reader, ...] = ()
+from krzem.errors import InputError
+from krzem.jobs.job import JobBuilder, Place
+from krzem.jobs.launch import (
+    Launch,
+    at,
+    distinct,
+    launches,
+    scripts,
+    state_device,
+    state_devices,
+)  # fmt: skip
+from krzem.jobs.megatron_arguments import Argument, Arguments, canonical_flag, from_words
+from krzem.jobs.megatron_deepspeed import deepspeed
+from krzem.jobs.megatron_flags import (
+    DEFAULTS,
+    MINDSPEED,
+    NUMBERS,
+    why_ignored,
+)  # fmt: skip
+from krzem.jobs.megatron_layout import layout
+from krzem.jobs.megatron_model import model
+from krzem.jobs.megatron_precision import precision, switches
+from krzem.jobs.megatron_yaml import tabled
+from krzem.jobs.registry import Claim, Reader, Sources
+from krzem.jobs.shell import Command, Script
+from krzem.jobs.shell_words import ShellWord, State
+
+_PROGRAMS = re.compile(
+    r"(pretrain|finetune|posttrain|train)_(gpt|llama\w*|mcore\w*|qwen\w*|mamba|hybrid|deepseek\w*|"
+    r"mixtral\w*|t0|megatron\w*|prompt\w*|moe\w*|gpt_\w+|mistral\w*|baichuan\w*)\.py|"
+    r"posttrain_gpt\.py"
+)
+_SHOWS = ("--tensor-model-parallel-size", "--num-layers", "--hidden-size", "--micro-batch-size")
+_VERSIONS = ("MCORE_RELEASE_VERSION",)
+
+
+def claim(sources: Sources) -> Claim | None:
+    """A program of the family is started, or one with its arguments."""
+    found = _starts(sources)
+    if not found:
+        return None
+    script, launch = found[0]
+    flags = {canonical_flag(w.text.partition("=")[0]) for w in launch.args
+             if w.text.startswith("--")}  # fmt: skip
+    shown = sum(flag in flags for flag in _SHOWS)
+    reads_table = any(tabled(w, launch.command.environment, sources) for w in launch.args)
+    named = _PROGRAMS.fullmatch(launch.name) is not None
+    if not named and shown < 2 and not reads_table:
+        return None
+    engine, why = _engine(script, launch, flags)
+    return Claim(
+        engine=engine,
+        strength=100 if shown or named else 60,
+        why=f"{launch.name} is started at {at(launch.command.origin, sources.files)}{why}",
+    )
+
+
+def _starts(sources: Sources) -> list[tuple[Script, Launch]]:
+    """The launches of all scripts, Megatron's programs first."""
+    pairs = [(s, launch) for s in scripts(sources) for launch in distinct(launches(s))]
+    ours = [p for p in pairs if _PROGRAMS.fullmatch(p[1].name) or _has_layout(p[1].args)]
+    return ours or pairs
+
+
+def _has_layout(args: Sequence[ShellWord]) -> bool:
+    return sum(word.text.partition("=")[0] in _SHOWS for word in args) >= 2
+
+
+def _engine(script: Script, launch: Launch, flags: set[str]) -> tuple[str, str]:
+    if flags & {"--deepspeed", "--deepspeed-config"} or "deepspeed" in launch.launchers:
+        return "megatron-deepspeed", " with DeepSpeed"
+    marks = flags & MINDSPEED
+    spec = any("mindspeed" in word.text for word in launch.args)
+    names = {*script.variables, *launch.command.environment}
+    npu = [n for n in names if re.match(r"NPUS_PER_NODE|HCCL_|ASCEND_|NPU_", n)]
+    if len(marks) >= 2 or spec or (npu and marks):
+        return "mindspeed-llm", f" with {min(marks) if marks else 'a MindSpeed layer'}"
+    if npu:
+        return "mindspeed-llm", f" on NPUs ({npu[0]})"
+    return "megatron-lm", ""
+
+
+def read(sources: Sources, job: JobBuilder) -> None:
+    """Everything that the scripts decide; raises InputError where they start no training."""
+    found = _starts(sources)
+    if not found:
+        missing = [name for script in scripts(sources) for name in script.missing]
+        hint = f"; it runs {missing[0]}, which was not given" if missing else ""
+        raise InputError(f"no given script starts a training program{hint}: give that script too")
+    script, launch = found[0]
+    words = [word for w in launch.args for word in (
+        tabled(w, launch.command.environment, sources) or [w])]  # fmt: skip
+    arguments = _arguments(words, sources, job)
+    if len(found) > 1:
+        arguments = _agreed(arguments, [pair[1] for pair in found[1:]], sources, job)
+    state_devices(job, launch, sources)
+    state_device(job, launch, sources)
+    fill(arguments, job, (script, launch, sources))
+    _surroundings(script, launch, sources, job)
+
+
+def _arguments(words: Sequence[ShellWord], sources: Sources, job: JobBuilder) -> list[Argument]:
+    places = {index: at(word.origin, sources.files) for index, word in enumerate(words)}
+    return from_words(words, places, job)
+
+
+def _agreed(
+    arguments: list[Argument], others: Sequence[Launch], sources: Sources, job: JobBuilder
+) -> list[Argument]:
+    """Arguments on which several starts agree; the rest is not known."""
+    quiet = JobBuilder(job.engine)
+    tables = [{a.flag: a.values for a in _arguments(o.args, sources, quiet)} for o in others]
+    job.note(
+        f"{len(others) + 1} different trainings are started; what differs between them is open"
+    )
+    out = []
+    for argument in arguments:
+        same = all(table.get(argument.flag) == argument.values for table in tables)
+        state = argument.state if same else max(argument.state, State.MAYBE)
+        out.append(Argument(argument.flag, argument.values, argument.place,
+                            argument.value_place, state))  # fmt: skip
+    flags = {a.flag for a in arguments}
+    for table in tables:
+        for flag, values in table.items():
+            if flag not in flags:
+                out.append(Argument(flag, values, Place(), Place(), State.MAYBE))
+    return out
+
+
+def fill(
+    arguments: Iterable[Argument],
+    job: JobBuilder,
+    start: tuple[Script, Launch, Sources] | None = None,
+) -> None:
+    """Fill the builder from Megatron's arguments, wherever they were written.
+
+    ``start`` gives the script and its launch where there is one.
+    """
+    args = Arguments(arguments, job)
+    mindspeed = job.engine == "mindspeed-llm"
+    for field, flags in NUMBERS.items():
+        found = args.number(field, *flags)
+        if found is not None:
+            job.state(field, *found)
+    for field, (value, why) in DEFAULTS.items():
+        if not args.open(*NUMBERS[field]):
+            job.default(field, value, why)
+    model(args, job, mindspeed)
+    layout(args, job, mindspeed)
+    precision(args, job, mindspeed)
+    switches(args, job, mindspeed)
+    if start is not None and job.engine == "megatron-deepspeed":
+        deepspeed(args, job, start[1], start[0], start[2])
+    _kind(args, job, start[1].name if start is not None else "")
+    if not args.open("--global-batch-size", "--rampup-batch-size"):
+        job.whole_batch = "no --global-batch-size: one micro-batch on every data-parallel rank"
+    _rest(args, job)
+
+
+def _kind(args: Arguments, job: JobBuilder, program: str) -> None:
+    """Pre-training, or full or low-rank fine-tuning."""
+    rank = args.find("--lora-r", "--lora-target-modules", "--lora-dim", "--lora-rank")
+    four = args.find("--qlora", "--qlora-nf4")
+    sft = args.find("--is-instruction-dataset", "--sft", "--finetune-mode")
+    stage = args.text("finetune", "--stage")
+    if rank is not None:
+        job.state("finetune", "qlora" if four is not None else "lora", rank.place)
+    elif sft is not None or (stage is not None and stage[0] == "sft"):
+        place = sft.place if sft is not None else stage[1] if stage is not None else Place()
+        job.state("finetune", "full", place)
+    elif program.startswith(("finetune", "posttrain")):
+        job.derive("finetune", "full", f"{program} fine-tunes")
+    else:
+        job.default("finetune", "none", program or "pre-training")
+
+
+def _rest(args: Arguments, job: JobBuilder) -> None:
+    for argument in args.left():
+        why = why_ignored(argument.flag)
+        if why is not None:
+            job.ignore(argument.place, f"{argument.flag}: {why}")
+        else:
+            job.not_understood(argument.place, f"{argument.flag} may matter and is not known")
+
+
+def _surroundings(script: Script, launch: Launch, sources: Sources, job: JobBuilder) -> None:
+    for name in _VERSIONS:
+        word = launch.command.environment.get(name) or script.variables.get(name)
+        if word is not None and word.known and re.match(r"\d+\.\d+", word.text):
+            job.state("engine_version", word.text, at(word.origin, sources.files))
+            job.version = word.text
+    for command in script.commands:
+        _edits(command, sources, job)
+    for name, origin in script.missing.items():
+        job.note(f"{at(origin, sources.files)}: {name[-80:]} is run, but was not given")
+    for command in script.commands:
+        if command.words and command.words[0].text.startswith("--"):
+            job.fault(
+                at(command.origin, sources.files),
+                f"the command before ends here, so {command.words[0].text} starts a new one:"
+                " a line before it lacks its backslash or holds a comment",
+            )
+
+
+def _edits(command: Command, sources: Sources, job: JobBuilder) -> None:
+    words = [word.text for word in command.words]
+    if words[:1] == ["sed"] and any(w.startswith("-i") for w in words):
+        files = [w for w in words if w.endswith(".py")]
+        if files:
+            job.note(
+                f"{at(command.origin, sources.files)}: the script edits the engine's own code"
+                f" ({files[0][-60:]}); what that changes is not read"
+            )
+
+
+READERS: tuple[Reader, ...] = (
+    Reader(
+        kind="Megatron-LM and its family",
+        engines=("megatron-lm", "mindspeed-llm", "megatron-deepspeed"),
+        claim=claim,
+        read=read,
+    ),
+)

@@ -1,0 +1,220 @@
+"""How well the job readers read public training jobs: right, wrong and open fields per engine.
+
+    python benchmarks/jobs.py --mirrors DIR [--half develop] [--write docs/engines.md]
+
+``DIR`` holds bare git copies of the repositories that ``benchmarks/jobs/collection.csv`` names, as
+``owner+name/repo`` or ``owner+name.git``.  A field counts only where ``labels.csv`` has a row for
+it; one labelled ``open`` must be left open.  With ``--write`` the table goes between the markers
+``jobs:begin`` and ``jobs:end`` of a page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import subprocess
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from krzem.errors import KrzemError
+from krzem.jobs.job import FIELDS, Job, Value
+from krzem.jobs.reading import read_job
+
+FOLDER = Path(__file__).parent / "jobs"
+BEGIN, END = "<!-- jobs:begin -->", "<!-- jobs:end -->"
+
+
+@dataclass(slots=True)
+class Score:
+    """Counts of judged fields of one job, and what was not right."""
+
+    right: int = 0
+    wrong: int = 0
+    missed: int = 0
+    """Decided by the files, left open by the reader."""
+    guessed: int = 0
+    """Open in the files, filled by the reader; counts as wrong."""
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, other: Score) -> None:
+        """Add the counts of another job."""
+        self.right += other.right
+        self.wrong += other.wrong
+        self.missed += other.missed
+        self.guessed += other.guessed
+
+    @property
+    def judged(self) -> int:
+        """Fields that have a label."""
+        return self.right + self.wrong + self.missed + self.guessed
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none where it does not exist."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def mirror(folder: Path, repository: str) -> Path:
+    """The bare copy of a repository."""
+    owner, _, name = repository.partition("/")
+    for candidate in (f"{owner}+{name}/repo", f"{owner}+{name}.git", f"{owner}/{name}.git"):
+        if (folder / candidate).is_dir():
+            return folder / candidate
+    raise SystemExit(f"no copy of {repository} in {folder}")
+
+
+def texts(row: dict[str, str], folder: Path) -> dict[str, str]:
+    """The files of a job by their paths."""
+    git = mirror(folder, row["repository"])
+    found = {}
+    for path in row["paths"].split(";"):
+        shown = subprocess.run(
+            ["git", "-C", str(git), "show", f"{row['revision']}:{path.strip()}"],
+            capture_output=True, check=False,
+        )  # fmt: skip
+        if shown.returncode:
+            raise SystemExit(f"{row['id']}: {path} is not in the copy at that revision")
+        found[path.strip()] = shown.stdout.decode("utf-8", errors="replace")
+    return found
+
+
+def same(label: str, value: Value) -> bool:
+    """Whether a label means the value."""
+    if isinstance(value, bool):
+        return label.strip().lower() == str(value).lower()
+    if isinstance(value, (int, float)):
+        try:
+            return float(label) == float(value)
+        except ValueError:
+            return False
+    if isinstance(value, tuple):
+        return set(re.split(r"[+,; ]+", label.strip())) == set(value)
+    return _word(label) == _word(value)
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[\s_-]+", "", text).lower()
+
+
+def judge(job: Job | None, labels: Iterable[dict[str, str]]) -> Score:
+    """Compare a job, or None where reading failed, with its labels."""
+    score = Score()
+    for row in labels:
+        name, label = row["field"], row["value"].strip()
+        if name not in FIELDS:
+            score.errors.append(f"{name}: no such field")
+            continue
+        value = _value(job, name)
+        if label == "open":
+            score.right += value is None
+            score.guessed += value is not None
+        else:
+            score.missed += value is None
+            score.right += value is not None and same(label, value)
+            score.wrong += value is not None and not same(label, value)
+        if value is None and label == "open":
+            continue
+        if value is None or label == "open" or not same(label, value):
+            score.errors.append(f"{name}: {label!r} read as {value!r} ({row['evidence'][:90]})")
+    return score
+
+
+def _value(job: Job | None, name: str) -> Value | None:
+    if job is None:
+        return None
+    if name == "engine":
+        return job.engine
+    if name == "engine_version":
+        return job.get(name) or job.engine_version or None
+    return job.get(name)
+
+
+def read(row: dict[str, str], folder: Path) -> tuple[Job | None, str, float]:
+    """The job, or why it could not be read, and the seconds it took."""
+    start = time.perf_counter()
+    try:
+        job = read_job(text=texts(row, folder))
+        return job, "", time.perf_counter() - start
+    except KrzemError as error:
+        return None, str(error), time.perf_counter() - start
+
+
+def table(scores: dict[str, dict[str, Score]], jobs: Counter[tuple[str, str]]) -> str:
+    """The figures as a Markdown table, an engine a row."""
+    lines = [
+        "| engine | half | jobs | fields judged | right | wrong | left open |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    total: dict[str, Score] = defaultdict(Score)
+    for engine in sorted(scores):
+        for half, score in sorted(scores[engine].items()):
+            total[half].add(score)
+            lines.append(_row(engine, half, jobs[engine, half], score))
+    for half, score in sorted(total.items()):
+        count = sum(n for (_, h), n in jobs.items() if h == half)
+        lines.append(_row("all", half, count, score))
+    return "\n".join(lines)
+
+
+def _row(engine: str, half: str, jobs: int, score: Score) -> str:
+    whole = max(score.judged, 1)
+    wrong = score.wrong + score.guessed
+    return (
+        f"| {engine} | {half} | {jobs} | {score.judged} | {100 * score.right / whole:.1f} % |"
+        f" {100 * wrong / whole:.1f} % | {100 * score.missed / whole:.1f} % |"
+    )
+
+
+def write(page: Path, text: str) -> None:
+    """Put the table between the markers of a page."""
+    before = page.read_text(encoding="utf-8")
+    if BEGIN not in before or END not in before:
+        raise SystemExit(f"{page} has no markers {BEGIN} and {END}")
+    head, rest = before.split(BEGIN, 1)
+    tail = rest.split(END, 1)[1]
+    page.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, judge and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mirrors", type=Path, required=True)
+    parser.add_argument("--half", choices=("develop", "aside", "all"), default="develop")
+    parser.add_argument("--only", default="", help="only jobs whose id begins so")
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--quiet", action="store_true", help="no list of what was not right")
+    options = parser.parse_args(argv)
+    labels: dict[str, list[dict[str, str]]] = defaultdict(list)
+    wanted = ("labels.csv",) if options.half == "develop" else ("labels.csv", "labels_aside.csv")
+    for name in wanted:
+        for row in rows(FOLDER / name):
+            labels[row["id"]].append(row)
+    scores: dict[str, dict[str, Score]] = defaultdict(lambda: defaultdict(Score))
+    jobs: Counter[tuple[str, str]] = Counter()
+    for row in rows(FOLDER / "collection.csv"):
+        chosen = options.half in ("all", row["half"]) and row["id"].startswith(options.only)
+        if not chosen or not labels[row["id"]]:
+            continue
+        job, why, seconds = read(row, options.mirrors)
+        score = judge(job, labels[row["id"]])
+        scores[row["engine"]][row["half"]].add(score)
+        jobs[row["engine"], row["half"]] += 1
+        if not options.quiet:
+            print(f"{row['id']}: {score.right} of {score.judged}, {seconds:.2f} s {why}")
+            for line in score.errors:
+                print(f"    {line}")
+    text = table(scores, jobs)
+    print(text)
+    if options.write is not None:
+        write(options.write, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The arguments of a Megatron-like program, however they are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from krzem.jobs.job import JobBuilder, Place
+from krzem.jobs.shell_words import ShellWord, State
+
+LONGEST_NUMBER = 18
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A flag and the values after it."""
+
+    flag: str
+    """Canonical: ``--num-layers``, whatever underscores were written."""
+    values: tuple[str, ...]
+    place: Place
+    value_place: Place
+    state: State = State.KNOWN
+    """UNKNOWN where a value is not known, MAYBE where the flag may not be there."""
+
+    @property
+    def text(self) -> str:
+        """The values, joined."""
+        return " ".join(self.values)
+
+
+class Arguments:
+    """All arguments; a later one replaces an earlier one, as argparse has it."""
+
+    def __init__(self, arguments: Iterable[Argument], job: JobBuilder) -> None:
+        self.job = job
+        self.all: dict[str, Argument] = {}
+        self.used: set[str] = set()
+        self.unsure: dict[str, Argument] = {}
+        """Flags under a condition that is not known."""
+        for argument in arguments:
+            if argument.state is State.MAYBE:
+                self.unsure[argument.flag] = argument
+            else:
+                self.all.pop(argument.flag, None)
+                self.all[argument.flag] = argument
+
+    def find(self, *flags: str) -> Argument | None:
+        """The last of these flags that is given; all of them count as understood."""
+        found = None
+        for flag, argument in self.all.items():
+            if flag in flags:
+                self.used.add(flag)
+                found = argument
+        return found
+
+    def has(self, *flags: str) -> bool:
+        """Whether one of these flags is given."""
+        return self.find(*flags) is not None
+
+    def doubt(self, field: str, *flags: str) -> bool:
+        """Whether one of these flags may be given or not; then the field is asked for."""
+        for flag in flags:
+            argument = self.unsure.get(flag)
+            if argument is not None:
+                self.used.add(flag)
+                self.job.ask(
+                    field,
+                    f"{flag} at {argument.place} stands under a condition that is not known",
+                    f"give {field}",
+                )
+                return True
+        return False
+
+    def text(self, field: str, *flags: str) -> tuple[str, Place] | None:
+        """The value of a flag; asked for where it is not known, None where it is not given."""
+        argument = self.find(*flags)
+        doubtful = self.doubt(field, *flags)
+        if argument is None or doubtful:
+            return None
+        if argument.state is not State.KNOWN:
+            self.job.ask(
+                field,
+                f"{argument.flag} is {argument.text or 'empty'} at {argument.place},"
+                " which no given file decides",
+                f"give {field}",
+            )
+            return None
+        if not argument.values:
+            self.job.fault(argument.place, f"{argument.flag} has no value")
+            return None
+        return argument.values[0], argument.value_place
+
+    def number(self, field: str, *flags: str) -> tuple[int, Place] | None:
+        """The value of a flag that takes a whole number; a fault where it is none."""
+        found = self.text(field, *flags)
+        if found is None:
+            return None
+        text, place = found
+        number = whole(text)
+        if number is None:
+            self.job.fault(place, f"{flags[0]} takes a whole number, not {text[:40]!r}")
+            return None
+        return number, place
+
+    def open(self, *flags: str) -> bool:
+        """Whether one of these flags is given with a value nobody knows, or in doubt."""
+        return any(
+            flag in self.unsure or (flag in self.all and self.all[flag].state is not State.KNOWN)
+            for flag in flags
+        )
+
+    def left(self) -> Iterator[Argument]:
+        """Arguments that nothing has asked for."""
+        for flag, argument in {**self.unsure, **self.all}.items():
+            if flag not in self.used:
+                yield argument
+
+
+def whole(text: str) -> int | None:
+    """A whole number as Python's ``int`` reads it (``6_348_800`` too), within bounds."""
+    if len(text) > LONGEST_NUMBER + 6 or not re.fullmatch(r"[+-]?\d+(_\d+)*", text.strip()):
+        return None
+    number = int(text)
+    return number if abs(number) < 10**LONGEST_NUMBER else None
+
+
+def canonical_flag(text: str) -> str:
+    """``--num_layers`` and ``--num-layers`` are one flag."""
+    return "--" + text.lstrip("-").replace("_", "-")
+
+
+def from_words(
+    words: Sequence[ShellWord], places: Mapping[int, Place], job: JobBuilder
+) -> list[Argument]:
+    """Arguments of a command line; ``places`` gives the line of each word by its index."""
+    arguments: list[Argument] = []
+    index = 0
+    commented = _commented(words, job, places)
+    kept = [i for i in range(len(words)) if i not in commented]
+    while index < len(kept):
+        word = words[kept[index]]
+        place = places[kept[index]]
+        index += 1
+        if not _is_flag(word.text):
+            _stray(word, place, job)
+            continue
+        flag, equals, value = word.text.partition("=")
+        taken: list[ShellWord] = [ShellWord(value, word.origin, word.state)] if equals else []
+        first = place
+        while not equals and index < len(kept) and not _is_flag(words[kept[index]].text):
+            if not taken:
+                first = places[kept[index]]
+            taken.append(words[kept[index]])
+            index += 1
+        taken, loose = _limited(taken)
+        for odd in loose:
+            _stray(odd, place, job)
+        arguments.append(
+            Argument(
+                canonical_flag(flag),
+                tuple(unquoted(w.text) for w in taken),
+                place,
+                first,
+                _state(word, taken),
+            )
+        )
+    return arguments
+
+
+def _limited(taken: list[ShellWord]) -> tuple[list[ShellWord], list[ShellWord]]:
+    """A variable that nobody sets, after a value, is rather a missing list of flags."""
+    loose = [w for w in taken[1:] if w.state is State.UNSET]
+    return [w for i, w in enumerate(taken) if not i or w.state is not State.UNSET], loose
+
+
+def _state(flag: ShellWord, values: Sequence[ShellWord]) -> State:
+    if State.MAYBE in (flag.state, *(v.state for v in values)):
+        return State.MAYBE
+    return max((flag.state, *(v.state for v in values)), default=State.KNOWN)
+
+
+def _is_flag(text: str) -> bool:
+    return re.match(r"--?[A-Za-z]", text) is not None
+
+
+def unquoted(text: str) -> str:
+    """A value without the quotes that a string within a string keeps."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return unquoted(text[1:-1])
+    return text
+
+
+def _stray(word: ShellWord, place: Place, job: JobBuilder) -> None:
+    if word.state is State.UNSET:
+        job.note(f"{word.text} at {place} is set by no given file and was taken as empty")
+    elif not word.known:
+        job.note(f"{word.text[:80]} at {place} is not known; it may hold further arguments")
+    elif word.text.strip("\\ "):
+        job.not_understood(place, f"{word.text[:60]!r} stands where an argument's name must be")
+
+
+def _commented(
+    words: Sequence[ShellWord], job: JobBuilder, places: Mapping[int, Place]
+) -> set[int]:
+    """Words that follow a ``#`` on the same line of a quoted string."""
+    dropped: set[int] = set()
+    for index, word in enumerate(words):
+        if word.text.startswith("#") and word.known and index not in dropped:
+            line = (places[index].file, places[index].line)
+            rest = index
+            while rest < len(words) and (places[rest].file, places[rest].line) == line:
+                dropped.add(rest)
+                rest += 1
+            job.note(
+                f"{places[index]}: '#' inside a quoted string is no comment for the shell;"
+                " the words after it were left out as its author means it"
+            )
+    return dropped
+
+
+def from_mapping(entries: Iterable[tuple[str, object, Place]]) -> list[Argument]:
+    """Arguments of a YAML table (``num_layers: 26``, ``swiglu: true``); false and null are none."""
+    arguments = []
+    for key, value, place in entries:
+        if value is None or value is False:
+            continue
+        values: tuple[str, ...] = ()
+        if isinstance(value, (list, tuple)):
+            values = tuple(str(item) for item in value)
+        elif value is not True:
+            values = (unquoted(str(value)),)
+        arguments.append(Argument(canonical_flag(key), values, place, place))
+    return arguments

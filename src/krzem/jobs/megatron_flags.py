@@ -1,0 +1,136 @@
+"""Flags of Megatron-LM and its relatives: which field each decides, and which decide none.
+
+Names and defaults are those of ``megatron/training/arguments.py`` (core 0.8 to 0.19), of
+MindSpeed's and MindSpeed-LLM's ``arguments.py`` and feature managers of August 2026, and of
+Megatron-DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+NUMBERS: Mapping[str, tuple[str, ...]] = {
+    "model.layers": ("--num-layers", "--encoder-num-layers"),
+    "model.hidden": ("--hidden-size",),
+    "model.ffn": ("--ffn-hidden-size",),
+    "model.heads": ("--num-attention-heads",),
+    "model.experts": ("--num-experts", "--num-moe-experts"),
+    "model.mtp": ("--mtp-num-layers",),
+    "tp": ("--tensor-model-parallel-size", "--model-parallel-size"),
+    "cp": ("--context-parallel-size", "--ds-sequence-parallel-size"),
+    "pp": ("--pipeline-model-parallel-size",),
+    "mbs": ("--micro-batch-size", "--batch-size"),
+    "global_batch": ("--global-batch-size",),
+    "seq": ("--seq-length", "--encoder-seq-length"),
+    "train_steps": ("--train-iters",),
+}
+"""Fields that one flag states as it stands."""
+
+DEFAULTS: Mapping[str, tuple[int, str]] = {
+    "tp": (1, "--tensor-model-parallel-size 1"),
+    "cp": (1, "--context-parallel-size 1"),
+    "pp": (1, "--pipeline-model-parallel-size 1"),
+    "model.mtp": (0, "no --mtp-num-layers"),
+}
+
+ON: Mapping[str, tuple[str, ...]] = {
+    "switch.overlap-tp": (
+        "--tp-comm-overlap", "--use-ascend-mc2", "--use-mc2", "--use-ascend-coc",
+    ),
+    "switch.overlap-grad-reduce": ("--overlap-grad-reduce",),
+    "switch.overlap-param-gather": ("--overlap-param-gather",),
+    "switch.offload-activations": (
+        "--cpu-offloading", "--cpu-offloading-num-layers", "--fine-grained-activation-offloading",
+        "--swap-attention",
+    ),
+    "switch.partition-activations": (
+        "--partition-activations", "--distribute-saved-activations",
+        "--distribute-checkpointed-activations",
+    ),
+}  # fmt: skip
+"""Switches that any of these flags turns on; off without."""
+
+_MINDSPEED = """
+use-fused-rotary-pos-emb use-fused-swiglu use-fused-rmsnorm reuse-fp32-param swap-attention
+use-ascend-mc2 use-ascend-coc use-mc2 context-parallel-algo use-cp-send-recv-overlap
+moe-tp-extend-ep moe-alltoall-overlap-comm moe-fb-overlap moe-permutation-async-comm
+recompute-in-advance recompute-activation-function use-fused-moe-token-permute-and-unpermute
+use-fused-ring-attention-update first-k-dense-replace noop-layers num-layer-list
+enable-recompute-layers-per-pp-rank shape-order norm-topk-prob no-shared-storage
+enable-hf2mg-convert handler-name model-type-hf padded-vocab-size schedules-method swap-optimizer
+gemm-gradient-accumulation-fusion npu-deterministic ai-framework moe-zero-memory
+use-fusion-attn-v2 prompt-type optimize-send-recv-comm adaptive-recompute-device-swap
+tokenizer-not-use-fast
+"""
+MINDSPEED = frozenset(f"--{name}" for name in _MINDSPEED.split())
+"""Flags that only MindSpeed and MindSpeed-LLM have."""
+
+IGNORED: tuple[tuple[str, str], ...] = (
+    (r"(save|load|tensorboard|wandb|log|timing|data|dataset|train-data|valid-data|test-data|"
+     r"checkpoint-path|ckpt|dist-ckpt|async-save|non-persistent|profile|pytorch-profiler|nsys|"
+     r"trigger|kill-switch|one-logger|mlflow|comet|aml|tokens-per-step|memory-snapshot|"
+     r"record-memory|nvtx|straggler|auto-detect-ckpt|use-dist-ckpt|use-checkpoint|"
+     r"override-opt|override-ckpt|finetune|reset-iteration|exit|rerun|inprocess|ft-|"
+     r"enable-ft|check-|no-check|no-load|no-save|max-checkpoints|use-persistent-ckpt|"
+     r"flight-recorder|moe-per-layer-logging|barrier|no-barrier|print-|retro-|rl-|grpo-|"
+     r"enable-hf2mg|hf-|mg-|model-type-hf|cache-dir|app-tag|logging|report|tb-|"
+     r"no-log|upload|monitor|exp-name|experiment|job-name|run-name|"
+     r"inference-|vision-|dino-|swin-|bert-|biencoder|ict-|titles-|ttp-|aiqos)",
+     "paths, logging, checkpoints"),
+    (r"(lr|min-lr|max-lr|decoupled|weight-decay|adam-(beta|eps)|clip-grad|warmup|init-method|"
+     r"seed|data-parallel-random|loss-scale|initial-loss|hysteresis|min-loss|start-weight|"
+     r"end-weight|wsd|head-lr|sgd-momentum|muon-(momentum|num|nest|scale|extra|coeff|fp32|no)|"
+     r"apply-wd|no-weight-decay|norm-epsilon|layernorm-epsilon|epsilon|ademamix|lion|"
+     r"attention-dropout|hidden-dropout|rotary|rope|yarn|mscale|beta-fast|beta-slow|"
+     r"original-max|use-rope|partial-rotary|no-rope|apply-layernorm-1p|normalization|"
+     r"max-position|embed-layernorm|mup|scale-|embedding-init|embedding-multiplier|"
+     r"output-multiplier|softmax-scale|attn-logit|query-pre|attention-softmax-in-fp32|"
+     r"apply-query-key|apply-residual|no-query-key|fp32-residual|input-embeds|"
+     r"add-rmsnorm|qk-clip|goldfish|softmax-type|layernorm-zero|norm-topk|"
+     r"moe-aux|moe-z|moe-router-(bias|topk-scal|score|enable|dtype|pre|num-g|group|load|topk-lim|"
+     r"quant|force-bi)|moe-(device|comm)-|moe-input|n-group|topk-group|routed-scaling|seq-aux|"
+     r"aux-loss|moe-loss|mtp-loss|moe-revert|topk-softmax|norm-target|use-sns|zero-allgather-b|"
+     r"zero-reduce-b|input-jitter|use-global-aux|moe-router-padding|router-gating|use-glm-rope)",
+     "learning rate, initialisation, numbers that change neither time nor memory"),
+    (r"(tokenizer|vocab-file|merge-file|tiktoken|split|eod|reset-(position|attention)|mmap|"
+     r"no-mmap|num-workers|num-dataset|no-create-attention|create-attention|mock-data|"
+     r"dataloader|mid-level|eval|skip-train|full-validation|multiple-validation|"
+     r"train-weighted|valid-weighted|per-split|s3|object-storage|no-shuffle|handler|"
+     r"prompt|template|padded-samples|enable-thinking|cut-max|dataset-additional|"
+     r"renormalize|blend|append-eod|fim|answer-loss|chat|null-tokenizer|special-tok|"
+     r"vocab-extra|added-token|map-keys|json-keys|trust-remote|no-shared-storage|"
+     r"manual-gc|no-manual-gc|empty-unused|iterations-to-skip|phase-transition|"
+     r"train-sync|adlr|distributed-(timeout|backend)|local-rank|lazy-mpu|use-cpu-init|"
+     r"no-initialization|init-model-with|perform-init|cyclic-train|"
+     r"high-priority|nccl-comm|use-sharp|sharp|hccl|use-tp-pp-dp|gloo|use-gloo|no-gloo|"
+     r"disable-gloo|npu-|deterministic|no-one-logger|no-bias-(gelu|swiglu|dropout)|"
+     r"bias-(gelu|swiglu|dropout|activation)|no-masked|masked-softmax|no-persist|"
+     r"no-rope-fusion|apply-rope|rope-fusion|use-fused|use-te-rng|te-rng|use-mcore|"
+     r"use-legacy|spec|transformer-impl|shape-order|use-deter|no-async-tensor|"
+     r"no-scatter|no-contig|ddp-|no-align|align-|delay-grad|param-and-grad|"
+     r"defer-embedding|wgrad-def|overlap-p2p|no-overlap-p2p|batch-p2p|"
+     r"calculate-per-token|create-moe|attention-mask|enable-experimental|"
+     r"cross-entropy-fusion-impl|moe-(grouped|permute|router-fusion|pad-expert|use-leg|"
+     r"deepep|hybridep|flex-dispatcher-num|ncclep|apply-probs|shared-expert-gate|"
+     r"permutation)|disable-mem|mem-efficient|fp8-(margin|interval|amax|wgrad|dot|multi)|"
+     r"no-fp8|reuse-grad|first-last|num-layers-at|keep-fp8|tp-comm-(?!overlap$)|"
+     r"disable-tp-comm|tp-only|delay-wgrad|pp-partition|abort-on|sync-tp|"
+     r"log-|universal|memory-centric|contigious|synchronize-each|"
+     r"use-pin|no-post|use-one-sent|use-dataset|data-|ds-inference|"
+     r"use-checkpoint-opt|flash-|use-ring|no-position|use-nccl|nccl-|"
+     r"openai-gelu|squared-relu|quick-geglu|glu-linear|activation-func|onnx|"
+     r"moe-(min-capacity|eval-cap|upcyc)|nan|disable-moe-top2|"
+     r"ai-framework|tensorboard|distrib|trigger|env|master|"
+     r"enable-msc|disable-msc|account-for|is-instruction|variable-seq|"
+     r"no-pad-to|pad-to-multiple|overwrite-cache|max-padding|"
+     r"microbatch-group|use-fused-ring|optimize-send|optimize-vpp|"
+     r"high-precision|fused-|no-fused|use-cp-send)",
+     "data, kernels, housekeeping"),
+)  # fmt: skip
+_PATTERNS = tuple((re.compile(rf"--(?:{pattern})"), why) for pattern, why in IGNORED)
+
+
+def why_ignored(flag: str) -> str | None:
+    """Why the price does not depend on a flag; None where it may."""
+    return next((why for pattern, why in _PATTERNS if pattern.match(flag)), None)
