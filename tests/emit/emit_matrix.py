@@ -18,6 +18,7 @@ from krzem.layout.space import Space, layouts
 from krzem.model import load_model
 from krzem.model.architecture import Architecture
 from krzem.plan.emit import Launch, emit, render
+from krzem.plan.emit.parts import ASKED, lines
 from krzem.plan.emit.switches import MEANS
 from krzem.plan.goal import Goal, Precision, StateBytes
 
@@ -121,6 +122,13 @@ def written(launch: Launch, folder: Path) -> dict[str, str]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return {part.path: (folder / part.path).read_text("utf-8") for part in launch.parts}
+
+
+def plain(launch: Launch) -> dict[str, str]:
+    """The same files without a shell: 1 for all that is asked for."""
+    return {
+        part.path: ASKED.sub("1", "\n".join(lines(part, explain=True))) for part in launch.parts
+    }
 
 
 def every_switch(

@@ -9,7 +9,16 @@ from krzem.errors import LayoutError, UnknownNameError
 from krzem.hardware.cluster import Cluster
 from krzem.layout.layout import Layout
 from krzem.model.architecture import Architecture
-from krzem.plan.emit import maxtext, megatron, mindspeed, native, primus, torchtitan
+from krzem.plan.emit import (
+    deepspeed,
+    fsdp,
+    maxtext,
+    megatron,
+    mindspeed,
+    native,
+    primus,
+    torchtitan,
+)
 from krzem.plan.emit.launch import Launch, Request
 from krzem.plan.goal import Goal
 
@@ -20,6 +29,8 @@ ENGINES: Mapping[str, Callable[[Request], Launch]] = MappingProxyType(
         "torchtitan": torchtitan.launch,
         "primus": primus.launch,
         "maxtext": maxtext.launch,
+        "deepspeed": deepspeed.launch,
+        "fsdp": fsdp.launch,
         "krzem": native.launch,
     }
 )

@@ -64,9 +64,13 @@ def fits(value: str, key: Key) -> bool:
     if kind == "any":
         return True
     if isinstance(found, bool):
-        return "bool" in kind
+        return "bool" in kind or key.default in ('"true"', '"false"')
+    if isinstance(found, int) and str(found) in key.choices:
+        return True
     if isinstance(found, int | float):
-        return "float" in kind or (isinstance(found, int) and ("int" in kind or "freq" in kind))
+        return "float" in kind or (
+            isinstance(found, int) and any(w in kind for w in ("int", "freq", "stage"))
+        )
     if isinstance(found, list):
         return any(word in kind for word in ("list", "tuple", "freq", "sequence"))
     if isinstance(found, dict):

@@ -81,10 +81,15 @@ def files(launch: Launch, explain: bool) -> Iterator[str]:
         if explain and part.syntax == "json":
             yield from _reasons(part)
         yield f"write {shlex.quote(part.path)} <<{quotes}{mark}{quotes}"
-        lines = _WRITERS[part.syntax](part, explain)
-        yield from lines if quotes else map(escaped, lines)
+        found = lines(part, explain)
+        yield from found if quotes else map(escaped, found)
         yield mark
         yield ""
+
+
+def lines(part: Part, explain: bool) -> Iterator[str]:
+    """The text of a part as its engine reads it, values that are asked for apart."""
+    return _WRITERS[part.syntax](part, explain)
 
 
 def escaped(line: str) -> str:
