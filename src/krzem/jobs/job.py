@@ -191,6 +191,10 @@ class JobBuilder:
         """Layers with those that do nothing, where an engine pads its pipeline."""
         self.instances: tuple[int, Place] | None = None
         """Copies of the sharded state, where more than one; ``shard`` follows from it."""
+        self.doubtful = ""
+        """Why settings may be missing from what was read; tuning is then not taken as default."""
+        self.helpers = ""
+        """A script that is run but not given, and that may set variables."""
         self.whole_batch = ""
         """Why one micro-batch per data-parallel rank makes a step where no batch is stated."""
 
@@ -218,7 +222,9 @@ class JobBuilder:
 
     def default(self, name: str, value: Value, why: str) -> None:
         """The engine's source gives ``value`` where nothing else did."""
-        if name not in self._settings and name not in self._asks:
+        if self.doubtful and name.startswith(_TUNING):
+            self.ask(name, self.doubtful, f"give {name}")
+        elif name not in self._settings and name not in self._asks:
             self._put(name, value, Basis.DEFAULT, Place(text=why))
 
     def drop(self, name: str) -> None:
@@ -301,6 +307,8 @@ class JobBuilder:
         )
 
 
+_TUNING = ("switch.", "zero", "sp", "recompute", "offload", "precision", "state.")
+"""Fields that further arguments of a command are likely to change."""
 _RANK = {name: index for index, name in enumerate(FIELDS)}
 
 

@@ -19,6 +19,7 @@ from krzem.jobs.launch import (
 from krzem.jobs.megatron_arguments import Argument, Arguments, canonical_flag, from_words
 from krzem.jobs.megatron_deepspeed import deepspeed
 from krzem.jobs.megatron_flags import (
+    DEEPSPEED,
     DEFAULTS,
     MINDSPEED,
     NUMBERS,
@@ -74,7 +75,8 @@ def _has_layout(args: Sequence[ShellWord]) -> bool:
 
 
 def _engine(script: Script, launch: Launch, flags: set[str]) -> tuple[str, str]:
-    if flags & {"--deepspeed", "--deepspeed-config"} or "deepspeed" in launch.launchers:
+    written = any("zero_optimization" in text for text, _, _ in script.documents.values())
+    if flags & DEEPSPEED or "deepspeed" in launch.launchers or written:
         return "megatron-deepspeed", " with DeepSpeed"
     marks = flags & MINDSPEED
     spec = any("mindspeed" in word.text for word in launch.args)
@@ -95,6 +97,7 @@ def read(sources: Sources, job: JobBuilder) -> None:
         hint = f"; it runs {missing[0]}, which was not given" if missing else ""
         raise InputError(f"no given script starts a training program{hint}: give that script too")
     script, launch = found[0]
+    job.helpers = next((name[-60:] for name in script.sourced if name in script.missing), "")
     words = [word for w in launch.args for word in (
         tabled(w, launch.command.environment, sources) or [w])]  # fmt: skip
     arguments = _arguments(words, sources, job)
@@ -157,7 +160,7 @@ def fill(
     precision(args, job, mindspeed)
     switches(args, job, mindspeed)
     if start is not None and job.engine == "megatron-deepspeed":
-        deepspeed(args, job, start[1], start[0], start[2])
+        deepspeed(args, job, start[0], start[2])
     _kind(args, job, start[1].name if start is not None else "")
     if not args.open("--global-batch-size", "--rampup-batch-size"):
         job.whole_batch = "no --global-batch-size: one micro-batch on every data-parallel rank"

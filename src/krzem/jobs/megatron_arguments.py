@@ -147,6 +147,8 @@ def from_words(
             _stray(word, place, job)
             continue
         flag, equals, value = word.text.partition("=")
+        if "$" in flag:
+            _hidden(word, place, job)
         taken: list[ShellWord] = [ShellWord(value, word.origin, word.state)] if equals else []
         first = place
         while not equals and index < len(kept) and not _is_flag(words[kept[index]].text):
@@ -182,7 +184,7 @@ def _state(flag: ShellWord, values: Sequence[ShellWord]) -> State:
 
 
 def _is_flag(text: str) -> bool:
-    return re.match(r"--?[A-Za-z]", text) is not None
+    return re.match(r"--[A-Za-z$]|-[A-Za-z]", text) is not None
 
 
 def unquoted(text: str) -> str:
@@ -192,11 +194,22 @@ def unquoted(text: str) -> str:
     return text
 
 
+def _hidden(word: ShellWord, place: Place, job: JobBuilder) -> None:
+    """A flag whose name is in a variable."""
+    if re.search(r"prec|type|fp|quant", word.text, re.I):
+        job.ask("precision", f"{word.text[:60]} at {place} is not known", "give the precision")
+    job.note(f"{word.text[:60]} at {place} is a flag that no given file decides")
+
+
 def _stray(word: ShellWord, place: Place, job: JobBuilder) -> None:
-    if word.state is State.UNSET:
+    """A word that belongs to no flag: what it may hold decides what defaults are worth."""
+    if word.state is State.UNSET or re.fullmatch(r"\s*\$\{?[@*\d]+\}?\s*", word.text):
         job.note(f"{word.text} at {place} is set by no given file and was taken as empty")
+        if job.helpers:
+            job.doubtful = f"{word.text} at {place} may be set by {job.helpers}"
     elif not word.known:
         job.note(f"{word.text[:80]} at {place} is not known; it may hold further arguments")
+        job.doubtful = f"{word.text[:80]} at {place} may hold further arguments"
     elif word.text.strip("\\ "):
         job.not_understood(place, f"{word.text[:60]!r} stands where an argument's name must be")
 

@@ -7,8 +7,7 @@ import re
 from typing import Any
 
 from krzem.jobs.job import JobBuilder, Place
-from krzem.jobs.launch import Launch
-from krzem.jobs.megatron_arguments import Arguments
+from krzem.jobs.megatron_arguments import Argument, Arguments
 from krzem.jobs.registry import Sources
 from krzem.jobs.shell import Script
 
@@ -16,17 +15,18 @@ _CONFIG = ("--deepspeed-config", "--deepspeed")
 LARGEST = 200_000
 
 
-def deepspeed(
-    args: Arguments, job: JobBuilder, launch: Launch, script: Script, sources: Sources
-) -> None:
+def deepspeed(args: Arguments, job: JobBuilder, script: Script, sources: Sources) -> None:
     """Stage, batch, precision and offload of the configuration; what it lacks stays open."""
     named = args.find("--deepspeed-config")
     args.find("--deepspeed", "--deepspeed-mpi", "--no-pipeline-parallel")
-    if args.has("--no-pipeline-parallel"):
-        job.drop("pp")
-        job.derive("pp", 1, "--no-pipeline-parallel")
-    if named is None:
-        return
+    if named is not None:
+        _configuration(args, named, job, script, sources)
+    _states(job)
+
+
+def _configuration(
+    args: Arguments, named: Argument, job: JobBuilder, script: Script, sources: Sources
+) -> None:
     text, place = _document(named.text, named.place, script, sources)
     if text is None:
         job.ask(
@@ -39,7 +39,7 @@ def deepspeed(
     if table is None:
         job.not_understood(place, "the DeepSpeed configuration is no JSON that can be read")
         return
-    _stage(table, job, place, sources)
+    _stage(table, job, place)
     _batch(table, job, place)
     _precision(table, job, place)
 
@@ -71,7 +71,7 @@ def parsed(text: str) -> dict[str, Any] | None:
     return table if isinstance(table, dict) else None
 
 
-def _stage(table: dict[str, Any], job: JobBuilder, place: Place, sources: Sources) -> None:
+def _stage(table: dict[str, Any], job: JobBuilder, place: Place) -> None:
     zero = table.get("zero_optimization")
     zero = zero if isinstance(zero, dict) else {}
     stage = zero.get("stage", 0)
@@ -107,3 +107,13 @@ def _precision(table: dict[str, Any], job: JobBuilder, place: Place) -> None:
         if isinstance(value, dict) and value.get("enabled") is True:
             job.state("precision", word.replace("bfloat16", "bf16"), place)
             return
+
+
+def _states(job: JobBuilder) -> None:
+    """Bytes per parameter of DeepSpeed's fp16 engine with Adam."""
+    if job.get("optimizer") == "adamw" and job.get("precision") in ("bf16", "fp16"):
+        job.default("state.moments", 8.0, "moments in fp32")
+        job.default("state.master", 4.0, "fp32 master weights")
+        job.default("state.weight", 2.0, "16-bit weights")
+    if job.get("precision") == "fp16":
+        job.default("state.gradient", 2.0, "fp16 gradients")

@@ -51,6 +51,13 @@ ON: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Switches that any of these flags turns on; off without."""
 
+_DEEPSPEED = """
+deepspeed deepspeed-config zero-stage num-key-value-heads use-flash-attn-v2
+ds-sequence-parallel-size ds-fused-adam deepspeed-activation-checkpointing
+"""
+DEEPSPEED = frozenset(f"--{name}" for name in _DEEPSPEED.split())
+"""Flags that only Megatron-DeepSpeed has."""
+
 _MINDSPEED = """
 use-fused-rotary-pos-emb use-fused-swiglu use-fused-rmsnorm reuse-fp32-param swap-attention
 use-ascend-mc2 use-ascend-coc use-mc2 context-parallel-algo use-cp-send-recv-overlap

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from krzem.jobs.job import JobBuilder, Place
 from krzem.jobs.megatron_arguments import Arguments
 
+_OWN = ("megatron-lm", "mindspeed-llm")
+"""Engines whose optimiser is Megatron's own."""
 _CONTEXT: Mapping[str, str] = {
     "p2p": "ring", "a2a": "a2a", "allgather": "allgather", "all_gather": "allgather",
     "ulysses_cp_algo": "a2a", "megatron_cp_algo": "ring", "kvallgather_cp_algo": "allgather",
@@ -24,6 +26,9 @@ _WHOLE = ("--checkpoint-activations", "--deepspeed-activation-checkpointing")
 def layout(args: Arguments, job: JobBuilder, mindspeed: bool) -> None:
     """Every field of the layout that the arguments decide."""
     _experts(args, job)
+    flat = args.find("--no-pipeline-parallel")
+    if flat is not None:
+        job.state("pp", 1, flat.place, override=True)
     _pipeline(args, job, mindspeed)
     _sequence(args, job)
     _context(args, job, mindspeed)
@@ -224,7 +229,7 @@ def _zero(args: Arguments, job: JobBuilder) -> None:
         job.state("zero", level, sharded.place if strategy is None else strategy[1])
     elif plain is not None:
         job.state("zero", 1, plain.place)
-    elif not args.doubt("zero", "--use-distributed-optimizer") and not args.has("--deepspeed"):
+    elif not args.doubt("zero", "--use-distributed-optimizer") and job.engine in _OWN:
         job.default("zero", 0, "no --use-distributed-optimizer")
     instances = args.number("shard", "--num-distributed-optimizer-instances")
     if instances is not None and instances[0] > 1:

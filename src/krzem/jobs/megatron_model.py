@@ -12,7 +12,7 @@ _POSITIONS: Mapping[str, str] = {
     "learned_absolute": "learned", "absolute": "learned", "learned": "learned", "rope": "rope",
     "rotary": "rope", "yarn": "rope", "mrope": "rope", "alibi": "alibi", "none": "none",
 }  # fmt: skip
-_GATED = ("--swiglu", "--geglu", "--gated-linear-unit", "--quick-geglu", "--use-fused-swiglu")
+_GATED = ("--swiglu", "--geglu", "--gated-linear-unit", "--quick-geglu")
 _TERM = re.compile(r"\[((?:[01],?)+)\](?:\*(\d{1,4}))?")
 
 
@@ -46,7 +46,7 @@ def _layers(args: Arguments, job: JobBuilder) -> None:
 def _dense(args: Arguments, job: JobBuilder) -> None:
     gated = args.find(*_GATED)
     if not args.doubt("model.gated", *_GATED):
-        if gated is not None and gated.flag != "--use-fused-swiglu":
+        if gated is not None:
             job.state("model.gated", True, gated.place)
         else:
             job.default("model.gated", False, "no --swiglu")

@@ -44,7 +44,7 @@ def precision(args: Arguments, job: JobBuilder, mindspeed: bool) -> None:
         _eight(args, job, eight.place)
     elif half is not None:
         job.state("precision", half.flag[2:], half.place)
-    elif not args.has("--deepspeed"):
+    elif job.engine != "megatron-deepspeed":
         job.default("precision", "fp32", "neither --bf16 nor --fp16")
     _states(args, job, half.flag[2:] if half is not None else None)
 
@@ -80,7 +80,7 @@ def _states(args: Arguments, job: JobBuilder, half: str | None) -> None:
         job.state("optimizer", word, optimizer[1])
     elif known:
         job.default("optimizer", "adamw", "--optimizer adam with decoupled weight decay")
-    if args.has("--deepspeed"):
+    if job.engine == "megatron-deepspeed":
         return
     aware = args.has("--use-precision-aware-optimizer")
     shared = args.has("--reuse-fp32-param")
@@ -148,7 +148,7 @@ def _offload(args: Arguments, job: JobBuilder) -> None:
     found = args.find(*flags)
     if found is not None:
         job.state("offload", True, found.place)
-    elif not args.doubt("offload", *flags) and not args.has("--deepspeed"):
+    elif not args.doubt("offload", *flags) and job.engine != "megatron-deepspeed":
         job.default("offload", False, "no --optimizer-cpu-offload")
 
 
@@ -196,7 +196,7 @@ def _attention(args: Arguments, job: JobBuilder, mindspeed: bool) -> None:
     flash = args.find("--use-flash-attn", "--use-flash-attn-v2", "--use-flash-attn-triton",
                       "--use-flash-attn-builder", "--use-fusion-attn-v2")  # fmt: skip
     local = args.find("--transformer-impl")
-    legacy = args.has("--deepspeed") or args.has("--use-legacy-models")
+    legacy = job.engine == "megatron-deepspeed" or args.has("--use-legacy-models")
     is_local = local is not None and local.text == "local"
     if backend is not None:
         job.state("switch.attention", "eager" if backend[0] in _EAGER else "fused", backend[1])

@@ -3,8 +3,9 @@
 :func:`read_scripts` follows assignments, arrays, arithmetic, conditions, loops, functions and
 here-documents of the given scripts and gives the commands they end in, each word with the line
 it was written on.  A command's output, a positional argument or a variable of the machine is not
-known and stays so; where a condition is not known both sides are followed and only what they agree
-on is kept.  Every loop, depth and size is bounded, and a script beyond a bound ends in one sentence.
+known and stays so; where a condition is not known both sides are followed and only what they
+agree on is kept.  Every loop, depth and size is bounded, and a script beyond a bound ends in one
+sentence.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 
 from krzem.jobs import shell_tree as tree
 from krzem.jobs.shell_expand import Expander, Holder, _scalar, _values
+from krzem.jobs.shell_glob import matches
 from krzem.jobs.shell_parse import origins, parse
 from krzem.jobs.shell_test import Operand, Test
-from krzem.jobs.shell_tools import is_tool, output
+from krzem.jobs.shell_tools import is_tool, output, squeezes
 from krzem.jobs.shell_words import (
     EMPTY,
     NOWHERE,
@@ -82,6 +84,8 @@ class Script:
     """Given files that another given file runs."""
     missing: dict[str, Origin] = field(default_factory=dict)
     """Scripts that are run but not given."""
+    sourced: list[str] = field(default_factory=list)
+    """Scripts whose variables and functions the script uses."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -133,6 +137,8 @@ class Shell(Expander):
         self.prefix: tuple[ShellWord, ...] = ()
         self.given: dict[str, ShellWord] = {}
         self.placeholders = 0
+        self.locals: list[dict[str, Holder | None]] = []
+        """For each function being read, what its local names held outside."""
 
     def run(self, name: str) -> Script:
         """Evaluate a file of ``files`` from the top."""
@@ -304,8 +310,6 @@ class Shell(Expander):
         if pattern is None or text is None:
             return None
         self.spend(1 + len(text) * len(pattern) // 50)
-        from krzem.jobs.shell_glob import matches
-
         return matches(pattern, text)
 
     def for_(self, node: tree.For) -> bool | None:
@@ -385,7 +389,18 @@ class Shell(Expander):
             pattern = self.pattern(word.parts) if before in ("=", "==", "!=") else None
             operands.append(Operand(self.value(word.parts), pattern, word.bare))
         self.spend(len(operands))
-        return Test(operands, self.names.__contains__).result()
+        return Test(operands, self._is_set).result()
+
+    def _is_set(self, name: str) -> bool:
+        """Whether ``-v name`` or ``-v name[key]`` holds."""
+        base, _, key = name.partition("[")
+        holder = self.names.get(self.target(base))
+        key = key.rstrip("]")
+        if not key or holder is None:
+            return holder is not None
+        return key in holder if isinstance(holder, dict) else not key.isdigit() or (
+            int(key) < len(_values(holder)) if len(key) < 9 else False
+        )  # fmt: skip
 
     def calculation(self, node: tree.Calculation) -> bool | None:
         """``(( … ))``."""
@@ -528,6 +543,8 @@ class Shell(Expander):
     def _call(self, name: str, args: list[Value]) -> bool | None:
         """A function, with its arguments in place of the script's."""
         before, self.args = self.args, args
+        references = dict(self.references)
+        self.locals.append({})
         self.enter()
         try:
             return self.body(self.functions[name])
@@ -535,11 +552,19 @@ class Shell(Expander):
             return None
         finally:
             self.leave()
-            self.args = before
+            self.args, self.references = before, references
+            for local, holder in self.locals.pop().items():
+                if holder is None:
+                    self.names.pop(local, None)
+                else:
+                    self.names[local] = holder
 
     def _tool(self, node: tree.Simple, name: str, args: list[Value]) -> bool | None:
         texts = [plain(value) for value in args]
         stdin = None if self.stdin is None else plain(self.stdin)
+        if self.stdin is not None and squeezes(name, [shown(arg) for arg in args]):
+            self.printed(self.stdin)
+            return True
         self.spend(1 + len(stdin or "") // 100)
         text = None
         if None not in texts and not (self.stdin is not None and stdin is None):
@@ -618,8 +643,7 @@ class Shell(Expander):
             if text.endswith(".py") or base in ("torchrun", "python", "python3", "deepspeed"):
                 return False
             if base in _SHELLS and index + 1 < len(texts):
-                option = next((i for i in range(index + 1, len(texts))
-                               if not texts[i].startswith("-") or "c" in texts[i][1:3]), None)  # fmt: skip
+                option = _script_or_code(texts, index + 1)
                 if option is not None and texts[option].startswith("-"):
                     return self._text(node, values, index, option + 1)
                 if option is not None:
@@ -700,6 +724,10 @@ class Shell(Expander):
         """``export``, ``declare``, ``local``, ``readonly``."""
         options = [shown(v) for v in values[1:] if shown(v).startswith("-")]
         associative = any("A" in option for option in options)
+        if any("n" in option for option in options) and plain(values[0]) != "export":
+            self._refer(node)
+            return True
+        self._localise(plain(values[0]) or "", options, node, values)
         for assign in node.declares:
             if associative and not isinstance(self.names.get(assign.name), dict):
                 self.names[assign.name] = {}
@@ -716,6 +744,26 @@ class Shell(Expander):
         if plain(values[0]) == "export" or any("x" in option for option in options):
             self.exported.update(names)
         return True
+
+    def _refer(self, node: tree.Simple) -> None:
+        """``local -n name=other``."""
+        for assign in node.declares:
+            text = None if assign.value is None else plain(self.value(assign.value.parts))
+            if text is not None and text != assign.name and re.fullmatch(r"[A-Za-z_]\w*", text):
+                self.references[assign.name] = self.target(text)
+
+    def _localise(
+        self, word: str, options: Sequence[str], node: tree.Simple, values: list[Value]
+    ) -> None:
+        """Names that a function declares are its own, unless ``-g`` says otherwise."""
+        if not self.locals or word in ("export", "readonly") or any("g" in o for o in options):
+            return
+        names = [assign.name for assign in node.declares]
+        names += [t for v in values[1:] if re.fullmatch(r"[A-Za-z_]\w*", t := shown(v))]
+        for name in names:
+            self.locals[-1].setdefault(name, self.names.get(name))
+            if word == "local":
+                self.names.pop(name, None)
 
     def set_(self, node: tree.Simple, values: list[Value]) -> bool | None:
         """``set -- a b``."""
@@ -747,6 +795,7 @@ class Shell(Expander):
         if len(values) < 2:
             return None
         reference = shown(values[1])
+        self.script.sourced.append(reference)
         found = self.find(reference)
         if found is None or found == self.file:
             self.script.missing.setdefault(reference, node.origin)
@@ -810,7 +859,7 @@ class Shell(Expander):
             operands.extend(Operand(v, None, word.bare or _operator(v)) for v in fields)
         if shown(values[0]) == "[" and operands and operands[-1].bare == "]":
             operands.pop()
-        return Test(operands, self.names.__contains__).result()
+        return Test(operands, self._is_set).result()
 
     def leave_with(self, node: tree.Simple, values: list[Value]) -> bool | None:
         """``exit``, ``return``, ``break``, ``continue``."""
@@ -858,6 +907,14 @@ def _operator(value: Value) -> str:
     """An operator of ``[`` that came out of quotes or a variable is one all the same."""
     text = plain(value)
     return text if text in ("=", "==", "!=", "-eq", "-ne", "-lt", "-le", "-gt", "-ge") else ""
+
+
+def _script_or_code(texts: Sequence[str], start: int) -> int | None:
+    """The index of a shell's script, or of its option ``-c``."""
+    for index in range(start, len(texts)):
+        if not texts[index].startswith("-") or "c" in texts[index][1:3]:
+            return index
+    return None
 
 
 def _asks_arguments(test: tree.Body) -> bool:
@@ -958,6 +1015,10 @@ def launcher_options(words: Sequence[ShellWord]) -> dict[str, ShellWord]:
 def scheduler_variables(headers: Mapping[str, ShellWord]) -> dict[str, ShellWord]:
     """What Slurm sets in the job's environment from the header."""
     found: dict[str, ShellWord] = {}
+    counts = {k: _count(headers.get(k)) for k in ("gpus", "nodes")}
+    gpus, nodes = counts["gpus"], counts["nodes"]
+    if gpus and nodes and gpus % nodes == 0:
+        found["SLURM_GPUS_ON_NODE"] = ShellWord(str(gpus // nodes), headers["gpus"].origin)
     for key, names in _VARIABLES.items():
         word = headers.get(key)
         if word is None:
@@ -967,6 +1028,12 @@ def scheduler_variables(headers: Mapping[str, ShellWord]) -> dict[str, ShellWord
             for name in names:
                 found[name] = ShellWord(match[1], word.origin, word.state)
     return found
+
+
+def _count(word: ShellWord | None) -> int:
+    """A count of a header, 0 where there is none."""
+    plain_number = word is not None and word.known and re.fullmatch(r"\d{1,7}", word.text)
+    return int(word.text) if word is not None and plain_number else 0
 
 
 _VARIABLES: Mapping[str, tuple[str, ...]] = {

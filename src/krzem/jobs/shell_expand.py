@@ -49,6 +49,8 @@ class Expander:
         self.names: dict[str, Holder] = {}
         self.args: list[Value] | None = None
         """Positional arguments; None where nobody knows them."""
+        self.references: dict[str, str] = {}
+        """Names that stand for other names (``local -n``)."""
         self.steps = 0
         self.depth = 0
 
@@ -160,7 +162,7 @@ class Expander:
     def _look(self, name: str) -> int:
         self.spend()
         base, _, index = name.partition("[")
-        holder = self.names.get(base)
+        holder = self.names.get(self.target(base))
         if holder is None:
             raise NotKnownError(name)
         key = index.rstrip("]").strip("$")
@@ -183,7 +185,11 @@ class Expander:
     def _put(self, name: str, number: int) -> None:
         if "[" in name:
             raise NotKnownError(name)
-        self.names[name] = known(str(number))
+        self.names[self.target(name)] = known(str(number))
+
+    def target(self, name: str) -> str:
+        """The variable that a name stands for."""
+        return self.references.get(name, name) if self.references else name
 
     # -- parameters
 
@@ -192,6 +198,8 @@ class Expander:
         self.spend()
         if p.name in ("@", "*"):
             return self._positional(p)
+        if p.name in self.references:
+            p = replace(p, name=self.references[p.name])
         index = "" if p.index is None else shown(self.value(p.index))
         if p.index is not None and index in ("@", "*"):
             return self._whole(p, index)
@@ -360,6 +368,7 @@ class Expander:
 
     def assign(self, name: str, value: Value, *, append: bool = False) -> None:
         """``name=value`` and ``name+=value``."""
+        name = self.target(name)
         before = self.names.get(name)
         if append and before is not None and not isinstance(before, tuple):
             self.names[name] = [joined([_scalar(before), value], ""), *_values(before)[1:]]
@@ -370,6 +379,7 @@ class Expander:
 
     def assign_array(self, name: str, values: Sequence[Value], *, append: bool) -> None:
         """``name=(…)`` and ``name+=(…)``."""
+        name = self.target(name)
         before = self.names.get(name) if append else None
         kept = [] if before is None else _values(before)
         self.spend(len(values))

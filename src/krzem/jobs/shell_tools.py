@@ -24,6 +24,19 @@ def is_tool(name: str) -> bool:
     return posixpath.basename(name) in TOOLS
 
 
+def squeezes(name: str, args: Sequence[str]) -> bool:
+    """Whether a filter only joins blanks, so that the words stay what they are."""
+    line = " ".join([posixpath.basename(name), *args])
+    return line in _SQUEEZES
+
+
+_SQUEEZES = {
+    "sed -e s/  */ /g", "sed s/  */ /g", "sed -e s/ \\+/ /g", "sed s/ \\+/ /g", "sed -E s/ +/ /g",
+    "sed -r s/ +/ /g", "sed -e s/[[:space:]]\\+/ /g", "tr -s  ", "tr -s [:space:]", "xargs",
+    "tr -s [:blank:]", "tr \\n  ", "tr -d \\n\\r", "xargs echo", "envsubst",
+}  # fmt: skip
+
+
 def _echo(args: Sequence[str], stdin: str | None) -> str | None:
     rest, end = list(args), "\n"
     escapes = False
@@ -176,6 +189,11 @@ def _head(args: Sequence[str], stdin: str | None) -> str | None:
     return "".join(stdin.splitlines(keepends=True)[: int(match[1] or match[2] or 10)])
 
 
+def _sed(args: Sequence[str], stdin: str | None) -> str | None:
+    """Only where :func:`squeezes` says that nothing but blanks changes."""
+    return None
+
+
 def _xargs(args: Sequence[str], stdin: str | None) -> str | None:
     return None if args or stdin is None else " ".join(stdin.split()) + "\n"
 
@@ -183,5 +201,5 @@ def _xargs(args: Sequence[str], stdin: str | None) -> str | None:
 TOOLS: Mapping[str, Tool] = {
     "echo": _echo, "printf": _printf, "basename": _basename, "dirname": _dirname, "seq": _seq,
     "expr": _expr, "bc": _bc, "tr": _tr, "wc": _wc, "cat": _cat, "cut": _cut, "awk": _awk,
-    "head": _head, "xargs": _xargs,
+    "head": _head, "xargs": _xargs, "sed": _sed, "envsubst": _sed,
 }  # fmt: skip
