@@ -134,27 +134,34 @@ CASES: dict[str, tuple[str, str]] = {
         "megatron-deepspeed",
         lines(lambda i, s: f"[2025-02-03 04:05:06][I][megatron/training_log:661]  iteration={i:8d}/"
               f"     500 | consumed_samples={64 * i:12d} | elapsed_time_per_iteration_ms="
-              f"{s * 1e3:.1f} | learning_rate=0.0001 | global_batch_size=   64 | lm_loss=9.{i:03d} |"
-              f" tokens_per_gpu_per_second_tgs={64 * 2048 / s / 8:.3f} | [LM]TFLOPs={100 / s:.2f} |"),
+              f"{s * 1e3:.1f} | learning_rate=0.0001 | global_batch_size=   64 |"
+              f" lm_loss=9.{i:03d} |"
+              f" tokens_per_gpu_per_second_tgs={64 * 2048 / s / 8:.3f} |"
+              f" [LM]TFLOPs={100 / s:.2f} |"),
     ),
     "gpt-neox": (
         "megatron-deepspeed",
-        lines(lambda i, s: f" samples/sec: {64 / s:.3f} | iteration {i:8d}/   500 | elapsed time per"
+        lines(lambda i, s: f" samples/sec: {64 / s:.3f} | iteration {i:8d}/   500 | elapsed"
+                           f" time per"
               f" iteration (ms): {s * 1e3:.1f} | learning rate: 1.000E-04 | approx flops per GPU:"
-              f" {100 / s:.1f}TFLOPS | lm_loss: 9.{i:03d}000E+00 | number of skipped iterations:   0"
+              f" {100 / s:.1f}TFLOPS | lm_loss: 9.{i:03d}000E+00 | number of skipped"
+              f" iterations:   0"
               f" | number of nan iterations:   0 |"),
     ),
     "mindspeed": (
         "mindspeed-llm",
         lines(lambda i, s: f" [2025-01-01 00:00:00] iteration {i:8d}/    2000 | consumed samples:"
               f" {64 * i:12d} | elapsed time per iteration (ms): {s * 1e3:.1f} | throughput per GPU"
-              f" (TFLOP/s/GPU): {300 / s:.1f} | core attn ratio (%): 50.0 | learning rate: 1.0E-06 |"
+              f" (TFLOP/s/GPU): {300 / s:.1f} | core attn ratio (%): 50.0 | learning rate:"
+              f" 1.0E-06 |"
               f" global batch size:    64 | lm loss: 9.{i:03d}000E+00 | loss scale: 1.0 |"),
     ),
     "mindspeed fsdp2": (
         "megatron-lm",
-        lines(lambda i, s: f"iteration: {i} | consumed samples: {64 * i} | elapsed time per iteration"
-              f" (ms): {s * 1e3:.1f} | throughput(samples/s): {64 / s:.1f} | learning rate: 1.0E-06 |"
+        lines(lambda i, s: f"iteration: {i} | consumed samples: {64 * i} | elapsed time per"
+                           f" iteration"
+              f" (ms): {s * 1e3:.1f} | throughput(samples/s): {64 / s:.1f} | learning rate:"
+              f" 1.0E-06 |"
               f" global batch size:   64 | lm loss: 9.{i:03d} | grad norm: 1.0"),
     ),
     "bridge": (
@@ -173,7 +180,8 @@ CASES: dict[str, tuple[str, str]] = {
         lines(lambda i, s: f"[20260101 00:00:00][rank-7/8][INFO ] [--------trainer.py:2143] :"
               f" iteration {i:8d}/      50 | consumed samples: {64 * i:12d} | elapsed time per"
               f" iteration (ms): {s * 1e3:.1f}/{s * 1e3 + 1:.1f} | compute per GPU (TFLOP/s/GPU):"
-              f" {800 / s:.1f} (avg {799 / s:.1f}) | learning rate: 1.0E-05 | global batch size:  64"
+              f" {800 / s:.1f} (avg {799 / s:.1f}) | learning rate: 1.0E-05 | global batch"
+              f" size:  64"
               f" | lm loss: 9.{i:03d}E+00 | tokens/s/GPU inst/harmonic mean: {65536 / s:.1f}/1.0 |"
               f" hip mem usage/free/total/usage_ratio: 145.40GB/142.58GB/287.98GB/50.49% |"),
     ),
@@ -211,10 +219,12 @@ CASES: dict[str, tuple[str, str]] = {
     ),
     "mindformers": (
         "mindformers",
-        lines(lambda i, s: f"[INFO] 2024-01-01 [callback.py:353] - {{ Epoch:[  1/  2], step:[{i:5d}/"
+        lines(lambda i, s: f"[INFO] 2024-01-01 [callback.py:353] -"
+                           f" {{ Epoch:[  1/  2], step:[{i:5d}/"
               f"  100], loss: 9.{i:03d}, per_step_time: {s * 1e3:.0f}ms, lr: 1e-05, overflow cond:"
               f" False, loss_scale: 1.0, global_norm: [1.0], train_throughput_per_npu:"
-              f" {300 / s:.3f}T\n[INFO] 2024-01-01 -   1.0% |██    | {8 / s:.5f} samples/s/p  0:01 }}"),
+              f" {300 / s:.3f}T\n[INFO] 2024-01-01 -   1.0% |██    | {8 / s:.5f}"
+              f" samples/s/p  0:01 }}"),
     ),
     "deepspeed pipeline": (
         "deepspeed",
@@ -259,8 +269,9 @@ def test_every_form_is_read(name: str, write: Write) -> None:
 @pytest.mark.parametrize("name", [n for n in CASES if "TFLOP" in CASES[n][1]])
 def test_flops_are_read(name: str, write: Write) -> None:
     log = read_log(write(CASES[name][1]))
-    flops = log.tflops or log.steps[-1].get("hardware_tflops")
-    assert flops
+    assert log.tflops is not None
+    assert log.tflops.value
+    assert log.convention
 
 
 TITAN = """\
@@ -338,6 +349,7 @@ def trainer(every: int = 10) -> str:
 
 def test_trainer_of_hugging_face(write: Write) -> None:
     log = read_log(write(trainer()))
+    assert log.engine == "other"
     assert log.seconds is not None
     assert log.seconds.value == pytest.approx(6.0, rel=0.01)
     assert log.fields["global_batch"].value == 32
@@ -423,7 +435,8 @@ def test_mlperf_counts_blocks(write: Write) -> None:
         more = "".join(f', "{k}": {v}' for k, v in meta.items())
         return (
             f':::MLLOG {{"namespace": "", "time_ms": {at * 1e3:.0f}, "event_type": "POINT_IN_TIME",'
-            f' "key": "{key}", "value": {value}, "metadata": {{"file": "a.py", "lineno": 1{more}}}}}'
+            f' "key": "{key}", "value": {value}, "metadata":'
+            f' {{"file": "a.py", "lineno": 1{more}}}}}'
         )
 
     text, now = [event("global_batch_size", 0, 16)], 100.0

@@ -22,6 +22,7 @@ _OTHER_BARS = re.compile(
 )
 _DICT = re.compile(r"\{[^{}]*['\"](?:loss|train_runtime)['\"]\s*:[^{}]*\}")
 _ITEM = re.compile(r"['\"]([\w/() .]+)['\"]\s*:\s*['\"]?([^,'\"}]*)")
+_PLAIN = re.compile(NUMBER)
 _SWIFT = ("train_speed(s/it)", "train_speed(iter/s)")
 
 
@@ -58,9 +59,9 @@ def _dictionary(items: Mapping[str, str]) -> Values:
     found = units(_values(((k.strip(), v) for k, v in items.items()), _ANY))
     found.pop("tokens/?", None)
     if "train_runtime" in items:
-        return {k: v for k, text in items.items() if (v := number(text)) is not None} | {
-            "summary": 1.0
-        }
+        plain = {k: v for k, v in items.items() if _PLAIN.fullmatch(v.strip())}
+        totals = {k: v for k, text in plain.items() if (v := number(text)) is not None}
+        return {**totals, "summary": 1.0}
     step, _, total = items.get("global_step/max_steps", "").partition("/")
     at, planned = number(step), number(total)
     if at is None:
@@ -113,55 +114,66 @@ _MLLOG = re.compile(r":::MLLO?G? ?(\{.*\})")
 
 
 def mllog() -> Read:
-    """``:::MLLOG {…}``: the time of a block, from its start to its stop, over its samples."""
+    """``:::MLLOG {…}``: tracked step times, or the time of a block over its samples.
+
+    Where a block begins is where the one before ended: what its start says means other things
+    with other submitters.
+    """
     state: dict[str, float] = {}
-    count = 0
 
     def read(text: str) -> Iterator[Values]:
-        nonlocal count
         for match in _MLLOG.finditer(text):
             event = _event(match[1])
             if event is None:
                 continue
-            key, value, at, samples = event
+            key, value, at, samples, step = event
             if key == "global_batch_size" and isinstance(value, int | float):
                 state["batch"] = float(value)
+            elif key == "run_start":
+                state["done"] = 0.0
+            elif key == "tracked_stats" and isinstance(value, dict):
+                yield from _tracked(value, step, state.get("batch"))
             elif key in ("block_start", "epoch_start") and "at" not in state:
                 state["at"] = at
-                state["from"] = state.get("samples", 0.0) if samples is None else samples
+                state.setdefault("done", samples or 0.0)
             elif key in ("block_stop", "epoch_stop", "eval_start") and "at" in state:
                 yield from _block(state, at, samples)
-            if samples is not None:
-                state["samples"] = max(samples, state.get("samples", 0.0))
 
     return read
 
 
-def _block(state: dict[str, float], at: float, samples: float | None) -> Iterator[Values]:
-    batch = state.get("batch")
-    if samples is None or not batch or samples <= state["from"]:
-        return
+def _tracked(value: Mapping[str, object], step: float | None, batch: float | None) -> list[Values]:
+    seconds = value.get("train_step_time")
+    if step is None or not isinstance(seconds, int | float) or seconds <= 0:
+        return []
+    found: Values = {"number": step + 1, "seconds": float(seconds), "track": 1.0}
+    loss = value.get("reduced_train_loss", value.get("train_loss"))
+    if isinstance(loss, int | float):
+        found["loss"] = float(loss)
+    return [found | ({"batch": batch} if batch else {})]
+
+
+def _block(state: dict[str, float], at: float, samples: float | None) -> list[Values]:
+    batch, done = state.get("batch"), state.get("done", 0.0)
+    if samples is None or not batch or samples <= done:
+        return []
     seconds = (at - state.pop("at")) / 1e3
-    steps = (samples - state.pop("from")) / batch
-    if steps >= 1 and seconds > 0:
-        yield {
-            "number": round(samples / batch), "seconds": seconds / steps, "batch": batch,
-            "samples/job": batch * steps / seconds, "consumed": samples,
-        }  # fmt: skip
+    steps = (samples - done) / batch
+    state["done"] = samples
+    if steps < 1 or seconds <= 0:
+        return []
+    found = {"number": round(samples / batch), "seconds": seconds / steps, "batch": batch}
+    return [found | {"consumed": samples, "samples/job": batch * steps / seconds, "track": 2.0}]
 
 
-def _event(text: str) -> tuple[str, object, float, float | None] | None:
+def _event(text: str) -> tuple[str, object, float, float | None, float | None] | None:
+    """Key, value, milliseconds, samples so far and step of an MLPerf event."""
     try:
         event = json.loads(text)
         meta = event.get("metadata") or {}
         samples = meta.get("samples_count", meta.get("epoch_num", meta.get("first_epoch_num")))
-        at = float(event["time_ms"])
-        return (
-            str(event["key"]),
-            event.get("value"),
-            at,
-            None if samples is None else float(samples),
-        )
+        counts = [None if x is None else float(x) for x in (samples, meta.get("step"))]
+        return str(event["key"]), event.get("value"), float(event["time_ms"]), *counts
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

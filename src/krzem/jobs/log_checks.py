@@ -224,7 +224,7 @@ def _denominator(
     if of == "device" and known.devices is None and whole:
         known.devices = near
         known.job.derive("devices", near, f"{text}, as the tokens/s are of one device")
-    found = of if of == "device" and near == known.devices else who.get(True, "")
+    found = of if of == "device" and near == known.devices else who.get(True, "") * whole
     if of == "job" and near == 1:
         found = "job"
     closes = whole and bool(found) and (not of or found == of)

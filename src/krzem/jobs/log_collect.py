@@ -54,7 +54,8 @@ FORMATS: tuple[Format, ...] = (
     Format(name="Automodel", engine="fsdp", reader=forms.automodel, needles=(b"| tps ",)),
     Format(
         name="Composer", engine="fsdp", reader=blocks.blocks,
-        needles=(b"[batch=", b"[step=", b"throughput/", b"memory/peak", b"loss/train/", b"CrossEntropyLoss"),
+        needles=(b"[batch=", b"[step=", b"throughput/", b"memory/peak", b"loss/train/",
+                 b"CrossEntropyLoss"),
     ),
     Format(
         name="JSON Lines", engine="other", reader=blocks.json_lines,
@@ -72,7 +73,7 @@ FORMATS: tuple[Format, ...] = (
         needles=(b", SamplesPerSec=",),
     ),
     Format(
-        name="Trainer", engine="fsdp", reader=blocks.trainer,
+        name="Trainer", engine="other", reader=blocks.trainer,
         needles=(b"it/s", b"s/it", b"'loss':", b"'train_runtime'"),
     ),
     Format(name="MLPerf", engine="other", reader=blocks.mllog, needles=(b":::MLL",)),
@@ -87,26 +88,22 @@ FORMATS: tuple[Format, ...] = (
 )  # fmt: skip
 """The forms that are read; where a log holds several, the first with a speed counts."""
 
-EVENTS: tuple[tuple[str, tuple[bytes, ...]], ...] = (
-    ("start", (
-        b"[before the start of training step]", b"Training starts at step", b"Running training",
-        b"- arguments -", b"[after dataloaders are built]",
-    )),
-    ("evaluation", (
-        b"validation loss at", b"Completed eval", b"validate step:", b"eval_loss", b"valuating ",
-        b"alidation DataLoader", b"alidation: iteration", b"unning valuation", b"lm loss PPL",
-        b"Running Evaluation",
-    )),
-    ("save", (
-        b"aving checkpoint", b"aved checkpoint", b"aving the checkpoint", b"aved a checkpoint",
-        b"aving model checkpoint", b"aving a full checkpoint", b"aving weights",
-        b"aving model weights", b"checkpoint saved",
-    )),
-    ("profile", (
-        b"Profiler session", b"rofiler activation", b"Dumping profiler", b"Dumping traces",
-        b"Dumping memory snapshot",
-    )),
-)  # fmt: skip
+EVENTS: tuple[tuple[bytes, str, str], ...] = (
+    (b"[before the start of training step]", "start", ""),
+    (b"Training starts at step", "start", ""),
+    (b"Running training", "start", ""),
+    (b"- arguments -", "start", ""),
+    (b"alidat", "evaluation", r"alidation loss at|validate step|alidation(?: DataLoader|: iter)"),
+    (b"valuat", "evaluation", r"(?i)\bevaluating\b|running evaluation"),
+    (b"eval_loss", "evaluation", ""),
+    (b"Completed eval", "evaluation", ""),
+    (b"heckpoint", "save", r"(?i)\bsav(?:ing|ed)\b"),
+    (b"aving weights", "save", ""),
+    (b"aving model", "save", ""),
+    (b"rofiler ", "profile", r"rofiler (?:session|activation)"),
+    (b"Dumping ", "profile", r"Dumping (?:profiler|traces|memory)"),
+)
+"""Text in a line, the event it means, and what else must be in the line."""
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (b"core attn ratio (%)", "mindspeed-llm"), (b"mindspeed", "mindspeed-llm"),
     (b"MODEL_TFLOP/s/GPU", "megatron-bridge"), (b"megatron.bridge", "megatron-bridge"),
@@ -116,6 +113,9 @@ _MARKS: tuple[tuple[bytes, str], ...] = (
     (b"[deepspeed", "deepspeed"), (b"DeepSpeed info", "deepspeed"), (b"[Patch:megatron", "primus"),
     (b"tokens/s/GPU inst/harmonic", "primus"), (b"compute per GPU (TFLOP/s/GPU)", "primus"),
     (b"tokens per GPU (tokens/s/GPU)", "primus"), (b"[titan]", "torchtitan"),
+    (b"FullyShardedDataParallel", "fsdp"), (b"FSDP2", "fsdp"), (b"fsdp_config", "fsdp"),
+    (b"[NeMo ", "megatron-bridge"), (b"nemo/lightning", "megatron-bridge"),
+    (b'"tokens_per_s": ', "krzem"),
 )  # fmt: skip
 """Text that shows an engine beside the form of its steps."""
 _MEMORY = (b"max reserved: ", b"Max_MA ", b"Using (GB) ", b"Peak reserved: ", b"-gigabytes: ",
@@ -176,8 +176,10 @@ def _routes() -> dict[bytes, tuple[int, ...]]:
     return routes
 
 
-_EVENT_OF = {needle: kind for kind, needles in EVENTS for needle in needles}
+_EVENT_OF = {needle: (kind, re.compile(more)) for needle, kind, more in EVENTS}
 _MARK_OF = dict(_MARKS)
+_OF_THE_START = {*NEEDLES, *_MARK_OF} - {*_routes(), *_EVENT_OF, *_MEMORY}
+"""What is not looked for any more once many steps are there."""
 _ALL = {*_EVENT_OF, *_MARK_OF, *_MEMORY, *NEEDLES}
 
 
@@ -206,11 +208,11 @@ def _read(path: Path, to: Collected) -> None:
     stream = Stream(path, {*routes, *_ALL})
     readers = [form.reader() for form in FORMATS]
     seen_marks: dict[bytes, int] = {}
-    for line, raw, whole, needles in stream:
+    for count, (line, raw, whole, needles) in enumerate(stream, 1):
         text = plain(raw) if whole else _whole_tokens(plain(raw))
         for needle in needles:
-            if needle in _EVENT_OF:
-                _happened(to, _EVENT_OF[needle])
+            if needle in _EVENT_OF and _EVENT_OF[needle][1].search(text):
+                _happened(to, _EVENT_OF[needle][0])
             if needle in _MARK_OF:
                 engine = _MARK_OF[needle]
                 to.marks[engine] = to.marks.get(engine, 0) + 1
@@ -222,7 +224,7 @@ def _read(path: Path, to: Collected) -> None:
         if any(needle in _MEMORY for needle in needles):
             _report(to, text)
         _steps(to, text, line, needles, readers)
-        if line % 64 == 0:
+        if count % 256 == 0:
             _narrow(to, stream)
     to.lines, to.bytes, to.binary = stream.lines, stream.bytes, stream.binary
     if stream.cut:
@@ -252,7 +254,7 @@ def _steps(
         name = FORMATS[index].name
         for values in readers[index](text):
             if source is None:
-                source = source_of(text[:200])
+                source = source_of(text[:120])
             if values.pop("summary", None):
                 to.summary.update(values)
             elif values.pop("amend", None):
@@ -313,6 +315,9 @@ def _narrow(to: Collected, stream: Stream) -> None:
         ),
         default=len(FORMATS),
     )
+    if best == len(FORMATS):
+        return
+    stream.needles -= _OF_THE_START
     keep = {needle for form in FORMATS[: best + 1] for needle in form.needles}
     for needle, indices in _routes().items():
         if needle not in keep and min(indices) > best and needle not in _ALL:

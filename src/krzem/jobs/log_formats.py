@@ -66,9 +66,6 @@ def _ends(marks: Sequence[re.Match[str]], text: str) -> list[int]:
 # -- Megatron-LM and everything that prints as it does
 
 _ITERATION = re.compile(r"iteration\s*[:=]?\s*(\d+)\s*(?:/\s*(\d+))?\s*\|")
-_PIPED = re.compile(
-    r"\|\s*([A-Za-z_\[][^|:=]*?)(?:\s*[:=]\s*|\s+(?=[-\d][\d.E+-]*\s*\|))([^|]*?)(?=\|)"
-)
 _SEPARATE = re.compile(r"samples/sec: *([\d.]+) *\| *$")
 _FLOPS = re.compile(rf"({NUMBER}) *([KMGTPE])?FLOPS", re.IGNORECASE)
 _STEP_TIME = re.compile(r"Step Time : ([\d.]+)s GPU utilization: ([\d.]+)")
@@ -129,7 +126,7 @@ def megatron() -> Read:
     before: Values = {}
 
     def read(text: str) -> Iterator[Values]:
-        timed = _STEP_TIME.search(text)
+        timed = _STEP_TIME.search(text) if "Step Time" in text else None
         if timed:
             before.update(seconds=float(timed[1]), tflops=float(timed[2]))
         marks = list(_ITERATION.finditer(text))
@@ -150,17 +147,34 @@ def megatron() -> Read:
 
 
 def _megatron_values(body: str) -> Values:
-    pairs = [(m[1], m[2]) for m in _PIPED.finditer(body)]
+    pairs = [_pair(part) for part in body.split("|")[1:-1]]
     found = _values(pairs, _MEGATRON)
+    if "flops per GPU" in body:
+        found.update(_approximate(pairs))
+    if "ms" in found:
+        found["seconds"] = found.pop("ms") / 1e3
+    return found
+
+
+def _pair(part: str) -> tuple[str, str]:
+    """Key and value of what stands between two bars; early versions have no colon."""
+    key, mark, value = part.partition(":")
+    if not mark:
+        key, mark, value = part.partition("=")
+    if not mark:
+        key, _, value = part.strip().rpartition(" ")
+    return key.strip(), value.strip()
+
+
+def _approximate(pairs: Iterable[tuple[str, str]]) -> Values:
+    """GPT-NeoX's ``approx flops per GPU: 130.4TFLOPS``."""
     for key, text in pairs:
         flops = _FLOPS.match(text) if key.endswith("flops per GPU") else None
         value = number(flops[1]) if flops else None
         if flops and value is not None:
             unit = {"G": 1e-3, "T": 1.0, "P": 1e3}.get((flops[2] or "").upper(), 0.0)
-            found["hardware_tflops"] = value * unit
-    if "ms" in found:
-        found["seconds"] = found.pop("ms") / 1e3
-    return found
+            return {"hardware_tflops": value * unit}
+    return {}
 
 
 def _near(a: float | None, b: float) -> bool:
@@ -234,7 +248,8 @@ _ANY: Mapping[str, str] = {
     "perf/step_time_seconds": "seconds", "iter time (s)": "seconds", "timing/step": "seconds",
     "time_per_iteration_ms": "ms", "elapsed_time_per_iteration_ms": "ms",
     "step_time_ms": "ms", "per_step_time_ms": "ms", "ms_per_step": "ms",
-    "tokens_per_s": "tokens/job", "tps_per_gpu": "tokens/device",
+    "tokens_per_s": "tokens/job", "tokens_global_per_sec": "tokens/job",
+    "tokens_per_gpu_per_sec": "tokens/device", "tps_per_gpu": "tokens/device",
     "perf/per_device_tokens_per_sec": "tokens/device", "Tokens/s/device": "tokens/device",
     "tokens_per_sec_per_gpu": "tokens/device", "tgs (tokens/gpu/second)": "tokens/device",
     "throughput/device/tokens_per_sec": "tokens/device",

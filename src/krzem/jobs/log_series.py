@@ -11,6 +11,8 @@ Values = dict[str, float]
 MOST_STEPS = 20_000
 """Steps kept of one log; beyond it every second one is left out, again and again."""
 _RECENT = 1024
+_CLOCKS = 2.0
+"""Seconds by which the clocks of two ranks may differ at one step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,7 @@ class Series:
     last: int = 0
     _near: set[str] = field(default_factory=set)
     _marked: bool = False
-    _recent: dict[int, tuple[str, float | None]] = field(default_factory=dict)
+    _recent: dict[int, tuple[str, float | None, float | None]] = field(default_factory=dict)
     _position: int = 0
     _clock: tuple[int, float] | None = None
     _stride: int = 1
@@ -74,7 +76,7 @@ class Series:
         """A line about a step; False: another rank said the same before."""
         step = int(values["number"])
         loss = values.get("loss")
-        restart = self._restart(step, source, loss)
+        restart = self._restart(step, source, loss, values.get("clock"))
         if restart is None:
             self.repeated += 1
             return False
@@ -98,10 +100,12 @@ class Series:
         self._position += 1
         self._marked = False
         self._near.clear()
-        self._remember(step, source, loss)
+        self._remember(step, (source, loss, values.get("clock")))
         return True
 
-    def _restart(self, step: int, source: str, loss: float | None) -> bool | None:
+    def _restart(
+        self, step: int, source: str, loss: float | None, clock: float | None
+    ) -> bool | None:
         """True: the job started again; False: it goes on; None: the step was told already."""
         if not self.seen:
             return False
@@ -111,6 +115,8 @@ class Series:
         if known is not None:
             other = source != known[0]
             same = loss is not None and loss == known[1]
+            if clock is not None and known[2] is not None:
+                same = same or abs(clock - known[2]) <= _CLOCKS
             if other or (same and not self._marked):
                 return None
             return True
@@ -138,8 +144,8 @@ class Series:
         if before is not None and step > before[0] and now > before[1]:
             values.setdefault("seconds", (now - before[1]) / (step - before[0]))
 
-    def _remember(self, step: int, source: str, loss: float | None) -> None:
-        self._recent[step] = (source, loss)
+    def _remember(self, step: int, said: tuple[str, float | None, float | None]) -> None:
+        self._recent[step] = said
         if len(self._recent) > _RECENT:
             del self._recent[next(iter(self._recent))]
 

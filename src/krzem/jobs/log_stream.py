@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import stat
 import zlib
 from collections.abc import Collection, Iterator
@@ -81,8 +80,6 @@ class Stream:
                 yield from self._decoded(raw)
         except FileNotFoundError:
             raise DataError(f"{name} does not exist: give the log of a training job") from None
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            self.cut = True
         except OSError as error:
             raise DataError(f"{name} cannot be read ({error.strerror})") from None
         except ValueError:
@@ -91,10 +88,10 @@ class Stream:
     def _decoded(self, raw: BinaryIO) -> Iterator[bytes]:
         magic = raw.read(2)
         raw.seek(0)
-        stream = gzip.GzipFile(fileobj=raw) if magic == _GZIP else raw
+        stream = self._unpacked(raw) if magic == _GZIP else iter(lambda: raw.read(CHUNK), b"")
         decoder: codecs.IncrementalDecoder | None = None
         first = True
-        while chunk := stream.read(CHUNK):
+        for chunk in stream:
             if first:
                 wide = _WIDE.get(chunk[:2])
                 decoder = codecs.getincrementaldecoder(wide)("replace") if wide else None
@@ -102,6 +99,27 @@ class Stream:
                 first = False
             self.bytes += len(chunk)
             yield chunk if decoder is None else decoder.decode(chunk).encode()
+
+    def _unpacked(self, raw: BinaryIO) -> Iterator[bytes]:
+        """The bytes of gzip members, as far as they go."""
+        unpack = zlib.decompressobj(31)
+        packed, begun = b"", False
+        while packed := packed or raw.read(CHUNK >> 4):
+            try:
+                chunk = unpack.decompress(packed, CHUNK)
+            except zlib.error:
+                self.cut = True
+                return
+            if chunk:
+                yield chunk
+            packed = unpack.unconsumed_tail
+            if unpack.eof:
+                packed = unpack.unused_data.lstrip(b"\0")
+                unpack = zlib.decompressobj(31)
+                begun = bool(packed)
+            else:
+                begun = True
+        self.cut = begun
 
 
 def _binary(head: bytes) -> bool:

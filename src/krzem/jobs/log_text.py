@@ -10,6 +10,7 @@ NUMBER = r"[-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00\ufeff]")
 _WRITTEN = re.compile(rf"\s*({NUMBER})\s*([KkMGBTPE](?![A-Za-z]))?")
+_SIMPLE = re.compile(r" *\d{1,17}(?:\.\d{0,17})?(?:E[+-]\d\d)? *")
 _SCALE = {"K": 1e3, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _CLOCK = re.compile(r"(?:(\d+) ?d(?:ays?,)? ?)?(?:(\d+) ?h ?)?(?:(\d+) ?m ?)?(?:([\d.]+) ?s)?$")
 _RANK = re.compile(
@@ -31,6 +32,8 @@ def number(text: str) -> float | None:
 
     K, M, G (or B), T and P are powers of 1,000.
     """
+    if _SIMPLE.fullmatch(text):
+        return float(text)
     match = _WRITTEN.match(text)
     if match is None or not any(c.isdigit() for c in match[1]):
         return None
@@ -69,6 +72,8 @@ def rank_of(head: str) -> int | None:
 
 def source_of(head: str) -> str:
     """Who printed a line: host and rank as far as the head names them, else ''."""
+    if ": " not in head and ":" not in head and "rank" not in head.lower():
+        return ""
     host = _HOST.match(head)
     rank = rank_of(head[host.end() :] if host else head)
     return f"{host[1] if host else ''}{'' if rank is None else f'#{rank}'}"

@@ -163,8 +163,7 @@ def _engine(form: Format, found: Collected) -> str:
     families = {
         "megatron-lm": ("primus", "mindspeed-llm", "megatron-bridge", "megatron-deepspeed"),
         "torchtitan": ("primus",),
-        "fsdp": ("deepspeed",),
-        "other": ("megatron-bridge", "primus"),
+        "other": ("krzem", "megatron-bridge", "primus", "deepspeed", "fsdp"),
     }
     raw = found.arguments.raw
     for engine in families.get(form.engine, ()):
@@ -172,14 +171,7 @@ def _engine(form: Format, found: Collected) -> str:
             return engine
     if form.engine == "megatron-lm" and ("deepspeed_config" in raw or "zero_stage" in raw):
         return "megatron-deepspeed"
-    if form.name == "JSON Lines" and any("tokens/job" in s.values for s in _rows(found)):
-        return "krzem"
     return form.engine
-
-
-def _rows(found: Collected) -> list[Step]:
-    return [s for key, series in found.series.items() if key[0] == "JSON Lines"
-            for s in series.steps[:1]]  # fmt: skip
 
 
 def _measured(
@@ -195,7 +187,7 @@ def _measured(
         seen=series.seen, repeated=series.repeated, first=series.first, last=series.last,
         starts=series.starts, skipped=series.skipped,
         seconds=speeds.seconds, tokens=speeds.tokens, tokens_of=speeds.tokens_of,
-        tflops=steady(steps, "tflops", "TFLOP/s"), convention=speeds.convention,
+        tflops=steady(steps, "tflops", "TFLOP/s") or steady(steps, "hardware_tflops", "TFLOP/s"), convention=speeds.convention,
         flop_per_token=speeds.flop_per_token, memory=_memory(found),
         loss=(losses[0], losses[-1]) if losses else None,
         fields=settled.settings, arguments=MappingProxyType(found.arguments.raw),
