@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from krzem.jobs import mindformers, neox, titan_jobs
+from krzem.jobs import autoexp, maxtext_jobs, mindformers, neox, primus, titan_jobs
 
-READERS = (*mindformers.READERS, *neox.READERS, *titan_jobs.READERS)
+READERS = (
+    *autoexp.READERS,
+    *maxtext_jobs.READERS,
+    *mindformers.READERS,
+    *neox.READERS,
+    *primus.READERS,
+    *titan_jobs.READERS,
+)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import posixpath
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from krzem.errors import DataError, shorten
 from krzem.jobs.documents import yaml_tree
@@ -25,7 +26,7 @@ from krzem.jobs.launch import (
 )
 from krzem.jobs.registry import Sources
 from krzem.jobs.shell import Command, Script, launcher_options
-from krzem.jobs.shell_words import ShellWord
+from krzem.jobs.shell_words import ShellWord, State
 from krzem.jobs.tree import LONGEST_LINE, Entry, Open, Tree
 
 _PROGRAMS = ("swift", "llamafactory-cli", "axolotl", "automodel", "megatron", "primus-cli",
@@ -99,6 +100,38 @@ def _all(script: Script) -> Iterator[Launch]:
         found = _other(command, script)
         if found is not None:
             yield found
+        yield from _quoted(command, script)
+
+
+def _quoted(command: Command, script: Script) -> Iterator[Launch]:
+    """What a cluster's tool is told to run in its option ``--command``."""
+    options = launcher_options(command.words)
+    word = options.get("command")
+    if word is None or not _TRAINS.search(word.text):
+        return
+    try:
+        tokens = shlex.split(word.text, comments=False)[:2000]
+    except ValueError:
+        return
+    for part in " ".join("\n" if t in ("&&", ";", "||") else _mark(t) for t in tokens).split("\n"):
+        words = tuple(_token(t, word) for t in part.split())
+        inner = replace(command, words=words)
+        for launch in launches(Script(commands=[inner], headers=script.headers)):
+            yield replace(launch, options={**options, **launch.options})
+
+
+_BLANK = "\x1f"
+
+
+def _mark(token: str) -> str:
+    return re.sub(r"\s", _BLANK, token)
+
+
+def _token(text: str, word: ShellWord) -> ShellWord:
+    known = "$" not in text
+    return ShellWord(
+        text.replace(_BLANK, " "), word.origin, State.KNOWN if known else State.UNKNOWN
+    )
 
 
 def _other(command: Command, script: Script) -> Launch | None:
@@ -116,7 +149,10 @@ def _other(command: Command, script: Script) -> Launch | None:
 
 
 def _embedded(sources: Sources) -> Iterator[tuple[str, str]]:
-    """Scripts inside YAML, at the lines where they stand there."""
+    """Scripts inside YAML, at the lines where they stand there; else those of a page."""
+    if not any(is_shell(name) for name in sources.files):
+        for name, text in sources.with_suffix(".md").items():
+            yield from _fenced(name, text)
     for name, text in sources.with_suffix(".yaml", ".yml").items():
         if "command:" not in text and "args:" not in text:
             continue
@@ -128,6 +164,17 @@ def _embedded(sources: Sources) -> Iterator[tuple[str, str]]:
             first = next((line.strip() for line in body.splitlines() if line.strip()), "")
             before = text.partition(first)[0].count("\n") if first else 0
             yield f"{name}.sh", "\n" * before + body
+
+
+_FENCE = re.compile(r"^[ \t]*```(?:bash|sh|shell|console)?[ \t]*\n(.*?)^[ \t]*```", re.M | re.S)
+
+
+def _fenced(name: str, text: str) -> Iterator[tuple[str, str]]:
+    """The first piece of shell on a page that starts a training."""
+    for match in _FENCE.finditer(text):
+        if _TRAINS.search(match[1]) and re.search(r"train|pretrain|finetune|benchmark", match[1]):
+            yield f"{name}.sh", "\n" * text[: match.start(1)].count("\n") + match[1]
+            return
 
 
 def _body(tree: Tree) -> str | None:
@@ -153,7 +200,7 @@ def _start(launch: Launch, files: Mapping[str, str]) -> Start:
 
 def _place(word: ShellWord, files: Mapping[str, str]) -> Place:
     place = at(word.origin, files)
-    if place.file.endswith((".yaml.sh", ".yml.sh")):
+    if place.file.endswith((".yaml.sh", ".yml.sh", ".md.sh")):
         return Place(file=place.file.removesuffix(".sh"), line=place.line, text=place.text)
     return place
 

@@ -23,6 +23,8 @@ _CARD: Mapping[str, Read] = {
     "workload.hardware.xpu_spec.count_per_node": count("devices_per_node"),
 }
 """Keys of the cards that collections of workloads keep beside each job."""
+_PLAN = "Model-executor.model_plan_parallelization"
+_DEGREES = ("tp", "pp", "cp", "ep")
 _MARK = "workload.hardware.xpu_spec.model"
 
 _CHIP = re.compile(
@@ -35,11 +37,21 @@ _MACHINES = {"a3ultra": "H200", "a3mega": "H100", "a4x": "GB200", "trillium": "v
 _LOWER = ("v5e", "v5p", "v6e", "tpu7x")
 
 
-def describe(sources: Sources, job: JobBuilder) -> None:
-    """Fill the chip and a shape where the job's own files say nothing."""
+def read_card(sources: Sources, job: JobBuilder) -> None:
+    """What a card says; the job's own files, read later, win."""
     for name, content in sources.with_suffix(".yaml", ".yml").items():
-        if "xpu_spec" in content:
-            _card(name, content, job)
+        if "xpu_spec" not in content:
+            continue
+        try:
+            tree = yaml_tree(content, name)
+        except (DataError, InputError):
+            continue
+        if not unset(tree.value(_MARK)):
+            _settle(tree, job)
+
+
+def describe(sources: Sources, job: JobBuilder) -> None:
+    """The chip by a name in the path of the main file, where nothing else says it."""
     main = next(iter(sources.files), "")
     found = {chip(match[1]) for match in _CHIP.finditer(main.lower())}
     found |= {c for word, c in _MACHINES.items() if word in re.split(r"[/_.-]", main.lower())}
@@ -52,17 +64,9 @@ def chip(name: str) -> str:
     return name if name in _LOWER else name.upper()
 
 
-def _card(name: str, content: str, job: JobBuilder) -> None:
-    try:
-        tree = yaml_tree(content, name)
-    except (DataError, InputError):
-        return
-    if not unset(tree.value(_MARK)):
-        _settle(tree, job)
-
-
 def _settle(tree: Tree, job: JobBuilder) -> None:
-    for key, read in _CARD.items():
+    keys = {**_CARD, **{f"{_PLAN}.{name}": count(name) for name in _DEGREES}}
+    for key, read in keys.items():
         if unset(tree.value(key)):
             continue
         try:
@@ -70,5 +74,5 @@ def _settle(tree: Tree, job: JobBuilder) -> None:
         except UnclearError:
             continue
         for field, value in found.items():
-            if job.get(field) is None:
-                job.state(field, value, tree.place(key))
+            place = tree.place(key)
+            job.derive(field, value, place.text, place)

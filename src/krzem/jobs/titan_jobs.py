@@ -6,15 +6,16 @@ import re
 
 from krzem.errors import DataError, InputError, shorten
 from krzem.jobs.documents import toml_tree, yaml_tree
+from krzem.jobs.hydra import compose, has_defaults
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import Start, Starts, starts_of, state_machine
 from krzem.jobs.recipe import Recipe
 from krzem.jobs.recipe_values import Node
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.shape import read_shape
-from krzem.jobs.surroundings import describe
+from krzem.jobs.surroundings import describe, read_card
 from krzem.jobs.titan import read_settings
-from krzem.jobs.tree import Entry, Open, Tree, word_of
+from krzem.jobs.tree import Entry, Open, Tree, count, settle, word_of
 
 ENGINE = "torchtitan"
 _PROGRAM = r"torchtitan[./](train|experiments)|run_train\.sh|run_llama_train\.sh"
@@ -60,9 +61,10 @@ def _is_titan(tree: Tree) -> bool:
 
 def read(sources: Sources, job: JobBuilder) -> None:
     """The configuration that is started, with what the command line changes."""
+    read_card(sources, job)
     starts = starts_of(sources)
     launch = _launch(sources, starts)
-    tree, complete = _configuration(sources, starts, launch)
+    tree, complete = _configuration(sources, starts, launch, job)
     state_machine(job, launch, sources)
     if launch is not None:
         tree.update(_overrides(launch))
@@ -106,7 +108,9 @@ def _asked_devices(job: JobBuilder, launch: Start) -> None:
         job.state("devices_per_node", int(count), launch.place)
 
 
-def _configuration(sources: Sources, starts: Starts, launch: Start | None) -> tuple[Tree, bool]:
+def _configuration(
+    sources: Sources, starts: Starts, launch: Start | None, job: JobBuilder
+) -> tuple[Tree, bool]:
     """The settings, and whether what they leave out is at the engine's default."""
     config = _config_of(launch) if launch is not None else None
     tomls = {n: t for n, t in {**starts.documents, **sources.with_suffix(".toml")}.items()
@@ -116,7 +120,7 @@ def _configuration(sources: Sources, starts: Starts, launch: Start | None) -> tu
         return toml_tree(tomls[name], name), True
     for name, text in sources.with_suffix(".yaml", ".yml").items():
         if re.search(r"^\s*titan:\s*$", text, re.M):
-            return _template(yaml_tree(text, name)), True
+            return _template(_composed(sources, name, text, job), job), True
     recipes = {n: t for n, t in {**starts.documents, **sources.with_suffix(".py")}.items()
                if n.endswith(".py") and _IMPORT.search(t)}  # fmt: skip
     if recipes:
@@ -131,15 +135,31 @@ def _same(config: str | None, files: dict[str, str]) -> str | None:
     return next((name for name in files if name.rpartition("/")[2] == base), None)
 
 
-def _template(tree: Tree) -> Tree:
-    """The part of an experiment's YAML that is torchtitan's own."""
+def _template(tree: Tree, job: JobBuilder) -> Tree:
+    """The part of an experiment's YAML that is torchtitan's own, and the launcher beside it."""
     found = Tree()
     for key, entry in tree.entries.items():
         before, mark, rest = f".{key}".partition(".titan.")
-        if mark and not before.count(".titan"):
+        if mark and ".titan" not in before:
             value = Open(str(entry.value)) if _interpolates(entry.value) else entry.value
             found.put(Entry(key=rest, value=value, place=entry.place))
+    for key, name in (("nnodes", "nodes"), ("nproc_per_node", "devices_per_node")):
+        launcher = tree.entries.get(f"backend.torchrun_args.{key}")
+        if launcher is not None:
+            settle(launcher, count(name), job)
+    for key, entry in tree.entries.items():
+        if key.endswith("env.TORCHDYNAMO_DISABLE") and str(entry.value) == "1":
+            found.put(Entry(key="compile.enable", value=False, place=entry.place))
     return found
+
+
+def _composed(sources: Sources, name: str, text: str, job: JobBuilder) -> Tree:
+    if not has_defaults(text):
+        return yaml_tree(text, name)
+    made = compose(sources.with_suffix(".yaml", ".yml"), name)
+    if made.missing:
+        job.note(f"not among the files: {', '.join(made.missing[:8])}")
+    return made.tree
 
 
 def _interpolates(value: object) -> bool:

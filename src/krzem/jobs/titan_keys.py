@@ -159,13 +159,13 @@ TABLE = Table(
         **_FLOAT8,
     },
     ignored=(
-        r"(job|profiling|profiler|metrics|checkpoint|comm|lr_scheduler|fault_tolerance|validation"
+        r"(job|primus_turbo|profiling|profiler|metrics|checkpoint|comm|lr_scheduler|fault_tolerance|validation"
         r"|validator|logging|lm_eval|benchmarks|parameter_logging|infra|tokenizer|data|dataset|dataloader|debug|override)(\..*)?",
         r"optimizer\..*",
         r"(model\.)?(tokenizer_path|hf_assets_path|norm_type|print_after_conversion|tokenizer"
         r"|fold|dump_folder|seed)",
         r"(dump_folder|description|print_config|save_config_file|seed)",
-        r"training\.(dataset.*|data_.*|warmup_steps|max_norm|gc_.*|seed|deterministic"
+        r"training\.(dataset.*|mock_data|data_.*|warmup_steps|max_norm|gc_.*|seed|deterministic"
         r"|mixed_precision_reduce|enable_opus_backend|disable_loss_parallel|enable_loss_parallel|tokenizer.*"
         r"|loss_parallel.*|log_.*|num_workers.*)",
         r"(parallelism|experimental|training)\.(disable_loss_parallel|enable_loss_parallel"

@@ -62,6 +62,10 @@ class Tree:
         self.entries.pop(entry.key, None)
         self.entries[entry.key] = entry
 
+    def put_value(self, key: str, value: object) -> None:
+        """Another value at the line where the name stands now, or nowhere."""
+        self.put(Entry(key=key, value=value, place=self.place(key)))
+
     def update(self, other: Tree, prefix: str = "") -> None:
         """Everything of ``other``, which wins, below ``prefix``."""
         for key, entry in other.entries.items():

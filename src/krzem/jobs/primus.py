@@ -1,0 +1,186 @@
+"""Primus: an experiment's YAML over a model's and a module's, for one of several engines.
+
+``${VAR:default}`` takes the environment's value or the default; ``extends`` names files below.
+The order is module, model, overrides, command line.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+
+from krzem.errors import InputError, shorten
+from krzem.jobs.documents import yaml_tree
+from krzem.jobs.interpolation import literal
+from krzem.jobs.job import JobBuilder
+from krzem.jobs.launches import starts_of, state_machine
+from krzem.jobs.maxtext import read_settings as read_maxtext
+from krzem.jobs.megatron_dests import fill_from
+from krzem.jobs.registry import Claim, Reader, Sources
+from krzem.jobs.surroundings import describe
+from krzem.jobs.titan import read_settings as read_titan
+from krzem.jobs.tree import Entry, Open, Tree, truth_of, word_of
+
+ENGINE = "primus"
+_MODULES = ("pre_trainer", "post_trainer", "sft_trainer")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)(?::([^{}]*))?\}")
+_MOST_FILES = 60
+_OWN = ("framework", "config", "model", "overrides", "name", "trainer_class")
+
+
+def claim(sources: Sources) -> Claim | None:
+    """``modules`` with a trainer that names a framework."""
+    for name, text in sources.with_suffix(".yaml", ".yml").items():
+        if re.search(r"^modules:\s*$", text, re.M) and re.search(
+            r"^\s+framework:\s*\w+", text, re.M
+        ):
+            return Claim(engine=ENGINE, strength=100, why=f"modules of a framework in {name}")
+    return None
+
+
+def read(sources: Sources, job: JobBuilder) -> None:
+    """The experiment, what it stands on, and the engine that it names."""
+    main, text = next(
+        (n, t) for n, t in sources.with_suffix(".yaml", ".yml").items()
+        if re.search(r"^modules:\s*$", t, re.M)
+    )  # fmt: skip
+    environment = _environment(sources)
+    experiment = _resolved(yaml_tree(text, main), environment)
+    module = next((m for m in _MODULES if experiment.any_below(f"modules.{m}")), None)
+    if module is None:
+        raise InputError(f"{shorten(main, 120)} has no module that trains: {', '.join(_MODULES)}")
+    own = experiment.sub(f"modules.{module}")
+    framework = (word_of(own, "framework") or "").lower()
+    tree = _stack(sources, own, framework, environment, job)
+    job.note(f"Primus starts {framework}")
+    start = next(iter(starts_of(sources).find(r"primus|run_pretrain")), None)
+    state_machine(job, start, sources)
+    if start is not None:
+        for key, entry in start.options.entries.items():
+            if key in tree.entries:
+                tree.put(Entry(key=key, value=entry.value, place=entry.place))
+    _engine(framework, tree, own, job)
+    describe(sources, job)
+
+
+def _stack(
+    sources: Sources, own: Tree, framework: str, environment: Mapping[str, str], job: JobBuilder
+) -> Tree:
+    """Module, model and overrides, the later wins."""
+    tree = Tree()
+    for kind, key in (("modules", "config"), ("models", "model")):
+        name = word_of(own, key)
+        if name is None:
+            continue
+        name = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
+        path = sources.find(f"{kind}/{framework}/{name}")
+        if path is None or posixpath.basename(path) != posixpath.basename(name):
+            job.note(f"{kind}/{framework}/{shorten(name, 60)} is not among the files")
+            continue
+        tree.update(_extended(sources, path, environment, job, []))
+    tree.update(own.sub("overrides"))
+    for key, entry in own.entries.items():
+        if key.partition(".")[0] not in _OWN:
+            tree.put(entry)
+    return tree
+
+
+def _extended(
+    sources: Sources, path: str, environment: Mapping[str, str], job: JobBuilder, above: list[str]
+) -> Tree:
+    """A file over those that it extends."""
+    if path in above or len(above) > 12:
+        return Tree()
+    own = _resolved(yaml_tree(sources.files[path], path), environment)
+    tree = Tree()
+    value = own.value("extends", "includes")
+    for name in value if isinstance(value, list) else [value]:
+        if not isinstance(name, str):
+            continue
+        wanted = posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
+        found = wanted if wanted in sources.files else sources.find(wanted)
+        if found is None or posixpath.basename(found) != posixpath.basename(name):
+            job.note(f"{shorten(wanted, 80)}, which {path} extends, is not among the files")
+            continue
+        tree.update(_extended(sources, found, environment, job, [*above, path]))
+    for key, entry in own.entries.items():
+        if key not in ("extends", "includes"):
+            tree.put(entry)
+    return tree
+
+
+def _environment(sources: Sources) -> dict[str, str]:
+    """Variables that the given scripts export."""
+    starts = starts_of(sources)
+    return {name: word.text for name, word in starts.variables.items() if word.known}
+
+
+def _resolved(tree: Tree, environment: Mapping[str, str]) -> Tree:
+    found = Tree()
+    for key, entry in tree.entries.items():
+        value = _value(entry.value, environment)
+        found.put(Entry(key=key, value=value, place=entry.place))
+    return found
+
+
+def _value(value: object, environment: Mapping[str, str]) -> object:
+    if isinstance(value, list):
+        return [_value(part, environment) for part in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    if any(m[2] is None and m[1] not in environment for m in _VARIABLE.finditer(value)):
+        return Open(shorten(value, 60))
+    text = _VARIABLE.sub(lambda m: environment.get(m[1], m[2] or ""), value)
+    return Open(shorten(text, 60)) if "${" in text else literal(text)
+
+
+def _engine(framework: str, tree: Tree, own: Tree, job: JobBuilder) -> None:
+    if framework == "megatron":
+        _megatron(tree, own, job)
+    elif framework == "torchtitan":
+        _titan(tree, job)
+    elif framework == "maxtext":
+        read_maxtext(tree, job)
+    else:
+        raise InputError(
+            f"Primus starts {framework!r} here; read are megatron, torchtitan and maxtext"
+        )
+
+
+def _megatron(tree: Tree, own: Tree, job: JobBuilder) -> None:
+    name = word_of(own, "model")
+    if name is not None:
+        model = name.removesuffix(".yaml").removesuffix(".yml")
+        job.state("model.name", model, own.place("model"))
+    if truth_of(tree, "enable_primus_turbo") and truth_of(tree, "use_turbo_deepep"):
+        job.state("switch.dispatcher", "deepep", tree.place("use_turbo_deepep"))
+        tree.entries.pop("moe_token_dispatcher_type", None)
+        tree.entries.pop("moe_enable_deepep", None)
+    if truth_of(tree, "use_torch_fsdp2"):
+        job.state("zero", 3, tree.place("use_torch_fsdp2"))
+    rest = Tree({k: e for k, e in tree.entries.items() if not _IGNORED.fullmatch(k)})
+    for key, entry in tree.entries.items():
+        if key not in rest.entries:
+            job.ignore(entry.place, "Primus's own: logging, kernels or data")
+    fill_from(rest, job)
+
+
+_IGNORED = re.compile(
+    r"(use_turbo|turbo_|enable_primus_turbo|enable_turbo|mlflow|disable_|torch_profiler|log_avg"
+    r"|stderr_|sink_|file_sink|mock_|retro_|dino_|rl_|grpo_|odc_|enable_odc|langrl_|inference_"
+    r"|generate_tracelens|use_rocm|wandb|auto_continue|trainable|weight_deosc|pp_warmup|dump_pp"
+    r"|muon_|hybrid_|mamba_|vision_|ict_|bert_|biencoder_|overlap_cpu|one_logger|mxfp4_|img_"
+    r"|create_|recompute_layer_ids|dataloader_mp|moe_router_force_load_balancing_type|use_sink"
+    r"|tensorboard|deprecated_|use_torch_fsdp2).*"
+)
+
+
+def _titan(tree: Tree, job: JobBuilder) -> None:
+    assets = word_of(tree, "model.hf_assets_path")
+    read_titan(tree, job)
+    if assets and re.fullmatch(r"[\w.-]+/[\w.-]+", assets) and not assets.startswith("."):
+        job.state("model.name", assets, tree.place("model.hf_assets_path"), override=True)
+
+
+READERS = (Reader(kind="Primus", engines=(ENGINE,), claim=claim, read=read),)
