@@ -455,6 +455,71 @@ def test_mlperf_counts_blocks(write: Write) -> None:
     assert log.fields["global_batch"].value == 16
 
 
+def test_nanogpt(write: Write) -> None:
+    log = read_log(write(lines(lambda i, s: f"iter {i}: loss 4.{i:03d}, time {s * 1e3:.2f}ms")))
+    assert log.seconds is not None
+    assert log.seconds.value == pytest.approx(2.0, rel=0.003)
+
+
+def test_dump_of_gpt_neox(write: Write) -> None:
+    dump = """\
+-------------------- arguments --------------------
+  gradient_accumulation_steps ..... 8...........................updated
+  hidden_size ..................... 6144........................updated
+  model_parallel_size ............. 2...........................updated
+  num_attention_heads ............. 64..........................updated
+  num_layers ...................... 44..........................updated
+  pipe_parallel_size .............. 4...........................updated
+  precision ....................... fp16........................default
+  seq_length ...................... 2048........................updated
+  train_batch_size ................ 64..........................updated
+  no_weight_tying ................. True........................updated
+  global_num_gpus ................. 16..........................default
+---------------- end of arguments ----------------
+"""
+    log = read_log(write(dump + CASES["gpt-neox"][1]))
+    values = {name: s.value for name, s in log.fields.items()}
+    assert (values["tp"], values["pp"], values["devices"], values["accumulation"]) == (2, 4, 16, 8)
+    assert (values["precision"], values["global_batch"], values["model.tied"]) == (
+        "fp16",
+        64,
+        False,
+    )
+    assert log.convention.startswith("gpt-neox")
+    assert log.tokens is not None
+    assert log.tokens.value == pytest.approx(64 * 2048 / 2 / 16, rel=0.01)
+    assert log.flop_per_token == pytest.approx(50e12 / (64 * 2048 / 2 / 16), rel=0.01)
+
+
+def test_settings_of_maxtext(write: Write) -> None:
+    dump = "".join(
+        f"I0811 pyconfig.py:584] Config param {key}: {value}\n"
+        for key, value in {
+            "per_device_batch_size": 2, "max_target_length": 8192, "model_name": "llama3.1-8b",
+            "global_batch_size_to_train_on": 16, "gradient_accumulation_steps": 1,
+            "dtype": "bfloat16", "quantization": "",
+        }.items()
+    ) + "Num_devices: 8, shape (1, 8, 1)\n"  # fmt: skip
+    log = read_log(write(dump + CASES["maxtext"][1]))
+    values = {name: s.value for name, s in log.fields.items()}
+    assert (values["seq"], values["global_batch"], values["devices"]) == (8192, 16, 8)
+    assert (values["model.name"], values["precision"]) == ("llama3.1-8b", "bf16")
+    assert next(c for c in log.checks if c.name == "tokens").closes
+    assert log.tokens_of == "device"
+
+
+def test_mesh_of_early_torchtitan(write: Write) -> None:
+    head = """\
+[rank0]:2024-08-01 - root - INFO - Building 2-D device mesh with ['dp', 'tp'], [4, 2]
+[rank0]:2024-08-01 - root - INFO - Training starts at step 1, with local batch size 2, global \
+batch size 8, sequence length 8192, total steps 100 (warmup 2)
+"""
+    log = read_log(write(head + titan(key="wps")))
+    assert log.fields["devices"].value == 8
+    assert log.seconds is not None
+    assert log.seconds.value == pytest.approx(2.0, rel=0.003)
+
+
 def test_nothing_is_invented(write: Write) -> None:
     log: Measured = read_log(write(megatron(flops=False)))
     assert log.tflops is None

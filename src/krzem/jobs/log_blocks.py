@@ -81,7 +81,7 @@ def _dictionary(items: Mapping[str, str]) -> Values:
 
 _MIND = re.compile(
     rf"Epoch:\[ *(\d+)/ *(\d+)\], step:\[ *(\d+)/ *(\d+)\], loss:? ?\[? *({NUMBER})"
-    rf".*?per_step_time: *(\d+)ms(?:.*?train_throughput_per_npu: *([\d.]+)T)?"
+    rf".{{0,200}}?per_step_time: *(\d+)ms(?:.{{0,400}}?train_throughput_per_npu: *([\d.]+)T)?"
 )
 _SAMPLES = re.compile(r"([\d.]+) samples/s/p")
 
@@ -110,7 +110,7 @@ def mindformers() -> Read:
 
 # -- MLPerf
 
-_MLLOG = re.compile(r":::MLLO?G? ?(\{.*\})")
+_MLLOG = re.compile(r":::MLLO?G? ?(\{.{0,4000}\})")
 
 
 def mllog() -> Read:

@@ -37,6 +37,7 @@ class Speeds:
     seconds: Steady | None
     tokens: Steady | None
     tokens_of: str
+    tflops: Steady | None
     convention: str
     flop_per_token: float | None
     checks: tuple[Check, ...]
@@ -123,8 +124,8 @@ def examine(steps: Sequence[Step], known: Known, form: Format, arguments: Argume
         _nanotron(steps, known, seconds, tokens)
     if seconds is None:
         seconds = _seconds(steps, known, kind, of)
-    elif tokens is not None:
-        of = _denominator(known, seconds, tokens, of, checks)
+    elif kind is not None:
+        of = _denominator(steps, kind, known, of, checks)
     elif known.batch_tokens and known.devices:
         why = "global batch * sequence / (seconds * devices)"
         factor = known.batch_tokens / known.devices
@@ -134,7 +135,8 @@ def examine(steps: Sequence[Step], known: Known, form: Format, arguments: Argume
     _state(known)
     return Speeds(
         seconds=seconds, tokens=tokens, tokens_of=of,
-        convention=_convention(form, arguments, steps),
+        tflops=steady(steps, "tflops", "TFLOP/s") or steady(steps, "hardware_tflops", "TFLOP/s"),
+        convention=_convention(form, known.job.engine, arguments, steps),
         flop_per_token=_flop_per_token(steps, kind, of, rate, known, seconds, checks),
         checks=tuple(checks),
     )  # fmt: skip
@@ -208,33 +210,36 @@ def _inverse(rate: Steady | None, amount: float, unit: str, why: str) -> Steady 
 
 
 def _denominator(
-    known: Known, seconds: Steady, tokens: Steady, of: str, checks: list[Check]
+    steps: Sequence[Step], kind: str, known: Known, of: str, checks: list[Check]
 ) -> str:
-    """Whose tokens/s they are: ``tokens/s * seconds`` against ``batch * sequence``."""
-    if not seconds.value or not tokens.value or not known.batch_tokens:
+    """Whose tokens/s they are: ``batch * sequence`` against ``tokens/s * seconds`` of a line."""
+    ratios = [r for s in steps if (r := _ratio(s, kind, known)) is not None]
+    if not ratios:
         return of
-    ratio = known.batch_tokens / (tokens.value * seconds.value)
+    ratio = statistics.median(ratios)
+    scatter = statistics.median(abs(r - ratio) for r in ratios)
     near = max(1, round(ratio))
-    whole = abs(ratio - near) <= CLOSE * ratio
-    text = (
-        f"global batch * sequence = {known.batch_tokens:,.0f}, tokens/s * seconds ="
-        f" {tokens.value * seconds.value:,.0f}: {ratio:.4g} times"
-    )
-    who = {near == 1: "job", near == known.dp: "replica", near == known.devices: "device"}
-    if of == "device" and known.devices is None and whole:
+    exact = abs(ratio - near) <= 0.1 and scatter <= 0.1 and abs(ratio - near) <= CLOSE * near
+    text = f"global batch * sequence is {ratio:.5g} times tokens/s * seconds of the same line"
+    if of == "device" and known.devices is None and exact:
         known.devices = near
-        known.job.derive("devices", near, f"{text}, as the tokens/s are of one device")
-    found = of if of == "device" and near == known.devices else who.get(True, "") * whole
-    if of == "job" and near == 1:
-        found = "job"
-    closes = whole and bool(found) and (not of or found == of)
-    if not found and of:
-        found = of
-    more = f"; they are of one {found}" if closes else ": two jobs are mixed, or whose tokens/s"
-    checks.append(
-        Check(name="tokens", closes=closes, text=text + more + ("" if closes else " is unknown"))
-    )
-    return found
+        known.job.derive("devices", near, f"{text}, and the tokens/s are of one device")
+    sides = (("device", known.devices), ("replica", known.dp), ("job", 1.0))
+    fits = [who for who, n in sides if n and abs(ratio - n) <= CLOSE * n]
+    found = of if of in fits else fits[0] if fits else ""
+    closes = bool(found) and (not of or found == of)
+    more = f": they are of one {found}" if closes else ": two jobs are mixed, or it is open whose"
+    checks.append(Check(name="tokens", closes=closes, text=text + more))
+    return found or of
+
+
+def _ratio(step: Step, kind: str, known: Known) -> float | None:
+    """Tokens of a step over ``tokens/s * seconds``, of one line."""
+    values = step.values
+    product = values.get(kind, 0.0) * values.get("seconds", 0.0)
+    batch, seq = values.get("batch", known.batch), values.get("seq", known.seq)
+    total = known.batch_tokens if not batch or not seq else batch * seq
+    return total / product if product and total else None
 
 
 def _of_device(tokens: Steady | None, of: str, known: Known) -> float | None:
@@ -318,16 +323,22 @@ def _state(known: Known) -> None:
             known.job.derive(name, int(value), "as the lines of the steps tell")
 
 
-def _convention(form: Format, arguments: Arguments, steps: Sequence[Step]) -> str:
-    """The name of the engine's way of counting FLOP, with what the dump settles about it."""
-    if _last(steps, "tflops") is None and _last(steps, "hardware_tflops") is None:
-        return ""
-    raw = arguments.raw
-    if form.convention == "megatron" and "zero_stage" in raw:
-        return "megatron-deepspeed: recomputed work counted, attention whole"
-    if form.convention == "megatron" and _last(steps, "tflops") is None:
-        return "gpt-neox: recomputed work counted, attention whole, width 4 h"
-    if form.convention == "megatron" and raw:
-        half = "moe_router_dtype" in raw
+_COUNTED = {
+    "megatron-deepspeed": "megatron-deepspeed: recomputed work counted, attention whole",
+    "torchtitan": "torchtitan: 6 * parameters without the embedding, attention whole",
+    "megatron-bridge": "megatron-bridge: model FLOP, attention halved (causal)",
+}
+
+
+def _convention(form: Format, engine: str, arguments: Arguments, steps: Sequence[Step]) -> str:
+    """The engine's way of counting FLOP, with what the log settles about it."""
+    if _last(steps, "tflops") is None:
+        neox = "gpt-neox: recomputed work counted, attention whole, inner width 4 h"
+        return neox if _last(steps, "hardware_tflops") is not None else ""
+    share = _last(steps, "attention_percent")
+    if share is not None:
+        return f"mindspeed: model FLOP, {share:g} % of the attention"
+    if form.convention == "megatron" and engine in ("megatron-lm", "primus") and arguments.raw:
+        half = "moe_router_dtype" in arguments.raw
         return f"megatron: model FLOP, attention {'halved (causal)' if half else 'whole'}"
-    return form.convention
+    return _COUNTED.get(engine, form.convention)

@@ -81,6 +81,7 @@ FORMATS: tuple[Format, ...] = (
         name="Step Time", engine="megatron-bridge", reader=forms.step_time, convention="nemo",
         needles=(b"Step Time : ",),
     ),
+    Format(name="nanoGPT", engine="other", reader=forms.nanogpt, needles=(b": loss ",)),
     Format(
         name="key and value", engine="other", reader=forms.named,
         needles=(b"tok/s", b"step_time", b"tokens/s", b"tokens_per_s", b"iter_time"),

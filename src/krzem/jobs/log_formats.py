@@ -12,6 +12,7 @@ loss, batch, seq         loss; sequences of a step; tokens of a sequence
 batch_tokens             tokens of a step
 consumed                 sequences so far
 skipped                  steps skipped since the line before
+attention_percent        share of the score matrix that the engine counts
 mem.KIND                 GiB: allocated, max_allocated, reserved, max_reserved, used
 
 ``amend`` marks a further line about the step before.
@@ -106,6 +107,7 @@ _MEGATRON: Mapping[str, str] = {
     "seq_length": "seq",
     "number of skipped iterations": "skipped",
     "number_of_skipped_iterations": "skipped",
+    "core attn ratio (%)": "attention_percent",
     "MFU": "mfu",
     "mfu": "mfu",
     "HFU": "hfu",
@@ -204,8 +206,7 @@ def step_time() -> Read:
 # -- torchtitan
 
 _TITAN = re.compile(
-    r"(?<!validate )step: *(\d+) +(?P<rest>.*?\b(?P<key>tps|wps): *(?P<rate>[\d,]+)"
-    r"(?P<tail>.*?))(?=(?:validate )?step: *\d+ +\S+:|\[titan\]|$)"
+    r"(?<!validate )step: *(\d+) +(?P<rest>.{0,300}?\b(?:tps|wps): *(?P<rate>[\d,]+))"
 )
 _TITAN_LOSS = re.compile(rf"loss: *({NUMBER})")
 _TITAN_MEMORY = re.compile(r"memory: *([\d.]+)GiB")
@@ -223,11 +224,12 @@ def torchtitan() -> Read:
             if rate is None:
                 continue
             found["tokens/device"] = rate
+            tail = text[match.end() : match.end() + 120].partition("step:")[0]
             for name, pattern, part in (
                 ("loss", _TITAN_LOSS, match["rest"]),
                 ("mem.max_reserved", _TITAN_MEMORY, match["rest"]),
-                ("tflops", _TITAN_TFLOPS, match["tail"]),
-                ("mfu", _TITAN_MFU, match["tail"]),
+                ("tflops", _TITAN_TFLOPS, tail),
+                ("mfu", _TITAN_MFU, tail),
             ):
                 value = pattern.search(part)
                 read_value = number(value[1]) if value else None
@@ -270,6 +272,8 @@ _ANY: Mapping[str, str] = {
     "memory(GiB)": "mem.max_reserved", "mem": "mem.max_allocated",
     "MemAllocated": "mem.allocated", "MaxMemAllocated": "mem.max_allocated",
     "memory/peak_reserved_mem": "mem.max_reserved_gb", "peak_memory_usage": "mem.max_bytes",
+    "cuda_max_memory_reserved": "mem.max_reserved_bytes", "max_memory_reserved":
+    "mem.max_reserved_bytes", "cuda_memory_allocated": "mem.bytes",
     "memory_bytes": "mem.max_bytes", "memory_allocated": "mem.bytes", "mfu": "mfu",
 }  # fmt: skip
 """Keys that programs print, whatever the separator."""
@@ -310,6 +314,7 @@ def units(found: Values) -> Values:
     for name, kind, unit in (
         ("mem.max_bytes", "mem.max_allocated", GIB),
         ("mem.bytes", "mem.allocated", GIB),
+        ("mem.max_reserved_bytes", "mem.max_reserved", GIB),
         ("mem.max_reserved_gb", "mem.max_reserved", GIB / 1e9),
     ):
         if name in found:
@@ -318,7 +323,7 @@ def units(found: Values) -> Values:
 
 
 TIMED = frozenset({"seconds", "tokens/device", "tokens/job", "tokens/?", "samples/job"})
-_COLON = r"([A-Za-z][\w/() ]*?)"
+_COLON = r"([A-Za-z][\w/() ]{0,50}?)"
 
 maxtext = keyed(
     r"([A-Za-z_][\w/]*)", step=r"completed step: (\d+)", join=r": ", ends=r",|$|\s",
@@ -351,10 +356,8 @@ named = keyed(
 )  # fmt: skip
 
 _OLD_DEEPSPEED = re.compile(r"\b\d+/(\d+), SamplesPerSec=([\d.]+)")
-_AUTOMODEL = re.compile(
-    r"step (\d+) \|.*?\bloss ([\d.]+).*?(?:\bmem ([\d.]+) GiB.*?)?\btps ([\d.,]+)"
-    r"(?:\(([\d.,]+)/gpu\))?"
-)
+_AUTOMODEL = re.compile(r"\bstep (\d+) \|")
+_TPS = re.compile(r"([\d.,]+)(?:\(([\d.,]+)/gpu\))?")
 
 
 def deepspeed_old() -> Read:
@@ -371,15 +374,30 @@ def automodel() -> Read:
     """``step 10 | epoch 0 | loss 2.1 | … | mem 50.2 GiB | tps 9876.5(1234.6/gpu) | …``."""
 
     def read(text: str) -> Iterator[Values]:
-        for match in _AUTOMODEL.finditer(text):
-            names = ("number", "loss", "mem.max_allocated", "tokens/job", "tokens/device")
-            found = {
-                name: value
-                for name, part in zip(names, match.groups(), strict=True)
-                if part and (value := number(part.rstrip("."))) is not None
-            }
-            if match[5] is None:
-                found["tokens/?"] = found.pop("tokens/job")
-            yield found
+        marks = list(_AUTOMODEL.finditer(text))
+        for mark, end in zip(marks, _ends(marks, text), strict=True):
+            parts = [part.split() for part in text[mark.end() : end].split("|")]
+            pairs = [(part[0], part[1]) for part in parts if len(part) > 1]
+            found = _values(pairs, {"loss": "loss", "mem": "mem.max_allocated"})
+            rates = _TPS.match(dict(pairs).get("tps", ""))
+            told = [number(rate) for rate in rates.groups() if rate] if rates else []
+            names = ("tokens/job", "tokens/device") if len(told) == 2 else ("tokens/?",)
+            found.update({n: v for n, v in zip(names, told, strict=False) if v is not None})
+            if told:
+                yield _numbered(found, mark[1], None)
+
+    return read
+
+
+_NANO = re.compile(r"\biter (\d+): loss ([\d.]+), time ([\d.]+)ms")
+
+
+def nanogpt() -> Read:
+    """``iter 1631: loss 4.0863, time 561.94ms, mfu 35.1%``."""
+
+    def read(text: str) -> Iterator[Values]:
+        for match in _NANO.finditer(text):
+            step, loss, time = (number(part) or 0.0 for part in match.groups())
+            yield {"number": step, "loss": loss, "seconds": time / 1e3}
 
     return read

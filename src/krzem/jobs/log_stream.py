@@ -12,7 +12,7 @@ from typing import BinaryIO
 from krzem.errors import DataError, shorten
 
 CHUNK = 1 << 21
-LONGEST_LINE = 1 << 20
+LONGEST_LINE = 1 << 17
 """Bytes; a longer line is cut."""
 _GZIP = b"\x1f\x8b"
 _WIDE = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}

@@ -14,7 +14,7 @@ from krzem.jobs.log_collect import FORMATS, Collected, collect
 from krzem.jobs.log_formats import TIMED, Format
 from krzem.jobs.log_series import Series, Step
 from krzem.jobs.reading import canonical
-from krzem.jobs.steady import Steady, steady
+from krzem.jobs.steady import Steady
 
 _SHOWN = "Megatron-LM, Megatron-DeepSpeed, GPT-NeoX, MindSpeed-LLM, NeMo, Megatron-Bridge, Primus,"
 _SHOWN += " torchtitan, MaxText, DeepSpeed, Hugging Face Trainer, MindFormers, InternEvo, nanotron,"
@@ -187,7 +187,7 @@ def _measured(
         seen=series.seen, repeated=series.repeated, first=series.first, last=series.last,
         starts=series.starts, skipped=series.skipped,
         seconds=speeds.seconds, tokens=speeds.tokens, tokens_of=speeds.tokens_of,
-        tflops=steady(steps, "tflops", "TFLOP/s") or steady(steps, "hardware_tflops", "TFLOP/s"), convention=speeds.convention,
+        tflops=speeds.tflops, convention=speeds.convention,
         flop_per_token=speeds.flop_per_token, memory=_memory(found),
         loss=(losses[0], losses[-1]) if losses else None,
         fields=settled.settings, arguments=MappingProxyType(found.arguments.raw),

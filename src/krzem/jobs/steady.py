@@ -12,9 +12,10 @@ from krzem.jobs.log_series import Step
 
 RULE = (
     "Lines of another global batch or sequence length than the last lines are left out (ramp-up);"
-    " then, after every start, the first line and all lines up to the first that agrees with the"
-    " second half of that start, slow (compilation, tuning) or fast (a time of dispatch) alike, but"
-    " never more than half; then lines with an evaluation, a save or a profile since the line"
+    " then, after every start, the first line (of two only where they differ) and all lines up to"
+    " the first that agrees with the second half of that start, slow (compilation, tuning) or fast"
+    " (a time of dispatch) alike, but never more than half; then lines with an evaluation, a save"
+    " or a profile since the line"
     " before; then lines further from the median than 5 robust standard deviations and than 5 %,"
     " where they are at most a fifth. The value is the median, each line weighted by the steps it"
     " speaks for. No value is given where it moves by more than 5 % and one way from the first"
@@ -137,7 +138,7 @@ def _warm(steps: Sequence[Step], name: str) -> list[int]:
 def _head(values: Sequence[float]) -> int:
     """How many of the first values belong to a start: one at least, where three are there."""
     if len(values) < 3:
-        return 1 if len(values) == 2 else 0
+        return int(len(values) == 2 and abs(values[0] - values[1]) > NEAREST * values[1])
     rest = values[len(values) // 2 :]
     middle = statistics.median(rest)
     sigma = _ROBUST * statistics.median(abs(v - middle) for v in rest)
