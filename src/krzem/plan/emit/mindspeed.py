@@ -1,8 +1,9 @@
 """MindSpeed-LLM: Megatron-LM for Ascend, with its own words for some things.
 
-MindSpeed-LLM 26.0.0 patches Megatron core_v0.12.1, so what describes the model is Megatron-LM's;
-pipeline schedules, context parallelism, recomputation and offload are its own.  Names are those of
-its feature files and example scripts; ``docs/emit.md`` lists which.
+MindSpeed-LLM 26.1.0 patches Megatron core_v0.12.1, so what describes the model is Megatron-LM's;
+pipeline schedules, context parallelism, recomputation, offload and DeepSeek V4 are its own.  Names
+are those of its features, of MindSpeed's and of Megatron's parser
+(``facts/engine_flags/mindspeed-llm-26.1.0.csv``).
 """
 
 from __future__ import annotations
@@ -16,14 +17,32 @@ from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
 from krzem.model.architecture import AttentionKind, RouterKind
 from krzem.plan.emit import megatron_model as model
 from krzem.plan.emit import megatron_run as run
-from krzem.plan.emit.launch import Flag, Launch, Request, Section, ask, section, torchrun
+from krzem.plan.emit import mindspeed_v4 as v4
+from krzem.plan.emit.launch import (
+    Flag,
+    Installed,
+    Launch,
+    Request,
+    Section,
+    ask,
+    section,
+    torchrun,
+)
 from krzem.plan.emit.megatron import common_notes
 from krzem.plan.emit.model_shape import Shape, shape_of
 from krzem.plan.emit.stages import stage_layers
+from krzem.plan.emit.switches import governed, switch_flags
+from krzem.plan.emit.v4_shape import is_v4, stand_in
 from krzem.plan.goal import Optimizer, Precision
 
-VERSION = "26.0.0 (Megatron core_v0.12.1)"
+VERSION = "26.1.0 (Megatron core_v0.12.1)"
 ENGINE = "MindSpeed-LLM"
+FACTS = "mindspeed-llm"
+_INSTALLED = Installed(
+    name=ENGINE,
+    command="test -e mindspeed_llm/features_manager/transformer/mhc_feature.py && echo 26.1",
+    version="26.1",
+)
 
 _CONTEXT = {
     ContextParallel.RING: ("megatron_cp_algo", "keys and values travel round a ring"),
@@ -39,18 +58,34 @@ _SUBSTITUTES = {
 
 def launch(request: Request) -> Launch:
     """Everything MindSpeed-LLM needs; see :func:`krzem.plan.emit.emit` for the errors."""
-    shape = shape_of(request.arch, ENGINE)
+    compressed = is_v4(request.arch)
+    arch = request.arch
+    shape = stand_in(arch, ENGINE) if compressed else shape_of(arch, ENGINE, sandwich=True)
     layout = _emitted(request.layout)
-    _check_model(shape)
+    if not compressed:
+        _check_model(shape)
     _check(replace(request, layout=layout), shape)
+    start = "pretrain_deepseek4.py" if compressed else "pretrain_gpt.py"
     return Launch(
         engine="mindspeed-llm",
         version=VERSION,
-        sections=_sections(replace(request, layout=layout), shape),
+        sections=_switched(replace(request, layout=layout), shape),
         environment=tuple(_environment()),
-        command=torchrun(request, 'pretrain_gpt.py "${args[@]}" --distributed-backend nccl'),
+        command=torchrun(request, f'{start} "${{args[@]}}" --distributed-backend nccl'),
         notes=tuple(_notes(request, layout)),
+        installed=(_INSTALLED,),
     )
+
+
+def _switched(request: Request, shape: Shape) -> tuple[Section, ...]:
+    """All sections; flags of switches that were priced stand in one of their own."""
+    left = governed(FACTS, request.switches)
+    kept = (
+        replace(part, flags=tuple(flag for flag in part.flags if flag.name not in left))
+        for part in _sections(request, shape)
+    )
+    priced = section("Switches that were priced", switch_flags(FACTS, request.switches))
+    return tuple(part for part in (*kept, priced) if part.flags)
 
 
 def _emitted(layout: Layout) -> Layout:
@@ -63,16 +98,21 @@ def _emitted(layout: Layout) -> Layout:
 
 
 def _sections(request: Request, shape: Shape) -> tuple[Section, ...]:
-    moe = _experts(request, shape) if shape.experts is not None else iter(())
     padded, noops = _padding(shape.arch.layers, request.layout)
-    size = (
-        replace(flag, value=str(padded)) if flag.name == "--num-layers" else flag
-        for flag in model.size(request, shape)
-    )
+    if is_v4(shape.arch):
+        size: Iterator[Flag] = v4.size(request, padded)
+        attention, moe = v4.attention(request, noops), v4.experts(request)
+    else:
+        size = (
+            replace(flag, value=str(padded)) if flag.name == "--num-layers" else flag
+            for flag in model.size(request, shape)
+        )
+        attention = _attention(shape)
+        moe = _experts(request, shape) if shape.experts is not None else iter(())
     sections = (
         section("Model", chain(_base(), size)),
         section("Vocabulary", model.vocabulary(request, shape)),
-        section("Attention", _attention(shape)),
+        section("Attention", attention),
         section("Mixture of experts", moe),
         section("Multi-token prediction", model.prediction(shape)),
         section("Parallelism", _parallel(request, shape)),
@@ -107,11 +147,19 @@ def _attention(shape: Shape) -> Iterator[Flag]:
         yield Flag("--spec", "mindspeed_llm.tasks.models.spec.deepseek_spec layer_spec",
                    "layers with latent attention")  # fmt: skip
         yield Flag("--mla-fa-without-pad", "", "value heads are not padded to the query width")
+    if _sandwich(shape):
+        yield Flag("--post-norm", "", "norms after attention and network too (sandwich norms)")
+        yield Flag("--spec", "mindspeed_llm.tasks.models.spec.gemma2_spec layer_spec",
+                   "layers with such norms")  # fmt: skip
     if a.indexer is not None:
         yield Flag("--enable-dsa-indexer", "", "sparse attention with an indexer")
         yield Flag("--index-n-heads", str(a.indexer.heads), "heads of the indexer")
         yield Flag("--index-head-dim", str(a.indexer.head_dim), "width of an indexer head")
         yield Flag("--index-topk", str(a.indexer.topk), "keys kept per query")
+
+
+def _sandwich(shape: Shape) -> bool:
+    return any(layer.norms == 4 for layer, _ in shape.arch.kinds())
 
 
 def _experts(request: Request, shape: Shape) -> Iterator[Flag]:
@@ -228,6 +276,8 @@ def _check_model(shape: Shape) -> None:
         text
         for bad, text in (
             (a.sinks, "sinks in the softmax"),
+            (_sandwich(shape) and (a.kind is AttentionKind.LATENT or moe is not None),
+             "sandwich norms (--post-norm) with latent attention or experts"),
             (a.window is not None, "sliding windows"),
             (moe is not None and moe.router is RouterKind.SQRT_SOFTPLUS, "square-root scores"),
             (moe is not None and moe.router_bias and moe.router is not RouterKind.SIGMOID,
@@ -247,6 +297,7 @@ def _check(request: Request, shape: Shape) -> None:
     dual = x.schedule is Schedule.DUALPIPE_V and x.pp > 1
     least = 2 * x.pp - 1
     gathers = x.cp > 1 and x.context_parallel is ContextParallel.ALL_GATHER
+    on = request.switches
     faults = (
         (x.zero >= 2, f"zero = {x.zero}: only the sharded optimiser is emitted; plan with zero=1"),
         (0 < x.shard < x.dp * x.cp, f"shard = {x.shard}: shards span all data-parallel ranks"),
@@ -259,10 +310,17 @@ def _check(request: Request, shape: Shape) -> None:
         (x.cp > 1 and not gathers and shape.attention.indexer is not None
          and x.context_parallel is ContextParallel.RING,
          "cpkind=ring with an indexer; plan with cpkind=allgather or a2a"),
+        (is_v4(request.arch) and request.arch.is_moe and x.etp != 1,
+         f"etp = {x.etp} for DeepSeek V4; plan with etp=1"),
+        (is_v4(request.arch) and dual, "DualPipeV for DeepSeek V4; plan with interleaved or 1f1b"),
     )  # fmt: skip
     for bad, text in faults:
         if bad:
             raise LayoutError(f"{ENGINE} cannot run this layout: {text}")
+    if on.get("overlap-a2a") == "on" and on.get("overlap-grad-reduce") == "on":
+        raise GoalError(f"{ENGINE} refuses overlap-a2a=on with overlap-grad-reduce=on")
+    if on.get("overlap-param-gather") == "on" and on.get("overlap-grad-reduce") == "off":
+        raise GoalError(f"{ENGINE} refuses overlap-param-gather=on with overlap-grad-reduce=off")
     moments = 8.0 if goal.optimizer is Optimizer.ADAMW else 4.0
     if goal.states.moments != moments:
         raise GoalError(
@@ -288,6 +346,8 @@ def _notes(request: Request, emitted: Layout) -> Iterator[str]:
         yield "8-bit matrix products need Ascend 950 or later; 910B and 910C have none"
     if request.goal.optimizer is Optimizer.MUON:
         yield "Muon came to MindSpeed in 2026; check that your branch has --optimizer muon"
+    if is_v4(request.arch) and request.arch.mtp_layers:
+        yield "the prediction module takes the compression of the first layer of the last stage"
     yield (
         "overlapped gradient reduction and weight gathering are a known source of NaN on NPUs:"
         " take --overlap-grad-reduce and --overlap-param-gather out first if you see one"

@@ -23,8 +23,8 @@ class Shape:
     """Per layer, whether its attention looks at a window only."""
 
 
-def shape_of(arch: Architecture, engine: str) -> Shape:
-    """The shape, as far as Megatron-like arguments can say it.
+def shape_of(arch: Architecture, engine: str, sandwich: bool = False) -> Shape:
+    """The shape, as far as Megatron-like arguments can say it; some have words for sandwich norms.
 
     Raises ModelError that lists everything ``engine`` has no argument for.
     """
@@ -44,7 +44,8 @@ def shape_of(arch: Architecture, engine: str) -> Shape:
             (len(attentions) > 1, "layers whose attentions have different shapes"),
             (len(dense) > 1 or len(experts) > 1, "layers whose networks have different widths"),
             (any(f.router is RouterKind.HASH for f in experts), "experts chosen by a hash table"),
-            (any(layer.norms != 2 for layer in layers), "norms after a sublayer (sandwich norms)"),
+            (not sandwich and any(layer.norms != 2 for layer in layers),
+             "norms after a sublayer (sandwich norms)"),
             (arch.hyper_connections > 1, "several residual streams (hyper-connections)"),
             (any(f.bias for f in dense | experts) != any(a.out_bias for a in attentions),
              "bias in the networks but not in attention's output, or the other way round"),

@@ -31,8 +31,8 @@ from krzem.plan.emit.megatron import common_notes
 from krzem.plan.emit.model_shape import Shape, shape_of
 from krzem.plan.emit.parts import literal, quoted
 from krzem.plan.emit.primus_switches import switches
-from krzem.plan.emit.primus_v4 import v4_model, v4_stand_in
-from krzem.plan.emit.v4_shape import is_v4
+from krzem.plan.emit.primus_v4 import v4_model
+from krzem.plan.emit.v4_shape import is_v4, stand_in
 from krzem.plan.emit.yaml_megatron import keyed, merged
 from krzem.plan.goal import Optimizer, Precision
 
@@ -47,7 +47,7 @@ _LEFT_TO_SWITCHES = ("--overlap-grad-reduce", "--overlap-param-gather")
 def launch(request: Request) -> Launch:
     """Everything Primus needs; see :func:`krzem.plan.emit.emit` for the errors."""
     compressed = is_v4(request.arch)
-    shape = v4_stand_in(request.arch, ENGINE) if compressed else shape_of(request.arch, ENGINE)
+    shape = stand_in(request.arch, ENGINE) if compressed else shape_of(request.arch, ENGINE)
     _check(request, shape)
     sections = _sections(request, shape, compressed)
     return Launch(

@@ -4,24 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from krzem.model.architecture import Architecture
 from krzem.plan.emit.fill import filled, norm_epsilon, number, rotary_base
 from krzem.plan.emit.launch import Flag, Request, ask
-from krzem.plan.emit.model_shape import Shape
 from krzem.plan.emit.v4_shape import v4_shape
-
-
-def v4_stand_in(arch: Architecture, engine: str) -> Shape:
-    """What the sections of a run need to know of it; raises ModelError for a variant."""
-    shape = v4_shape(arch, engine)
-    return Shape(
-        arch=arch,
-        attention=shape.attention,
-        dense=None,
-        experts=shape.experts,
-        moe_layers=(True,) * arch.layers,
-        windows=(True,) * arch.layers,
-    )
 
 
 def v4_model(request: Request) -> Iterator[Flag]:

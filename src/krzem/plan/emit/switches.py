@@ -56,6 +56,17 @@ def switch_flags(engine: str, switches: Mapping[str, str]) -> Iterator[Flag]:
     yield from chosen(engine, switches, _described(engine) if switches else {})
 
 
+def governed(engine: str, switches: Mapping[str, str]) -> frozenset[str]:
+    """Names of all flags that set one of ``switches`` in any of its choices."""
+    choices = _described(engine) if switches else {}
+    return frozenset(
+        name
+        for switch in switches
+        for values in choices.get(switch, {}).values()
+        for name, _ in values
+    )
+
+
 def _found(engine: str, switch: str, choice: str, choices: Choices) -> tuple[tuple[str, str], ...]:
     known = choices.get(switch)
     if known is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from krzem.errors import ModelError
 from krzem.model.architecture import Architecture, Attention, AttentionKind, FeedForward, RouterKind
+from krzem.plan.emit.model_shape import Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,4 +55,17 @@ def v4_shape(arch: Architecture, engine: str) -> V4Shape:
         experts=layers[min(leading, len(layers) - 1)].feed_forward,
         ratios=tuple(layer.attention.compression or 0 for layer in (*layers, *mtp)),
         hash_layers=leading,
+    )
+
+
+def stand_in(arch: Architecture, engine: str) -> Shape:
+    """What Megatron-like sections of a run need to know of it; ModelError for a variant."""
+    shape = v4_shape(arch, engine)
+    return Shape(
+        arch=arch,
+        attention=shape.attention,
+        dense=None,
+        experts=shape.experts,
+        moe_layers=(True,) * arch.layers,
+        windows=(True,) * arch.layers,
     )
