@@ -508,6 +508,24 @@ def test_settings_of_maxtext(write: Write) -> None:
     assert log.tokens_of == "device"
 
 
+def test_targets_of_maxtext_tell_the_devices_unless_some_are_padding(write: Write) -> None:
+    text = CASES["maxtext"][1]
+    log = read_log(write(text))
+    assert log.fields["devices"].value == 131072 // 16384
+    padded = read_log(write(text.replace("total_weights: 131072", "total_weights: 103111")))
+    assert "devices" not in padded.fields
+    assert not [c for c in padded.checks if not c.closes]
+
+
+def test_rounding_is_part_of_the_error(write: Write) -> None:
+    line = (
+        "iteration: {} / 90 | elapsed_time_per_iteration_ms: 11.5K | tokens_per_sec: 22.8K | x: 1\n"
+    )
+    log = read_log(write("".join(line.format(i) for i in range(1, 21))))
+    assert log.seconds is not None
+    assert 0.02 < log.seconds.error < 0.05
+
+
 def test_mesh_of_early_torchtitan(write: Write) -> None:
     head = """\
 [rank0]:2024-08-01 - root - INFO - Building 2-D device mesh with ['dp', 'tp'], [4, 2]

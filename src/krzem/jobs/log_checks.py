@@ -120,6 +120,8 @@ def examine(steps: Sequence[Step], known: Known, form: Format, arguments: Argume
     tokens = None if kind is None else steady(steps, kind, "tokens/s")
     of = "" if kind is None else kind.partition("/")[2].strip("?")
     _batches(steps, known, checks)
+    if kind is not None:
+        _weights(steps, kind, known)
     if form.name == "nanotron":
         _nanotron(steps, known, seconds, tokens)
     if seconds is None:
@@ -159,6 +161,21 @@ def _check(checks: list[Check], name: str, a: float, b: float, text: str) -> boo
     more = "" if closes else ": two jobs are mixed, or a number is not what it seems"
     checks.append(Check(name=name, closes=closes, text=text + more))
     return closes
+
+
+def _weights(steps: Sequence[Step], kind: str, known: Known) -> None:
+    """MaxText counts the targets of a step: its tokens, where none of them is padding.
+
+    Taken for that only where they are a whole number of devices times the tokens of one.
+    """
+    weights = _last(steps, "weights")
+    if known.batch_tokens is not None or weights is None:
+        return
+    known.batch_tokens = weights
+    ratios = [r for s in steps if (r := _ratio(s, kind, known)) is not None]
+    ratio = statistics.median(ratios) if ratios else 0.5
+    if abs(ratio - max(1, round(ratio))) > min(0.1, CLOSE * ratio):
+        known.batch_tokens = None
 
 
 def _nanotron(

@@ -116,6 +116,7 @@ _MARKS: tuple[tuple[bytes, str], ...] = (
     (b"tokens per GPU (tokens/s/GPU)", "primus"), (b"[titan]", "torchtitan"),
     (b"FullyShardedDataParallel", "fsdp"), (b"FSDP2", "fsdp"), (b"fsdp_config", "fsdp"),
     (b"[NeMo ", "megatron-bridge"), (b"nemo/lightning", "megatron-bridge"),
+    (b"reduced_train_loss=", "megatron-bridge"),
     (b'"tokens_per_s": ', "krzem"),
 )  # fmt: skip
 """Text that shows an engine beside the form of its steps."""

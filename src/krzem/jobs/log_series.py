@@ -11,6 +11,8 @@ Values = dict[str, float]
 MOST_STEPS = 20_000
 """Steps kept of one log; beyond it every second one is left out, again and again."""
 _RECENT = 1024
+_LONG = 50.0
+"""Seconds between two readings of a clock of whole seconds that make a rate of 2 %."""
 _CLOCKS = 2.0
 """Seconds by which the clocks of two ranks may differ at one step."""
 
@@ -136,13 +138,19 @@ class Series:
         self._clock = None
 
     def _timed(self, values: Values, step: int) -> None:
-        """Seconds a step from a clock that runs since the start, where no line gives them."""
+        """Seconds a step from a clock that runs since the start.
+
+        Used where no line gives them, and where the clock of whole seconds has moved far enough
+        to be better than the running mean that a progress bar prints.
+        """
         now = values.get("clock")
         if now is None:
             return
         before, self._clock = self._clock, (step, now)
-        if before is not None and step > before[0] and now > before[1]:
-            values.setdefault("seconds", (now - before[1]) / (step - before[0]))
+        if before is None or step <= before[0] or now <= before[1]:
+            return
+        if "seconds" not in values or now - before[1] >= _LONG:
+            values["seconds"] = (now - before[1]) / (step - before[0])
 
     def _remember(self, step: int, said: tuple[str, float | None, float | None]) -> None:
         self._recent[step] = said

@@ -198,10 +198,12 @@ def _error(values: Sequence[float], middle: float, spread: float) -> float:
 
 
 def _resolution(values: Sequence[float]) -> float:
-    """The least step between the printed values, where they repeat; 0 where they do not."""
+    """The least step between printed values that repeat; of one value alone, its last digit."""
     distinct = sorted(set(values))
-    if len(distinct) == len(values) or len(distinct) < 2:
+    if len(distinct) == len(values):
         return 0.0
+    if len(distinct) == 1:
+        return float(10.0 ** -len(f"{distinct[0]:.9f}".rstrip("0").partition(".")[2]))
     return min(b - a for a, b in pairwise(distinct))
 
 
