@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from krzem.jobs import autoexp, maxtext_jobs, mindformers, neox, primus, titan_jobs
+from krzem.jobs import (
+    autoexp,
+    bridge_jobs,
+    maxtext_jobs,
+    mindformers,
+    nemo_jobs,
+    neox,
+    primus,
+    titan_jobs,
+)
 
 READERS = (
     *autoexp.READERS,
+    *bridge_jobs.READERS,
     *maxtext_jobs.READERS,
     *mindformers.READERS,
+    *nemo_jobs.READERS,
     *neox.READERS,
     *primus.READERS,
     *titan_jobs.READERS,

@@ -25,7 +25,7 @@ from krzem.jobs.launch import (
     state_devices,
 )
 from krzem.jobs.registry import Sources
-from krzem.jobs.shell import Command, Script, launcher_options
+from krzem.jobs.shell import Command, Script, launcher_options, read_scripts
 from krzem.jobs.shell_words import ShellWord, State
 from krzem.jobs.tree import LONGEST_LINE, Entry, Open, Tree
 
@@ -81,17 +81,51 @@ def starts_of(sources: Sources) -> Starts:
 
 
 def _starts(sources: Sources) -> Starts:
+    found = _followed(sources)
+    if not found.programs and any(_REFUSES.search(t) for t in sources.files.values()):
+        files = {n: _REFUSES.sub(r"\1:", t) if is_shell(n) else t for n, t in sources.files.items()}
+        found = _followed(Sources(files=files), found)
+    return found
+
+
+_REFUSES = re.compile(r"^([ \t]*)exit[ \t]+[1-9]\d*[ \t]*$", re.M)
+"""A script that stops because something is not filled in yet; it is read as if it were."""
+
+
+def _followed(sources: Sources, before: Starts | None = None) -> Starts:
     inside = dict(_embedded(sources))
     files = {**sources.files, **inside}
     try:
         found = [*scripts(sources), *scripts(Sources(files=inside))]
     except DataError as error:
-        return Starts(fault=str(error))
+        return before or Starts(fault=str(error))
+    programs = [_start(x, files) for script in found for x in _all(script)]
+    if not programs:
+        alone = [s for n in files if is_shell(n) for s in read_scripts(files, [n])]
+        programs = [_start(x, files) for script in alone for x in _stored(script)]
     return Starts(
-        programs=tuple(_start(x, files) for script in found for x in _all(script)),
+        programs=tuple(programs),
         documents={n: text for s in found for n, (text, _, _) in s.documents.items()},
-        variables={name: word for s in found for name, word in s.variables.items()},
+        variables=_variables(found),
     )
+
+
+def _variables(found: Sequence[Script]) -> dict[str, ShellWord]:
+    """Variables of all scripts; the first that is known wins."""
+    variables: dict[str, ShellWord] = {}
+    for script in found:
+        for name, word in script.variables.items():
+            if name not in variables or not variables[name].known:
+                variables[name] = word
+    return variables
+
+
+def _stored(script: Script) -> Iterator[Launch]:
+    """Commands that a script keeps in a variable, to be run by a file that it writes."""
+    for word in script.variables.values():
+        if _TRAINS.search(word.text) and re.search(r"\.py\b", word.text):
+            command = Command(words=(), environment={}, origin=word.origin)
+            yield from _told(word, command, script, {})
 
 
 def _all(script: Script) -> Iterator[Launch]:
@@ -109,15 +143,28 @@ def _quoted(command: Command, script: Script) -> Iterator[Launch]:
     word = options.get("command")
     if word is None or not _TRAINS.search(word.text):
         return
+    yield from _told(word, command, script, options)
+
+
+def _told(
+    word: ShellWord, command: Command, script: Script, options: Mapping[str, ShellWord]
+) -> Iterator[Launch]:
+    """The programs in a text that a shell will run."""
     try:
-        tokens = shlex.split(word.text, comments=False)[:2000]
+        tokens = shlex.split(_lines(word.text), comments=False)[:2000]
     except ValueError:
         return
-    for part in " ".join("\n" if t in ("&&", ";", "||") else _mark(t) for t in tokens).split("\n"):
+    parts = " ".join("\n" if t in ("&&", ";", "||") else _mark(t) for t in tokens).split("\n")
+    for part in parts:
         words = tuple(_token(t, word) for t in part.split())
         inner = replace(command, words=words)
         for launch in launches(Script(commands=[inner], headers=script.headers)):
             yield replace(launch, options={**options, **launch.options})
+
+
+def _lines(text: str) -> str:
+    """Ends of lines as separators; lines that go on, or begin with an option, joined."""
+    return re.sub(r"\\[ \t]*\n|\n(?=[ \t]*-)", " ", text).replace("\n", " ; ")
 
 
 _BLANK = "\x1f"

@@ -1,0 +1,186 @@
+"""Finds NeMo jobs: Hydra configurations (NeMo 1, MLPerf's) and Python recipes of NeMo 2.
+
+Variables that shell files export fill ``${oc.env:NAME,default}``; arguments of the command line
+(``model.x=4``, ``+model.y=1``) win.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+
+from krzem.errors import InputError, shorten
+from krzem.jobs.documents import Lines
+from krzem.jobs.hydra import compose
+from krzem.jobs.job import JobBuilder
+from krzem.jobs.launches import Start, starts_of, state_machine
+from krzem.jobs.nemo import read_settings
+from krzem.jobs.recipe import Recipe
+from krzem.jobs.recipe_values import Node
+from krzem.jobs.registry import Claim, Reader, Sources
+from krzem.jobs.surroundings import describe
+from krzem.jobs.tree import Defaults, Entry, Tree, fall_back, word_of
+
+ENGINE = "megatron-bridge"
+_PROGRAM = r"(pretrain|finetune|pretraining|megatron_gpt_\w+|megatron_\w*pretraining|train)\.py$"
+_IMPORT = re.compile(r"^\s*(from|import)\s+(nemo\.collections|nemo\.lightning|nemo_run)\b", re.M)
+_YAML = re.compile(r"^\s+(tensor_model_parallel_size|micro_batch_size):", re.M)
+
+_SHAPES: Mapping[str, tuple[int, int, int, int, int]] = {
+    "llama2config7b": (32, 4096, 11008, 32, 32), "llama2config13b": (40, 5120, 13824, 40, 40),
+    "llama2config70b": (80, 8192, 28672, 64, 8), "llama3config8b": (32, 4096, 14336, 32, 8),
+    "llama3config70b": (80, 8192, 28672, 64, 8), "llama31config8b": (32, 4096, 14336, 32, 8),
+    "llama31config70b": (80, 8192, 28672, 64, 8),
+    "llama31config405b": (126, 16384, 53248, 128, 8),
+    "llama32config1b": (16, 2048, 8192, 32, 8), "llama32config3b": (28, 3072, 8192, 24, 8),
+}  # fmt: skip
+"""Layers, hidden, inner width, heads and key-value heads of NeMo 2's configurations."""
+
+_DEFAULTS: Defaults = {
+    "offload": (False, "optimiser states stay on the device"),
+    "finetune": ("none", "the program trains all weights"),
+    "optimizer": ("adamw", "distributed fused Adam"),
+    "switch.attention": ("fused", "Transformer Engine"),
+    "switch.compile": ("off", "layers are not compiled"),
+    "state.master": (4, "fp32 main parameters"),
+    "state.moments": (8, "two fp32 moments"),
+}
+
+
+def claim(sources: Sources) -> Claim | None:
+    """A configuration with NeMo's pair of tables, or a recipe that imports NeMo."""
+    for name, text in sources.with_suffix(".yaml", ".yml").items():
+        if _is_configuration(text):
+            return Claim(engine=ENGINE, strength=75, why=f"NeMo's trainer and model in {name}")
+    for name, text in sources.with_suffix(".py").items():
+        if _IMPORT.search(text) and re.search(r"run\.(Config|Partial)|_recipe\b", text):
+            return Claim(engine=ENGINE, strength=70, why=f"a recipe of NeMo in {name}")
+    return None
+
+
+def _is_configuration(text: str) -> bool:
+    tops = set(re.findall(r"^(\w+):", text, re.M))
+    return {"trainer", "model"} <= tops and _YAML.search(text) is not None
+
+
+def read(sources: Sources, job: JobBuilder) -> None:
+    """The composed configuration or the recipe, with the command line over it."""
+    starts = starts_of(sources)
+    start = next(iter(starts.find(_PROGRAM)), None)
+    environment = {n: w.text for n, w in starts.variables.items() if w.known}
+    yamls = sources.with_suffix(".yaml", ".yml")
+    main = _main(yamls)
+    if main is not None:
+        made = compose(yamls, main, environment)
+        if made.missing:
+            job.note(f"not among the files: {', '.join(made.missing[:8])}")
+        tree = made.tree
+    else:
+        tree = _recipe(sources, job)
+    if start is not None:
+        tree.update(_overrides(start))
+    state_machine(job, start, sources)
+    _constants(sources, tree)
+    read_settings(tree, job)
+    _shape(sources, tree, job)
+    fall_back(job, _DEFAULTS)
+    if job.number("cp") not in (None, 1):
+        job.default("cpkind", "ring", "cp_comm_type is p2p")
+    describe(sources, job)
+
+
+def _main(files: Mapping[str, str]) -> str | None:
+    """The file that is composed: one whose defaults name the other, else the configuration."""
+    own = [n for n, t in files.items() if _is_configuration(t)]
+    for name, text in files.items():
+        stems = [re.sub(r"\.ya?ml$", "", n.rpartition("/")[2]) for n in own if n != name]
+        if re.search(r"^defaults:", text, re.M) and any(
+            re.search(rf"^\s*-\s*{re.escape(stem)}\s*$", text, re.M) for stem in stems
+        ):
+            return name
+    return own[0] if own else None
+
+
+def _overrides(start: Start) -> Tree:
+    tree = Tree()
+    for key, entry in start.options.entries.items():
+        if "." in key:
+            tree.put(Entry(key=key, value=entry.value, place=entry.place))
+    return tree
+
+
+def _recipe(sources: Sources, job: JobBuilder) -> Tree:
+    """What the only recipe of the files returns."""
+    for name, text in sources.with_suffix(".py").items():
+        if not _IMPORT.search(text):
+            continue
+        recipe = Recipe(text, name)
+        makers = [n for n in recipe.functions if n.endswith("recipe")] or list(recipe.functions)
+        values = {n: v for n in makers if isinstance(v := recipe.call(n), Node)}
+        chosen = [n for n in values if n.endswith("recipe")] or list(values)
+        if not chosen:
+            continue
+        if len(chosen) > 1:
+            known = ", ".join(shorten(n, 40) for n in chosen[:8])
+            raise InputError(
+                f"{shorten(name, 120)} holds {len(chosen)} recipes ({known});"
+                " give a file with the one that runs"
+            )
+        job.note(f"recipe {chosen[0]} of {name}")
+        return recipe.tree(values[chosen[0]])
+    return Tree()
+
+
+_CONSTANTS = {"grad_reduce_in_fp32": "ddp.grad_reduce_in_fp32", "optimizer": "optimizer.optimizer"}
+
+
+def _constants(sources: Sources, tree: Tree) -> None:
+    """Arguments that the training program itself fixes, where it gives one value only."""
+    for name, text in sources.with_suffix(".py").items():
+        if not _IMPORT.search(text) or len(text) > 400_000:
+            continue
+        try:
+            module = ast.parse(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        lines = Lines(name, text)
+        found: dict[str, dict[object, int]] = {}
+        for node in ast.walk(module):
+            if not isinstance(node, ast.keyword) or not isinstance(node.value, ast.Constant):
+                continue
+            if node.arg in _CONSTANTS:
+                found.setdefault(node.arg, {}).setdefault(node.value.value, node.lineno)
+        for argument, values in found.items():
+            key = _CONSTANTS[argument]
+            if len(values) == 1 and key not in tree.entries:
+                value, line = next(iter(values.items()))
+                tree.put(Entry(key=key, value=value, place=lines.place(line)))
+
+
+def _shape(sources: Sources, tree: Tree, job: JobBuilder) -> None:
+    """The shape of a configuration class that is named, in a recipe or by its size."""
+    names = [str(e.value) for k, e in tree.entries.items() if k.endswith("_target_")]
+    names += [str(e.value) for k, e in tree.entries.items() if k.endswith((".config", ".0"))]
+    size = word_of(tree, "model.base_config")
+    program = "".join(sources.with_suffix(".py").values())
+    if size and "Llama31Config" in program:
+        names.append(f"Llama31Config{size}")
+    for name in names:
+        shape = _SHAPES.get(name.rpartition(".")[2].lower())
+        if shape is not None:
+            _fill(shape, name, job)
+            return
+
+
+def _fill(shape: tuple[int, int, int, int, int], name: str, job: JobBuilder) -> None:
+    fields = ("layers", "hidden", "ffn", "heads", "kv_heads")
+    for field, value in zip(fields, shape, strict=True):
+        job.default(f"model.{field}", value, f"{name} of NeMo")
+    job.default("model.head_dim", shape[1] // shape[3], f"{name} of NeMo")
+    job.default("model.gated", True, f"{name} of NeMo")
+    job.default("model.bias", False, f"{name} of NeMo")
+    job.default("model.positions", "rope", f"{name} of NeMo")
+
+
+READERS = (Reader(kind="NeMo", engines=(ENGINE,), claim=claim, read=read),)
