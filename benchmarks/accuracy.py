@@ -14,7 +14,8 @@ import numpy as np
 from krzem.accuracy.evaluate import evaluate
 from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import fitted
-from krzem.cost.engines import engines
+from krzem.engine.description import engine_named
+from krzem.engine.setup import Choices, Setup
 from krzem.cost.layers import layer_seconds
 from krzem.cost.memory import StateSizes, fits_probability, memory_bytes
 from krzem.cost.step import Optim, step_seconds
@@ -39,7 +40,7 @@ PANGU_TOKENS_PER_S = 1.46e6
 
 
 def situation(device: str, engine: str, year: float, precision: Precision,
-              traits: frozenset[str] = frozenset()) -> Situation:  # fmt: skip
+              switches: Choices = ()) -> Situation:  # fmt: skip
     d = load_device(device)
     assert d.memory_bytes is not None
     assert d.memory_bytes_per_s is not None
@@ -47,12 +48,13 @@ def situation(device: str, engine: str, year: float, precision: Precision,
     assert d.scale_up_domain is not None
     assert d.scale_up_bytes_per_s is not None
     assert d.scale_out_bytes_per_s is not None
+    setup = Setup(engine=engine_named(engine).name, year=year, stack=d.software, precision=precision)
     return Situation(
         device=d, devices_per_node=d.devices_per_node, memory_bytes=d.memory_bytes,
         memory_bytes_per_s=d.memory_bytes_per_s, scale_up_domain=d.scale_up_domain,
         scale_up_bytes_per_s=d.scale_up_bytes_per_s,
         scale_out_bytes_per_s=d.scale_out_bytes_per_s, precision=precision,
-        engine=engines()[engine], year=year, traits=traits,
+        design=setup.design(switches), year=year,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from krzem.cost.engines import engines
+from krzem.engine.description import engine_named
 from krzem.hardware import read_cluster
 from krzem.layout.layout import Layout, parse_layout
 from krzem.layout.precision import Precision, StateBytes
@@ -18,7 +18,6 @@ from krzem.plan.goal import Goal
 from krzem.plan.plan import TIE, describe
 from krzem.plan.price import Pricer, Task
 from krzem.plan.search import SURE, search
-from krzem.plan.support import schedules_of
 from krzem.report.text_table import table
 
 
@@ -76,7 +75,7 @@ def task_of(run: Published) -> Task:
         architecture=load_model(run.model),
         cluster=read_cluster(run.cluster),
         goal=goal,
-        engine=engines()[run.engine],
+        engine=engine_named(run.engine).name,
         year=run.year,
     )
 
@@ -94,8 +93,7 @@ def main() -> None:
         task = task_of(run)
         pricer = Pricer(task)
         theirs = describe(pricer, layout_of(run, task.cluster.devices))
-        space: Space = replace(task.space, schedules=schedules_of(run.engine))
-        found = search(pricer, space)
+        found = search(pricer)
         first = found.best(SURE)[0]
         gain = theirs.step_seconds.mid / float(found.seconds[first]) - 1.0
         rows.append(

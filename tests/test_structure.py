@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "hardware": {"facts"},
     "model": {"facts"},
     "layout": {"model", "hardware"},
-    "cost": {"layout"},
+    "engine": {"layout"},
+    "cost": {"engine"},
     "plan": {"cost"},
     "jobs": set(),
     "accuracy": {"plan"},
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "rules": {"hardware"},
     "supply": {"plan", "rules"},
     "outlook": {"plan", "rules", "supply"},
-    "report": {"plan", "accuracy", "supply", "outlook", "witness"},
+    "report": {"plan", "accuracy", "jobs", "supply", "outlook", "witness"},
     "cli": {"report", "run"},
 }
 """A room may import these, and what these may import."""

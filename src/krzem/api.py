@@ -49,6 +49,12 @@ class Asking(TypedDict, total=False):
     """Bytes per parameter: ``"weight=2,gradient=4,master=4,moments=8"``."""
     engine: str | None
     """Training engine to price; None: the usual one of the device."""
+    switched: str | None
+    """Switches stated on (``"deepep,cuda-graphs=full"``); the others are chosen."""
+    switched_off: str | None
+    """Switches stated off."""
+    limits: str | None
+    """What a search keeps to: ``"tp<=8,cp=1,pp=4..16"``."""
     schedules: str | None
     """Names separated by commas, or ``"all"``; None: what the engine can run."""
     deadline: str | None
@@ -180,8 +186,8 @@ class Explanation:
         return self.result.plan
 
     @property
-    def whole_run(self) -> WholeRun:
-        """Days, device-hours, energy, money of a run with this layout."""
+    def whole_run(self) -> WholeRun | None:
+        """Days, device-hours, energy, money of a run with this layout; None without tokens."""
         return self.result.whole_run
 
     @property
@@ -277,7 +283,7 @@ def explain(
 
     Raises LayoutError with the arithmetic of every rule it breaks, and what :func:`plan` raises.
     """
-    asked = _settle(model, on, asking)
+    asked = _settle(model, on, asking, step_alone=True)
     return Explanation(asked=asked, result=explanation_of(asked, layout))
 
 
@@ -323,9 +329,11 @@ def models() -> tuple[str, ...]:
     return model_ids()
 
 
-def _settle(model: str | Path | Model, on: str | Path | Cluster, asking: Asking) -> Asked:
+def _settle(
+    model: str | Path | Model, on: str | Path | Cluster, asking: Asking, step_alone: bool = False
+) -> Asked:
     chosen = model.architecture if isinstance(model, Model) else model
-    return settle(Question(model=chosen, on=on, **asking))
+    return settle(Question(model=chosen, on=on, step_alone=step_alone, **asking))
 
 
 def _write_html(document: dict[str, Any], path: str | Path) -> None:

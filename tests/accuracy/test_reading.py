@@ -9,8 +9,9 @@ from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.conventions import forward_flops, published_flops
 from krzem.accuracy.reader import read_case
 from krzem.accuracy.shapes import read_architecture
-from krzem.accuracy.stated import SWITCHES, state_bytes_of, switches_of, traits_of
+from krzem.accuracy.stated import COLUMNS, state_bytes_of, switches_of
 from krzem.cost.coefficients import fitted
+from krzem.engine.switches import switches
 from krzem.layout.layout import ContextParallel, Recompute, Schedule
 from krzem.model import load_model
 
@@ -164,7 +165,7 @@ def test_a_pipeline_that_would_idle_is_taken_as_interleaved(llama: Row) -> None:
 def test_adapters_train_no_weights(llama: Row) -> None:
     plain, adapted = read_case(llama), read_case(llama | {"finetune": "lora"})
     seconds = predict(prepare([plain, adapted]), fitted()).total
-    assert "adapters" in adapted.traits
+    assert adapted.finetune == "lora"
     assert 0.6 * seconds[0] < seconds[1] < 0.95 * seconds[0]
 
 
@@ -195,14 +196,14 @@ def test_a_network_that_the_row_states(llama: Row) -> None:
 @pytest.mark.parametrize(
     ("columns", "engine", "kept"),
     [
-        ({"engine": "Megatron-Core"}, "megatron-lm", "megatron-core"),
+        ({"engine": "Megatron-Core"}, "megatron-lm", "megatron-lm"),
         ({"engine": "megatron-lm", "date": "2021-05"}, "megatron-lm", "megatron-lm"),
-        ({"engine": "NeMo"}, "megatron-bridge", "megatron-core"),
+        ({"engine": "NeMo"}, "megatron-bridge", "megatron-bridge"),
         ({"engine": "accelerate"}, "fsdp", "fsdp"),
-        ({"engine": ""}, "", "other"),
+        ({"engine": ""}, "", "fsdp"),
         ({"engine": "of my own"}, "of-my-own", "other"),
-        ({"engine": "maxtext"}, "maxtext", "xla-gpu"),
-        ({"engine": "", "accelerator_id": "google-tpu-v5p"}, "", "xla"),
+        ({"engine": "maxtext"}, "maxtext", "maxtext"),
+        ({"engine": "", "accelerator_id": "google-tpu-v5p"}, "", "maxtext"),
         ({"engine": "megatron-lm", "accelerator_id": "amd-mi300x"}, "megatron-lm", "primus"),
     ],
 )
@@ -213,15 +214,14 @@ def test_engines(llama: Row, columns: Row, engine: str, kept: str) -> None:
 
 
 def test_every_choice_of_every_switch_is_read(llama: Row) -> None:
-    for name, (column, choices) in SWITCHES.items():
-        for choice in choices:
+    for name, switch in switches().items():
+        column = COLUMNS.get(name, switch.word)
+        for choice in switch.choices:
             assert switches_of({column: f" {choice.upper()}"}) == {name: choice}
         assert switches_of({column: "whatever"}) == {}
         assert switches_of({column: ""}) == {}
     case = read_case(llama | {"overlap_tp": "yes", "cuda_graphs": "full"})
     assert case.switches == {"overlap-tp": "on", "cuda-graphs": "full"}
-    assert case.traits == {"async-tp", "cuda-graph", "full-graph"}
-    assert traits_of({}, "full") == frozenset()
 
 
 def test_what_is_left_open_is_told(llama: Row) -> None:

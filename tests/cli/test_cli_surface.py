@@ -15,12 +15,12 @@ GOAL = {
     "--tokens", "--seq", "--batch", "--global-batch", "--batch-tokens", "--precision",
     "--optimizer", "--state-bytes", "--deadline", "--budget", "--start",
 }  # fmt: skip
-ENGINE = {"--engine", "--date"}
-SEARCH = {"--schedules", "--sure", "--offload", "--top"}
+ENGINE = {"--engine", "--with", "--without", "--date"}
+SEARCH = {"--layout", "--schedules", "--sure", "--offload", "--top"}
 EMIT = {"--emit", "--emit-to"}
 OUTPUT = {"--json", "--html", "--quiet"}
 SURFACE = {
-    "plan": {"model", "--on"} | GOAL | ENGINE | SEARCH | EMIT | OUTPUT,
+    "plan": {"model", "--on", "--sweep"} | GOAL | ENGINE | SEARCH | EMIT | OUTPUT,
     "compare": {"model", "--on"} | GOAL | ENGINE | SEARCH | OUTPUT,
     "explain": {"model", "--on", "--layout"} | GOAL | ENGINE | EMIT | OUTPUT,
     "devices": {"name", "--json"},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import Coefficients, fitted
-from krzem.cost.engines import engines
+from krzem.engine.description import engine_named
+from krzem.engine.setup import Choices, Setup
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import Machine
 from krzem.cost.step import Optim, StepSeconds, step_seconds
@@ -30,11 +31,14 @@ def situation(
     engine: str = "megatron-core",
     year: float = 2025.0,
     precision: Precision = Precision.BF16,
-    traits: frozenset[str] = frozenset(),
+    switches: Choices = (),
 ) -> Situation:
     """A cluster of catalogue devices in their usual nodes."""
     d = load_device(device)
     node = d.devices_per_node or 8
+    named = engine_named(engine)
+    switches = tuple({**dict(named.defaults_at(year)), **dict(switches)}.items())
+    setup = Setup(engine=named.name, year=year, stack=d.software, precision=precision)
     return Situation(
         device=d,
         devices_per_node=node,
@@ -44,9 +48,8 @@ def situation(
         scale_up_bytes_per_s=d.scale_up_bytes_per_s or 0.0,
         scale_out_bytes_per_s=d.scale_out_bytes_per_s or 0.0,
         precision=precision,
-        engine=engines()[engine],
+        design=setup.design(switches),
         year=year,
-        traits=traits,
     )
 
 

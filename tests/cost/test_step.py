@@ -145,13 +145,14 @@ def test_pairs_of_cards_talk_over_pcie() -> None:
 def test_cut_activations_stop_the_host_of_deepspeed_alone() -> None:
     """Their description is read back from the device, once per micro-batch."""
     layout = Layout(tp=2, pp=2)
+    cut = (("partition-activations", "on"),)
     for engine, each in (("megatron-deepspeed", 0.01), ("megatron-core", 0.0)):
-        mc = built(engine=engine)
+        mc = built(engine=engine, switches=cut)
         free = replace(mc, cut_turn_seconds=0.0)
         found = [step(gpt(4096, 8, 32), layout, m, 64.0).pipeline_transfer[0] for m in (mc, free)]
         assert found[0] - found[1] >= 64 * each
     whole = Layout(pp=2)
-    mc = built(engine="megatron-deepspeed")
+    mc = built(engine="megatron-deepspeed", switches=cut)
     both = [step(gpt(4096, 8, 32), whole, m, 64.0).pipeline_transfer[0]
             for m in (mc, replace(mc, cut_turn_seconds=0.0))]  # fmt: skip
     assert both[0] == both[1]

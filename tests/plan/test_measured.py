@@ -20,13 +20,13 @@ def pricer(tmp_path: Path, measured: str, precision: str = "bf16") -> Pricer:
 
 
 def test_each_measured_figure_reaches_its_place(tmp_path: Path) -> None:
-    assumed = pricer(tmp_path, "").machine
+    assumed = pricer(tmp_path, "").machine_of(())
     found = pricer(
         tmp_path,
         'bf16 = "500 TFLOP/s"\nmemory_bandwidth = "2 TB/s"\nscale_up_bandwidth = "300 GB/s"\n'
         'scale_out_bandwidth = "40 GB/s"\nscale_up_latency = "9us"\nscale_out_latency = "20us"\n'
         'launch_time = "1ms"\n',
-    ).machine
+    ).machine_of(())
     assert found.matmul_flops == found.matmul16_flops == 500e12
     assert found.attention_flops / assumed.attention_flops == pytest.approx(
         500e12 / assumed.matmul16_flops
@@ -38,13 +38,13 @@ def test_each_measured_figure_reaches_its_place(tmp_path: Path) -> None:
 
 
 def test_a_bare_launch_does_not_make_an_engine_faster(tmp_path: Path) -> None:
-    assumed = pricer(tmp_path, "").machine
-    assert pricer(tmp_path, 'launch_time = "1ns"').machine.host_seconds == assumed.host_seconds
+    assumed = pricer(tmp_path, "").machine_of(())
+    assert pricer(tmp_path, 'launch_time = "1ns"').machine_of(()).host_seconds == assumed.host_seconds
 
 
 def test_narrow_products_keep_what_was_not_measured(tmp_path: Path) -> None:
-    assumed = pricer(tmp_path, "", "fp8").machine
-    found = pricer(tmp_path, 'bf16 = "500 TFLOP/s"', "fp8").machine
+    assumed = pricer(tmp_path, "", "fp8").machine_of(())
+    found = pricer(tmp_path, 'bf16 = "500 TFLOP/s"', "fp8").machine_of(())
     assert found.matmul_flops == assumed.matmul_flops
     assert found.matmul16_flops == 500e12
 

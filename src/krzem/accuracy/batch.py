@@ -1,20 +1,25 @@
-"""All cases of a table evaluated at once."""
+"""All cases of a table evaluated at once.
+
+What a row does not say of its engine's switches is a mixture: the likeliest setting is priced, and
+one deviation from it for each other choice that the engine had (:mod:`krzem.engine.setup`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
 from krzem.accuracy.case import Case
 from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import Coefficients
-from krzem.cost.engines import engines
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import stack as stack_machines
 from krzem.cost.memory import (
     MemoryBytes,
+    RankBytes,
     StateSizes,
     fits_probability,
     low_bytes,
@@ -22,10 +27,15 @@ from krzem.cost.memory import (
     stored_bytes,
 )
 from krzem.cost.step import Optim, StepSeconds, step_seconds
+from krzem.engine.description import engines
+from krzem.engine.setup import Choices, Setup, mixture
+from krzem.engine.switches import switches
+from krzem.engine.values import layout_values, problem_values
 from krzem.errors import UnknownFactError
 from krzem.layout.arrays import Layouts, cells, pack
-from krzem.layout.layout import Recompute
-from krzem.layout.precision import Precision
+from krzem.layout.layout import Layout, Recompute
+from krzem.layout.precision import StateBytes
+from krzem.layout.rules import Problem
 from krzem.model.table import ModelTable, stack, tabulate
 
 IMPOSSIBLE = 0.05
@@ -34,24 +44,101 @@ IMPOSSIBLE = 0.05
 
 STEPS = ((Recompute.MODULES, 1.0), (Recompute.FULL, 0.5), (Recompute.FULL, 1.0))
 """What is recomputed, and in which share of the layers, one after the other until it fits."""
+OTHER_ETP = 0.3
+"""Chance that experts are cut over tensor ranks where the usual of the date is that they are not,
+or the other way round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way in which a case may have been run."""
+
+    case: int
+    layout: Layout
+    choices: Choices
+    share: float
+    """How likely this deviation is; the likeliest setting itself has 0 here."""
+    of: str
+    """The switch that deviates; empty for the likeliest setting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """N cases as arrays."""
+    """N cases as arrays over their V variants."""
 
     cases: tuple[Case, ...]
+    variants: tuple[Variant, ...]
     table: ModelTable
     layouts: Layouts
     situations: tuple[Situation, ...]
+    """Of the likeliest setting of every case."""
     kinds: tuple[Situation, ...]
-    """The different ones among ``situations``."""
+    """The different ones among those of all variants."""
     kind: np.ndarray
-    """[N] which of ``kinds`` each case is in."""
+    """[V] which of ``kinds`` each variant is in."""
     global_batch: np.ndarray
+    case: np.ndarray
+    """[V] which case each variant is of."""
+    base: np.ndarray
+    """[N] the variant with the likeliest setting."""
+    share: np.ndarray
+    """[V]"""
 
 
-def situation(case: Case) -> Situation:
+def values_of(case: Case, layout: Layout) -> dict[str, Any]:
+    """What conditions of an engine may ask of a case, one value each."""
+    problem = Problem(
+        architecture=case.architecture,
+        devices=case.devices,
+        sequence=case.sequence,
+        global_batch=max(1, round(case.global_batch)),
+    )
+    words = layout_values(pack([layout]), problem)
+    single = {
+        name: value if isinstance(value, bool) else _first(value) for name, value in words.items()
+    }
+    node = case.devices_per_node or case.device.devices_per_node or 8
+    return {
+        **problem_values(problem),
+        **single,
+        "family": case.device.family,
+        "node": node,
+        "nodes": -(-case.devices // node),
+        "domain": case.device.scale_up_domain or node,
+    }
+
+
+def _first(value: Any) -> Any:
+    if hasattr(value, "words"):
+        return value.words[int(np.ravel(value.codes)[0])]
+    return np.ravel(value)[0].item()
+
+
+def setup_of(case: Case) -> Setup:
+    """The setup of a case, as far as its row states it."""
+    return Setup(
+        engine=case.engine,
+        year=case.date,
+        stack=case.device.software,
+        precision=case.precision,
+        stated=tuple((name, case.switches[name]) for name in switches() if name in case.switches),
+        finetune=case.finetune,
+    )
+
+
+def variants_of(case: Case, index: int = 0) -> list[Variant]:
+    """The likeliest setting of a case first, then each deviation that it leaves open."""
+    found = mixture(setup_of(case), values_of(case, case.layout))
+    out = [Variant(index, case.layout, found.likeliest, 0.0, "")]
+    out += [Variant(index, case.layout, d.choices, d.share, d.switch) for d in found.deviations]
+    x = case.layout
+    other = x.tp if x.etp == 1 else 1
+    if "etp" in case.unknown and x.tp > 1 and (x.tp * x.cp * x.dp) % (x.ep * other) == 0:
+        out.append(Variant(index, replace(x, etp=other), found.likeliest, OTHER_ETP, "etp"))
+    return out
+
+
+def situation(case: Case, choices: Choices | None = None) -> Situation:
     """The situation of a case; raises UnknownFactError where a needed quantity is not known."""
     d = case.device
     needed = {
@@ -75,9 +162,9 @@ def situation(case: Case) -> Situation:
         scale_up_bytes_per_s=up,
         scale_out_bytes_per_s=out,
         precision=case.precision,
-        engine=engines()[case.engine],
+        design=setup_of(case).design(choices or (), case.layout.zero),
         year=case.date,
-        traits=case.traits,
+        trained=case.finetune not in ("lora", "qlora"),
     )
 
 
@@ -87,16 +174,18 @@ def prepare(cases: Sequence[Case]) -> Batch:
     Where a row does not say what is recomputed, the least that fits into memory is taken: nothing,
     then what is cheap, then half of the layers, then all, in the order in which engines are tuned.
     """
-    batch = _pack(cases)
+    found = list(cases)
+    open_ = [i for i, case in enumerate(found) if not case.recompute_known]
     for mode, share in STEPS:
+        if not open_:
+            break
+        batch = _pack([found[i] for i in open_])
         capacity = np.array([s.memory_bytes for s in batch.situations])
         room = fits_probability(memory(batch), capacity) >= IMPOSSIBLE
-        cases = [
-            c if c.recompute_known or fits else _with_recompute(c, mode, share)
-            for c, fits in zip(batch.cases, room, strict=True)
-        ]
-        batch = _pack(cases)
-    return batch
+        open_ = [i for i, fits in zip(open_, room, strict=True) if not fits]
+        for i in open_:
+            found[i] = _with_recompute(cases[i], mode, share)
+    return _pack(found)
 
 
 def _with_recompute(case: Case, mode: Recompute, share: float) -> Case:
@@ -107,60 +196,108 @@ def _with_recompute(case: Case, mode: Recompute, share: float) -> Case:
 
 
 def _pack(cases: Sequence[Case]) -> Batch:
-    situations = tuple(situation(c) for c in cases)
+    variants = [v for i, c in enumerate(cases) for v in variants_of(c, i)]
+    situations = [situation(cases[v.case], v.choices) for v in variants]
     first: dict[tuple[object, ...], int] = {}
-    kind = np.array([first.setdefault(_key(s), len(first)) for s in situations])
+    kind = np.array([first.setdefault(_key(s), len(first)) for s in situations], dtype=int)
+    tables = [tabulate(c.architecture, c.sequence) for c in cases]
+    case = np.array([v.case for v in variants], dtype=int)
+    base = np.flatnonzero([not v.of for v in variants])
     return Batch(
         cases=tuple(cases),
-        table=stack([tabulate(c.architecture, c.sequence) for c in cases]),
-        layouts=pack([c.layout for c in cases]),
-        situations=situations,
+        variants=tuple(variants),
+        table=stack([tables[v.case] for v in variants]),
+        layouts=pack([v.layout for v in variants]),
+        situations=tuple(situations[i] for i in base),
         kinds=tuple(situations[i] for i in np.unique(kind, return_index=True)[1]),
         kind=kind,
-        global_batch=np.array([c.global_batch for c in cases], dtype=float),
+        global_batch=np.array([cases[v.case].global_batch for v in variants], dtype=float),
+        case=case,
+        base=base,
+        share=np.array([v.share for v in variants], dtype=float),
     )
 
 
 def _key(s: Situation) -> tuple[object, ...]:
     return (
         s.device.id, s.device.fraction, s.devices_per_node, s.scale_up_domain,
-        s.scale_out_bytes_per_s, s.precision, s.engine.name, s.year, s.traits,
+        s.scale_out_bytes_per_s, s.precision, s.design, s.year, s.trained,
     )  # fmt: skip
 
 
 def predict(batch: Batch, coefficients: Coefficients) -> StepSeconds:
-    """Step time of every case."""
+    """Step time of every case, the mean over what it leaves open; arrays ``[N]``."""
+    return predict_open(batch, coefficients)[0]
+
+
+def predict_open(batch: Batch, coefficients: Coefficients) -> tuple[StepSeconds, np.ndarray]:
+    """Step time of every case, and the variance of its logarithm that open switches leave."""
     mc = stack_machines([machine(s, coefficients) for s in batch.kinds], batch.kind)
     parts = layer_seconds(batch.table, cells(batch.layouts), mc)
     optim = Optim(weight_bytes=2.0, state_bytes=12.0, muon=0.0)
-    return step_seconds(batch.table, batch.layouts, parts, mc, batch.global_batch, optim)
+    step = step_seconds(batch.table, batch.layouts, parts, mc, batch.global_batch, optim)
+    return _averaged(batch, step), _variance(batch, step)
+
+
+def _moved(batch: Batch, values: np.ndarray) -> np.ndarray:
+    """[N] the likeliest value, moved by each deviation as far as it is likely."""
+    values = np.broadcast_to(values, batch.case.shape)
+    from_base = values - values[batch.base][batch.case]
+    return np.asarray(
+        values[batch.base] + np.bincount(batch.case, batch.share * from_base, len(batch.cases))
+    )
+
+
+def _averaged(batch: Batch, step: StepSeconds) -> StepSeconds:
+    names = [f.name for f in fields(StepSeconds) if f.name != "micro_batches"]
+    terms = {name: np.maximum(_moved(batch, getattr(step, name)), 0.0) for name in names}
+    total = np.exp(_moved(batch, np.log(step.total)))
+    scale = total / np.maximum(sum(terms.values()), 1e-300)
+    micro = np.broadcast_to(step.micro_batches, batch.case.shape)[batch.base]
+    return StepSeconds(**{n: t * scale for n, t in terms.items()}, micro_batches=micro)
+
+
+def _variance(batch: Batch, step: StepSeconds) -> np.ndarray:
+    log = np.log(np.broadcast_to(step.total, batch.case.shape))
+    away = log - log[batch.base][batch.case]
+    square = np.bincount(batch.case, batch.share * away**2, len(batch.cases))
+    names = {name: i for i, name in enumerate(dict.fromkeys(v.of for v in batch.variants))}
+    key = batch.case * len(names) + np.array([names[v.of] for v in batch.variants])
+    means = np.bincount(key, batch.share * away, len(batch.cases) * len(names))
+    return np.asarray(square - (means.reshape(-1, len(names)) ** 2).sum(1))
 
 
 def memory(batch: Batch) -> MemoryBytes:
-    """Peak memory of every case."""
-    low = np.array([low_bytes(s.precision) for s in batch.situations])
-    old = np.array([float(s.year < 2022.9) for s in batch.situations])
-    gradient = np.array([s.engine.state_gradient_bytes for s in batch.situations])
-    second = zip(batch.situations, batch.cases, strict=True)
-    gradient = gradient + np.array([_second_gradient(s, c.layout.zero) for s, c in second])
-    trained = np.array([float("adapters" not in s.traits) for s in batch.situations])
+    """Peak memory of every case, the mean over what it leaves open; arrays ``[N]``."""
+    designs = [batch.kinds[k].design for k in batch.kind]
+    cases = [batch.cases[i] for i in batch.case]
+    states = [case.states or StateBytes() for case in cases]
+    given = np.array([case.states is not None for case in cases])
+    trained = np.array([float(batch.kinds[k].trained) for k in batch.kind])
+    gradient = np.array([d.state_gradient_bytes for d in designs])
     sizes = StateSizes(
-        weight=2.0,
-        gradient=gradient * trained,
-        optimizer=12.0 * trained,
-        logit=np.array([s.engine.logit_bytes for s in batch.situations]),
-        stored=np.array([stored_bytes(s.precision) for s in batch.situations]),
-        buckets=np.array([s.engine.bucket_bytes for s in batch.situations]),
+        weight=np.minimum([s.weight for s in states], [d.weight_bytes for d in designs]),
+        gradient=np.where(given, [s.gradient for s in states], gradient) * trained,
+        optimizer=np.array([s.master + s.moments for s in states]) * trained,
+        logit=np.array([d.logit_bytes for d in designs]),
+        stored=np.array([stored_bytes(c.precision) for c in cases]),
+        buckets=np.array([d.bucket_bytes for d in designs]),
+        whole=np.array([d.whole_gradients for d in designs]),
     )
-    return memory_bytes(batch.table, batch.layouts, sizes, low, batch.global_batch, old)
+    low = np.array([low_bytes(c.precision) for c in cases])
+    eager = np.array([d.unfused_attention for d in designs])
+    found = memory_bytes(batch.table, batch.layouts, sizes, low, batch.global_batch, eager)
+    return MemoryBytes(
+        **{
+            name: RankBytes(
+                **{
+                    f.name: np.maximum(_moved(batch, getattr(getattr(found, name), f.name)), 0.0)
+                    for f in fields(RankBytes)
+                }
+            )
+            for name in ("first", "middle", "last")
+        }
+    )
 
 
-def _second_gradient(s: Situation, zero: int) -> float:
-    """DeepSpeed keeps bf16 gradients beside 32-bit sums, and sums fp16 gradients as they are.
-
-    Without ZeRO its fp16 optimiser then flattens all of them into a copy in 32 bits.
-    """
-    if s.engine.name != "megatron-deepspeed":
-        return 0.0
-    flat = 4.0 if zero == 0 else 0.0
-    return {Precision.BF16: 2.0, Precision.FP16: flat - 2.0}.get(s.precision, 0.0)
+__all__ = ["IMPOSSIBLE", "Batch", "engines", "memory", "predict", "predict_open", "prepare"]

@@ -118,7 +118,7 @@ def _years(batch: Batch) -> dict[str, list[float]]:
     """First and last year in which each engine was measured."""
     seen: dict[str, list[float]] = {}
     for s in batch.situations:
-        seen.setdefault(s.engine.name, []).append(round(s.year, 2))
+        seen.setdefault(s.design.fits, []).append(round(s.year, 2))
     return {name: [min(years), max(years)] for name, years in sorted(seen.items())}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from krzem.hardware.device import Device
 from krzem.layout.layout import Layout
-from krzem.layout.precision import Precision
+from krzem.layout.precision import Precision, StateBytes
 from krzem.model.architecture import Architecture
 
 
@@ -35,7 +35,7 @@ class Case:
     global_batch: float
     precision: Precision
     engine: str
-    """The name under which its coefficients are kept."""
+    """The engine that ran, by its usual name; ``guesses`` say where the row does not name it."""
     named_engine: str = ""
     """The engine as the row names it; empty where it names none."""
     engine_version: str = ""
@@ -45,13 +45,11 @@ class Case:
     """``none``, ``full``, ``lora``, ``qlora``; empty where the row does not say."""
     lora_rank: int | None = None
     optimizer: str = ""
-    state_bytes: Mapping[str, float] = field(default_factory=dict)
-    """Bytes per parameter of ``weight``, ``gradient``, ``master`` and ``moments``, as stated."""
+    states: StateBytes | None = None
+    """Bytes per parameter, as stated; None where the row does not say."""
     recompute_known: bool
     recompute_modules: tuple[str, ...] = ()
     """Modules that the row says are recomputed, by the engine's names."""
-    traits: frozenset[str]
-    """What the switches say, in the words of the cost model so far (``stated.traits_of``)."""
     seconds: float | None
     """Measured seconds per step (converted from whatever the row publishes)."""
     network_bytes_per_s: float | None = None

@@ -19,6 +19,8 @@ from krzem.accuracy.table import read_rows
 from krzem.cost.coefficients import Coefficients, fitted
 from krzem.facts.table import read_table
 
+HELD = ("organisation", "accelerator", "family", "engine")
+"""What was left out at once when the shipped calibration was judged."""
 SAME = 1e-4
 """Relative difference of measured time under which a row is one that calibration has seen."""
 
@@ -124,7 +126,7 @@ def _figures(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
 
     return {
         f"without_{name}": summary(column(f"{name}_error"), column(f"{name}_sigma"))
-        for name in ("source", "accelerator", "family")
+        for name in HELD
     }
 
 

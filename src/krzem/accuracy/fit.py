@@ -48,7 +48,7 @@ class Fit:
 def coefficient_names(batch: Batch) -> tuple[str, ...]:
     """Common coefficients and those of the families and engines that occur in ``batch``."""
     families = sorted({s.device.family for s in batch.situations})
-    engines = sorted({s.engine.name for s in batch.situations})
+    engines = sorted({s.design.fits for s in batch.kinds})
     members = [
         f"{kind}/{name}"
         for kind in GROUPED

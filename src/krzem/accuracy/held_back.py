@@ -13,9 +13,10 @@ from krzem.accuracy.fit import Fit, residuals, without
 from krzem.cost.uncertainty import Spread
 
 GROUPS: dict[str, Callable[[Case], str]] = {
-    "source": lambda case: case.source,
+    "organisation": lambda case: case.organisation,
     "accelerator": lambda case: case.device.id,
     "family": lambda case: case.device.family,
+    "engine": lambda case: case.engine,
 }
 """What is left out at once, and what tells it from a case."""
 
@@ -50,7 +51,8 @@ def held_back(full: Fit, batch: Batch, group: str) -> HeldBack:
 
 
 def _unseen(batch: Batch, held: np.ndarray) -> np.ndarray:
-    named = [(c.device.id, c.device.family, c.engine) for c in batch.cases]
+    fits = [s.design.fits for s in batch.situations]
+    named = [(c.device.id, c.device.family, e) for c, e in zip(batch.cases, fits, strict=True)]
     columns = []
     for names in zip(*named, strict=True):
         left = {name for name, out in zip(names, held, strict=True) if not out}
@@ -62,7 +64,7 @@ def seen(batch: Batch) -> Spread:
     """A spread that knows every device, family and engine of ``batch`` and nothing else."""
     return Spread(
         weights={},
-        engines={c.engine: 0.0 for c in batch.cases},
+        engines={s.design.fits: 0.0 for s in batch.situations},
         families={c.device.family: 0.0 for c in batch.cases},
         devices=frozenset(c.device.id for c in batch.cases),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.cells import Row, number, text, whole
 from krzem.accuracy.spellings import NODE, recompute_of, sharding_of, yes_or_no
+from krzem.engine.description import engines
 from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
 from krzem.model.architecture import Architecture
 
@@ -30,7 +31,7 @@ def read_layout(
     shard = node if shard == NODE else shard
     tp, pp, cp = _degrees(row, devices, zero, guesses)
     dp = _replicas(devices, tp * pp * cp, guesses)
-    ep, etp = _experts(row, arch, tp * cp * dp, tp, year, guesses)
+    ep, etp = _experts(row, arch, tp * cp * dp, tp, engine, guesses)
     batch, micro = _batch(row, devices, dp, pp, sequence, zero, guesses)
     vpp = whole(row, "vpp") or _chunks(row, arch, engine, pp, batch / (dp * micro), guesses)
     if batch < dp * 0.999:
@@ -79,8 +80,6 @@ def _replicas(devices: int, model_ranks: int, guesses: list[str]) -> int:
     return nearest
 
 
-INTERLEAVES = ("megatron-core", "megatron-lm", "torchtitan", "other")
-"""Engines whose users cut stages into chunks where a pipeline would otherwise idle."""
 SHORT = 4.0
 """Micro-batches per stage up to which they are expected to have done so."""
 IDLE = 0.05
@@ -98,7 +97,7 @@ def _chunks(
     interleaved = stated is Schedule.INTERLEAVED
     if stated is Schedule.ONE_F_ONE_B or pp == 1:
         return 1
-    short = engine in INTERLEAVES and 1.0 <= micro_batches / pp <= SHORT
+    short = engines()[engine].habits.interleaves and 1.0 <= micro_batches / pp <= SHORT
     if not (short or interleaved):
         return 1
     guesses.append("chunks")
@@ -112,13 +111,13 @@ def _zero(row: Row, engine: str, guesses: list[str]) -> tuple[int, int]:
     if stage is not None:
         return stage, group
     guesses.append("zero stage")
-    if engine in ("xla", "xla-gpu") and not whole(row, "tp"):
+    if engines()[engine].habits.shards_weights and not whole(row, "tp"):
         return 3, 0
     return 1, 0
 
 
 def _experts(
-    row: Row, arch: Architecture, ranks: int, tp: int, year: float, guesses: list[str]
+    row: Row, arch: Architecture, ranks: int, tp: int, engine: str, guesses: list[str]
 ) -> tuple[int, int]:
     if not arch.is_moe:
         return 1, 1
@@ -129,7 +128,9 @@ def _experts(
         ep = next(e for e in (8, 4, 2, 1) if experts % e == 0 and ranks % e == 0)
     if experts % ep or ranks % ep:
         raise UnusableRowError("row contradicts itself (experts or ranks are not a multiple of ep)")
-    etp = whole(row, "etp") or (1 if year >= 2024.8 else tp)
+    known = engines()[engine]
+    usual = known.habits.etp or known.runs.etp_default
+    etp = whole(row, "etp") or (tp if usual == "tp" else 1)
     return ep, 1 if ranks % (ep * etp) else etp
 
 
@@ -192,7 +193,7 @@ def _recompute(row: Row, engine: str, year: float) -> tuple[Recompute, float | N
     if kind == "none":
         return Recompute.NONE, None, True
     if kind == "some":
-        if engine in ("torchtitan", "fsdp", "xla", "xla-gpu"):
+        if engines()[engine].runs.selective == "half-layers":
             # Every second matrix product is saved, the rest of the layer is run again.
             return Recompute.FULL, 0.5, True
         return (Recompute.ATTENTION if year < 2023.0 else Recompute.MODULES), None, True

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from krzem.accuracy.batch import IMPOSSIBLE, Batch, memory, predict, prepare, situation
+from krzem.accuracy.batch import IMPOSSIBLE, Batch, memory, predict_open, prepare, situation
 from krzem.accuracy.case import Case, UnusableRowError
 from krzem.accuracy.reader import read_case
 from krzem.accuracy.spread_fit import standing
@@ -84,8 +84,8 @@ def _predicted(waiting: Sequence[Case | Outcome], coefficients: Coefficients) ->
 
 
 def _chunk(batch: Batch, coefficients: Coefficients) -> list[Outcome]:
-    step = predict(batch, coefficients)
-    sigma = log_sigma(step, standing(batch.cases))
+    step, variance = predict_open(batch, coefficients)
+    sigma = np.hypot(log_sigma(step, standing(batch)), np.sqrt(np.maximum(variance, 0.0)))
     bytes_ = memory(batch)
     capacity = np.array([s.memory_bytes for s in batch.situations])
     fits = fits_probability(bytes_, capacity) >= IMPOSSIBLE
@@ -111,7 +111,7 @@ def _outcome(case: Case, mid: float, sigma: float, memory_predicted: float, fits
         accelerator=case.device.id,
         layout=str(case.layout),
         group=_group(case),
-        guesses=case.guesses,
+        guesses=tuple(dict.fromkeys((*case.guesses, *case.unknown))),
     )
     if not (np.isfinite(mid) and mid > 0 and np.isfinite(sigma)):
         return replace(base, reason="row contradicts itself (values out of range)")

@@ -15,16 +15,15 @@ from krzem.accuracy.layouts import read_layout
 from krzem.accuracy.shapes import read_architecture
 from krzem.accuracy.spellings import precision_of
 from krzem.accuracy.stated import (
-    calibrated_engine,
     engine_of,
+    engine_run,
     finetune_of,
     memory_kind_of,
     modules_of,
     network_of,
     organisation_of,
-    state_bytes_of,
+    states_of,
     switches_of,
-    traits_of,
 )
 from krzem.accuracy.unknown import MIXED, unknown_of
 from krzem.errors import KrzemError
@@ -44,7 +43,7 @@ def read_case(row: Row) -> Case:
     precision = _precision(row, device)
     arch, sequence, shape_guesses = read_architecture(row)
     switches, named = switches_of(row), engine_of(row)
-    engine = calibrated_engine(named, switches, device, when)
+    engine, guessed = engine_run(row, device)
     node = whole(row, "devices_per_node") or device.devices_per_node or 8
     try:
         layout, batch, known, guesses = read_layout(
@@ -80,15 +79,14 @@ def read_case(row: Row) -> Case:
         finetune=finetune_of(row),
         lora_rank=whole(row, "lora_rank"),
         optimizer=text(row, "optimizer"),
-        state_bytes=state_bytes_of(row),
+        states=states_of(row),
         recompute_known=known,
         recompute_modules=modules_of(row),
-        traits=traits_of(switches, finetune_of(row)),
         seconds=seconds,
         measured_by=column,
         peak_memory_bytes=None if memory is None else memory * 2**30,
         memory_kind=memory_kind_of(row),
-        guesses=(*date_guesses, *shape_guesses, *guesses),
+        guesses=(*date_guesses, *shape_guesses, *guesses, *(["engine"] if guessed else [])),
         unknown=unknown_of(row, named, switches, layout, precision, arch.is_moe),
     )
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from krzem.accuracy.batch import Batch
-from krzem.accuracy.case import Case
 from krzem.accuracy.fit import source_weights
 from krzem.accuracy.held_back import HeldBack, seen
 from krzem.cost.step import StepSeconds
@@ -29,12 +28,13 @@ OFFSET = 0.3
 """The same of an engine's or family's offset."""
 
 
-def standing(cases: Sequence[Case]) -> Standing:
+def standing(batch: Batch) -> Standing:
     """What intervals depend on, read off cases."""
+    cases = batch.cases
     return Standing(
         device=[c.device.id for c in cases],
         family=[c.device.family for c in cases],
-        engine=[c.engine for c in cases],
+        engine=[s.design.fits for s in batch.situations],
         guesses=np.array([len(c.guesses) + (not c.recompute_known) for c in cases]),
         experts=np.array([float(c.architecture.is_moe) for c in cases]),
         low_precision=np.array([float(c.precision.arithmetic in ("fp8", "fp4")) for c in cases]),
@@ -77,12 +77,12 @@ def _to_cover(scaled: np.ndarray) -> float:
 
 def _design(batch: Batch, step: StepSeconds, trial: HeldBack) -> _Design:
     known = seen(batch)
-    columns = features(step, standing(batch.cases), known)
+    columns = features(step, standing(batch), known)
     for i, name in enumerate(("unseen-device", "unseen-family", "unseen-engine")):
         columns[name] = trial.unseen[:, i]
     columns["experts-unseen"] = columns["experts"] * columns["unseen-device"]
     engines, families = tuple(sorted(known.engines)), tuple(sorted(known.families))
-    one_hot = [np.array([float(c.engine == n) for c in batch.cases]) for n in engines]
+    one_hot = [np.array([float(s.design.fits == n) for s in batch.situations]) for n in engines]
     one_hot += [np.array([float(c.device.family == n) for c in batch.cases]) for n in families]
     ridge = [0.0] + [HELD.get(n, RIDGE) ** -2.0 for n in FEATURES[1:]]
     ridge += [OFFSET**-2.0] * len(one_hot)

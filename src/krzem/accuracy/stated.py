@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from dataclasses import replace
 
-from krzem.accuracy.cells import Row, number, text
-from krzem.accuracy.spellings import yes_or_no
+from krzem.accuracy.cells import Row, number, text, whole
+from krzem.accuracy.spellings import sharding_of, yes_or_no
+from krzem.engine.description import engine_named, engines
+from krzem.engine.switches import switches
+from krzem.errors import UnknownNameError
 from krzem.hardware.device import Device
+from krzem.layout.precision import StateBytes
 
 ON = ("off", "on")
-SWITCHES: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "dispatcher": ("dispatcher", ("alltoall", "allgather", "deepep", "hybridep")),
-        "overlap-a2a": ("overlap_a2a", ON),
-        "overlap-tp": ("overlap_tp", ON),
-        "overlap-grad-reduce": ("overlap_grad_reduce", ON),
-        "overlap-param-gather": ("overlap_param_gather", ON),
-        "cuda-graphs": ("cuda_graphs", ("none", "partial", "full")),
-        "loss": ("loss", ("plain", "fused", "chunked")),
-        "fused-accumulation": ("fused_accumulation", ON),
-        "attention": ("attention_kernel", ("fused", "eager")),
-        "fp8-scaling": ("fp8_scaling", ("tensor", "delayed", "row")),
-        "fp8-params": ("fp8_params", ON),
-        "grad-sync": ("grad_sync", ("every", "last")),
-        "compile": ("compile", ON),
-        "routing": ("routing", ("real", "balanced", "capacity")),
-        "offload-activations": ("offload_activations", ON),
-        "partition-activations": ("partition_activations", ON),
-    }
-)
-"""Switches by name: the column that states one, and the choices it may hold."""
+COLUMNS = {"attention": "attention_kernel"}
+"""Columns that are not named as their switch."""
 
 
 def switches_of(row: Row) -> dict[str, str]:
     """The switches that a row states; a cell that holds none of the choices states nothing."""
-    found = {name: _choice(text(row, column), all_) for name, (column, all_) in SWITCHES.items()}
+    found = {
+        name: _choice(text(row, COLUMNS.get(name, switch.word)), switch.choices)
+        for name, switch in switches().items()
+    }
     return {name: choice for name, choice in found.items() if choice}
 
 
@@ -45,51 +32,20 @@ def _choice(cell: str, choices: tuple[str, ...]) -> str:
     return cell if cell in choices else ""
 
 
-def traits_of(switches: Mapping[str, str], finetune: str) -> frozenset[str]:
-    """What the cost model so far calls traits, from the switches alone."""
-    graphs = switches.get("cuda-graphs")
-    found = {
-        "ep-overlap": switches.get("overlap-a2a") == "on",
-        "cuda-graph": graphs in ("partial", "full"),
-        "full-graph": graphs == "full",
-        "async-tp": switches.get("overlap-tp") == "on",
-        "capacity": switches.get("routing") == "capacity",
-        "balanced": switches.get("routing") == "balanced",
-        "rowwise": switches.get("fp8-scaling") == "row",
-        "dedup": switches.get("dispatcher") in ("deepep", "hybridep"),
-        "adapters": finetune in ("lora", "qlora"),
-    }
-    return frozenset(name for name, holds in found.items() if holds)
-
-
-ALIASES = {
-    "megatron-core": "megatron-lm", "megatron": "megatron-lm", "mcore": "megatron-lm",
-    "nemo": "megatron-bridge", "mindspeed": "mindspeed-llm", "fsdp2": "fsdp", "accelerate": "fsdp",
-    "automodel": "fsdp", "gpt-neox": "megatron-deepspeed", "xla": "maxtext", "jax": "maxtext",
-    "mindspore": "mindformers",
-}  # fmt: skip
-"""Other names of engines."""
-
-
 def engine_of(row: Row) -> str:
     """The engine that the row names, by its usual name; an empty text where it names none."""
     name = text(row, "engine").replace("_", "-").replace(" ", "-")
-    return ALIASES.get(name, name)
+    try:
+        return engine_named(name).name if name else ""
+    except UnknownNameError:
+        return name
 
 
-CALIBRATED = {
-    "megatron-bridge": "megatron-core", "deepspeed": "megatron-deepspeed",
-    "mindspeed-llm": "mindspeed", "mindformers": "mindspore", "megatron-deepspeed":
-    "megatron-deepspeed", "torchtitan": "torchtitan", "fsdp": "fsdp", "primus": "primus",
-    "neuron": "neuron", "gaudi": "gaudi", "deepseek": "deepseek",
-}  # fmt: skip
-"""Engines by the names under which coefficients are kept so far; all others are ``other``."""
-MEGATRON_CORE_SINCE = 2023.5
-"""Year from which Megatron-LM is built on Megatron-Core."""
 AT_HOME = {
-    "google-tpu": "xla", "aws-neuron": "neuron", "intel-gaudi": "gaudi", "amd-cdna2": "primus",
-    "amd-cdna3": "primus", "amd-cdna4": "primus", "huawei-ascend-910": "mindspeed",
-    "huawei-ascend-910b": "mindspeed", "huawei-ascend-910c": "mindspeed",
+    "google-tpu": "maxtext", "aws-neuron": "neuron", "intel-gaudi": "gaudi",
+    "amd-cdna2": "primus", "amd-cdna3": "primus", "amd-cdna4": "primus",
+    "huawei-ascend-910": "mindspeed-llm", "huawei-ascend-910b": "mindspeed-llm",
+    "huawei-ascend-910c": "mindspeed-llm",
 }  # fmt: skip
 """The port of Megatron that a family's vendor keeps, or its own engine where there is none."""
 PORTED = frozenset({"", "other", "megatron-lm", "megatron-bridge"})
@@ -100,18 +56,24 @@ PORTED_TO = {
 }
 
 
-def calibrated_engine(engine: str, switches: Mapping[str, str], device: Device, year: float) -> str:
-    """The name under which coefficients of ``engine`` on ``device`` in ``year`` are kept."""
-    if device.family in AT_HOME and engine in PORTED_TO.get(device.id.split("-")[0], PORTED):
-        return AT_HOME[device.family]
-    if engine == "maxtext":
-        return "xla-gpu" if device.software == "cuda" else "xla"
-    if engine == "megatron-lm":
-        if year < MEGATRON_CORE_SINCE:
-            return "megatron-lm"
-        # Runs with every overlap of tensor parallelism off have had numbers of their own.
-        return "simumax" if switches.get("overlap-tp") == "off" else "megatron-core"
-    return CALIBRATED.get(engine, "other")
+def engine_run(row: Row, device: Device) -> tuple[str, str]:
+    """(engine that ran, what it was guessed from): the one named, its port to the card, or a guess.
+
+    Sharded weights without tensor, expert or pipeline parallelism are what FSDP loops do; tensor,
+    expert or pipeline parallelism on NVIDIA's cards is Megatron's more often than not.
+    """
+    named = engine_of(row)
+    if device.family in AT_HOME and named in PORTED_TO.get(device.id.split("-")[0], PORTED):
+        return AT_HOME[device.family], "" if named else "chip"
+    if named in engines():
+        return named, ""
+    if named or device.software != "cuda":
+        return "other", "chip"
+    stage, _ = sharding_of(text(row, "zero_or_fsdp_stage"), text(row, "shard"))
+    cut = [(whole(row, name) or 1) > 1 for name in ("tp", "pp", "ep", "vpp")]
+    if any(cut):
+        return "megatron-lm", "degrees"
+    return ("fsdp" if stage == 3 else "other"), "sharding"
 
 
 def finetune_of(row: Row) -> str:
@@ -133,6 +95,12 @@ def state_bytes_of(row: Row) -> dict[str, float]:
         if name in STATES and amount is not None and amount <= 16.0:
             found[name] = amount
     return found
+
+
+def states_of(row: Row) -> StateBytes | None:
+    """The bytes of states that the row states; what it leaves out is the usual."""
+    found = state_bytes_of(row)
+    return replace(StateBytes(), **found) if found else None
 
 
 def modules_of(row: Row) -> tuple[str, ...]:

@@ -50,7 +50,9 @@ def explain_command(
 
     check_files(html, emit_to)
     check_engine(emit_engine, emit_to)
-    settled = settle(Question(model=model, on=on, schedules="all", **asked))
+    settled = settle(
+        Question(model=model, on=on, schedules="all", emits=emit_engine, step_alone=True, **asked)
+    )
     found = explanation_of(settled, layout)
     document = explain_document(found, settled)
     script = None if emit_engine is None else script_of(settled, found, emit_engine)

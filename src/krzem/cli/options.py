@@ -42,8 +42,17 @@ GOAL = (
 ENGINE = (
     click.option(
         "--engine", metavar="NAME",
-        help="Training engine to price: megatron-core, torchtitan, mindspeed, deepseek, krzem, ..."
-        " Default: the usual one of the device.",
+        help="Training engine: megatron-lm, megatron-bridge, torchtitan, fsdp, deepspeed,"
+        " mindspeed-llm, primus, maxtext, deepseek, krzem, ... Default: the one that --emit"
+        " writes for, or the usual one of the device.",
+    ),
+    click.option(
+        "--with", "switched", metavar="LIST",
+        help="Switches that the engine is set to: deepep, overlap-a2a, cuda-graphs=full."
+        " What is not stated is chosen, as far as the engine's version and the layout allow it.",
+    ),
+    click.option(
+        "--without", "switched_off", metavar="LIST", help="Switches that are off: overlap-tp."
     ),
     click.option(
         "--date", metavar="DATE", help="Age of the software stack: 2024-12. Default: today."
@@ -51,6 +60,10 @@ ENGINE = (
 )  # fmt: skip
 
 SEARCH = (
+    click.option(
+        "--layout", "limits", metavar="LIMITS",
+        help="Hold the search to layouts: tp<=8,cp=1,zero=1|3,pp=4..16,recompute=full.",
+    ),
     click.option(
         "--schedules", metavar="LIST",
         help="Pipeline schedules to search: 1f1b, interleaved, zb-h1, zb-v, dualpipe, dualpipev,"
@@ -66,6 +79,14 @@ SEARCH = (
     click.option(
         "--top", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N",
         help="Other layouts to show, one of each parallel shape.",
+    ),
+)  # fmt: skip
+
+SWEEP = (
+    click.option(
+        "--sweep", metavar="NAME=LOW..HIGH",
+        help="The best plan over a range: devices=64..4096 (doubling), batch=512..2048..512,"
+        " seq, tokens, scale-up, scale-out (GB/s), price; a table, with --html a figure.",
     ),
 )  # fmt: skip
 

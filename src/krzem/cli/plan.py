@@ -6,19 +6,21 @@ from typing import Any
 
 import click
 
-from krzem.cli.options import EMIT, ENGINE, GOAL, MODEL, ON, OUTPUT, SEARCH, options
+from krzem.cli.options import EMIT, ENGINE, GOAL, MODEL, ON, OUTPUT, SEARCH, SWEEP, options
 from krzem.cli.output import check_engine, check_files, show, write_page, write_script
 from krzem.cli.progress import search_progress
+from krzem.errors import InputError
 
 
 @click.command("plan")
 @MODEL
 @ON
-@options(GOAL, ENGINE, SEARCH, EMIT, OUTPUT)
+@options(GOAL, ENGINE, SEARCH, SWEEP, EMIT, OUTPUT)
 def plan_command(
     model: str,
     on: str,
     top: int,
+    sweep: str | None,
     emit_engine: str | None,
     emit_to: str | None,
     as_json: bool,
@@ -38,6 +40,8 @@ def plan_command(
     krzem plan ./my-model --on cluster.toml --tokens 2T --seq 8k --batch 512 --precision bf16
     krzem plan kimi-k2 --on 910c:4096 --json > plan.json
     krzem plan llama-3.1-405b --on h100:16k --emit megatron-lm --emit-to run.sh --html plan.html
+    krzem plan qwen3-30b-a3b --on h100:64 --batch 2048 --with deepep --layout 'tp=1,pp<=4'
+    krzem plan llama-3.1-70b --on h100:512 --batch 2048 --tokens 2T --sweep devices=64..4096
     """
     from krzem.plan.answer import plan_of, script_of
     from krzem.plan.request import Question, settle
@@ -46,7 +50,12 @@ def plan_command(
 
     check_files(html, emit_to)
     check_engine(emit_engine, emit_to)
-    settled = settle(Question(model=model, on=on, **asked))
+    if sweep is not None and emit_engine is not None:
+        raise InputError("--sweep answers for many points and --emit writes one: leave one out")
+    if sweep is not None:
+        _sweep(Question(model=model, on=on, **asked), sweep, as_json, html, quiet)
+        return
+    settled = settle(Question(model=model, on=on, emits=emit_engine, **asked))
     with search_progress("searching", quiet or as_json) as progress:
         found = plan_of(settled, alternatives=top, progress=progress)
     document = plan_document(found, settled)
@@ -59,3 +68,14 @@ def plan_command(
     write_page(document, html)
     if script is not None and emit_to is not None:
         write_script(script, emit_to)
+
+
+def _sweep(question: Any, sweep: str, as_json: bool, html: str | None, quiet: bool) -> None:
+    from krzem.plan.sweep import sweep as swept
+    from krzem.report.sweep import format_sweep, sweep_document
+
+    with search_progress("searching", quiet or as_json) as progress:
+        found = swept(question, sweep, progress)
+    document = sweep_document(found)
+    show(document, format_sweep(document), as_json)
+    write_page(document, html)

@@ -5,18 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from krzem.cost.coefficients import Coefficients
-from krzem.cost.engines import Engine
 from krzem.cost.machine import Machine
+from krzem.engine.design import Design
 from krzem.errors import UnknownFactError
 from krzem.hardware.device import Device
 from krzem.layout.precision import Precision
-
-FUSED_ATTENTION_SINCE = 2022.9
-"""Year from which engines are taken to use fused attention (FlashAttention)."""
-
-
-ASYNC_BACKWARD_SINCE = 2022.1
-"""Year from which Megatron runs backward all-reduces beside weight products (its release notes)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +24,14 @@ class Situation:
     scale_up_bytes_per_s: float
     scale_out_bytes_per_s: float
     precision: Precision
-    engine: Engine
+    design: Design
+    """The engine under its switches."""
     year: float
-    traits: frozenset[str] = frozenset()
+    """Age of the software."""
+    trained: bool = True
+    """False where only adapters beside the weights are trained."""
 
 
-WITHOUT_SYNC = frozenset({"capacity", "full-graph"})
-"""Traits with which the host need not learn how many tokens each expert was sent."""
 COMPUTE_UNITS = {
     "nvidia-volta": 80, "nvidia-ampere": 108, "nvidia-hopper": 132, "nvidia-blackwell": 148,
     "nvidia-ada": 142, "nvidia-rubin": 224, "amd-cdna2": 110, "amd-cdna3": 304, "amd-cdna4": 256,
@@ -66,19 +60,16 @@ def machine(s: Situation, c: Coefficients) -> Machine:
     Raises:
         UnknownFactError: the device has no published peak in the precision asked for.
     """
-    family, e = s.device.family, s.engine
+    family, e = s.device.family, s.design
     base = _peak16(s.device)
     share = c.common("matmul") * _power_term(s.device, base, c) * c.member("matmul", family)
     share = below_peak(share)
     low, rate = _low(s, base, share, c)
     attention = c.common("attention") * c.member("attention", family) * base
-    if s.year < e.flash2_until and family in NEW_ATTENTION:
+    if e.flash2 and family in NEW_ATTENTION:
         attention *= c.common("flash2")
-    graph = 0.25 if "full-graph" in s.traits else 0.6 if "cuda-graph" in s.traits else 1.0
-    host = e.host_us * 1e-6 * c.common("host") * graph
-    unfused = float(s.year < FUSED_ATTENTION_SINCE and s.device.software != "tpu")
-    hidden_tp = 0.6 if "async-tp" in s.traits else e.tp_overlap
-    hidden_ep = c.common("ep-hide") if "ep-overlap" in s.traits else e.ep_overlap
+    host = e.host_us * 1e-6 * c.common("host") * e.launch
+    hidden_ep = c.common("ep-hide") if e.overlap_a2a else e.ep_overlap
     return Machine(
         matmul_flops=rate,
         matmul16_flops=base * share,
@@ -103,30 +94,33 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         out_latency=c.common("out-latency"),
         host_seconds=host,
         moe_launches=c.common("moe-launches"),
-        gap_seconds=e.gap_us * 1e-6 * graph,
+        gap_seconds=e.gap_us * 1e-6 * e.launch,
         elementwise=e.elementwise * c.common("elementwise"),
-        unfused_attention=unfused,
+        unfused_attention=e.unfused_attention,
         unfused_bytes=c.common("unfused"),
-        tp_overlap=below_peak(hidden_tp * c.common("tp-hide")),
-        tp_backward=e.tp_backward if s.year >= ASYNC_BACKWARD_SINCE else 0.0,
-        dp_overlap=e.dp_overlap,
+        tp_overlap=below_peak(e.tp_overlap * c.common("tp-hide")),
+        tp_backward=e.tp_backward,
+        reduce_overlap=e.reduce_overlap,
+        gather_overlap=e.gather_overlap,
+        whole_gradients=e.whole_gradients,
         ep_overlap=below_peak(hidden_ep),
         turn_seconds=e.turn_ms * 1e-3 * c.common("turn"),
         cut_turn_seconds=e.cut_turn_ms * 1e-3 * c.common("turn"),
         pp_exposed=below_peak(c.common("pp-exposed")),
-        dedup=1.0 if "dedup" in s.traits else e.dedup,
+        dedup=e.dedup,
+        dispatch_all=e.dispatch_all,
         dispatch_bytes=2.0,
-        gradient_bytes=_gradient_bytes(s),
-        accumulate_bytes=_accumulate_bytes(s),
+        gradient_bytes=e.gradient_bytes,
+        accumulate_bytes=e.accumulate_bytes,
         grouped_share=c.common("grouped"),
         logit_bytes=4.0 + 6.0 * e.elementwise,
         pp_scatter=e.pp_scatter,
-        imbalance=1.0 if {"balanced", "capacity"} & s.traits else 1.0 + c.common("imbalance"),
-        synchronised=float(not WITHOUT_SYNC & s.traits and e.graphs == 0),
+        imbalance=1.0 if e.even_routing else 1.0 + c.common("imbalance"),
+        synchronised=e.host_waits,
         expert_pace=_expert_pace(s, c),
-        trained=0.0 if "adapters" in s.traits else 1.0,
+        trained=float(s.trained),
         jitter=c.common("jitter"),
-        overhead=c.engine_overhead(e.name, s.year),
+        overhead=c.engine_overhead(e.fits, s.year),
         fixed_seconds=c.common("fixed"),
     )  # fmt: skip
 
@@ -157,25 +151,6 @@ def _expert_pace(s: Situation, c: Coefficients) -> float:
     return float(c.common("moe-year") ** since)
 
 
-FUSED_ACCUMULATION_SINCE = 2022.0
-"""Year from which Megatron-LM adds gradients up inside the product (its release 3.0)."""
-ADDED_BYTES = 6.0
-"""Before: two 16-bit operands read and one written."""
-
-
-def _accumulate_bytes(s: Situation) -> float:
-    if s.engine.name == "megatron-lm" and s.year < FUSED_ACCUMULATION_SINCE:
-        return ADDED_BYTES
-    return s.engine.accumulate_bytes
-
-
-def _gradient_bytes(s: Situation) -> float:
-    """Megatron-LM reduces fp16 gradients as they are and bf16 gradients in 32 bits."""
-    if s.engine.name == "megatron-lm" and s.precision is Precision.FP16:
-        return 2.0
-    return s.engine.gradient_bytes
-
-
 def _peak16(device: Device) -> float:
     for kind in ("bf16", "fp16"):
         if kind in device.peak_flops:
@@ -198,7 +173,7 @@ def _low(s: Situation, base: float, share: float, c: Coefficients) -> tuple[floa
     """(bytes per operand element, FLOP/s) of the products in the precision in use."""
     kind = s.precision.arithmetic
     # Scales per row leave the fast accumulation path: no gain over 16 bits was ever published.
-    if kind in ("bf16", "fp16") or "rowwise" in s.traits:
+    if kind in ("bf16", "fp16") or s.design.rowwise:
         return 2.0, base * share
     peak = s.device.peak_flops.get("tf32" if kind == "fp32" else kind)
     if peak is None:

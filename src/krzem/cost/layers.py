@@ -241,7 +241,9 @@ def _dispatch(t: ModelTable, c: Cells, mc: Machine) -> _Pair:
 
     def once(width: Array) -> Array:
         copies = size * t.experts_per_token * width
-        return collectives.all_to_all(copies, size * reached * width, c.ep, c.etp, mc)
+        sent = collectives.all_to_all(copies, size * reached * width, c.ep, c.etp, mc)
+        gathered = collectives.ring(own * t.hidden * width * c.ep, c.ep, c.etp, mc)
+        return np.where(mc.dispatch_all > 0, gathered, sent)
 
     there, back = once(mc.dispatch_bytes), once(np.asarray(2.0))
     return _Pair(there + back, 2.0 * back)

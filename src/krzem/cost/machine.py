@@ -7,12 +7,13 @@ fields are floats for one cluster or arrays ``[N]`` for a batch of published run
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 Array = Any
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +68,12 @@ class Machine:
     """Share of tensor-parallel communication hidden behind matrix products."""
     tp_backward: Array
     """Share of backward tensor-parallel communication that runs beside the weight products."""
-    dp_overlap: Array
-    """Share of data-parallel communication that may hide behind the backward pass."""
+    reduce_overlap: Array
+    """Share of gradient reduction that may hide behind the backward pass."""
+    gather_overlap: Array
+    """Share of weight gathering that may hide behind computation."""
+    whole_gradients: Array
+    """1 where sharded gradients stay whole until the last micro-batch of a step, else 0."""
     ep_overlap: Array
     """Share of expert all-to-all that may hide behind computation."""
     turn_seconds: Array
@@ -79,6 +84,8 @@ class Machine:
     """Share of pipeline transfers that is not hidden."""
     dedup: Array
     """1 where a token is sent once per node and fanned out there, 0 where once per expert."""
+    dispatch_all: Array
+    """1 where every expert-parallel rank gathers all tokens, 0 where each is sent its own."""
     dispatch_bytes: Array
     """Bytes per element of dispatched tokens."""
     gradient_bytes: Array
@@ -115,3 +122,14 @@ def stack(machines: Sequence[Machine], which: Array) -> Machine:
             for item in fields(Machine)
         }
     )
+
+
+def side_by_side(values: Sequence[T], which: Array) -> T:
+    """One dataclass of numbers whose fields are arrays ``[N]`` only where ``values`` differ."""
+    first = values[0]
+    if len(values) == 1 or np.ndim(which) == 0:
+        return values[int(which)] if np.ndim(which) == 0 else first
+    names = [item.name for item in fields(first)]  # type: ignore[arg-type]
+    columns = {name: [getattr(v, name) for v in values] for name in names}
+    apart = {n: np.array(c, dtype=float)[which] for n, c in columns.items() if len(set(c)) > 1}
+    return replace(first, **apart) if apart else first  # type: ignore[type-var]

@@ -52,6 +52,8 @@ class StateSizes:
     """Per element of saved gate inputs and attention outputs (1.25 where kept in scaled fp8)."""
     buckets: Array = 0.0
     """Bytes (not per parameter) that the engine sets aside for communication buckets."""
+    whole: Array = 0.0
+    """1 where sharded gradients stay whole between micro-batches (no_sync), else 0."""
     scratch: Array = 2.0
     """Per weight of one layer: products for weight gradients before they are added up."""
 
@@ -319,7 +321,7 @@ def _states(
     by = np.where(x.zero == 3, group, whole)
     cut = params / by + expert / edp
     weights = sizes.weight * np.where(x.zero >= 3, cut, both)
-    gradients = sizes.gradient * np.where(x.zero >= 2, cut, both)
+    gradients = sizes.gradient * np.where((x.zero >= 2) & (sizes.whole == 0), cut, both)
     return weights, gradients, sizes.optimizer * np.where(x.zero >= 1, cut, both)
 
 

@@ -233,15 +233,15 @@ def _sharded_weights(
 
 
 def _gathering(rank: _Rank, once: Array, reduce: Array, mc: Machine) -> _Rank:
-    forward = _overlap(rank.forward, once, mc)
-    backward = _overlap(rank.backward, reduce, mc)
+    forward = _overlap(rank.forward, once, mc.gather_overlap)
+    backward = _overlap(rank.backward, reduce, mc.reduce_overlap)
     gather = forward + backward - rank.total
     return _Rank(forward, backward, rank.recompute, rank.dispatch, rank.comm, gather)
 
 
-def _overlap(compute: Array, comm: Array, mc: Machine) -> Array:
+def _overlap(compute: Array, comm: Array, share: Array) -> Array:
     """Two streams side by side: the longer one, rounded off where they are equally long."""
-    hidden = mc.dp_overlap * comm
+    hidden = share * comm
     square = np.sqrt((compute * compute) ** 2 + (hidden * hidden) ** 2)
     return np.sqrt(square) + (comm - hidden)
 
@@ -305,13 +305,14 @@ def _update(
     gather = gather + collectives.ring(optim.weight_bytes * expert, edp, x.ep * x.etp, mc)
     # Without sharding an all-reduce carries the gradients back instead of the weights.
     second = np.where(x.zero == 0, reduce, gather)
-    open_reduce = reduce - np.minimum(mc.dp_overlap * reduce, HIDE * slow.backward)
-    open_second = second - np.minimum(mc.dp_overlap * second, HIDE * slow.forward)
+    open_reduce = reduce - np.minimum(mc.reduce_overlap * reduce, HIDE * slow.backward)
+    beside: Array = np.where(x.zero == 0, mc.reduce_overlap, mc.gather_overlap)
+    open_second = second - np.minimum(beside * second, HIDE * slow.forward)
     # With sharded weights only the hybrid part (between shard groups) is left for the end.
     between = (
         collectives.ring(mc.gradient_bytes * dense / group, whole / group, stride * group, mc) * 2.0
     )
-    hybrid = between - np.minimum(mc.dp_overlap * between, HIDE * slow.backward)
+    hybrid = between - np.minimum(mc.reduce_overlap * between, HIDE * slow.backward)
     data = np.where(x.zero == 3, hybrid, open_reduce + open_second)
     share_dense = dense / np.where(x.zero >= 1, np.where(x.zero == 3, group, whole), 1.0)
     share_expert = expert / np.where(x.zero >= 1, edp, 1.0)

@@ -115,11 +115,14 @@ def cells(layouts: Layouts) -> Cells:
     )
 
 
-def unique_cells(layouts: Layouts) -> tuple[Cells, np.ndarray]:
-    """The distinct cells and, for every layout, the index of its cell."""
-    key = np.zeros(len(layouts), dtype=np.int64)
+def unique_cells(layouts: Layouts, which: Array = 0) -> tuple[Cells, np.ndarray, np.ndarray]:
+    """The distinct cells; for every layout the index of its cell; for every cell a layout.
+
+    ``which`` keeps layouts apart that are run under other switches (an index each, or one for all).
+    """
+    key = np.zeros(len(layouts), dtype=np.int64) + which
     for name in ("tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel", "context_parallel"):
         values, codes = np.unique(getattr(layouts, name), return_inverse=True)
         key = key * len(values) + codes
     _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    return cells(layouts.take(first)), inverse
+    return cells(layouts.take(first)), inverse, first

@@ -29,6 +29,13 @@ class Problem:
     devices: int
     sequence: int
     global_batch: int
+    empty_end_chunks: bool = False
+    """Whether a chunk may hold only the embedding, the loss or prediction modules."""
+
+    @property
+    def ends(self) -> int:
+        """Chunks that may hold no decoder layer: one with the embedding, one with the loss."""
+        return 2 if self.empty_end_chunks else 0
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -111,7 +118,7 @@ def _stages(p: Problem, x: Layouts) -> Array:
     first = np.where(x.first_stage_layers >= 0, x.first_stage_layers, 1)
     last = np.where(x.last_stage_layers >= 0, x.last_stage_layers, 1)
     left = p.architecture.layers - first - last
-    spread = p.architecture.layers >= x.pp * x.vpp
+    spread = p.architecture.layers + np.where(x.vpp > 1, p.ends, 0) >= x.pp * x.vpp
     return spread & ((x.pp <= 2) | (left >= x.pp - 2))
 
 
@@ -221,6 +228,7 @@ RULES: tuple[Rule, ...] = (
         lambda p, x: (
             f"{p.architecture.layers} layers cannot fill pp*vpp = {x.pp}*{x.vpp} = "
             f"{x.pp * x.vpp} chunks with at least one layer each"
+            + (" (embedding and loss may have a chunk of their own)" if p.ends else "")
         ),
     ),
     Rule(

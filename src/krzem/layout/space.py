@@ -11,12 +11,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from krzem.layout.arrays import CONTEXTS, RECOMPUTES, SCHEDULES, Layouts
 from krzem.layout.layout import ContextParallel, Recompute, Schedule
 from krzem.layout.rules import Problem, legal
+
+
+class Runs(Protocol):
+    """What an engine can run, as far as it limits a search (``engine.description.Runs``)."""
+
+    @property
+    def schedules(self) -> tuple[str, ...]: ...
+    @property
+    def zero(self) -> tuple[int, ...]: ...
+    @property
+    def contexts(self) -> tuple[str, ...]: ...
+    @property
+    def recompute(self) -> tuple[str, ...]: ...
+    @property
+    def uneven_stages(self) -> bool: ...
+    @property
+    def max_tp(self) -> int | None: ...
+    @property
+    def max_pp(self) -> int | None: ...
+    @property
+    def max_ep(self) -> int | None: ...
+
 
 _COUNTS, _COUNTS_MOE = 96, 8
 """Most choices for how many layers of a pipeline rank are recomputed whole; expert parallelism
@@ -33,17 +56,41 @@ class Space:
 
     max_tp: int = 64
     max_cp: int = 64
+    max_pp: int = 4096
+    max_ep: int = 4096
     max_micro_batch: int = 16
     schedules: tuple[Schedule, ...] = tuple(Schedule)
     zero: tuple[int, ...] = (1, 2, 3)
     recompute: tuple[Recompute, ...] = tuple(Recompute)
     contexts: tuple[ContextParallel, ...] = tuple(ContextParallel)
+    uneven: bool = True
+    """Whether the end stages may hold another number of layers than the others."""
+    etps: tuple[str, ...] = ("1", "tp")
+    """Expert tensor parallelism that is tried: 1, or as wide as tensor parallelism."""
     offload: tuple[bool, ...] = (False,)
+    limits: tuple[str, ...] = ()
+    """Conditions on layouts that a search keeps to (``tp <= 8``)."""
     domain: int = 8
     """Devices per scale-up domain: the size of hybrid shards."""
     min_context_tokens: int | None = None
     """Context parallelism never cuts a sequence below this; None: 1,024 tokens, or 2,048 for
     mixtures of experts, which spread over expert-parallel ranks instead."""
+
+    @classmethod
+    def of_engine(cls, runs: Runs, domain: int) -> Space:
+        """What an engine can run, in scale-up domains of ``domain`` devices."""
+        return cls(
+            max_tp=min(runs.max_tp or 64, 64),
+            max_cp=64 if runs.contexts else 1,
+            max_pp=runs.max_pp or 4096,
+            max_ep=runs.max_ep or 4096,
+            schedules=tuple(Schedule(s) for s in runs.schedules),
+            zero=tuple(z for z in runs.zero if z) or runs.zero,
+            recompute=tuple(Recompute(r) for r in runs.recompute),
+            contexts=tuple(ContextParallel(c) for c in runs.contexts),
+            uneven=runs.uneven_stages,
+            domain=domain,
+        )
 
     def shortest(self, moe: bool) -> int:
         """The limit in force."""
@@ -69,7 +116,7 @@ def layouts(problem: Problem, space: Space) -> Iterator[Layouts]:
                 continue
             for pp in divisors(problem.devices // (tp * cp)):
                 dp = problem.devices // (tp * cp * pp)
-                if pp > arch.layers or problem.global_batch % dp:
+                if pp > min(arch.layers, space.max_pp) or problem.global_batch % dp:
                     continue
                 block = _block(problem, space, tp, cp, pp, dp)
                 block = block.take(legal(problem, block))
@@ -84,7 +131,7 @@ def _block(p: Problem, s: Space, tp: int, cp: int, pp: int, dp: int) -> Layouts:
         _expert_degrees(p, s, tp, tp * cp * dp),
         _zero(s, pp, dp * cp, tp),
         _recompute(p, s, pp),
-        _ends(p, pp),
+        _ends(p, s, pp),
         [(CONTEXTS.index(kind),) for kind in s.contexts] if cp > 1 else [(0,)],
         [(int(o),) for o in s.offload],
     ]
@@ -129,9 +176,7 @@ def _schedules(p: Problem, s: Space, pp: int) -> list[tuple[int, int]]:
     for schedule in s.schedules:
         code = SCHEDULES.index(schedule)
         if schedule is Schedule.INTERLEAVED:
-            per_rank = p.architecture.layers // pp
-            whole = [v for v in range(2, per_rank + 1) if p.architecture.layers % (pp * v) == 0]
-            found += [(code, v) for v in whole or range(2, min(per_rank, 4) + 1)]
+            found += [(code, v) for v in _chunk_counts(p, s, pp)]
         elif schedule in (Schedule.ZB_V, Schedule.DUALPIPE_V):
             found.append((code, 2))
         else:
@@ -139,11 +184,28 @@ def _schedules(p: Problem, s: Space, pp: int) -> list[tuple[int, int]]:
     return found
 
 
+def _chunk_counts(p: Problem, s: Space, pp: int) -> list[int]:
+    """Chunks a rank may be cut into: those that spread the layers evenly over all chunks.
+
+    Where embedding and loss may have a chunk of their own, they count as a layer each.
+    """
+    layers = p.architecture.layers
+    even = {
+        v
+        for extra in range(p.ends + 1)
+        for v in range(2, (layers + extra) // pp + 1)
+        if (layers + extra) % (pp * v) == 0
+    }
+    some = range(2, min(layers // pp, 4) + 1) if s.uneven else ()
+    return sorted(even) or list(some)
+
+
 def _expert_degrees(p: Problem, s: Space, tp: int, ranks: int) -> list[tuple[int, int]]:
     if not p.experts:
         return [(1, 1)]
-    etps = {1, tp}
-    return [(e, t) for e in divisors(p.experts) for t in sorted(etps) if ranks % (e * t) == 0]
+    etps = sorted({tp if kind == "tp" else 1 for kind in s.etps})
+    degrees = [e for e in divisors(p.experts) if e <= s.max_ep]
+    return [(e, t) for e in degrees for t in etps if ranks % (e * t) == 0]
 
 
 def _zero(s: Space, pp: int, ranks: int, tp: int) -> list[tuple[int, int]]:
@@ -156,10 +218,10 @@ def _zero(s: Space, pp: int, ranks: int, tp: int) -> list[tuple[int, int]]:
     return stages
 
 
-def _ends(p: Problem, pp: int) -> list[tuple[int, int]]:
+def _ends(p: Problem, s: Space, pp: int) -> list[tuple[int, int]]:
     """Layers of the first and last rank: even, or one less where embedding and logits weigh."""
     even = -(-p.architecture.layers // pp)
-    if pp < 4 or even < 2 or p.architecture.layers % pp:
+    if pp < 4 or even < 2 or p.architecture.layers % pp or not s.uneven:
         return [(-1, -1)]
     return [(-1, -1), (-1, even - 1), (even - 1, even - 1)]
 

@@ -40,7 +40,7 @@ def explanation_of(asked: Asked, layout: str | Layout) -> Explanation:
     notes: list[str] = []
     if isinstance(layout, str):
         layout = complete(layout, asked.task.cluster.devices, notes)
-    found = explain(asked.task, layout, start=asked.start)
+    found = explain(asked.task, layout, start=asked.start, whole=asked.whole)
     return replace(found, notes=(*notes, *found.notes))
 
 
@@ -82,7 +82,8 @@ def script_of(asked: Asked, answer: Plan | Explanation, engine: str) -> str:
         task.architecture,
         task.cluster,
         asked.config,
-        answer.whole_run.checkpoint.interval_steps,
+        None if answer.whole_run is None else answer.whole_run.checkpoint.interval_steps,
+        dict(answer.best.switches if isinstance(answer, Plan) else answer.plan.switches),
     )
     return render(launch)
 
@@ -105,6 +106,7 @@ def complete(text: str, devices: int, notes: list[str]) -> Layout:
             degrees[key] = int(raw)
     if not named - {""}:
         raise LayoutError("the layout is empty: write tp=1,pp=16,ep=64,mbs=1")
+    text = _interleaved(text, named, notes)
     product = degrees["tp"] * degrees["cp"] * degrees["pp"]
     if "dp" in named or product == 0:
         return parse_layout(text)
@@ -117,3 +119,13 @@ def complete(text: str, devices: int, notes: list[str]) -> Layout:
         )
     notes.append(f"dp={devices // product} follows from {devices:,} devices / ({sums})")
     return parse_layout(f"{text.rstrip(', ')},dp={devices // product}")
+
+
+def _interleaved(text: str, named: set[str], notes: list[str]) -> str:
+    """Several chunks a rank without a schedule are the interleaved one."""
+    chunks = next((p.partition("=")[2].strip() for p in text.split(",")
+                   if p.partition("=")[0].strip().lower() == "vpp"), "1")  # fmt: skip
+    if "schedule" in named or chunks in ("", "1"):
+        return text
+    notes.append(f"vpp={chunks} is the interleaved schedule")
+    return f"{text.rstrip(', ')},schedule=interleaved"

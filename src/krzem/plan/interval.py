@@ -19,7 +19,7 @@ def step_sigma(task: Task, step: StepSeconds) -> float:
     standing = Standing(
         device=[task.cluster.device.id],
         family=[task.cluster.device.family],
-        engine=[task.engine.name],
+        engine=[task.setup.design(()).fits],
         guesses=0.0,
         experts=float(task.architecture.is_moe),
         low_precision=float(task.goal.precision.arithmetic in _LOW),

@@ -11,6 +11,7 @@ import numpy as np
 
 from krzem.cost.memory import RankBytes
 from krzem.cost.step import StepSeconds
+from krzem.engine.setup import Choices
 from krzem.errors import ClusterError, GoalError
 from krzem.estimate import Basis, Estimate
 from krzem.layout.arrays import pack
@@ -22,7 +23,6 @@ from krzem.plan.forecast import WholeRun, forecast
 from krzem.plan.interval import memory_sigma, step_sigma
 from krzem.plan.price import Pricer, Task
 from krzem.plan.search import SURE, Found, front, search
-from krzem.plan.support import schedules_of
 from krzem.plan.wall import Gain, binding, gains
 
 GIB = 2.0**30
@@ -68,6 +68,8 @@ class LayoutPlan:
     """Seconds of the step by cause; they add up to the middle of ``step_seconds``."""
     ranks: tuple[RankMemory, ...]
     micro_batches: int
+    switches: Choices = ()
+    """What the engine is set to; what does not matter for this layout is left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +115,11 @@ class Explanation:
     plan: LayoutPlan
     wall: str
     gains: tuple[Gain, ...]
-    whole_run: WholeRun
+    whole_run: WholeRun | None
+    """None where no number of tokens is known."""
     notes: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    """Why the engine does not run this layout; empty where it does."""
 
 
 def plan(
@@ -162,8 +167,10 @@ def plan(
     )
 
 
-def explain(task: Task, layout: Layout, *, start: datetime.date | None = None) -> Explanation:
-    """Price one layout.
+def explain(
+    task: Task, layout: Layout, *, start: datetime.date | None = None, whole: bool = True
+) -> Explanation:
+    """Price one layout; the whole run only where ``whole`` says that its tokens are known.
 
     Raises LayoutError where it is not legal, with the arithmetic of every rule it breaks.
     """
@@ -179,16 +186,18 @@ def explain(task: Task, layout: Layout, *, start: datetime.date | None = None) -
         plan=described,
         wall=binding(resources),
         gains=resources,
-        whole_run=_forecast(task, described, total.total, start),
+        whole_run=_forecast(task, described, total.total, start) if whole else None,
         notes=_notes(task, layout),
+        refused=pricer.judge.reasons(layout),
     )
 
 
 def describe(pricer: Pricer, layout: Layout) -> LayoutPlan:
     """Everything predicted of one layout."""
     x = pack([layout])
-    step = pricer.step(x)
-    memory = pricer.memory(x)
+    chosen = pricer.choose(x)
+    step = pricer.step(x, chosen)
+    memory = pricer.memory(x, chosen)
     task = pricer.task
     seconds = Estimate.lognormal(_one(step.total), step_sigma(task, step), Basis.CALIBRATED)
     tokens = task.goal.tokens_per_step / task.cluster.devices
@@ -212,6 +221,7 @@ def describe(pricer: Pricer, layout: Layout) -> LayoutPlan:
             if layout.pp > 2 or (layout.pp == 2 and name != "middle") or name == "first"
         ),
         micro_batches=round(_one(step.micro_batches)),
+        switches=chosen.at(0),
     )
 
 
@@ -281,14 +291,18 @@ def _factors(number: int) -> str:
 
 def _distinct(found: Found, best: np.ndarray, wanted: int) -> list[int]:
     """The best layouts of different parallel shape, the very best left out."""
-    names = ("tp", "cp", "pp", "ep", "etp", "schedule", "zero")
-    shapes: set[tuple[int, ...]] = set()
+    x = found.layouts
+    same = ("tp", "pp", "ep", "etp", "schedule", "zero")
+    shapes: set[tuple[float, ...]] = set()
     chosen: list[int] = []
     for i in best:
-        shape = tuple(int(getattr(found.layouts, n)[i]) for n in names)
-        if shape not in shapes:
-            shapes.add(shape)
+        shape = tuple(int(getattr(x, n)[i]) for n in same)
+        # Half the sequence of twice as many is the same work, cut another way.
+        double = (*shape, -1, int(x.micro_batch[i]) / int(x.cp[i]))
+        degrees = (*shape, int(x.cp[i]))
+        if double not in shapes and degrees not in shapes:
             chosen.append(int(i))
+        shapes |= {double, degrees}
         if len(chosen) > wanted:
             break
     return chosen[1:]
@@ -322,14 +336,8 @@ def _forecast(
 
 
 def _notes(task: Task, layout: Layout) -> tuple[str, ...]:
-    device, engine = task.cluster.device, task.engine.name
+    device = task.cluster.device
     notes = []
     if device.device_is != "card":
         notes.append(f"one device is {device.device_is} of {device.name}")
-    able = schedules_of(engine)
-    if layout.pp > 1 and layout.schedule not in able:
-        notes.append(
-            f"{engine} cannot run the schedule {layout.schedule} (it has {', '.join(able)}):"
-            " choose another --engine, or --schedules that it has"
-        )
     return tuple(notes)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import Coefficients, fitted
-from krzem.cost.engines import Engine, engines
 from krzem.cost.layers import layer_seconds
-from krzem.cost.machine import Machine
+from krzem.cost.machine import Machine, side_by_side
 from krzem.cost.memory import (
     MemoryBytes,
     StateSizes,
@@ -24,7 +22,11 @@ from krzem.cost.memory import (
 )
 from krzem.cost.parts import LayerSeconds
 from krzem.cost.step import Optim, StepSeconds, step_seconds
-from krzem.errors import UnknownNameError
+from krzem.engine.conditions import holds
+from krzem.engine.description import Engine, engine_named, usual_engine
+from krzem.engine.legal import layout_judge
+from krzem.engine.setup import Choices, Chosen, Setup, choose
+from krzem.engine.values import layout_values, parts_of, problem_values
 from krzem.hardware.cluster import Cluster
 from krzem.layout.arrays import Layouts, unique_cells
 from krzem.layout.rules import Problem
@@ -38,22 +40,6 @@ from krzem.plan.measured import as_measured
 BLOCK = 16384
 """Layouts priced at once: their arrays stay in the processor's cache."""
 
-DEFAULT_ENGINE = {"cuda": "megatron-core", "npu": "mindspeed", "hip": "primus", "tpu": "xla",
-                  "neuron": "neuron", "hpu": "gaudi"}  # fmt: skip
-"""The engine that large runs on a software stack use most (published runs in the catalogue)."""
-
-
-HABITS: Mapping[str, tuple[float, frozenset[str]]] = MappingProxyType(
-    {
-        "megatron-core": (2025.4, frozenset({"ep-overlap", "dedup"})),
-        "mindspeed": (2024.5, frozenset({"async-tp"})),
-    }
-)
-"""What careful users of an engine switch on, and since which year it can be: the overlap of expert
-all-to-all and its deduplication (Megatron-Core 0.13, ``--overlap-moe-expert-parallel-comm``,
-``--moe-token-dispatcher-type flex``), fused communication and
-matrix product (MindSpeed ``--use-ascend-mc2``)."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -62,9 +48,30 @@ class Task:
     architecture: Architecture
     cluster: Cluster
     goal: Goal
-    engine: Engine
+    engine: str
+    """Canonical name (``facts/engines``)."""
     year: float
-    traits: frozenset[str] = frozenset()
+    """Age of the software."""
+    stated: Choices = ()
+    """Switches that somebody stated; the others are chosen layout by layout."""
+
+    @property
+    def setup(self) -> Setup:
+        """What a step runs under."""
+        return Setup(
+            engine=self.engine,
+            year=self.year,
+            stack=self.cluster.device.software,
+            precision=self.goal.precision,
+            optimizer=self.goal.optimizer,
+            states=self.goal.states,
+            stated=self.stated,
+        )
+
+    @property
+    def description(self) -> Engine:
+        """The engine's facts."""
+        return self.setup.description
 
     @property
     def problem(self) -> Problem:
@@ -74,15 +81,29 @@ class Task:
             devices=self.cluster.devices,
             sequence=self.goal.sequence,
             global_batch=self.goal.global_batch,
+            empty_end_chunks=self.description.runs.empty_end_chunks,
         )
 
     @property
-    def space(self) -> Space:
-        """The default search space of this cluster."""
-        return Space(domain=min(self.cluster.scale_up_domain, self.cluster.devices))
+    def values(self) -> dict[str, Any]:
+        """What conditions of the engine may ask, but for the layout."""
+        device = self.cluster.device
+        return {
+            **problem_values(self.problem),
+            **self.setup.values,
+            "family": device.family,
+            "nodes": self.cluster.nodes,
+            "node": self.cluster.devices_per_node,
+            "domain": self.cluster.scale_up_domain,
+        }
 
     @property
-    def situation(self) -> Situation:
+    def space(self) -> Space:
+        """What the engine can run, as limits of the search."""
+        domain = min(self.cluster.scale_up_domain, self.cluster.devices)
+        return Space.of_engine(self.description.runs, domain)
+
+    def situation(self, choices: Choices, zero: int = 1) -> Situation:
         """Device, links, precision and engine, as the cost model wants them."""
         c = self.cluster
         return Situation(
@@ -94,23 +115,22 @@ class Task:
             scale_up_bytes_per_s=c.scale_up_bytes_per_s,
             scale_out_bytes_per_s=c.scale_out_bytes_per_s / c.oversubscription,
             precision=self.goal.precision,
-            engine=self.engine,
+            design=self.setup.design(choices, zero),
             year=self.year,
-            traits=self.traits | _habits(self.engine.name, self.year),
         )
 
 
-def _habits(engine: str, year: float) -> frozenset[str]:
-    since, traits = HABITS.get(engine, (0.0, frozenset()))
-    return traits if year >= since else frozenset()
+def engine_for(
+    cluster: Cluster, name: str | None = None, architecture: Architecture | None = None
+) -> Engine:
+    """The engine asked for, or the usual one of the software stack that can build the model.
 
-
-def engine_for(cluster: Cluster, name: str | None = None) -> Engine:
-    """The engine asked for, or the usual one of the cluster's software stack."""
-    found = name or DEFAULT_ENGINE.get(cluster.device.software, "other")
-    if found not in engines():
-        raise UnknownNameError("engine", found, engines(), f"Known: {', '.join(engines())}.")
-    return engines()[found]
+    Raises UnknownNameError with the names that are known.
+    """
+    if name is not None:
+        return engine_named(name)
+    parts = frozenset() if architecture is None else parts_of(architecture)
+    return usual_engine(cluster.device.software, parts)
 
 
 class Pricer:
@@ -118,41 +138,78 @@ class Pricer:
 
     def __init__(self, task: Task, coefficients: Coefficients | None = None) -> None:
         self.task = task
+        self.setup = task.setup
         self.table: ModelTable = tabulate(task.architecture, task.goal.sequence)
-        assumed = machine(task.situation, coefficients or fitted())
-        kind = task.goal.precision.arithmetic
-        self.machine: Machine = as_measured(
-            assumed, task.cluster.measured, "tf32" if kind == "fp32" else kind
-        )
+        self.coefficients = coefficients or fitted()
+        self.values = task.values
+        self.judge = layout_judge(self.setup, self.values, task.problem)
+        self.factors: Mapping[str, float] = {}
+        self._machines: dict[Choices, Machine] = {}
         states = task.goal.states
-        kept = states.master + states.moments
+        self.kept_bytes = states.master + states.moments
         self.optim = Optim(
             weight_bytes=states.weight,
-            state_bytes=kept,
+            state_bytes=self.kept_bytes,
             muon=float(task.goal.optimizer is Optimizer.MUON),
-        )
-        self.sizes = StateSizes(
-            weight=states.weight,
-            gradient=states.gradient,
-            optimizer=kept,
-            logit=task.engine.logit_bytes,
-            stored=stored_bytes(task.goal.precision),
-            buckets=task.engine.bucket_bytes,
         )
         self.low = low_bytes(task.goal.precision)
 
-    def with_machine(self, **changes: float) -> Pricer:
-        """The same task on a machine that differs in some rates."""
+    def machine_of(self, choices: Choices) -> Machine:
+        """The cluster under an engine with these switches."""
+        if choices not in self._machines:
+            kind = self.task.goal.precision.arithmetic
+            assumed = machine(self.task.situation(choices), self.coefficients)
+            built = as_measured(
+                assumed, self.task.cluster.measured, "tf32" if kind == "fp32" else kind
+            )
+            changes = {name: getattr(built, name) * f for name, f in self.factors.items()}
+            self._machines[choices] = replace(built, **changes) if changes else built
+        return self._machines[choices]
+
+    def scaled(self, **factors: float) -> Pricer:
+        """The same task on a machine some of whose rates are multiplied."""
         other = object.__new__(Pricer)
         other.__dict__.update(self.__dict__)
-        other.machine = replace(self.machine, **changes)
+        other.factors, other._machines = factors, {}
         return other
 
-    def memory(self, x: Layouts) -> MemoryBytes:
+    def choose(self, x: Layouts) -> Chosen:
+        """The switches that each layout is run with."""
+        values = {**self.values, **layout_values(x, self.task.problem)}
+        return choose(self.setup, values, len(x))
+
+    def allowed(self, x: Layouts, limits: tuple[str, ...] = ()) -> np.ndarray:
+        """[N] which layouts the engine runs, within ``limits``, under the switches stated."""
+        fine = self.judge.mask(x)
+        if limits:
+            values = layout_values(x, self.task.problem)
+            for limit in limits:
+                fine = fine & holds(limit, values)
+        if self.setup.stated:
+            fine = fine & self.choose(x).allowed
+        return np.asarray(fine)
+
+    def sizes(self, choices: Choices) -> StateSizes:
+        """Bytes that the engine keeps under these switches."""
+        design, states = self.setup.design(choices), self.task.goal.states
+        return StateSizes(
+            weight=min(states.weight, design.weight_bytes),
+            gradient=states.gradient,
+            optimizer=self.kept_bytes,
+            logit=design.logit_bytes,
+            stored=stored_bytes(self.task.goal.precision),
+            buckets=design.bucket_bytes + self.setup.extra_bytes(choices),
+            whole=design.whole_gradients,
+        )
+
+    def memory(self, x: Layouts, chosen: Chosen | None = None) -> MemoryBytes:
         """Bytes on the first, fullest middle and last pipeline rank."""
+        chosen = chosen or self.choose(x)
+        sizes = side_by_side([self.sizes(c) for c in chosen.settings], chosen.which)
+        eager = side_by_side([self.machine_of(c) for c in chosen.settings], chosen.which)
         return memory_bytes(
-            self.table, x, self.sizes, self.low, float(self.task.goal.global_batch),
-            self.machine.unfused_attention,
+            self.table, x, sizes, self.low, float(self.task.goal.global_batch),
+            eager.unfused_attention,
         )  # fmt: skip
 
     def fits(self, memory: MemoryBytes, capacity: float | None = None) -> np.ndarray:
@@ -160,15 +217,19 @@ class Pricer:
         limit = self.task.cluster.memory_bytes if capacity is None else capacity
         return np.asarray(fits_probability(memory, limit))
 
-    def step(self, x: Layouts) -> StepSeconds:
+    def step(self, x: Layouts, chosen: Chosen | None = None) -> StepSeconds:
         """Seconds per step; layouts that share a cell share its price."""
-        cells, index = unique_cells(x)
-        parts = layer_seconds(self.table, cells, self.machine)
+        chosen = chosen or self.choose(x)
+        machines = [self.machine_of(c) for c in chosen.settings]
+        cells, index, first = unique_cells(x, chosen.which)
+        there = chosen.which if np.ndim(chosen.which) == 0 else chosen.which[first]
+        parts = layer_seconds(self.table, cells, side_by_side(machines, there))
         gathered = LayerSeconds(
             **{f.name: _gather(getattr(parts, f.name), index) for f in fields(LayerSeconds)}
         )
         batch = float(self.task.goal.global_batch)
-        return step_seconds(self.table, x, gathered, self.machine, batch, self.optim)
+        whole = side_by_side(machines, chosen.which)
+        return step_seconds(self.table, x, gathered, whole, batch, self.optim)
 
     def peak_flops(self) -> float:
         """Dense peak of the precision in use, FLOP/s per device (MFU is measured against it)."""

@@ -12,19 +12,31 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import GoalError, QuantityError, UnknownNameError, shorten
+from krzem.engine.description import Engine, engine_named, engines
+from krzem.engine.legal import check_engine, software_year
+from krzem.engine.setup import check_stated
+from krzem.engine.switches import parse_switches, switches
+from krzem.errors import (
+    GoalError,
+    InputError,
+    QuantityError,
+    UnknownNameError,
+    nearest,
+    shorten,
+)
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_builder import unknown
 from krzem.hardware.cluster_reader import read_cluster
+from krzem.layout.layout import Schedule
 from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
+from krzem.plan.constraints import parse_constraints
 from krzem.plan.goal import Goal, Optimizer, Precision, StateBytes
 from krzem.plan.price import Task, engine_for
 from krzem.plan.recipe import Recipe, recipe_of
 from krzem.plan.search import SURE
 from krzem.plan.source import config_of, is_built_in
-from krzem.plan.support import ALIASES, contexts_of, parse_schedules, schedules_of
 from krzem.quantity import (
     Written,
     parse_count,
@@ -57,6 +69,12 @@ class Question:
     state_bytes: str | None = None
     """``weight=2,gradient=4,master=4,moments=8``; bytes per parameter."""
     engine: str | None = None
+    switched: str | None = None
+    """Switches stated on: ``deepep,cuda-graphs=full`` (``--with``)."""
+    switched_off: str | None = None
+    """Switches stated off (``--without``)."""
+    limits: str | None = None
+    """What a search keeps to: ``tp<=8,cp=1,pp=4..16``."""
     schedules: str | None = None
     """Names separated by commas, or ``all``; None: what the engine can run."""
     deadline: str | None = None
@@ -70,6 +88,10 @@ class Question:
     start: str | None = None
     date: str | None = None
     """Age of the software stack; None: today."""
+    step_alone: bool = False
+    """Whether a step without a number of tokens is an answer."""
+    emits: str | None = None
+    """The engine whose files are to be written; it is the one that is planned for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +110,8 @@ class Asked:
     sure: float
     notes: tuple[str, ...]
     """Every choice that was made for the user."""
+    whole: bool = True
+    """Whether the tokens of the run are known; without them there is a step and no run."""
 
 
 def settle(question: Question) -> Asked:
@@ -108,28 +132,37 @@ def settle(question: Question) -> Asked:
     config = config_of(question.model, architecture)
     recipe = recipe_of(architecture.name) if is_built_in(architecture) else None
     picker = _Picker(question, architecture, recipe)
-    engine = engine_for(cluster, _engine_name(question.engine, picker.notes))
-    goal = _goal(picker, architecture, cluster, start or date)
+    engine = engine_for(cluster, _emitting(question.engine, question.emits), architecture)
+    year = _software(picker, engine, cluster, _year(date))
+    goal = _goal(picker, architecture, cluster, start or date, engine, year)
     task = Task(
         architecture=architecture,
         cluster=cluster,
         goal=goal,
-        engine=engine,
-        year=_year(date),
+        engine=engine.name,
+        year=year,
+        stated=_stated(question),
     )
-    schedules = _schedules(question.schedules, engine.name, picker.notes)
+    check_engine(task.setup, architecture, cluster.device.family)
+    check_stated(task.setup, task.values)
+    space = replace(
+        task.space,
+        offload=(False, True) if question.offload and engine.runs.offload else (False,),
+        limits=parse_constraints(question.limits or ""),
+        **_schedules(question.schedules),
+    )
     return Asked(
         task=task,
         config=config,
-        space=replace(task.space, schedules=schedules, contexts=contexts_of(question.engine),
-                      offload=(False, True) if question.offload else (False,)),
+        space=space,
         recipe=picker.recipe,
         from_recipe=tuple(picker.taken),
         start=start,
         date=date,
         sure=_share(question.sure),
         notes=tuple(picker.sentences()),
-    )  # fmt: skip
+        whole="tokens" not in picker.lacking,
+    )
 
 
 class _Picker:
@@ -144,6 +177,7 @@ class _Picker:
         self.taken: list[str] = []
         self.notes: list[str] = []
         self.wanting: list[str] = []
+        self.lacking: list[str] = []
 
     def published(self, field: str) -> Any:
         """The recipe's value, noted as taken; None where it is not published."""
@@ -201,26 +235,59 @@ def _architecture(model: str | Path | Architecture) -> Architecture:
     return model if isinstance(model, Architecture) else load_model(model)
 
 
-def _engine_name(written: str | None, notes: list[str]) -> str | None:
-    if written is None:
-        return None
-    name = written.strip().lower()
-    if name in ALIASES:
-        notes.append(f"engine {name} is priced as {ALIASES[name]}")
-    return ALIASES.get(name, name)
+def _software(picker: _Picker, engine: Engine, cluster: Cluster, year: float) -> float:
+    """The age of the software: never newer than the last that supports the chips."""
+    found, why = software_year(year, engine.name, cluster.device.family)
+    if why is not None:
+        picker.notes.append(f"software of {found:.1f} is planned: {why}")
+    return found
+
+
+def _emitting(engine: str | None, emits: str | None) -> str | None:
+    """The engine that is planned for: the one named, or the one whose files are wanted.
+
+    Raises InputError where the two are not the same.  A plan file of krzem's may hold any plan.
+    """
+    if emits is None or emits == "krzem":
+        return engine
+    writer = next((e for e in engines().values() if e.emitter == emits), None)
+    if writer is None:
+        return engine
+    if engine is None:
+        return writer.name
+    if engine_named(engine).emitter != emits:
+        raise InputError(
+            f"--engine {engine} with --emit {emits}: a plan for one engine is not a script of"
+            f" another; leave --engine out, or write --emit {engine_named(engine).emitter or '…'}"
+        )
+    return engine
+
+
+def _stated(question: Question) -> tuple[tuple[str, str], ...]:
+    """The switches that the question states, in their order."""
+    found = parse_switches([question.switched or ""], [question.switched_off or ""])
+    return tuple((name, found[name]) for name in switches() if name in found)
 
 
 def _goal(
-    picker: _Picker, architecture: Architecture, cluster: Cluster, start: datetime.date
+    picker: _Picker,
+    architecture: Architecture,
+    cluster: Cluster,
+    start: datetime.date,
+    engine: Engine,
+    year: float,
 ) -> Goal:
     question = picker.question
-    tokens = picker.number("tokens", question.tokens, parse_count, "--tokens (such as 15T)")
     sequence = picker.number("sequence", question.sequence, parse_length, "--seq (such as 4k)")
     _positions(picker, architecture, sequence)
     batch = _batch(picker, sequence)
-    precision = _precision(picker, cluster)
+    tokens = _tokens(picker, batch * sequence)
+    precision = _precision(picker, cluster, engine)
     optimizer = _optimizer(picker)
-    states = _states(picker, optimizer)
+    kept = engine.design_at(
+        year, precision.value, stack=cluster.device.software
+    ).state_gradient_bytes
+    states = _states(picker, optimizer, kept)
     picker.ask_for_the_rest()
     return Goal(
         tokens=tokens,
@@ -232,6 +299,20 @@ def _goal(
         deadline_days=_deadline(question.deadline, start),
         budget_usd=_budget(question.budget),
     )
+
+
+def _tokens(picker: _Picker, of_a_step: int) -> int:
+    """Tokens of the run; those of one step where a step alone is asked for and none are known."""
+    question, option = picker.question, "--tokens (such as 15T)"
+    known = question.tokens is not None or (picker.recipe is not None and picker.recipe.tokens)
+    if question.step_alone and not known:
+        picker.lacking.append("tokens")
+        picker.notes.append(f"no {option} is given: a step is priced, and no whole run")
+        return of_a_step
+    found = picker.number("tokens", question.tokens, parse_count, option)
+    if option in picker.wanting:
+        picker.wanting.insert(0, picker.wanting.pop())
+    return found
 
 
 def _positions(picker: _Picker, architecture: Architecture, sequence: int) -> None:
@@ -296,7 +377,7 @@ def _sequences(tokens: int, sequence: int, notes: list[str]) -> int:
     return chosen
 
 
-def _precision(picker: _Picker, cluster: Cluster) -> Precision:
+def _precision(picker: _Picker, cluster: Cluster, engine: Engine) -> Precision:
     """What is asked for if the device has it; the recipe's, else the widest 16-bit type it has."""
     known = [p.value for p in Precision]
     asked = picker.question.precision
@@ -310,15 +391,23 @@ def _precision(picker: _Picker, cluster: Cluster) -> Precision:
         picker.wanting.append(f"--precision ({', '.join(known)})")
         return Precision.BF16
     for choice in dict.fromkeys((Precision(published), Precision.BF16, Precision.FP16)):
-        if _has(choice, cluster):
+        if _has(choice, cluster) and _able(choice, engine):
             if choice != published:
                 picker.taken.remove("precision")
+                lacks = (
+                    f"not in the published peaks of {cluster.device.id}"
+                    if not _has(Precision(published), cluster)
+                    else f"no recipe of {engine.title}"
+                )
                 picker.notes.append(
-                    f"the recipe's {published} is not in the published peaks of"
-                    f" {cluster.device.id}: {choice} is planned instead"
+                    f"the recipe's {published} is {lacks}: {choice} is planned instead"
                 )
             return choice
     return _on_device(Precision(published), cluster)
+
+
+def _able(precision: Precision, engine: Engine) -> bool:
+    return not engine.runs.precisions or precision.value in engine.runs.precisions
 
 
 def _has(precision: Precision, cluster: Cluster) -> bool:
@@ -355,9 +444,10 @@ def _optimizer(picker: _Picker) -> Optimizer:
     return Optimizer(published)
 
 
-def _states(picker: _Picker, optimizer: Optimizer) -> StateBytes:
-    """Bytes per parameter: those given, over those published, over the usual ones."""
-    usual = StateBytes() if optimizer is Optimizer.ADAMW else StateBytes(moments=4.0)
+def _states(picker: _Picker, optimizer: Optimizer, gradient: float) -> StateBytes:
+    """Bytes per parameter: those given, over those published, over those that the engine keeps."""
+    moments = 8.0 if optimizer is Optimizer.ADAMW else 4.0
+    usual = StateBytes(gradient=gradient, moments=moments)
     published: Mapping[str, float] = {} if picker.recipe is None else picker.recipe.state_bytes
     if picker.question.optimizer not in (None, picker.recipe and picker.recipe.optimizer):
         published = {}
@@ -387,14 +477,29 @@ def _state_bytes(text: str | None) -> dict[str, float]:
     return found
 
 
-def _schedules(text: str | None, engine: str, notes: list[str]) -> tuple[Any, ...]:
-    if text is not None:
-        return parse_schedules(text)
-    able = schedules_of(engine)
-    notes.append(
-        f"schedules searched: {', '.join(able)}, which {engine} can run (--schedules all lifts it)"
-    )
-    return able
+def _schedules(text: str | None) -> dict[str, Any]:
+    """The schedules that are to be searched, where they are stated."""
+    return {} if text is None else {"schedules": parse_schedules(text)}
+
+
+def parse_schedules(text: str) -> tuple[Schedule, ...]:
+    """``all``, or names separated by commas (``1f1b,interleaved``).
+
+    Raises InputError with the known names.
+    """
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    if names == ["all"]:
+        return tuple(Schedule)
+    known = [schedule.value for schedule in Schedule]
+    wrong = next((name for name in names if name not in known), None)
+    if wrong is not None or not names:
+        near = nearest(wrong or "", known)
+        offer = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(
+            f"unknown schedule {shorten(wrong or text)!r}.{offer} Known: {', '.join(known)},"
+            " or all."
+        )
+    return tuple(dict.fromkeys(Schedule(name) for name in names))
 
 
 def _budget(written: Written | None) -> float | None:

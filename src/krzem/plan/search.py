@@ -54,18 +54,19 @@ def search(
     evaluated = timed = 0
     least = np.inf
     for block in _blocks(pricer, space or pricer.task.space):
-        memory = pricer.memory(block)
+        chosen = pricer.choose(block)
+        memory = pricer.memory(block, chosen)
         fits = pricer.fits(memory)
         evaluated += len(block)
         least = min(least, float(np.min(memory.peak)))
         possible = np.flatnonzero(fits >= POSSIBLE)
         if len(possible):
-            chosen = block.take(possible)
-            seconds = np.asarray(pricer.step(chosen).total)
+            kept_block = block.take(possible)
+            seconds = np.asarray(pricer.step(kept_block, chosen.take(possible)).total)
             timed += len(possible)
             top = _prune(seconds, np.asarray(memory.peak)[possible], fits[possible])
             kept.append(
-                (chosen.take(top), seconds[top], np.asarray(memory.peak)[possible][top],
+                (kept_block.take(top), seconds[top], np.asarray(memory.peak)[possible][top],
                  fits[possible][top])
             )  # fmt: skip
         if progress is not None:
@@ -77,7 +78,10 @@ def _blocks(pricer: Pricer, space: Space) -> Iterator[Layouts]:
     """Small blocks joined and large ones cut, so that every block is worth its overhead."""
     waiting: list[Layouts] = []
     size = 0
-    for block in layouts(pricer.task.problem, space):
+    for legal in layouts(pricer.task.problem, space):
+        block = legal.take(pricer.allowed(legal, space.limits))
+        if not len(block):
+            continue
         if len(block) >= BLOCK:
             yield from split(block)
             continue

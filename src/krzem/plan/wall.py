@@ -79,8 +79,7 @@ def _total(values: object) -> float:
 
 
 def _with(pricer: Pricer, x: Layouts, names: Sequence[str], factor: float) -> float:
-    changed = {name: getattr(pricer.machine, name) * factor for name in names}
-    return _total(pricer.with_machine(**changed).step(x).total)
+    return _total(pricer.scaled(**dict.fromkeys(names, factor)).step(x).total)
 
 
 def _roomier(pricer: Pricer, found: Found, base: float, sure: float) -> float:

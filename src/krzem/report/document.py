@@ -72,7 +72,10 @@ def explain_document(explanation: Explanation, asked: Asked) -> dict[str, Any]:
             **_question(asked),
             "layout_plan": _layout_plan(explanation.plan) | {"wall": explanation.wall},
             "gains": [_gain(gain) for gain in explanation.gains],
-            "whole_run": whole_run(explanation.whole_run),
+            "refused": list(explanation.refused),
+            "whole_run": None
+            if explanation.whole_run is None
+            else whole_run(explanation.whole_run),
             "facts": facts(asked),
             "notes": [*asked.notes, *explanation.notes],
         }
@@ -108,7 +111,10 @@ def _question(asked: Asked) -> dict[str, Any]:
         "cluster": _cluster(asked),
         "goal": _goal(asked),
         "engine": {
-            "name": asked.task.engine.name,
+            "name": asked.task.engine,
+            "title": asked.task.description.title,
+            "version": asked.task.setup.version,
+            "stated": dict(asked.task.stated),
             "schedules": list(asked.space.schedules),
             "software_date": asked.date.isoformat(),
         },
@@ -193,6 +199,7 @@ def _layout_plan(plan: LayoutPlan) -> dict[str, Any]:
             for term, seconds in plan.terms.items()
         ],
         "ranks": [_rank(rank) for rank in plan.ranks],
+        "switches": dict(plan.switches),
     }
 
 

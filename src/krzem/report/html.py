@@ -17,6 +17,7 @@ from krzem.report.html_compare import compare_view
 from krzem.report.html_layout import layout_view
 from krzem.report.html_search import search_view
 from krzem.report.selfcontained import INSTALL, style_sheet, write_text
+from krzem.report.sweep import sweep_view
 
 Document = dict[str, Any]
 
@@ -80,4 +81,5 @@ _PAGES: dict[str, tuple[str, Callable[[Document], dict[str, Any]]]] = {
     "krzem.plan/1": ("plan.html", _plan),
     "krzem.explain/1": ("plan.html", _explain),
     "krzem.compare/1": ("compare.html", compare_view),
+    "krzem.sweep/1": ("sweep.html", sweep_view),
 }

@@ -34,8 +34,8 @@ def answer_view(document: Document, plan: Document) -> dict[str, Any]:
     return facts_view(document) | {
         "wall": wall_label(document, plan),
         "gains": _gains(document, plan),
-        "run_rows": _run_rows(run),
-        "run_notes": [*run["unknown"], *run["notes"]],
+        "run_rows": [] if run is None else _run_rows(run),
+        "run_notes": [] if run is None else [*run["unknown"], *run["notes"]],
         "tiles": tiles(document, plan),
     }
 
@@ -59,11 +59,17 @@ def heading(document: Document) -> str:
 def sentence(document: Document, plan: Document) -> str:
     """The answer in a few sentences."""
     goal, cluster, run = document["goal"], document["cluster"], document["whole_run"]
+    fits = chance(plan["fits_probability"])
+    if run is None:
+        return (
+            f"A step of {document['model']['name']} on {cluster['devices']:,}"
+            f" {cluster['device_name']} takes {interval(plan['step_time_s'])} s. It fits into"
+            f" memory with a chance of {fits}, and {wall_label(document, plan)} is the wall."
+        ).replace(" %", "\N{NO-BREAK SPACE}%")
     time = f"{interval(run['days'])} days"
     if run["days"] is None:
         time = f"{interval(run['training_days'])} days in steps alone"
     cost = f" and costs {interval(run['cost_usd'], money)}" if run["cost_usd"] else ""
-    fits = chance(plan["fits_probability"])
     text = (
         f"Training {document['model']['name']} on {count(goal['tokens'])} tokens with"
         f" {cluster['devices']:,} {cluster['device_name']} takes {time}{cost}. It fits into memory"
@@ -82,14 +88,8 @@ def _limits(run: Document) -> str:
 
 def tiles(document: Document, plan: Document) -> list[dict[str, Any]]:
     """The key figures with their intervals."""
-    run = document["whole_run"]
-    days = "days" if run["days"] else "days in steps alone"
     return [
-        _tile(days, run["days"] or run["training_days"]),
-        *_finish(run["finish"]),
-        _tile("device-hours", run["device_hours"], count),
-        _tile("cost", run["cost_usd"], money),
-        _tile("energy", run["energy_mwh"], energy),
+        *_run_tiles(document["whole_run"]),
         _tile("step time, s", plan["step_time_s"]),
         _tile("MFU", plan["mfu"], percent),
         _tile("tokens/s per device", plan["tokens_per_s_per_device"]),
@@ -99,6 +99,19 @@ def tiles(document: Document, plan: Document) -> list[dict[str, Any]]:
             "value": chance(plan["fits_probability"]),
             "range": f"{plain(document['cluster']['memory_gib'])} GiB a device",
         },
+    ]
+
+
+def _run_tiles(run: Document | None) -> list[dict[str, Any]]:
+    if run is None:
+        return []
+    days = "days" if run["days"] else "days in steps alone"
+    return [
+        _tile(days, run["days"] or run["training_days"]),
+        *_finish(run["finish"]),
+        _tile("device-hours", run["device_hours"], count),
+        _tile("cost", run["cost_usd"], money),
+        _tile("energy", run["energy_mwh"], energy),
     ]
 
 

@@ -60,8 +60,11 @@ def format_sentence(document: Document, chosen: Document) -> str:
     where = f"{cluster['devices']:,} {cluster['device']}"
     if cluster["device_is"] != "card":
         where += f" ({cluster['device_is']})"
+    asked = f"{document['model']['name']} on {where}"
+    if run is not None:
+        asked = f"{document['model']['name']}, {count(goal['tokens'])} tokens on {where}"
     parts = [
-        f"{document['model']['name']}, {count(goal['tokens'])} tokens on {where}: {_days(run)}",
+        f"{_warning(document, chosen)}{asked}: {_days(run, chosen)}",
         f"MFU {interval(chosen['mfu'], percent)}",
         f"layout {chosen['layout_text']}",
         f"wall: {wall_label(document, chosen)}",
@@ -75,7 +78,23 @@ def wall_label(document: Document, chosen: Document) -> str:
     return str(labels.get(chosen["wall"], chosen["wall"]))
 
 
-def _days(run: Document) -> str:
+UNLIKELY = 0.5
+"""Below this chance of fitting the first sentence says that a layout does not fit."""
+
+
+def _warning(document: Document, chosen: Document) -> str:
+    """What must be known first: that the engine does not run a layout, or that it hardly fits."""
+    found = ""
+    if document.get("refused"):
+        found = f"{document['engine']['title']} does not run this layout (see notes): "
+    if chosen["fits_probability"] < UNLIKELY:
+        found += f"{percent(chosen['fits_probability'])} chance of fitting in memory: "
+    return found
+
+
+def _days(run: Document | None, chosen: Document) -> str:
+    if run is None:
+        return f"a step of {interval(chosen['step_time_s'])} s"
     if run["days"] is None:
         return f"{interval(run['training_days'])} days of steps (failures unknown)"
     hours = interval(run["device_hours"], count).split(" ")[0]
@@ -90,6 +109,8 @@ def _joined(*sections: Iterator[str]) -> str:
 def _answer(document: Document, chosen: Document) -> Iterator[str]:
     yield from paragraph(format_sentence(document, chosen) + ".")
     goal, run = document["goal"], document["whole_run"]
+    if run is None:
+        return
     if goal["deadline_days"] is not None:
         yield _kept(f"deadline of {plain(goal['deadline_days'])} days", run["deadline_probability"])
     if goal["budget_usd"] is not None:
@@ -120,10 +141,29 @@ def _setting(document: Document) -> Iterator[str]:
     )
     yield from paragraph(
         f"{goal['global_batch']:,} sequences of {goal['sequence']:,} tokens per step = "
-        f"{count(goal['tokens_per_step'])} tokens; {goal['precision']}, {goal['optimizer']}; "
-        f"engine {document['engine']['name']} of {document['engine']['software_date']}",
+        f"{count(goal['tokens_per_step'])} tokens; {goal['precision']}, {goal['optimizer']}",
         "Goal     ",
     )
+    yield from paragraph(_engine(document), "Engine   ")
+
+
+def _engine(document: Document) -> str:
+    """Name, version, date, and what it is set to for the layout that is shown."""
+    engine = document["engine"]
+    chosen = document.get("best") or document.get("layout_plan") or {}
+    version = f" {engine['version']}" if engine["version"] else ""
+    found = f"{engine['title']}{version}, software of {engine['software_date']}"
+    words = [
+        name if choice == "on" else f"{name}={choice}"
+        for name, choice in chosen.get("switches", {}).items()
+        if choice != "off"
+    ]
+    off = [name for name, choice in chosen.get("switches", {}).items() if choice == "off"]
+    if words:
+        found += f"; with {', '.join(words)}"
+    if off:
+        found += f"; without {', '.join(off)}"
+    return found
 
 
 def _step(chosen: Document) -> Iterator[str]:
@@ -218,7 +258,10 @@ def _gains(document: Document) -> Iterator[str]:
 
 
 def _run(document: Document) -> Iterator[str]:
-    run, saved = document["whole_run"], document["whole_run"]["checkpoint"]
+    run = document["whole_run"]
+    if run is None:
+        return
+    saved = run["checkpoint"]
     rows = [
         ("  time in steps", f"{interval(run['training_days'])} days in {run['steps']:,} steps"),
         ("  with failures", f"{interval(run['days'])} days"),
@@ -276,7 +319,8 @@ def _value(fact: Document) -> str:
 
 
 def _notes(document: Document) -> Iterator[str]:
-    notes = [*document["notes"], *document["whole_run"]["notes"]]
+    run = document["whole_run"]
+    notes = [*document.get("refused", ()), *document["notes"], *(run["notes"] if run else ())]
     if notes:
         yield "Notes"
     for note in notes:

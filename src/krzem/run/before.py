@@ -156,7 +156,7 @@ def sharpened(task: Task, measured: Mapping[str, float]) -> Cluster:
     such a product, so each figure is scaled until the model arrives at the measured rate.
     """
     cluster = task.cluster
-    assumed = machine(task.situation, fitted())
+    assumed = machine(task.situation(()), fitted())
     device = cluster.device
     kind = task.goal.precision.arithmetic
     kind = "tf32" if kind == "fp32" else kind

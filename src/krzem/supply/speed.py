@@ -122,7 +122,7 @@ def speed_of(asked: Asked) -> Speed:
         stack=task.cluster.device.software,
         watts_per_device=_watts(task.cluster),
         precision=str(task.goal.precision),
-        engine=task.engine.name,
+        engine=task.engine,
         notes=(*asked.notes, *run.notes),
     )
 

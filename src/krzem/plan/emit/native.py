@@ -6,11 +6,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import fields
 
-from krzem.layout.layout import Layout, Recompute, Schedule
+from krzem.engine.legal import layout_judge
+from krzem.engine.setup import Setup
+from krzem.engine.values import problem_values
+from krzem.layout.rules import Problem
 from krzem.plan.emit.launch import Flag, Launch, Request, Section, section
-from krzem.plan.support import ALIASES, contexts_of, schedules_of
 
 SCHEMA = "plan file, schema 1"
+TODAY = 9999.0
+"""The trainer that this krzem comes with."""
 
 
 def launch(request: Request) -> Launch:
@@ -18,7 +22,7 @@ def launch(request: Request) -> Launch:
     return Launch(
         engine="krzem",
         version=SCHEMA,
-        notes=_notes(request.layout),
+        notes=_notes(request),
         sections=(
             section("model", _model(request)),
             section("layout", _layout(request)),
@@ -28,21 +32,22 @@ def launch(request: Request) -> Launch:
     )
 
 
-def _notes(layout: Layout) -> tuple[str, ...]:
-    """What krzem's own trainer does not run of ``layout``; a plan file may hold any."""
-    faults = []
-    if layout.cp > 1 and layout.context_parallel not in contexts_of("krzem"):
-        faults.append(f"context parallelism by {layout.context_parallel} (it has cpkind=a2a)")
-    able = schedules_of(ALIASES["krzem"])
-    if layout.pp > 1 and layout.schedule not in able:
-        faults.append(f"schedule={layout.schedule} (it has {', '.join(able)})")
-    split = layout.schedule in (Schedule.ZB_V, Schedule.DUALPIPE_V)
-    if layout.pp > 1 and split and layout.recompute is not Recompute.NONE:
-        faults.append(f"schedule={layout.schedule} with recompute={layout.recompute}")
-    if layout.offload_optimizer:
-        faults.append("offload=1 (it keeps optimiser states on the device)")
+def _notes(request: Request) -> tuple[str, ...]:
+    """What krzem's own trainer does not run of a layout; a plan file may hold any."""
+    setup = Setup(engine="krzem", year=TODAY, precision=request.goal.precision)
+    problem = Problem(
+        architecture=request.arch,
+        devices=request.cluster.devices,
+        sequence=request.goal.sequence,
+        global_batch=request.goal.global_batch,
+    )
+    device = request.cluster.device
+    values = {**problem_values(problem), "family": device.family, "stack": device.software,
+              "nodes": request.cluster.nodes, "node": request.cluster.devices_per_node,
+              "domain": request.cluster.scale_up_domain}  # fmt: skip
+    reasons = layout_judge(setup, values, problem).reasons(request.layout)
     again = "plan with --engine krzem, which searches what it runs"
-    return tuple(f"krzem train does not run {fault}; {again}" for fault in faults)
+    return tuple(f"krzem train does not run this: {reason}; {again}" for reason in reasons)
 
 
 def _model(request: Request) -> Iterator[Flag]:
