@@ -225,7 +225,8 @@ def _state(job: JobBuilder, name: str, word: ShellWord | None, sources: Sources,
     elif word is not None and not word.known:
         job.ask(name, f"{word.text} is known only where the script runs", f"give {what}")
     elif word is not None and word.text not in ("gpu", "auto"):
-        job.fault(place_of(word, sources.files), f"{shown_word(word)} is no count for {what}")
+        at_line = place_of(word, sources.files)
+        job.ask(name, f"{shown_word(word)} at {at_line} is no number", f"give {what}")
 
 
 def shown_word(word: ShellWord) -> str:

@@ -21,6 +21,7 @@ from krzem.jobs.megatron_deepspeed import deepspeed
 from krzem.jobs.megatron_flags import (
     DEEPSPEED,
     DEFAULTS,
+    KNOWN,
     MINDSPEED,
     NUMBERS,
     why_ignored,
@@ -38,6 +39,12 @@ _PROGRAMS = re.compile(
     r"mixtral\w*|t0|megatron\w*|prompt\w*|moe\w*|gpt_\w+|mistral\w*|baichuan\w*)\.py|"
     r"posttrain_gpt\.py"
 )
+_OTHER = re.compile(
+    r".*(convert|eval|generat|infer|preprocess|hf2m|mcore2|export|server|tokeniz|merge|benchmark_|"
+    r"analy[sz]|quantize|prune|distill_data|main\.py$|check|test_)",
+    re.I,
+)
+"""Programs with the same arguments that train nothing."""
 _SHOWS = ("--tensor-model-parallel-size", "--num-layers", "--hidden-size", "--micro-batch-size")
 _VERSIONS = ("MCORE_RELEASE_VERSION",)
 
@@ -66,6 +73,7 @@ def claim(sources: Sources) -> Claim | None:
 def _starts(sources: Sources) -> list[tuple[Script, Launch]]:
     """The launches of all scripts, Megatron's programs first."""
     pairs = [(s, launch) for s in scripts(sources) for launch in distinct(launches(s))]
+    pairs = [p for p in pairs if not _OTHER.match(p[1].name)]
     ours = [p for p in pairs if _PROGRAMS.fullmatch(p[1].name) or _has_layout(p[1].args)]
     return ours or pairs
 
@@ -187,6 +195,8 @@ def _kind(args: Arguments, job: JobBuilder, program: str) -> None:
 def _rest(args: Arguments, job: JobBuilder) -> None:
     for argument in args.left():
         why = why_ignored(argument.flag)
+        if argument.flag in KNOWN:
+            continue
         if why is not None:
             job.ignore(argument.place, f"{argument.flag}: {why}")
         else:

@@ -99,6 +99,12 @@ class Arguments:
             return None
         text, place = found
         number = whole(text)
+        several = self.find(*flags)
+        if several is not None and len(set(several.values)) > 1:
+            self.job.not_understood(
+                place, f"{several.flag} has several values, {several.text[:60]}: layers differ"
+            )
+            return None
         if number is None:
             self.job.fault(place, f"{flags[0]} takes a whole number, not {text[:40]!r}")
             return None

@@ -73,6 +73,23 @@ tokenizer-not-use-fast
 MINDSPEED = frozenset(f"--{name}" for name in _MINDSPEED.split())
 """Flags that only MindSpeed and MindSpeed-LLM have."""
 
+_KNOWN = """
+kv-channels group-query-attention num-query-groups num-key-value-heads swiglu vocab-size
+padded-vocab-size make-vocab-size-divisible-by position-embedding-type recompute-method
+recompute-num-layers recompute-granularity recompute-activations recompute-modules bf16 fp16
+fp8-format fp8-hybrid fp8-e4m3 fp8-recipe fp8-param-gather use-flash-attn moe-router-topk
+moe-ffn-hidden-size moe-layer-freq moe-token-dispatcher-type expert-model-parallel-size
+expert-tensor-parallel-size use-distributed-optimizer sequence-parallel attention-backend
+num-layers-per-virtual-pipeline-stage num-virtual-stages-per-pipeline-rank qk-layernorm
+untie-embeddings-and-output-weights disable-bias-linear add-qkv-bias optimizer
+optimizer-cpu-offload accumulate-allreduce-grads-in-fp32 grad-reduce-in-bf16 train-samples
+no-gradient-accumulation-fusion cross-entropy-loss-fusion q-lora-rank kv-lora-rank
+moe-expert-parallel-size moe-flex-dispatcher-backend moe-enable-deepep zero-stage
+moe-shared-expert-intermediate-size moe-expert-capacity-factor checkpoint-activations
+"""
+KNOWN = frozenset(f"--{name}" for name in _KNOWN.split())
+"""Flags that rules look at only where others ask for them."""
+
 IGNORED: tuple[tuple[str, str], ...] = (
     (r"(save|load|tensorboard|wandb|log|timing|data|dataset|train-data|valid-data|test-data|"
      r"checkpoint-path|ckpt|dist-ckpt|async-save|non-persistent|profile|pytorch-profiler|nsys|"
@@ -132,7 +149,11 @@ IGNORED: tuple[tuple[str, str], ...] = (
      r"enable-msc|disable-msc|account-for|is-instruction|variable-seq|"
      r"no-pad-to|pad-to-multiple|overwrite-cache|max-padding|"
      r"microbatch-group|use-fused-ring|optimize-send|optimize-vpp|"
-     r"high-precision|fused-|no-fused|use-cp-send)",
+     r"high-precision|fused-|no-fused|use-cp-send|mla-(fa|mm)|mla-down|coc-|indexer-(loss|log)|"
+     r"enable-mg2|shared-expert-gate|longrope|long-factor|short-factor|rmsnorm-weight|init-norm|"
+     r"use-triton|use-sparse-flash|use-fused|mtp-spec|patch-tokenizer|DDP-impl|extra-vocab|"
+     r"optimizer-offload-fraction|overlap-cpu-opt|scale-fmt|enable-mla-absorb|mrope|"
+     r"store-param|use-torch-optimizer|no-pin-cpu|te-precision|enable-autocast)",
      "data, kernels, housekeeping"),
 )  # fmt: skip
 _PATTERNS = tuple((re.compile(rf"--(?:{pattern})"), why) for pattern, why in IGNORED)

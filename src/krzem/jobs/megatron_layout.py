@@ -64,13 +64,13 @@ def _pipeline(args: Arguments, job: JobBuilder, mindspeed: bool) -> None:
     text = args.text("vpp", _LAYOUT)
     pp, layers = job.number("pp"), job.padded_layers or job.number("model.layers")
     _ends(args, job)
+    if mindspeed:
+        _listed(args, job, pp)
     if text is not None and pp:
         _laid_out(text[0], text[1], job, pp)
     elif not args.open(_LAYOUT, *_CHUNKS) and pp:
         _virtual(args, job, pp, layers)
     _schedule(args, job)
-    if mindspeed:
-        _listed(args, job, pp)
 
 
 def _ends(args: Arguments, job: JobBuilder) -> None:
@@ -95,6 +95,8 @@ def _virtual(args: Arguments, job: JobBuilder, pp: int, layers: int | None) -> N
         job.state("vpp", *count)
     elif each is None:
         job.default("vpp", 1, f"no {_CHUNKS[0]}")
+    elif args.has("--num-layer-list"):
+        job.note("stages of unequal size are cut into chunks: how many follows from the engine")
     elif layers:
         extra = sum(
             args.has(f"--account-for-{part}-in-pipeline-split") for part in ("embedding", "loss")
@@ -160,6 +162,9 @@ def _listed(args: Arguments, job: JobBuilder, pp: int | None) -> None:
     found = args.find("--num-layer-list")
     if found is None or not re.fullmatch(r"\d{1,4}(,\d{1,4})*", found.text):
         return
+    total, layers = sum(map(int, found.text.split(","))), job.number("model.layers")
+    if layers is not None and total not in (layers, job.padded_layers):
+        job.fault(found.place, f"--num-layer-list holds {total} layers, the model has {layers}")
     sizes = [int(part) for part in found.text.split(",")]
     if pp is not None and len(sizes) != pp:
         job.fault(found.place, f"--num-layer-list has {len(sizes)} stages, but pp = {pp}")

@@ -184,7 +184,10 @@ def _loss(args: Arguments, job: JobBuilder) -> None:
 
 def _fusion(args: Arguments, job: JobBuilder) -> None:
     off = args.find("--no-gradient-accumulation-fusion")
-    if off is not None:
+    inside = args.find("--gemm-gradient-accumulation-fusion")
+    if inside is not None:
+        job.state("switch.fused-accumulation", "on", inside.place)
+    elif off is not None:
         job.state("switch.fused-accumulation", "off", off.place)
     elif not args.doubt("switch.fused-accumulation", "--no-gradient-accumulation-fusion"):
         why = "gradient accumulation is fused unless --no-gradient-accumulation-fusion"

@@ -166,7 +166,7 @@ class Expander:
         if holder is None:
             raise NotKnownError(name)
         key = index.rstrip("]").strip("$")
-        value = self._element(holder, key) if index else _scalar(holder)
+        value = self._element(holder, key) if index else scalar(holder)
         text = plain(value)
         if text is None:
             raise NotKnownError(name)
@@ -226,7 +226,7 @@ class Expander:
         if p.op == "keys":
             keys = list(holder) if isinstance(holder, dict) else map(str, range(_count(holder)))
             return [known(key, p.origin) for key in keys]
-        values = _values(holder)
+        values = element_values(holder)
         if p.op == "length":
             whole = all(piece.state is State.KNOWN for value in values for piece in value)
             return [known(str(len(values)), p.origin) if whole else unknown(p.source, p.origin)]
@@ -254,7 +254,7 @@ class Expander:
         if holder is None:
             return None
         if p.index is None:
-            return _scalar(holder)
+            return scalar(holder)
         if isinstance(holder, dict):
             return holder.get(index)
         try:
@@ -278,7 +278,7 @@ class Expander:
         if p.op == "length":
             return known(str(len(text)), p.origin)
         target = self.names.get(text)
-        return unknown(p.source, p.origin) if target is None else _scalar(target)
+        return unknown(p.source, p.origin) if target is None else scalar(target)
 
     def absent(self, p: Param) -> Value:
         """What a variable stands for that no file sets."""
@@ -371,7 +371,7 @@ class Expander:
         name = self.target(name)
         before = self.names.get(name)
         if append and before is not None and not isinstance(before, tuple):
-            self.names[name] = [joined([_scalar(before), value], ""), *_values(before)[1:]]
+            self.names[name] = [joined([scalar(before), value], ""), *element_values(before)[1:]]
         elif append and isinstance(before, tuple):
             self.names[name] = bounded((*before, *value))
         else:
@@ -381,7 +381,7 @@ class Expander:
         """``name=(…)`` and ``name+=(…)``."""
         name = self.target(name)
         before = self.names.get(name) if append else None
-        kept = [] if before is None else _values(before)
+        kept = [] if before is None else element_values(before)
         self.spend(len(values))
         if len(kept) + len(values) > 20_000:
             raise ShellError(f"the array {name} grows beyond 20,000 words; no job needs that")
@@ -417,7 +417,8 @@ def _braced(word: Word, value: Value) -> list[Value]:
     return [known(text[: match.start()] + str(n) + text[match.end() :], place) for n in numbers]
 
 
-def _scalar(holder: Holder) -> Value:
+def scalar(holder: Holder) -> Value:
+    """A variable where one value is wanted: an array's first."""
     if isinstance(holder, tuple):
         return holder
     if isinstance(holder, dict):
@@ -425,7 +426,8 @@ def _scalar(holder: Holder) -> Value:
     return holder[0] if holder else EMPTY
 
 
-def _values(holder: Holder) -> list[Value]:
+def element_values(holder: Holder) -> list[Value]:
+    """All values of a variable."""
     if isinstance(holder, tuple):
         return [holder]
     return list(holder.values()) if isinstance(holder, dict) else list(holder)
@@ -436,7 +438,7 @@ def _count(holder: Holder) -> int:
 
 
 def _at(holder: Value | list[Value], index: int) -> Value:
-    values = _values(holder)
+    values = element_values(holder)
     return values[index] if -len(values) <= index < len(values) else EMPTY
 
 

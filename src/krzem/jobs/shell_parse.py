@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 
 from krzem.jobs import shell_tree as tree
-from krzem.jobs.shell_tree import Arith, Assign, Body, Lit, Node, Param, Part, Parts, Sub, Word
+from krzem.jobs.shell_parse_words import WordParser
+from krzem.jobs.shell_tree import Assign, Body, Lit, Node, Parts, Word
 from krzem.jobs.shell_words import Origin, ShellError
 
-DEEPEST = 60
 LONGEST = 2_000_000
 MOST_DOCUMENTS = 100
 _RESERVED = re.compile(
@@ -21,13 +21,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 _FUNCTION = re.compile(r"([A-Za-z_][\w.:-]*)[ \t]*\([ \t]*\)")
 _REDIRECT = re.compile(r"(\d*)(<<<|<<-|<<|<>|<&|>&|>>|>\||&>>|&>|<|>)")
 _DECLARE = {"export", "declare", "local", "readonly", "typeset"}
-_OPERATORS = (
-    ":-", ":=", ":?", ":+", "-", "=", "?", "+", "##", "#", "%%", "%", "//", "/#", "/%", "/",
-    "^^", "^", ",,", ",", "@", ":",
-)  # fmt: skip
 _NONE: Parts = ()
-_META = " \t\n;&|<>()"
-_ANSI = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"', "a": "", "e": ""}
 
 
 def parse(text: str, origin: Callable[[int], Origin]) -> Body:
@@ -58,23 +52,8 @@ def origins(file: str, text: str) -> Callable[[int], Origin]:
     return find
 
 
-class Parser:
+class Parser(WordParser):
     """A recursive descent over the characters of one script."""
-
-    def __init__(self, text: str, origin: Callable[[int], Origin]) -> None:
-        self.text, self.place = text, origin
-        self.cuts: list[tuple[int, int]] = []
-        self.at = 0
-        self.depth = 0
-        self.waiting: list[tree.Waiting] = []
-
-    def origin(self, at: int) -> Origin:
-        """The line of a character, here-documents that were taken out counted."""
-        for start, gap in reversed(self.cuts):
-            at += gap if at >= start else 0
-        return self.place(at)
-
-    # -- lists of commands
 
     def script(self) -> Body:
         """Everything."""
@@ -82,17 +61,6 @@ class Parser:
         if self.at < len(self.text):
             raise self.fault(f"{self.text[self.at : self.at + 10].split()[0]!r} is unexpected")
         return body
-
-    def fault(self, why: str, at: int | None = None) -> ShellError:
-        """An error with the line of a character."""
-        place = self.origin(min(self.at if at is None else at, max(len(self.text) - 1, 0)))
-        return ShellError(f"{place.file}:{place.line}: {why}: this is no complete shell script")
-
-    def enter(self) -> None:
-        """One level deeper."""
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise self.fault(f"nested deeper than {DEEPEST} levels")
 
     def body(self, stops: tuple[str, ...], close: str = "") -> Body:
         """Commands until a reserved word of ``stops`` or the character ``close``."""
@@ -146,8 +114,6 @@ class Parser:
         if len(parts) == 1 and not negated:
             return parts[0]
         return tree.Pipe(self.origin(start), tuple(parts), negated)
-
-    # -- compound commands
 
     def command(self) -> Node:
         """One command, compound or simple."""
@@ -380,8 +346,6 @@ class Parser:
         self.at += 2
         return tree.Calculation(self.origin(start), parts)
 
-    # -- simple commands
-
     def simple(self) -> tree.Simple:
         start = self.at
         assigns: list[Assign] = []
@@ -425,8 +389,7 @@ class Parser:
 
     def inner(self, text: str, at: int) -> Parts:
         """Parts of a text that lies inside this one."""
-        part = Parser(text, lambda offset: self.origin(at + offset))
-        part.depth = self.depth + 1
+        part = self.nested(text, at)
         return part.until((), False)
 
     def array(self) -> tuple[Word, ...]:
@@ -497,8 +460,7 @@ class Parser:
         if waiting.quoted or not re.search(r"[$`\\]", line):
             waiting.parts.append(Lit(line, True, self.origin(begin)))
         else:
-            part = Parser(line, lambda offset: self.origin(begin + offset))
-            part.depth = self.depth + 1
+            part = self.nested(line, begin)
             waiting.parts.extend(part.until((), True, document=True))
         waiting.parts.append(Lit("\n", True, self.origin(begin)))
 
@@ -509,211 +471,7 @@ class Parser:
         if len(self.cuts) > MOST_DOCUMENTS:
             raise self.fault(f"more than {MOST_DOCUMENTS} here-documents")
 
-    # -- words
-
-    def blank(self, *, lines: bool = False) -> None:
-        """Skip spaces, continued lines and comments; with ``lines`` also newlines."""
-        text = self.text
-        while self.at < len(text):
-            char = text[self.at]
-            if char in " \t" or (lines and char == "\n"):
-                self.at += 1
-            elif text.startswith("\\\n", self.at):
-                self.at += 2
-            elif char == "#" and (self.at == 0 or text[self.at - 1] in " \t\n;&|()"):
-                end = text.find("\n", self.at)
-                self.at = len(text) if end < 0 else end
-            else:
-                break
-
     def reserved(self) -> str:
         """The reserved word that begins here, or ''."""
         match = _RESERVED.match(self.text, self.at)
         return match[1] if match else ""
-
-    def word(self, *, may_be_empty: bool = False) -> Word:
-        """One word."""
-        start = self.at
-        parts: list[Part] = []
-        while self.at < len(self.text):
-            char = self.text[self.at]
-            if self.text.startswith(("<(", ">("), self.at):
-                parts.append(self.process())
-            elif char in _META:
-                break
-            else:
-                parts.extend(self.piece(False))
-        if self.at == start and not may_be_empty:
-            raise self.fault(f"{self.text[start : start + 1]!r} is unexpected")
-        return Word(tuple(parts), self.origin(start), self.text[start : self.at])
-
-    def process(self) -> Part:
-        start = self.at
-        self.at += 1
-        self.group()
-        return Sub((), True, self.origin(start), self.text[start : self.at])
-
-    def piece(self, quoted: bool, special: str = "") -> list[Part]:
-        """The next part: a run of characters, a quoted string or an expansion."""
-        start, char = self.at, self.text[self.at]
-        if char == "\\":
-            self.at += 2
-            if self.text.startswith("\n", start + 1):
-                return []
-            after = self.text[start + 1 : start + 2]
-            if quoted and after not in '$`"\\' + special:
-                return [Lit("\\" + after, True, self.origin(start))]
-            return [Lit(after, True, self.origin(start))]
-        if char == "'" and not quoted:
-            end = self.text.find("'", self.at + 1)
-            if end < 0:
-                raise self.fault("a single quote is not closed", start)
-            self.at = end + 1
-            return self.lines(start + 1, end)
-        if char == '"' and not quoted:
-            return self.double()
-        if char == "`":
-            return [self.backquote(quoted)]
-        if char == "$":
-            return self.dollar(quoted)
-        stop = re.compile(
-            r"[\n\\`$\"" + ("" if quoted else r"' \t;&|<>()") + re.escape(special) + "]"
-        )
-        match = stop.search(self.text, self.at + 1)
-        self.at = match.start() if match else len(self.text)
-        return [Lit(self.text[start : self.at], quoted, self.origin(start))]
-
-    def lines(self, start: int, end: int) -> list[Part]:
-        """Quoted text, a part for each line."""
-        parts: list[Part] = []
-        at = start
-        for line in self.text[start:end].splitlines(keepends=True):
-            parts.append(Lit(line, True, self.origin(at)))
-            at += len(line)
-        return parts or [Lit("", True, self.origin(start))]
-
-    def double(self) -> list[Part]:
-        start = self.at
-        self.at += 1
-        parts = list(self.until(('"',), True, opened=start))
-        self.at += 1
-        return parts or [Lit("", True, self.origin(start))]
-
-    def until(
-        self, stops: tuple[str, ...], quoted: bool, *, opened: int | None = None,
-        document: bool = False,
-    ) -> Parts:  # fmt: skip
-        """Parts up to one of ``stops``, which is not taken; brackets inside are balanced."""
-        self.enter()
-        start = self.at if opened is None else opened
-        parts: list[Part] = []
-        nested = 0
-        special = "".join({s[0] for s in stops} | ({"("} if "))" in stops else set()))
-        while True:
-            if self.at >= len(self.text):
-                if stops:
-                    raise self.fault(f"{self.text[start : start + 1]!r} is not closed", start)
-                break
-            char = self.text[self.at]
-            if nested == 0 and any(self.text.startswith(stop, self.at) for stop in stops):
-                break
-            if "))" in stops and char in "()":
-                nested += 1 if char == "(" else -1
-            if char == '"' and quoted and (document or '"' not in stops):
-                if document:
-                    self.at += 1
-                    parts.append(Lit('"', True, self.origin(self.at - 1)))
-                else:
-                    parts.extend(self.double())
-                continue
-            if not quoted and char in _META:
-                self.at += 1
-                parts.append(Lit(char, False, self.origin(self.at - 1)))
-                continue
-            parts.extend(self.piece(quoted, special))
-        self.depth -= 1
-        return tuple(parts)
-
-    def backquote(self, quoted: bool) -> Part:
-        start = self.at
-        match = re.compile(r"`((?:[^`\\]|\\.)*+)`", re.S).match(self.text, self.at)
-        if match is None:
-            raise self.fault("a backquote is not closed", start)
-        self.at = match.end()
-        inside = re.sub(r"\\([`$\\])", r"\1", match[1])
-        part = Parser(inside, lambda offset: self.origin(start + 1 + offset))
-        part.depth = self.depth + 1
-        return Sub(part.script(), quoted, self.origin(start), match[0])
-
-    def dollar(self, quoted: bool) -> list[Part]:
-        """An expansion that begins with ``$``."""
-        start, text = self.at, self.text
-        place = self.origin(start)
-        if text.startswith("$((", start):
-            self.at += 3
-            parts = self.until(("))",), False, opened=start)
-            self.at += 2
-            return [Arith(parts, quoted, place, text[start : self.at])]
-        if text.startswith("$(", start):
-            self.at += 2
-            body = self.body((), ")")
-            if not self.text.startswith(")", self.at):
-                raise self.fault("'$(' is not closed", start)
-            self.at += 1
-            return [Sub(body, quoted, place, self.text[start : self.at])]
-        if text.startswith("${", start):
-            return [self.braced(quoted)]
-        if text.startswith("$'", start) and not quoted:
-            return [self.ansi()]
-        if text.startswith('$"', start) and not quoted:
-            self.at += 1
-            return self.double()
-        match = re.compile(r"\$([A-Za-z_]\w*|[0-9@*#?$!-])").match(text, start)
-        if match is None:
-            self.at += 1
-            return [Lit("$", True, place)]
-        self.at = match.end()
-        return [Param(match[1], quoted, place, match[0])]
-
-    def ansi(self) -> Part:
-        start = self.at
-        match = re.compile(r"\$'((?:[^'\\]|\\.)*+)'", re.S).match(self.text, start)
-        if match is None:
-            raise self.fault("a quote is not closed", start)
-        self.at = match.end()
-        text = re.sub(r"\\(.)", lambda m: _ANSI.get(m[1], "\\" + m[1]), match[1], flags=re.S)
-        return Lit(text, True, self.origin(start))
-
-    def braced(self, quoted: bool) -> Part:
-        """``${…}``."""
-        start, place = self.at, self.origin(self.at)
-        match = re.compile(r"\$\{([#!]?)([A-Za-z_]\w*|[0-9]+|[@*#?$!-])").match(self.text, start)
-        if match is None:
-            raise self.fault("'${' without a name", start)
-        self.at = match.end()
-        index = None
-        if self.text.startswith("[", self.at):
-            self.at += 1
-            index = self.until(("]",), quoted, opened=start)
-            self.at += 1
-        prefix = {"#": "length", "!": "indirect"}.get(match[1], "")
-        op, argument, second = "", _NONE, _NONE
-        if not self.text.startswith("}", self.at):
-            op = next((o for o in _OPERATORS if self.text.startswith(o, self.at)), "")
-            if not op:
-                raise self.fault("'${' is not closed or not understood", start)
-            self.at += len(op)
-            split_at = {"/": ("/", "}"), ":": (":", "}")}.get(op[0] if op != ":-" else "", ("}",))
-            if op in (":-", ":=", ":?", ":+"):
-                split_at = ("}",)
-            argument = self.until(split_at, quoted, opened=start)
-            if not self.text.startswith("}", self.at):
-                self.at += 1
-                second = self.until(("}",), quoted, opened=start)
-        self.at += 1
-        if prefix and index is not None and prefix == "indirect":
-            prefix = "keys"
-        return Param(
-            match[2], quoted, place, self.text[start : self.at], index, prefix or op, argument,
-            second,
-        )  # fmt: skip

@@ -189,9 +189,21 @@ def _head(args: Sequence[str], stdin: str | None) -> str | None:
     return "".join(stdin.splitlines(keepends=True)[: int(match[1] or match[2] or 10)])
 
 
-def _sed(args: Sequence[str], stdin: str | None) -> str | None:
-    """Only where :func:`squeezes` says that nothing but blanks changes."""
+def _unknown(args: Sequence[str], stdin: str | None) -> str | None:
     return None
+
+
+def _sed(args: Sequence[str], stdin: str | None) -> str | None:
+    """Only ``s/text/other/g`` with literal text on both sides."""
+    rest = [a for a in args if a != "-e"]
+    match = re.fullmatch(r"s([/|,#:@])((?:(?!\1).)+)\1((?:(?!\1).)*)\1(g?)", " ".join(rest))
+    if stdin is None or match is None or len(rest) != 1:
+        return None
+    old, new = match[2], match[3]
+    if re.search(r"[\\*.\[\]^$&+?(){}]", old) or "\\" in new or "&" in new:
+        return None
+    times = -1 if match[4] else 1
+    return "".join(line.replace(old, new, times) for line in stdin.splitlines(keepends=True))
 
 
 def _xargs(args: Sequence[str], stdin: str | None) -> str | None:
@@ -201,5 +213,5 @@ def _xargs(args: Sequence[str], stdin: str | None) -> str | None:
 TOOLS: Mapping[str, Tool] = {
     "echo": _echo, "printf": _printf, "basename": _basename, "dirname": _dirname, "seq": _seq,
     "expr": _expr, "bc": _bc, "tr": _tr, "wc": _wc, "cat": _cat, "cut": _cut, "awk": _awk,
-    "head": _head, "xargs": _xargs, "sed": _sed, "envsubst": _sed,
+    "head": _head, "xargs": _xargs, "sed": _sed, "envsubst": _unknown,
 }  # fmt: skip
