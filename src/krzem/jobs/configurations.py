@@ -5,8 +5,10 @@ from __future__ import annotations
 from krzem.jobs import (
     autoexp,
     bridge_jobs,
+    kempner,
     maxtext_jobs,
     mindformers,
+    nanotron,
     nemo_jobs,
     neox,
     primus,
@@ -16,8 +18,10 @@ from krzem.jobs import (
 READERS = (
     *autoexp.READERS,
     *bridge_jobs.READERS,
+    *kempner.READERS,
     *maxtext_jobs.READERS,
     *mindformers.READERS,
+    *nanotron.READERS,
     *nemo_jobs.READERS,
     *neox.READERS,
     *primus.READERS,

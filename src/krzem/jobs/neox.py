@@ -217,8 +217,7 @@ def _model(tree: Tree, job: JobBuilder) -> None:
         gated = word_of(tree, "mlp_type") in ("gated", "llama")
         job.state("model.gated", gated, tree.place("mlp_type"))
         if gated:
-            job.ask("model.ffn", f"mlp_type {kind} of a release or fork that is not known",
-                    "give the inner width of the feed-forward part")  # fmt: skip
+            _llama_width(tree, job)
             return
     gated = activation in _GATED
     if "activation" in tree.entries and kind is None:
@@ -237,6 +236,18 @@ def _model(tree: Tree, job: JobBuilder) -> None:
     if not tree.has("intermediate_size"):
         why = f"4h = {width}, {why}"
     job.derive("model.ffn", rounded, why, place)
+
+
+def _llama_width(tree: Tree, job: JobBuilder) -> None:
+    """The gated part of releases that name it: 2/3 of 4h, up to a multiple."""
+    hidden, step = job.number("model.hidden"), number(tree, "mlp_multiple_of")
+    if hidden is None or step is None or tree.has("intermediate_size"):
+        job.ask("model.ffn", "mlp_type of a release or fork that is not known",
+                "give the inner width of the feed-forward part")  # fmt: skip
+        return
+    job.derive("model.ffn", step * -(-int(2 * 4 * hidden / 3) // step),
+               f"8/3 * {hidden} up to a multiple of {step}",
+               tree.place("mlp_multiple_of"))  # fmt: skip
 
 
 def _other(tree: Tree, job: JobBuilder) -> None:
