@@ -73,9 +73,11 @@ def readers() -> tuple[Reader, ...]:
 
 def find_reader(sources: Sources) -> tuple[Reader, Claim]:
     """The reader whose claim on the files is strongest; raises InputError."""
-    claims = [(r, c) for r in readers() if (c := r.claim(sources)) is not None]
+    claims, refused = _claims(sources)
     if sources.engine is not None:
         return _named(sources, claims)
+    if not claims and refused is not None:
+        raise refused
     if not claims:
         raise InputError(
             f"no engine is recognised in {_names(sources)}: no known training program is started"
@@ -88,6 +90,21 @@ def find_reader(sources: Sources) -> tuple[Reader, Claim]:
         found = "; ".join(f"{c.engine} ({c.why})" for _, c in first)
         raise InputError(f"{_names(sources)} hold jobs of several engines: {found}; name one")
     return first[0]
+
+
+def _claims(sources: Sources) -> tuple[list[tuple[Reader, Claim]], DataError | None]:
+    """What readers find in the files, and why the first that could not look could not."""
+    claims: list[tuple[Reader, Claim]] = []
+    refused: DataError | None = None
+    for reader in readers():
+        try:
+            claim = reader.claim(sources)
+        except DataError as error:
+            refused = refused or error
+            continue
+        if claim is not None:
+            claims.append((reader, claim))
+    return claims, refused
 
 
 def _named(sources: Sources, claims: list[tuple[Reader, Claim]]) -> tuple[Reader, Claim]:

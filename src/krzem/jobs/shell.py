@@ -73,7 +73,10 @@ class Shell(Builtins):
 
     def chain(self, node: tree.Chain) -> bool | None:
         """``&&`` and ``||``."""
+        self.assumed = False
         left = self.node(node.left)
+        if left is not None and left != (node.op == "||") and self.assumed:
+            return self.tentative(lambda: self.node(node.right), lambda: left)
         if left is None:
             right = self.either([lambda: self.node(node.right), lambda: True])
             return True if right is True and node.op == "||" else None
@@ -119,6 +122,21 @@ class Shell(Builtins):
         self.names = ends[0] if len(ends) == 1 else self._merged(ends)
         return statuses.pop() if len(statuses) == 1 else None
 
+    def tentative(
+        self, way: Callable[[], bool | None], other: Callable[[], bool | None]
+    ) -> bool | None:
+        """Follow a way taken because a variable is not set; one that gives up is not taken.
+
+        Scripts end so where something must be given first: they are read as if it were.
+        """
+        names = dict(self.names)
+        self.spend(len(names) // 10)
+        try:
+            return way()
+        except Exit:
+            self.names = names
+            return other()
+
     def _merged(self, ends: list[dict[str, Holder]]) -> dict[str, Holder]:
         names: dict[str, Holder] = {}
         for name in dict.fromkeys(key for end in ends for key in end):
@@ -145,7 +163,10 @@ class Shell(Builtins):
         if at == len(node.branches):
             return self.body(node.otherwise)
         test, body = node.branches[at]
+        self.assumed = False
         status = self.body(test)
+        if status is True and self.assumed:
+            return self.tentative(lambda: self.body(body), lambda: self.if_(node, at + 1))
         if status is True:
             return self.body(body)
         if status is False:
@@ -257,6 +278,7 @@ class Shell(Builtins):
             pattern = self.pattern(word.parts) if before in ("=", "==", "!=") else None
             operands.append(Operand(self.value(word.parts), pattern, word.bare))
         self.spend(len(operands))
+        self.assume(operands)
         return Test(operands, self._is_set).result()
 
     def calculation(self, node: tree.Calculation) -> bool | None:

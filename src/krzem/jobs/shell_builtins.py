@@ -13,6 +13,7 @@ from krzem.jobs.shell_test import Operand, Test
 from krzem.jobs.shell_tools import output
 from krzem.jobs.shell_words import (
     EMPTY,
+    State,
     Value,
     joined,
     known,
@@ -173,7 +174,13 @@ class Builtins(Commands):
             operands.extend(Operand(v, None, word.bare or _operator(v)) for v in fields)
         if shown(values[0]) == "[" and operands and operands[-1].bare == "]":
             operands.pop()
+        self.assume(operands)
         return Test(operands, self._is_set).result()
+
+    def assume(self, operands: Sequence[Operand]) -> None:
+        """Remember where a condition rests on a variable that nobody sets."""
+        if any(p.state is State.UNSET for operand in operands for p in operand.value):
+            self.assumed = True
 
     def leave_with(self, node: tree.Simple, values: list[Value]) -> bool | None:
         """``exit``, ``return``, ``break``, ``continue``."""

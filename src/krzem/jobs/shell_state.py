@@ -94,6 +94,8 @@ class Machine(Expander):
         self.prefix: tuple[ShellWord, ...] = ()
         self.given: dict[str, ShellWord] = {}
         self.placeholders = 0
+        self.assumed = False
+        """Whether the last condition rests on a variable that nobody sets."""
         self.locals: list[dict[str, Holder | None]] = []
         """For each function being read, what its local names held outside."""
 
