@@ -315,6 +315,21 @@ def test_torchtitan(colour: bool, key: str, write: Write) -> None:
     assert log.memory[0].max_reserved == 40.25
 
 
+def test_time_stamps_of_torchtitan_give_its_steps(write: Write) -> None:
+    text, now = "", 50000.0
+    for i in range(10, 310, 10):
+        now += 10 * 1.07 + 0.004 * jitter(i // 10) + (25 if i == 150 else 0)
+        stamp = f"{int(now) // 3600:02d}:{int(now) // 60 % 60:02d}:{now % 60:06.3f}"
+        text += (
+            f"[rank0]:[titan] 2025-06-04 {stamp.replace('.', ',')} - root - INFO - step: {i:2} "
+            f" loss: {12 - i / 100:8.5f}  memory: 30.91GiB(32.53%)  tps: 7,656  tflops: 442.66 "
+            f" mfu: 44%\n"
+        )
+    log = read_log(write(text))
+    assert log.seconds is not None
+    assert log.seconds.value == pytest.approx(1.07, rel=0.001)
+
+
 def test_torchtitan_validation_is_no_step(write: Write) -> None:
     text = titan().replace(
         "step: 50 ", "validate step: 50  loss:  3.00  memory: 44.0GiB(5%)  tps: 99\nstep: 50 "
@@ -358,6 +373,22 @@ def test_trainer_of_hugging_face(write: Write) -> None:
     assert next(c for c in log.checks if c.name == "clock").closes
     deep = read_log(write("[2024-01-01] [INFO] DeepSpeed info: version=0.14\n" + trainer()))
     assert deep.engine == "deepspeed"
+
+
+def test_the_clock_of_a_bar_corrects_its_running_mean(write: Write) -> None:
+    text, now, mean = "", 0.0, 0.0
+    for i in range(1, 41):
+        step = 132.8 if i < 15 else 120.3
+        now += step
+        mean = step if i == 1 else 0.97 * mean + 0.03 * step
+        hours, rest = divmod(int(now), 3600)
+        text += (
+            f"\r  {i}%|█ | {i}/100 [{hours}:{rest // 60:02d}:{rest % 60:02d}<9:00:00,"
+            f" {mean:.2f}s/it]"
+        )
+    log = read_log(write(text + "\n"))
+    assert log.seconds is not None
+    assert log.seconds.value == pytest.approx(120.3, abs=0.6)
 
 
 def test_summary_alone_is_a_wide_answer(write: Write) -> None:
@@ -536,6 +567,17 @@ batch size 8, sequence length 8192, total steps 100 (warmup 2)
     assert log.fields["devices"].value == 8
     assert log.seconds is not None
     assert log.seconds.value == pytest.approx(2.0, rel=0.003)
+
+
+def test_flops_on_lines_of_their_own(write: Write) -> None:
+    own = "[Rank 0] Effective Tera Flops per GPU: 50.0 and total parameters 104.3 B\n"
+    log = read_log(write(clean_lines(own)))
+    assert log.tflops is not None
+    assert log.tflops.value == 50.0
+
+
+def clean_lines(after: str) -> str:
+    return megatron(flops=False).replace("\n", "\n" + after)
 
 
 def test_nothing_is_invented(write: Write) -> None:

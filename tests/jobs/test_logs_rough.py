@@ -204,6 +204,21 @@ def test_a_drift_is_refused(slope: float, tmp_path: Path) -> None:
     assert "no steady state" in str(log.seconds)
 
 
+def test_starts_of_different_speed_are_not_one_job(tmp_path: Path) -> None:
+    text = with_times([1000.0] * 20) + clean.DUMP + with_times([1200.0] * 20)
+    log = read(tmp_path, text)
+    assert log.seconds is not None
+    assert log.seconds.value is None
+    assert "starts run at different speeds (1: 1, 2: 1.2 s)" in log.seconds.refused
+
+
+def test_few_lines_that_disagree_give_nothing(tmp_path: Path) -> None:
+    log = read(tmp_path, with_times([9000, 1300, 1000]))
+    assert log.seconds is not None
+    assert log.seconds.value is None
+    assert "only 2 lines" in log.seconds.refused
+
+
 def test_few_lines_give_a_wide_answer(tmp_path: Path) -> None:
     log = read(tmp_path, with_times([9000, 1000, 1004]))
     assert log.seconds is not None

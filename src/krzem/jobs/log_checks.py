@@ -349,7 +349,10 @@ _COUNTED = {
 
 def _convention(form: Format, engine: str, arguments: Arguments, steps: Sequence[Step]) -> str:
     """The engine's way of counting FLOP, with what the log settles about it."""
+    raw = arguments.raw
     if _last(steps, "tflops") is None:
+        if _last(steps, "seconds") and engine == "megatron-deepspeed" and "zero_stage" in raw:
+            return _COUNTED[engine]
         neox = "gpt-neox: recomputed work counted, attention whole, inner width 4 h"
         return neox if _last(steps, "hardware_tflops") is not None else ""
     share = _last(steps, "attention_percent")

@@ -21,6 +21,7 @@ FORMATS: tuple[Format, ...] = (
         name="Megatron", engine="megatron-lm", reader=forms.megatron, convention="megatron",
         needles=(
             b"elapsed time per iteration", b"elapsed_time_per_iteration_ms=", b"Step Time : ",
+            b"Tera Flops per GPU: ",
         ),
     ),
     Format(
@@ -107,6 +108,7 @@ EVENTS: tuple[tuple[bytes, str, str], ...] = (
 """Text in a line, the event it means, and what else must be in the line."""
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (b"core attn ratio (%)", "mindspeed-llm"), (b"mindspeed", "mindspeed-llm"),
+    (b"max_memory_allocated(GB)", "mindspeed-llm"),
     (b"MODEL_TFLOP/s/GPU", "megatron-bridge"), (b"megatron.bridge", "megatron-bridge"),
     (b"megatron/bridge", "megatron-bridge"),
     (b"approx flops per GPU", "megatron-deepspeed"), (b"elapsed_time_per_iteration_ms=",

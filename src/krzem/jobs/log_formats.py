@@ -20,6 +20,7 @@ mem.KIND                 GiB: allocated, max_allocated, reserved, max_reserved, 
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def _ends(marks: Sequence[re.Match[str]], text: str) -> list[int]:
 _ITERATION = re.compile(r"iteration\s*[:=]?\s*(\d+)\s*(?:/\s*(\d+))?\s*\|")
 _SEPARATE = re.compile(r"samples/sec: *([\d.]+) *\| *$")
 _FLOPS = re.compile(rf"({NUMBER}) *([KMGTPE])?FLOPS", re.IGNORECASE)
+_TERA = re.compile(r"Tera Flops per GPU: ([\d.]+)(?=\s)")
 _STEP_TIME = re.compile(r"Step Time : ([\d.]+)s GPU utilization: ([\d.]+)")
 _MEGATRON: Mapping[str, str] = {
     "elapsed time per iteration (ms)": "ms",
@@ -131,6 +133,8 @@ def megatron() -> Read:
         timed = _STEP_TIME.search(text) if "Step Time" in text else None
         if timed:
             before.update(seconds=float(timed[1]), tflops=float(timed[2]))
+        for flops in _TERA.finditer(text):
+            yield {"hardware_tflops": float(flops[1]), "amend": 1.0}
         marks = list(_ITERATION.finditer(text))
         for mark, end in zip(marks, _ends(marks, text), strict=True):
             body = text[mark.end() - 1 : end]
@@ -208,14 +212,28 @@ def step_time() -> Read:
 _TITAN = re.compile(
     r"(?<!validate )step: *(\d+) +(?P<rest>.{0,300}?\b(?:tps|wps): *(?P<rate>[\d,]+))"
 )
+_STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d),(\d{3})")
 _TITAN_LOSS = re.compile(rf"loss: *({NUMBER})")
 _TITAN_MEMORY = re.compile(r"memory: *([\d.]+)GiB")
 _TITAN_TFLOPS = re.compile(r"tflops: *([\d,.]+\d)")
 _TITAN_MFU = re.compile(r"mfu: *([\d.]+)%")
 
 
+def _seconds_of(stamp: Sequence[str]) -> float:
+    """Seconds since the year 0 of a date and time with milliseconds; 0 where there is no such."""
+    year, month, day, *time = (int(part) for part in stamp)
+    try:
+        days = dt.date(year, month, day).toordinal()
+    except ValueError:
+        return 0.0
+    return days * 86400.0 + time[0] * 3600 + time[1] * 60 + time[2] + time[3] / 1e3
+
+
 def torchtitan() -> Read:
-    """``step: 10  loss: 7.1  memory: 40.2GiB(42%)  tps: 7,123  tflops: 409.1  mfu: 41.4%``."""
+    """``step: 10  loss: 7.1  memory: 40.2GiB(42%)  tps: 7,123  tflops: 409.1  mfu: 41.4%``.
+
+    tokens/s are those of the time since the line before, which the time stamps give as well.
+    """
 
     def read(text: str) -> Iterator[Values]:
         for match in _TITAN.finditer(text):
@@ -224,6 +242,9 @@ def torchtitan() -> Read:
             if rate is None:
                 continue
             found["tokens/device"] = rate
+            stamp = _STAMP.findall(text[max(0, match.start() - 120) : match.start()])
+            if stamp:
+                found["clock"] = _seconds_of(stamp[-1])
             tail = text[match.end() : match.end() + 120].partition("step:")[0]
             for name, pattern, part in (
                 ("loss", _TITAN_LOSS, match["rest"]),

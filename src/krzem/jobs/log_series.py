@@ -13,6 +13,8 @@ MOST_STEPS = 20_000
 _RECENT = 1024
 _LONG = 50.0
 """Seconds between two readings of a clock of whole seconds that make a rate of 2 %."""
+_TICK = 1.0
+"""Seconds by which the difference of two such readings may be off."""
 _CLOCKS = 2.0
 """Seconds by which the clocks of two ranks may differ at one step."""
 
@@ -140,8 +142,8 @@ class Series:
     def _timed(self, values: Values, step: int) -> None:
         """Seconds a step from a clock that runs since the start.
 
-        Used where no line gives them, and where the clock of whole seconds has moved far enough
-        to be better than the running mean that a progress bar prints.
+        Used where no line gives them, and where the running mean that a progress bar prints
+        cannot be what a clock of whole seconds shows beside it.
         """
         now = values.get("clock")
         if now is None:
@@ -149,8 +151,10 @@ class Series:
         before, self._clock = self._clock, (step, now)
         if before is None or step <= before[0] or now <= before[1]:
             return
-        if "seconds" not in values or now - before[1] >= _LONG:
-            values["seconds"] = (now - before[1]) / (step - before[0])
+        steps, passed = step - before[0], now - before[1]
+        told = values.get("seconds")
+        if told is None or (passed >= _LONG and abs(told * steps - passed) > _TICK):
+            values["seconds"] = passed / steps
 
     def _remember(self, step: int, said: tuple[str, float | None, float | None]) -> None:
         self._recent[step] = said

@@ -228,6 +228,8 @@ def describe(log: Measured) -> tuple[str, ...]:
     if log.tflops is not None:
         lines.append(f"TFLOP/s of a device ({log.convention or 'as printed'}): {log.tflops}")
     if log.memory:
-        most = _most(log.memory[0])
-        lines.append(f"memory: up to {most:.2f} GiB over {len(log.memory)} ranks told")
+        kinds = ("max_allocated", "max_reserved", "used")
+        told = [(k, [v for m in log.memory if (v := getattr(m, k))]) for k in kinds]
+        most = ", ".join(f"{k.replace('_', ' ')} {max(v):.2f}" for k, v in told if v)
+        lines.append(f"memory: {most or 'no peak'} GiB, of {len(log.memory)} ranks told")
     return (*lines, *(str(check) for check in log.checks), *log.notes)

@@ -19,7 +19,8 @@ RULE = (
     " before; then lines further from the median than 5 robust standard deviations and than 5 %,"
     " where they are at most a fifth. The value is the median, each line weighted by the steps it"
     " speaks for. No value is given where it moves by more than 5 % and one way from the first"
-    " line left to the last."
+    " line left to the last, where two starts differ by more than 5 %, or where fewer than five"
+    " lines are left and differ by more than 20 %."
 )
 """What :func:`steady` does."""
 
@@ -34,6 +35,10 @@ ONE_WAY = 0.5
 """Kendall's tau beyond which a change goes one way."""
 FEW = 5
 """Fewer lines than these give a wide error."""
+FEWEST = 3
+"""Lines of a start whose speed is compared with that of the others."""
+DISAGREE = 0.2
+"""Relative range beyond which few lines give no value at all."""
 WIDE = 0.05
 """Relative error at least, where lines are few."""
 _SAMPLE = 300
@@ -92,7 +97,11 @@ def steady(
     values = [s.values[name] for s in kept]
     middle = _median(values, [s.interval for s in kept])
     spread = _ROBUST * statistics.median(abs(v - middle) for v in values)
-    refused = _drift(kept, name, unit, factor)
+    refused = (
+        _apart(kept, name, unit, factor)
+        or _drift(kept, name, unit, factor)
+        or _too_few(values, middle)
+    )
     return Steady(
         unit=unit, value=None if refused else middle * factor, spread=spread * factor,
         error=_error(values, middle, spread) * factor,
@@ -162,6 +171,26 @@ def _outliers(steps: Sequence[Step], name: str) -> list[int]:
     bound = max(FAR * sigma, NEAREST * middle)
     out = [i for i, v in enumerate(values) if abs(v - middle) > bound]
     return out if len(out) <= MOST_OUTLIERS * len(values) else []
+
+
+def _apart(steps: Sequence[Step], name: str, unit: str, factor: float) -> str:
+    """Why the starts of a log are not one job at one speed, or ''."""
+    by_start: dict[int, list[float]] = {}
+    for step in steps:
+        by_start.setdefault(step.start, []).append(step.values[name])
+    middles = {s: statistics.median(v) for s, v in by_start.items() if len(v) >= FEWEST}
+    if len(middles) < 2 or max(middles.values()) <= (1 + DRIFT) * min(middles.values()):
+        return ""
+    told = ", ".join(f"{s + 1}: {m * factor:.4g}" for s, m in list(middles.items())[:6])
+    return f"its starts run at different speeds ({told} {unit}): read them one by one"
+
+
+def _too_few(values: Sequence[float], middle: float) -> str:
+    """Why a few lines give no value at all, or ''."""
+    apart = (max(values) - min(values)) / middle
+    if len(values) >= FEW or apart <= DISAGREE:
+        return ""
+    return f"only {len(values)} lines are left, and they differ by {apart:.0%}"
 
 
 def _drift(steps: Sequence[Step], name: str, unit: str, factor: float) -> str:
