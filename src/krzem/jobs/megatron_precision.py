@@ -81,6 +81,9 @@ def _states(args: Arguments, job: JobBuilder, half: str | None) -> None:
     elif known:
         job.default("optimizer", "adamw", "--optimizer adam with decoupled weight decay")
     if job.engine == "megatron-deepspeed":
+        wide = args.find("--accumulate-allreduce-grads-in-fp32")
+        if wide is not None:
+            job.state("state.gradient", 4.0, wide.place)
         return
     aware = args.has("--use-precision-aware-optimizer")
     shared = args.has("--reuse-fp32-param")
