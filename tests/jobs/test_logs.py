@@ -432,6 +432,19 @@ def test_deepspeed_needs_its_batch(write: Write) -> None:
     assert log.memory[0].max_allocated == 40.25
 
 
+def test_world_of_deepspeed_is_its_data_parallel_ranks(write: Write) -> None:
+    dump = "".join(
+        f"[2021-01-01 00:00:00,000] [INFO] [config.py:900:print]   {name} {'.' * 9} {value}\n"
+        for name, value in (("world_size", 16), ("train_batch_size", 64))
+    )
+    alone = read_log(write(dump + trainer()))
+    assert (alone.fields["dp"].value, alone.fields["devices"].value) == (16, 16)
+    cut = "  model_parallel_size ............. 4\n  num_layers ........ 64\n"
+    log = read_log(write(cut + dump + CASES["megatron of 2019"][1]))
+    assert (log.fields["dp"].value, log.fields["tp"].value) == (16, 4)
+    assert "devices" not in log.fields
+
+
 def test_automodel_names_both_rates(write: Write) -> None:
     text = lines(
         lambda i, s: (

@@ -45,8 +45,9 @@ class Arguments:
         if dumped is not None:
             if len(self.raw) < _MOST or dumped[1] in self.raw:
                 value = _ORIGIN.sub("", dumped[2]).strip()
-                self.raw[dumped[1]] = shorten(value, _LONGEST)
-                self.lines[dumped[1]] = place
+                name = _OF_DEEPSPEED + dumped[1] if _CONFIG_OF_DEEPSPEED in text else dumped[1]
+                self.raw[name] = shorten(value, _LONGEST)
+                self.lines[name] = place
             return
         axes = _AXES.search(text)
         if axes is not None:
@@ -81,6 +82,9 @@ class Arguments:
             self._table(job, _MAXTEXT)
             self._maxtext(job)
         self._table(job, _DEEPSPEED)
+        ranks, cut = self.integer(f"{_OF_DEEPSPEED}world_size"), self.raw.keys() & _CUT
+        if ranks and not cut and job.get("devices") is None:
+            job.derive("devices", ranks, f"{ranks} data-parallel ranks, and nothing cuts a model")
 
     def integer(self, name: str) -> int | None:
         """A dumped value that is a positive whole number."""
@@ -232,11 +236,20 @@ _MAXTEXT: Mapping[str, str] = {
     "base_num_kv_heads": "model.kv_heads", "head_dim": "model.head_dim",
     "vocab_size": "model.vocab",
 }  # fmt: skip
+_OF_DEEPSPEED = "deepspeed."
+"""Put before what DeepSpeed dumps: its world size, say, counts data-parallel ranks alone."""
+_CONFIG_OF_DEEPSPEED = "[config.py:"
 _DEEPSPEED: Mapping[str, str] = {
-    "train_batch_size": "global_batch", "train_micro_batch_size_per_gpu": "mbs",
-    "gradient_accumulation_steps": "accumulation", "world_size": "devices",
-    "zero_optimization_stage": "zero",
-}  # fmt: skip
+    "deepspeed.train_batch_size": "global_batch",
+    "deepspeed.train_micro_batch_size_per_gpu": "mbs",
+    "deepspeed.gradient_accumulation_steps": "accumulation",
+    "deepspeed.world_size": "dp",
+    "deepspeed.zero_optimization_stage": "zero",
+}
+_CUT = frozenset({
+    "tensor_model_parallel_size", "model_parallel_size", "pipe_parallel_size", "num_layers",
+})  # fmt: skip
+"""With one of these another dump says how the model is cut over devices."""
 
 
 def _line(pattern: str, *names: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
