@@ -43,7 +43,7 @@ def plan_command(
     krzem plan qwen3-30b-a3b --on h100:64 --batch 2048 --with deepep --layout 'tp=1,pp<=4'
     krzem plan llama-3.1-70b --on h100:512 --batch 2048 --tokens 2T --sweep devices=64..4096
     """
-    from krzem.plan.answer import plan_of, script_of
+    from krzem.plan.answer import check_emission, plan_of, script_of
     from krzem.plan.request import Question, settle
     from krzem.report.document import plan_document
     from krzem.report.text import format_plan, format_sentence
@@ -56,6 +56,8 @@ def plan_command(
         _sweep(Question(model=model, on=on, **asked), sweep, as_json, html, quiet)
         return
     settled = settle(Question(model=model, on=on, emits=emit_engine, **asked))
+    if emit_engine is not None:
+        check_emission(settled, emit_engine)
     with search_progress("searching", quiet or as_json) as progress:
         found = plan_of(settled, alternatives=top, progress=progress)
     document = plan_document(found, settled)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from krzem.errors import ClusterError, GoalError, KrzemError, LayoutError, shorten
 from krzem.layout.layout import Layout, parse_layout
+from krzem.layout.space import layouts
 from krzem.plan.plan import Explanation, Plan, explain, plan
+from krzem.plan.price import Pricer
 from krzem.plan.request import Asked
 
 Progress = Callable[[int], None]
@@ -86,6 +89,26 @@ def script_of(asked: Asked, answer: Plan | Explanation, engine: str) -> str:
         dict(answer.best.switches if isinstance(answer, Plan) else answer.plan.switches),
     )
     return render(launch)
+
+
+def check_emission(asked: Asked, engine: str) -> None:
+    """Refuse, before anything is searched, what no layout can be emitted for.
+
+    Raises ModelError where the engine has no words for the model, GoalError for a precision, an
+    optimiser or a state that its files cannot say.
+    """
+    from krzem.plan.emit import emit
+
+    task, pricer = asked.task, Pricer(asked.task)
+    for block in layouts(task.problem, asked.space):
+        allowed = block.take(pricer.allowed(block, asked.space.limits))
+        if not len(allowed):
+            continue
+        first = allowed.take(slice(0, 1))
+        with contextlib.suppress(LayoutError):
+            emit(engine, first.at(0), task.goal, task.architecture, task.cluster, asked.config,
+                 None, dict(pricer.choose(first).at(0)))  # fmt: skip
+        return
 
 
 def _joined(errors: Sequence[KrzemError]) -> KrzemError:

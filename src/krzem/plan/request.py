@@ -388,8 +388,10 @@ def _precision(picker: _Picker, cluster: Cluster, engine: Engine) -> Precision:
         return _on_device(Precision(name), cluster)
     published = picker.published("precision")
     if published is None:
-        picker.wanting.append(f"--precision ({', '.join(known)})")
-        return Precision.BF16
+        plain = next((p for p in (Precision.BF16, Precision.FP16) if _has(p, cluster)), None)
+        found = _on_device(plain or Precision.BF16, cluster)
+        picker.notes.append(f"no precision is given or published: {found} is planned (--precision)")
+        return found
     for choice in dict.fromkeys((Precision(published), Precision.BF16, Precision.FP16)):
         if _has(choice, cluster) and _able(choice, engine):
             if choice != published:
