@@ -174,7 +174,7 @@ def _row(engine: str, half: str, jobs: int, score: Score) -> str:
 
 def write(page: Path, text: str) -> None:
     """Put the table between the markers of a page."""
-    before = page.read_text(encoding="utf-8")
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
     if BEGIN not in before or END not in before:
         raise SystemExit(f"{page} has no markers {BEGIN} and {END}")
     head, rest = before.split(BEGIN, 1)

@@ -78,7 +78,8 @@ def _stages(job: JobBuilder) -> None:
     if layers is None or pp is None or pp < 1:
         return
     chunks = pp * (job.number("vpp") or 1)
-    if layers < pp and job.number("first") is None and job.number("last") is None:
+    ends = job.number("first") is None and job.number("last") is None
+    if layers < pp and ends and job.uneven is None:
         job.fault(
             job.line("pp", "model.layers"),
             f"pp = {pp} stages are more than model.layers = {layers}",

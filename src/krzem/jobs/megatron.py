@@ -180,10 +180,10 @@ def _kind(args: Arguments, job: JobBuilder, program: str) -> None:
     rank = args.find("--lora-r", "--lora-target-modules", "--lora-dim", "--lora-rank")
     four = args.find("--qlora", "--qlora-nf4")
     sft = args.find("--is-instruction-dataset", "--sft", "--finetune-mode")
-    stage = args.text("finetune", "--stage")
+    stage = args.text("finetune", "--stage", "--train-mode")
     if rank is not None:
         job.state("finetune", "qlora" if four is not None else "lora", rank.place)
-    elif sft is not None or (stage is not None and stage[0] == "sft"):
+    elif sft is not None or (stage is not None and stage[0] in ("sft", "finetune")):
         place = sft.place if sft is not None else stage[1] if stage is not None else Place()
         job.state("finetune", "full", place)
     elif program.startswith(("finetune", "posttrain")):

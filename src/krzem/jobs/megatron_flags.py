@@ -19,10 +19,11 @@ NUMBERS: Mapping[str, tuple[str, ...]] = {
     "model.mtp": ("--mtp-num-layers",),
     "tp": ("--tensor-model-parallel-size", "--model-parallel-size"),
     "cp": ("--context-parallel-size", "--ds-sequence-parallel-size"),
-    "pp": ("--pipeline-model-parallel-size",),
+    "pp": ("--pipeline-model-parallel-size", "--pipe-parallel-size"),
     "mbs": ("--micro-batch-size", "--batch-size"),
     "global_batch": ("--global-batch-size",),
     "seq": ("--seq-length", "--encoder-seq-length"),
+    "accumulation": ("--gas",),
     "train_steps": ("--train-iters",),
 }
 """Fields that one flag states as it stands."""
@@ -42,7 +43,7 @@ ON: Mapping[str, tuple[str, ...]] = {
     "switch.overlap-param-gather": ("--overlap-param-gather",),
     "switch.offload-activations": (
         "--cpu-offloading", "--cpu-offloading-num-layers", "--fine-grained-activation-offloading",
-        "--swap-attention",
+        "--swap-attention", "--checkpoint-in-cpu",
     ),
     "switch.partition-activations": (
         "--partition-activations", "--distribute-saved-activations",
@@ -153,7 +154,8 @@ IGNORED: tuple[tuple[str, str], ...] = (
      r"enable-mg2|shared-expert-gate|longrope|long-factor|short-factor|rmsnorm-weight|init-norm|"
      r"use-triton|use-sparse-flash|use-fused|mtp-spec|patch-tokenizer|DDP-impl|extra-vocab|"
      r"optimizer-offload-fraction|overlap-cpu-opt|scale-fmt|enable-mla-absorb|mrope|"
-     r"store-param|use-torch-optimizer|no-pin-cpu|te-precision|enable-autocast)",
+     r"codecarbon|test-weighted|valid-num-workers|reset-progress|loss-on-targets|zero-contig|"
+     r"zero-reduce-scatter|store-param|use-torch-optimizer|no-pin-cpu|te-precision|enable-autocast)",
      "data, kernels, housekeeping"),
 )  # fmt: skip
 _PATTERNS = tuple((re.compile(rf"--(?:{pattern})"), why) for pattern, why in IGNORED)

@@ -64,6 +64,8 @@ def _pipeline(args: Arguments, job: JobBuilder, mindspeed: bool) -> None:
     text = args.text("vpp", _LAYOUT)
     pp, layers = job.number("pp"), job.padded_layers or job.number("model.layers")
     _ends(args, job)
+    if job.engine == "megatron-deepspeed":
+        _partition(args, job, pp, layers)
     if mindspeed:
         _listed(args, job, pp)
     if text is not None and pp:
@@ -86,6 +88,18 @@ def _ends(args: Arguments, job: JobBuilder) -> None:
     for flag in ("embedding", "loss"):
         if args.has(f"--account-for-{flag}-in-pipeline-split"):
             job.uneven = f"the {flag} counts as a layer of its stage"
+
+
+def _partition(args: Arguments, job: JobBuilder, pp: int | None, layers: int | None) -> None:
+    """DeepSpeed's pipeline takes any number of layers; embeddings may count as layers."""
+    job.uneven = "DeepSpeed divides the layers itself"
+    method = args.find("--pp-partition-method", "--pipe-partition-method")
+    items = method is not None and "embedding" in method.text and layers and pp and pp > 1
+    if method is not None and items and layers and pp and (layers + 2) % pp == 0:
+        each = (layers + 2) // pp
+        why = f"({layers} layers + 2 embeddings) / {pp} stages, less the embedding"
+        job.derive("first", each - 1, why, method.place)
+        job.derive("last", each - 1, why, method.place)
 
 
 def _virtual(args: Arguments, job: JobBuilder, pp: int, layers: int | None) -> None:

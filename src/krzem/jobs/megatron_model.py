@@ -12,7 +12,7 @@ _POSITIONS: Mapping[str, str] = {
     "learned_absolute": "learned", "absolute": "learned", "learned": "learned", "rope": "rope",
     "rotary": "rope", "yarn": "rope", "mrope": "rope", "alibi": "alibi", "none": "none",
 }  # fmt: skip
-_GATED = ("--swiglu", "--geglu", "--gated-linear-unit", "--quick-geglu")
+_GATED = ("--swiglu", "--geglu", "--gated-linear-unit", "--quick-geglu", "--glu-activation")
 _TERM = re.compile(r"\[((?:[01],?)+)\](?:\*(\d{1,4}))?")
 
 
@@ -52,7 +52,8 @@ def _dense(args: Arguments, job: JobBuilder) -> None:
             job.default("model.gated", False, "no --swiglu")
     hidden = job.number("model.hidden")
     if hidden and not args.open("--ffn-hidden-size", *_GATED):
-        width = int(4 * hidden * 2 / 3) // 64 * 64 if job.get("model.gated") else 4 * hidden
+        narrow = job.get("model.gated") and not args.has("--glu-activation")
+        width = int(4 * hidden * 2 / 3) // 64 * 64 if narrow else 4 * hidden
         job.default("model.ffn", width, "no --ffn-hidden-size: 4 * hidden, gated 8/3 in 64s")
     bias = args.find("--disable-bias-linear")
     qkv = args.has("--add-qkv-bias")

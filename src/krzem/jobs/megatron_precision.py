@@ -78,6 +78,8 @@ def _states(args: Arguments, job: JobBuilder, half: str | None) -> None:
     if optimizer is not None:
         word, moments = _OPTIMIZERS.get(optimizer[0].lower().replace(".", "_"), (optimizer[0], 0))
         job.state("optimizer", word, optimizer[1])
+    elif (eight := args.find("--use-bnb-optimizer")) is not None:
+        job.state("optimizer", "adam8bit", eight.place)
     elif known:
         job.default("optimizer", "adamw", "--optimizer adam with decoupled weight decay")
     if job.engine == "megatron-deepspeed":
@@ -192,9 +194,21 @@ def _fusion(args: Arguments, job: JobBuilder) -> None:
         job.state("switch.fused-accumulation", "on", inside.place)
     elif off is not None:
         job.state("switch.fused-accumulation", "off", off.place)
-    elif not args.doubt("switch.fused-accumulation", "--no-gradient-accumulation-fusion"):
+    elif not old(args) and not args.doubt(
+        "switch.fused-accumulation", "--no-gradient-accumulation-fusion"
+    ):
         why = "gradient accumulation is fused unless --no-gradient-accumulation-fusion"
         job.default("switch.fused-accumulation", "on", why)
+
+
+_OLD = ("--use-legacy-models", "--DDP-impl", "--data-impl", "--checkpoint-activations",
+        "--activations-checkpoint-method", "--model-parallel-size",
+        "--checkpoint-num-layers")  # fmt: skip
+
+
+def old(args: Arguments) -> bool:
+    """Whether there are flags that only releases before Megatron Core have."""
+    return any(flag in args.all for flag in _OLD)
 
 
 def _attention(args: Arguments, job: JobBuilder, mindspeed: bool) -> None:
@@ -202,7 +216,7 @@ def _attention(args: Arguments, job: JobBuilder, mindspeed: bool) -> None:
     flash = args.find("--use-flash-attn", "--use-flash-attn-v2", "--use-flash-attn-triton",
                       "--use-flash-attn-builder", "--use-fusion-attn-v2")  # fmt: skip
     local = args.find("--transformer-impl")
-    legacy = job.engine == "megatron-deepspeed" or args.has("--use-legacy-models")
+    legacy = job.engine == "megatron-deepspeed" or old(args)
     is_local = local is not None and local.text == "local"
     if backend is not None:
         job.state("switch.attention", "eager" if backend[0] in _EAGER else "fused", backend[1])
