@@ -155,9 +155,9 @@ class Commands(Machine):
 
     def _external(self, node: tree.Simple, values: list[Value]) -> bool | None:
         self.printed((Piece("", node.origin, State.UNKNOWN),))
-        if self._inner(node, values):
-            return None
         name = posixpath.basename(plain(values[0]) or "")
+        if name not in _QUIET and self._inner(node, values):
+            return None
         if name == "tee":
             if self.stdin is not None and len(values) > 1:
                 self.document(shown(values[-1]), self.stdin, node.origin)
