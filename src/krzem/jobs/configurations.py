@@ -13,6 +13,7 @@ from krzem.jobs import (
     neox,
     primus,
     titan_jobs,
+    trainer_jobs,
 )
 
 READERS = (
@@ -26,4 +27,5 @@ READERS = (
     *neox.READERS,
     *primus.READERS,
     *titan_jobs.READERS,
+    *trainer_jobs.READERS,
 )

@@ -285,7 +285,9 @@ def options_of(
 def _is_option(text: str) -> bool:
     if re.fullmatch(r"-[\d.][\d.eE+-]*", text):
         return False
-    return (text.startswith("-") and len(text) > 1) or _SETTING.match(text) is not None
+    if _SETTING.match(text) is not None:
+        return text.count("=") == 1 or "," not in text
+    return text.startswith("-") and len(text) > 1
 
 
 def _joined(values: list[ShellWord]) -> object:
