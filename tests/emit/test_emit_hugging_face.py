@@ -137,7 +137,7 @@ def test_every_switch_is_written(engine: str) -> None:
     assert taken["loss"] == {"plain", "fused", "chunked"}
     assert taken["compile"] == {"off", "on"}
     assert taken["attention"] == {"fused", "eager"}
-    assert taken["dispatcher"] == {"alltoall"}
+    assert taken["dispatcher"] == {"alltoall", "allgather"}
     assert taken["routing"] == {"real"}
     both = {"every", "last"}
     assert taken["grad-sync"] == (both if engine == "fsdp" else {"every"})
@@ -180,5 +180,5 @@ def test_other_refusals() -> None:
     with pytest.raises(GoalError, match="choose bf16"):
         launched("deepspeed", "dp=64,zero=3", fp8)
     assert launched("fsdp", "dp=64,zero=3", fp8).flags
-    with pytest.raises(GoalError, match="overlap_comm"):
-        launched("deepspeed", "dp=64,zero=3", overlap_grad_reduce="on", overlap_param_gather="off")
+    with pytest.raises(GoalError, match="offload-activations"):
+        launched("deepspeed", "dp=64,zero=3", offload_activations="on")

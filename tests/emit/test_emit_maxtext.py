@@ -94,7 +94,8 @@ def test_every_switch_is_written() -> None:
             assert all(fits(v, KEYS[n]) for n, v in values(launch).items())
             taken.setdefault(f"{on[0]} {switch}", set()).add(choice)
     assert taken["v cuda-graphs"] == {"full"}
-    assert taken["h cuda-graphs"] == {"none", "full"}
+    assert taken["h cuda-graphs"] == {"full"}
+    assert taken["v overlap-a2a"] == {"off", "on"}
     assert taken["h dispatcher"] == {"alltoall", "allgather"}
     assert taken["v compile"] == {"on"}
     assert "v fp8-scaling" not in taken
@@ -148,6 +149,5 @@ def test_other_refusals() -> None:
                 replace(GOAL, optimizer=Optimizer.MUON, states=StateBytes(moments=4)))  # fmt: skip
     with pytest.raises(GoalError, match="choose from"):
         maxtext("dp=256,zero=3", goal=replace(GOAL, precision=Precision.FP8_BLOCK))
-    with pytest.raises(GoalError, match="one scheduler"):
-        maxtext("dp=256,zero=3", on="h100:256",
-                overlap_grad_reduce="on", overlap_param_gather="off")  # fmt: skip
+    with pytest.raises(GoalError, match="overlap-a2a=on where"):
+        maxtext("dp=256,zero=3", overlap_a2a="on")

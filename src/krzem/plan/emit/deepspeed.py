@@ -112,14 +112,18 @@ def _choices(request: Request) -> Choices:
     x = request.layout
     overlap = "zero_optimization.overlap_comm"
     off, on = ((overlap, "false"),), ((overlap, "true"),)
-    gather: Choices = {"overlap-param-gather": {"off": off, "on": on} if x.zero == 3
-                       else {"off": ()}}  # fmt: skip
-    capacity = {"every": ()} if x.zero >= 2 else {"last": ()}
+    ahead = "zero_optimization.stage3_prefetch_bucket_size"
+    gather: Choices = {
+        "overlap-param-gather": {"off": ((ahead, "0"),), "on": ((ahead, "50000000"),)}
+        if x.zero == 3
+        else {"off": ()}
+    }
+    native = {"every": ()} if x.zero >= 2 else {"last": ()}
     return {
         **trainer.trainer_choices(),
         "overlap-grad-reduce": {"off": off, "on": on},
         **gather,
-        "grad-sync": {"every": (), "last": ()} if request.micro_batches == 1 else capacity,
+        "grad-sync": {"every": (), "last": ()} if request.micro_batches == 1 else native,
         "fp8-params": {"off": ()},
         "partition-activations": {
             "off": (("activation_checkpointing.partition_activations", "false"),),
@@ -128,7 +132,7 @@ def _choices(request: Request) -> Choices:
 
 
 def _check(request: Request) -> None:
-    x, goal, on = request.layout, request.goal, request.switches
+    x, goal = request.layout, request.goal
     if x.cp > 1:
         raise LayoutError(
             f"{ENGINE} cannot run this layout: cp = {x.cp}: its Ulysses sequence parallelism is not"
@@ -151,10 +155,4 @@ def _check(request: Request) -> None:
             f"{ENGINE} keeps moments of 8 bytes beside an fp32 copy of the weights, or 4 bytes"
             f" with master=2 under bf16 and ZeRO, not {goal.states.moments:g} with"
             f" master={goal.states.master:g}"
-        )
-    pair = {on[n] for n in ("overlap-grad-reduce", "overlap-param-gather") if n in on}
-    if x.zero == 3 and len(pair) > 1:
-        raise GoalError(
-            f"{ENGINE} has one key for both (overlap_comm): overlap-grad-reduce and"
-            " overlap-param-gather cannot differ"
         )

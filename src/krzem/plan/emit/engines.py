@@ -10,10 +10,12 @@ from krzem.hardware.cluster import Cluster
 from krzem.layout.layout import Layout
 from krzem.model.architecture import Architecture
 from krzem.plan.emit import (
+    bridge,
     deepspeed,
     fsdp,
     maxtext,
     megatron,
+    mindformers,
     mindspeed,
     native,
     primus,
@@ -28,7 +30,9 @@ ENGINES: Mapping[str, Callable[[Request], Launch]] = MappingProxyType(
         "mindspeed-llm": mindspeed.launch,
         "torchtitan": torchtitan.launch,
         "primus": primus.launch,
+        "megatron-bridge": bridge.launch,
         "maxtext": maxtext.launch,
+        "mindformers": mindformers.launch,
         "deepspeed": deepspeed.launch,
         "fsdp": fsdp.launch,
         "krzem": native.launch,

@@ -86,7 +86,7 @@ def _sections(request: Request, switches: list[Flag]) -> tuple[Section, ...]:
         section("Processes", known(_processes(request), TABLE)),
         section("Sharding", known(merged(_sharding(request), over=switches), TABLE)),
         section("Parallelism", known(_parallel(request), TABLE)),
-        section("Precision", known(_precision(request), TABLE)),
+        section("Precision", known(merged(_precision(request), over=switches), TABLE)),
         section("Switches that were priced", known(merged(switches), TABLE)),
     )
     return tuple(part for part in sections if part.flags)
@@ -151,8 +151,17 @@ def _precision(request: Request) -> Iterator[Flag]:
 
 def _choices(request: Request) -> Choices:
     sync = "accelerator_config"
+    gathered = "fp8_config.fp8_enable_fsdp_float8_all_gather"
     scales: Choices = (
-        {"fp8-scaling": {"tensor": ()}} if request.goal.precision is Precision.FP8 else {}
+        {
+            "fp8-scaling": {
+                "tensor": (("fp8_config.fp8_backend", '"ao"'),),
+                "delayed": (("fp8_config.fp8_backend", '"te"'),),
+            },
+            "fp8-params": {"off": ((gathered, "false"),), "on": ((gathered, "true"),)},
+        }
+        if request.goal.precision is Precision.FP8
+        else {"fp8-params": {"off": ()}}
     )
     return {
         **trainer.trainer_choices(),
@@ -164,7 +173,6 @@ def _choices(request: Request) -> Choices:
             "last": ((sync, '{"gradient_accumulation_kwargs": {"sync_each_batch": false}}'),),
         },
         **scales,
-        "fp8-params": {"off": ()},
         "partition-activations": {"off": ()},
     }
 

@@ -152,7 +152,7 @@ def trainer_choices() -> Choices:
         "overlap-a2a": {"off": ()},
         "overlap-tp": {"off": ()},
         "offload-activations": {"off": ()},
-        "dispatcher": {"alltoall": ()},
+        "dispatcher": {"alltoall": (), "allgather": ()},  # experts are not spread
     }
 
 

@@ -85,35 +85,37 @@ def switches(request: Request) -> Iterator[Flag]:
 
 def _choices(request: Request) -> Choices:
     tpu, x = is_tpu(request), request.layout
-    overlap: dict[str, tuple[tuple[str, str], ...]] = {"on": ()}
-    if not tpu:
-        overlap["off"] = ()
-    saved = "attention"
-    fused = {"fused": ((saved, '"flash"' if tpu else '"cudnn_flash_te"'),)}
     scales: Choices = {} if tpu else {"fp8-scaling": {"tensor": (), "delayed": ()}}
-    sync = "every" if x.zero == 3 or _passes(request) == 1 else "last"
+    sync = "every" if x.zero == 3 else "last"
     return {
         "dispatcher": {
             "alltoall": (("use_ring_of_experts", "false"),),
             "allgather": (("use_ring_of_experts", "true"),),
         },
-        "overlap-a2a": {"off": (("num_moe_token_chunks", "1"),)},
+        "overlap-a2a": {
+            "off": (("use_batch_split_schedule", "false"),),
+            "on": (("use_batch_split_schedule", "true"), ("batch_split_factor", "2")),
+        },
         "overlap-tp": {"off": (("te_comm_gemm_overlap", '"disabled"'),)},
-        "overlap-grad-reduce": overlap,
-        "overlap-param-gather": overlap,
-        "cuda-graphs": {"full": ()} if tpu else {"none": (), "full": ()},
+        # The compiler schedules collectives beside computation and runs the step as one program.
+        "overlap-grad-reduce": {"on": ()},
+        "overlap-param-gather": {"on": ()},
+        "cuda-graphs": {"full": ()},
+        "compile": {"on": ()},
+        "fused-accumulation": {"on": ()},
         "loss": {
-            "plain": (("num_vocab_tiling", "1"),),
+            "fused": (("num_vocab_tiling", "1"),),
             "chunked": (("num_vocab_tiling", "8"),),
         },
-        "fused-accumulation": {"off": ()},
-        "attention": {**fused, "eager": ((saved, '"dot_product"'),)},
+        "attention": {
+            "fused": (("attention", '"flash"' if tpu else '"cudnn_flash_te"'),),
+            "eager": (("attention", '"dot_product"'),),
+        },
         **scales,
         "fp8-params": {"off": ()},
         "grad-sync": {sync: ()} if _passes(request) > 1 else {"every": (), "last": ()},
-        "compile": {"on": ()},
         "routing": {
-            "real": (("use_random_routing", "false"),),
+            "real": (("use_random_routing", "false"), ("capacity_factor", "-1.0")),
             "balanced": (("use_random_routing", "true"),),
             "capacity": (("sparse_matmul", "false"), ("megablox", "false"),
                          ("capacity_factor", "${CAPACITY:?factor of expert capacity}")),
@@ -127,28 +129,20 @@ def _choices(request: Request) -> Choices:
 
 
 def xla_flags(request: Request) -> str:
-    """Flags of the compiler for GPUs; a TPU's compiler overlaps and runs the step whole anyway."""
-    if is_tpu(request):
+    """Flags of the compiler for GPUs; a TPU's compiler overlaps by itself."""
+    overlaps = {"overlap-grad-reduce", "overlap-param-gather"} & set(request.switches)
+    if is_tpu(request) or not overlaps:
         return ""
-    on = request.switches
-    found = []
-    overlaps = [on[n] for n in ("overlap-grad-reduce", "overlap-param-gather") if n in on]
-    if overlaps:
-        whether = "true" if overlaps[0] == "on" else "false"
-        found.append(f"--xla_gpu_enable_latency_hiding_scheduler={whether}")
-    if "cuda-graphs" in on:
-        kinds = "" if on["cuda-graphs"] == "none" else "FUSION,CUBLAS,CUDNN,COLLECTIVES"
-        found.append(f"--xla_gpu_enable_command_buffer={kinds}")
-    return " ".join(found)
+    return "--xla_gpu_enable_latency_hiding_scheduler=true"
 
 
 def _check(request: Request) -> None:
     on, x = request.switches, request.layout
-    pair = {on[n] for n in ("overlap-grad-reduce", "overlap-param-gather") if n in on}
     hashed = request.arch.hyper_connections > 1
     faults = (
-        (len(pair) > 1, "overlap-grad-reduce and overlap-param-gather that differ: the compiler"
-         " has one scheduler for both"),
+        (on.get("overlap-a2a") == "on"
+         and (x.ep == 1 or x.pp > 1 or request.arch.expanded()[-1].attention.kv_lora_rank is None),
+         "overlap-a2a=on where layers are not DeepSeek's, or with ep = 1 or pipeline stages"),
         (on.get("offload-activations") == "on" and x.recompute is Recompute.FULL,
          "offload-activations=on with recompute=full"),
         (on.get("dispatcher") == "allgather" and (hashed or x.ep == 1),
