@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from krzem.jobs.job import JobBuilder, Place
+from krzem.jobs.megatron_flags import takes_no_value
 from krzem.jobs.shell_words import ShellWord, State
 
 LONGEST_NUMBER = 18
@@ -162,7 +163,7 @@ def from_words(
                 first = places[kept[index]]
             taken.append(words[kept[index]])
             index += 1
-        taken, loose = _limited(taken)
+        taken, loose = _limited(taken, takes_no_value(canonical_flag(flag)))
         for odd in loose:
             _stray(odd, place, job)
         arguments.append(
@@ -177,10 +178,11 @@ def from_words(
     return arguments
 
 
-def _limited(taken: list[ShellWord]) -> tuple[list[ShellWord], list[ShellWord]]:
-    """A variable that nobody sets, after a value, is rather a missing list of flags."""
-    loose = [w for w in taken[1:] if w.state is State.UNSET]
-    return [w for i, w in enumerate(taken) if not i or w.state is not State.UNSET], loose
+def _limited(taken: list[ShellWord], alone: bool) -> tuple[list[ShellWord], list[ShellWord]]:
+    """What a flag takes, and variables after it that rather hold further flags."""
+    open_words = [w for w in taken if w.state in (State.UNSET, State.UNKNOWN)]
+    loose = [w for w in open_words if alone or (w is not taken[0] and w.state is State.UNSET)]
+    return [w for w in taken if not any(w is other for other in loose)], loose
 
 
 def _state(flag: ShellWord, values: Sequence[ShellWord]) -> State:

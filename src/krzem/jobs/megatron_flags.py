@@ -74,6 +74,25 @@ tokenizer-not-use-fast
 MINDSPEED = frozenset(f"--{name}" for name in _MINDSPEED.split())
 """Flags that only MindSpeed and MindSpeed-LLM have."""
 
+_ALONE = re.compile(
+    r"--(no-.*|use-.*|disable-.*|enable-.*|overlap-.*|reset-(attention|position|iter).*|bf16|fp16|"
+    r"swiglu|geglu|sft|finetune|profile|deepspeed|sequence-parallel|group-query-attention|"
+    r"untie-.*|qk-layernorm|add-qkv-bias|apply-.*|multi-latent-attention|tp-comm-overlap|"
+    r"multi-head-latent-attention|cross-entropy-loss-fusion|grad-reduce-in-bf16|mock-data|"
+    r"accumulate-allreduce-grads-in-fp32|recompute-activations|checkpoint-activations|"
+    r"moe-(grouped-gemm|permute-fusion|tp-extend-ep|fb-overlap|.*-overlap-comm)|manual-gc|"
+    r"swap-attention|reuse-fp32-param|fp8-param-gather|optimizer-cpu-offload|async-save|"
+    r"log-(throughput|progress|params-norm|num-zeros.*|.*-to-tensorboard)|eod-mask-loss|"
+    r"exit-signal-handler|auto-detect-ckpt-format|partition-activations|calculate-per-token-loss|"
+    r"attention-softmax-in-fp32|override-opt.param-scheduler|deepspeed-activation-checkpointing)"
+)
+
+
+def takes_no_value(flag: str) -> bool:
+    """Whether a flag stands alone, so that a variable after it holds further arguments."""
+    return _ALONE.fullmatch(flag) is not None
+
+
 _KNOWN = """
 kv-channels group-query-attention num-query-groups num-key-value-heads swiglu vocab-size
 padded-vocab-size make-vocab-size-divisible-by position-embedding-type recompute-method
@@ -146,7 +165,7 @@ IGNORED: tuple[tuple[str, str], ...] = (
      r"use-checkpoint-opt|flash-|use-ring|no-position|use-nccl|nccl-|"
      r"openai-gelu|squared-relu|quick-geglu|glu-linear|activation-func|onnx|"
      r"moe-(min-capacity|eval-cap|upcyc)|nan|disable-moe-top2|"
-     r"ai-framework|tensorboard|distrib|trigger|env|master|"
+     r"ai-framework|tensorboard|distributed-|trigger|env|master|"
      r"enable-msc|disable-msc|account-for|is-instruction|variable-seq|"
      r"no-pad-to|pad-to-multiple|overwrite-cache|max-padding|"
      r"microbatch-group|use-fused-ring|optimize-send|optimize-vpp|"
