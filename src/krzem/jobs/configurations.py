@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from krzem.jobs import (
     autoexp,
+    automodel,
     bridge_jobs,
     kempner,
     maxtext_jobs,
     mindformers,
+    mindspeed_fsdp,
     nanotron,
     nemo_jobs,
     neox,
@@ -18,10 +20,12 @@ from krzem.jobs import (
 
 READERS = (
     *autoexp.READERS,
+    *automodel.READERS,
     *bridge_jobs.READERS,
     *kempner.READERS,
     *maxtext_jobs.READERS,
     *mindformers.READERS,
+    *mindspeed_fsdp.READERS,
     *nanotron.READERS,
     *nemo_jobs.READERS,
     *neox.READERS,
