@@ -19,7 +19,8 @@ _STRATEGIES: Mapping[str, int] = {
 }  # fmt: skip
 _CHUNKS = ("--num-layers-per-virtual-pipeline-stage", "--num-virtual-stages-per-pipeline-rank")
 _LAYOUT = "--pipeline-model-parallel-layout"
-_MODULES = ("--recompute-activation-function", "--recompute-norm", "--moe-layer-recompute")
+_MODULES = ("--recompute-activation-function", "--recompute-norm", "--moe-layer-recompute",
+            "--recompute-mla-up-proj")  # fmt: skip
 _WHOLE = ("--checkpoint-activations", "--deepspeed-activation-checkpointing")
 
 
