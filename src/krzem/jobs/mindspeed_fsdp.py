@@ -1,22 +1,17 @@
-"""MindSpeed-LLM's FSDP2 trainer: a YAML file and options with a dot.
+"""MindSpeed-LLM's own FSDP2 trainer: a YAML file, and options of the command that win over it.
 
-Defaults are those of ``mindspeed_llm/fsdp2/utils/arguments.py``.
+Names and defaults are those of ``mindspeed_llm/fsdp2/utils/arguments.py`` (August 2026).
 """
 
 from __future__ import annotations
 
-import math
-import re
-
 from krzem.jobs.documents import yaml_tree
 from krzem.jobs.job import JobBuilder
-from krzem.jobs.launches import starts_of, state_machine
+from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.registry import Claim, Reader, Sources
-from krzem.jobs.surroundings import describe
 from krzem.jobs.tree import (
     KEPT,
     Defaults,
-    Entry,
     Found,
     Read,
     Table,
@@ -26,31 +21,33 @@ from krzem.jobs.tree import (
     fall_back,
     number,
     positive,
+    switch,
     truth,
     truth_of,
     word,
-    word_of,
     words,
 )
 
 ENGINE = "mindspeed-llm"
-_PROGRAM = r"train_fsdp2\.py$"
-_CONTEXT = {"ulysses": "a2a", "ring": "ring", "kvallgather": "allgather"}
+_PROGRAM = r"(^|/)train_fsdp2\.py$"
 _TYPES = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
 
 
 def _name(value: object) -> Found:
-    path = word(value).rstrip("/")
-    local = path.startswith(("/", ".", "~"))
-    return {"model.name": path.rpartition("/")[2] if local else path}
+    """The last part of a path is the name of the model."""
+    return {"model.name": word(value).rstrip("/").rpartition("/")[2] or word(value)}
 
 
 def _recompute(value: object) -> Found:
     return {"recompute": "full" if truth(value) else "none"}
 
 
-def _stage(value: object) -> Found:
-    return {"finetune": "none" if word(value) == "pt" else "full"}
+def _balanced(value: object) -> Found:
+    return {"switch.routing": "balanced"} if truth(value) else {}
+
+
+def _chunked(value: object) -> Found:
+    return {"switch.loss": "chunked"}
 
 
 _TABLE = Table(
@@ -58,85 +55,93 @@ _TABLE = Table(
         "model.model_name_or_path": Read(("model.name",), _name),
         "model.quant_recipe_name": words("precision", {"mxfp8": "mxfp8"}),
         "data.cutoff_len": count("seq"),
-        "parallel.tp_size": positive("tp"),
-        "parallel.cp_size": positive("cp"),
-        "parallel.cp_type": KEPT,
-        "parallel.ep_size": positive("ep"),
-        "parallel.ep_fsdp_size": KEPT,
+        "parallel.tp_size": count("tp"),
+        "parallel.cp_size": count("cp"),
+        "parallel.cp_type": words(
+            "cpkind", {"ulysses": "a2a", "ring": "ring", "kvallgather": "allgather"}
+        ),
+        "parallel.ep_size": count("ep"),
         "parallel.fsdp_size": KEPT,
-        "parallel.fsdp_modules": KEPT,
-        "parallel.recompute": Read(("recompute",), _recompute),
-        "parallel.param_dtype": words("precision", _TYPES),
         "parallel.reshard_after_forward": KEPT,
-        "training.stage": Read(("finetune",), _stage),
+        "parallel.param_dtype": words("precision", _TYPES),
+        "parallel.recompute": Read(("recompute",), _recompute),
         "training.per_device_train_batch_size": count("mbs"),
         "training.gradient_accumulation_steps": count("accumulation"),
         "training.max_steps": positive("train_steps"),
         "training.optimizer": words(
             "optimizer", {"adamw": "adamw", "fused_adamw": "adamw", "muon": "muon"}
         ),
+        "training.stage": words("finetune", {"pt": "none", "sft": "full"}),
+        "optimization.use_flash_attn": switch("attention", "fused", "eager"),
+        "optimization.chunk_loss_size": Read(("switch.loss",), _chunked),
+        "optimization.fix_router": Read(("switch.routing",), _balanced),
     },
-    ignored=(
-        r"(data|training|model)\..*",
-        r"parallel\.(.*_modules|num_to_.*|hook_.*|reduce_dtype|ep_dispatcher|fsdp_implementation"
-        r"|tp_(col|row)wise|.*placement_fn|ignored_.*|chunk_.*|enable_chunk_batch)",
-    ),
-)
-
+    ignored=(r"(model|data|training|optimization)\..*",
+             r"parallel\.(fsdp_|ignored_|hook_|ep_|tp_col|tp_row|num_to_|reduce_dtype|recompute_mod"
+             r"|shard_pl|efsdp).*"),
+)  # fmt: skip
 _DEFAULTS: Defaults = {
-    "tp": (1, "tp_size is 1"),
-    "cp": (1, "cp_size is 1"),
-    "pp": (1, "the trainer has no pipeline"),
-    "recompute": ("none", "recompute is false"),
-    "accumulation": (1, "gradient_accumulation_steps is 1"),
-    "precision": ("bf16", "param_dtype is bf16"),
-    "optimizer": ("adamw", "the optimiser is AdamW"),
+    "tp": (1, "parallel.tp_size 1"),
+    "cp": (1, "parallel.cp_size 1"),
+    "pp": (1, "this trainer has no pipeline"),
+    "vpp": (1, "this trainer has no pipeline"),
+    "ep": (1, "parallel.ep_size 1"),
+    "mbs": (8, "training.per_device_train_batch_size 8"),
+    "accumulation": (1, "training.gradient_accumulation_steps 1"),
+    "seq": (2048, "data.cutoff_len 2048"),
+    "recompute": ("none", "parallel.recompute false"),
+    "precision": ("bf16", "parallel.param_dtype bf16"),
+    "optimizer": ("adamw", "training.optimizer adamw"),
+    "finetune": ("full", "training.stage sft"),
+    "offload": (False, "optimiser states stay on the device"),
 }
 
 
 def claim(sources: Sources) -> Claim | None:
-    """The trainer is started."""
-    found = starts_of(sources).find(_PROGRAM)
-    if found:
-        return Claim(engine=ENGINE, strength=105, why=f"{found[0].program} is started")
+    """Its program is started, or a YAML file holds its tables."""
+    if starts_of(sources).find(_PROGRAM):
+        return Claim(engine=ENGINE, strength=100, why="train_fsdp2.py is started")
+    for name, text in sources.with_suffix(".yaml", ".yml").items():
+        if "fsdp_modules:" in text and "parallel:" in text and "training:" in text:
+            return Claim(engine=ENGINE, strength=80, why=f"MindSpeed-LLM's FSDP2 tables in {name}")
     return None
 
 
 def read(sources: Sources, job: JobBuilder) -> None:
-    """The YAML file that is started, the command line over it."""
+    """The YAML that the command names (or all given), then the command's options."""
     start = next(iter(starts_of(sources).find(_PROGRAM)), None)
     tree = Tree()
-    for name, text in sources.with_suffix(".yaml", ".yml").items():
-        if re.search(r"^(parallel|training):", text, re.M):
-            tree.update(yaml_tree(text, name))
+    for name in _files(sources, start):
+        tree.update(yaml_tree(sources.files[name], name))
     if start is not None:
-        for key, entry in start.options.entries.items():
-            if "." in key:
-                tree.put(Entry(key=key, value=entry.value, place=entry.place))
-        state_machine(job, start, sources)
+        tree.update(start.options)
     apply(tree, _TABLE, job)
     fall_back(job, _DEFAULTS)
     if (job.number("cp") or 1) > 1:
-        kind = word_of(tree, "parallel.cp_type") or "ulysses"
-        if kind in _CONTEXT:
-            job.derive("cpkind", _CONTEXT[kind], kind, tree.place("parallel.cp_type"))
+        job.default("cpkind", "a2a", "parallel.cp_type ulysses")
+    else:
+        job.drop("cpkind")
     _shards(tree, job)
-    describe(sources, job)
+    state_machine(job, start, sources)
+
+
+def _files(sources: Sources, start: Start | None) -> list[str]:
+    named = [] if start is None else [sources.find(word.text) for word in start.loose]
+    found = [name for name in named if name is not None and name.endswith((".yaml", ".yml"))]
+    return found[:1] or list(sources.with_suffix(".yaml", ".yml"))
 
 
 def _shards(tree: Tree, job: JobBuilder) -> None:
-    """``fsdp_size`` ranks share the weights; fewer than all of them leave copies."""
-    size = number(tree, "parallel.fsdp_size") or 1
+    """Ranks that share one copy of weights, gradients and states."""
+    size = number(tree, "parallel.fsdp_size") if tree.has("parallel.fsdp_size") else 1
     place = tree.place("parallel.fsdp_size")
-    kept = truth_of(tree, "parallel.reshard_after_forward") is False
-    if size == 1:
-        job.derive("zero", 0, "fsdp_size is 1", place)
+    if size is None or size < 1:
         return
-    job.derive("zero", 2 if kept else 3, f"weights are cut over fsdp_size = {size}", place)
-    nodes, local = job.number("nodes"), job.number("devices_per_node")
-    used = math.prod(job.number(n) or 1 for n in ("tp", "cp"))
-    if nodes and local and size < nodes * local // used:
-        job.derive("shard", size, f"fsdp_size of {nodes * local} devices", place)
+    kept = truth_of(tree, "parallel.reshard_after_forward") is False
+    level = 0 if size == 1 else 2 if kept else 3
+    job.derive("zero", level, f"fsdp_size {size}, weights {'kept' if kept else 'freed'}", place)
+    if size > 1:
+        job.state("shard", size, place)
 
 
-READERS = (Reader(kind="MindSpeed-LLM on FSDP2", engines=(ENGINE,), claim=claim, read=read),)
+READERS = (Reader(kind="MindSpeed-LLM FSDP2", engines=(ENGINE,), claim=claim, read=read),)

@@ -81,7 +81,7 @@ class Recipe(Values):
             return
         if node.name:
             key = f"{prefix}{CLASS}"
-            tree.put(Entry(key=key, value=node.name, place=self.lines.place(line)))
+            tree.put(Entry(key=key, value=node.name, place=self.lines.place(node.line or line)))
         for name, value in node.fields.items():
             at = node.lines.get(name, line)
             if isinstance(value, Node):

@@ -43,6 +43,8 @@ class Node:
     name: str = ""
     fields: dict[str, object] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
+    line: int = 0
+    """Where it is made."""
 
     def set(self, name: str, value: object, line: int) -> None:
         """One field, the later wins."""
@@ -56,7 +58,7 @@ class Node:
 
 def _copied(node: Node, done: dict[int, Node]) -> Node:
     if id(node) not in done:
-        new = done[id(node)] = Node(node.name, {}, dict(node.lines))
+        new = done[id(node)] = Node(node.name, {}, dict(node.lines), node.line)
         for name, value in node.fields.items():
             new.fields[name] = _copied(value, done) if isinstance(value, Node) else value
     return done[id(node)]
@@ -170,7 +172,7 @@ class Values:
         special = self._special(name, node, arguments, keywords)
         if special is not None:
             return special
-        made = Node(name)
+        made = Node(name, line=node.lineno)
         if isinstance(node.func, ast.Attribute):
             base = self._value(node.func.value, names)
             if isinstance(base, Node):
@@ -223,7 +225,7 @@ class Values:
         return self._made(_called(node.args[0]), keywords, node.lineno)
 
     def _made(self, name: str, keywords: Mapping[str, object], line: int) -> Node:
-        made = Node(name)
+        made = Node(name, line=line)
         for key, value in keywords.items():
             made.set(key, value, line)
         return made

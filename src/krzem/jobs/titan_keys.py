@@ -139,7 +139,6 @@ _OTHERS = {
     "model_spec.moe_comm_backend": words("switch.dispatcher", _DISPATCH),
     "model_spec.num_mtp_layers": positive("model.mtp"),
     "model_converters.converters": KEPT,
-    "hf_assets_path": KEPT,
     "_target_": KEPT,
     "memory_estimation.enable": KEPT,
 }
