@@ -29,6 +29,7 @@ def explain_command(
     layout: str,
     emit_engine: str | None,
     emit_to: str | None,
+    scheduler: str,
     as_json: bool,
     html: str | None,
     quiet: bool,
@@ -49,13 +50,13 @@ def explain_command(
     from krzem.report.text import format_explanation, format_sentence
 
     check_files(html, emit_to)
-    check_engine(emit_engine, emit_to)
+    check_engine(emit_engine, emit_to, scheduler)
     settled = settle(
         Question(model=model, on=on, schedules="all", emits=emit_engine, step_alone=True, **asked)
     )
     found = explanation_of(settled, layout)
     document = explain_document(found, settled)
-    script = None if emit_engine is None else script_of(settled, found, emit_engine)
+    script = None if emit_engine is None else script_of(settled, found, emit_engine, scheduler)
     if script is not None and emit_to is None:
         document["launch"] = {"engine": emit_engine, "script": script}
     sentence = f"{format_sentence(document, document['layout_plan'])}.\n"

@@ -93,9 +93,15 @@ SWEEP = (
 EMIT = (
     click.option(
         "--emit", "emit_engine", metavar="ENGINE",
-        help="Print launch arguments: megatron-lm, mindspeed-llm, torchtitan, krzem.",
+        help="Print launch files: megatron-lm, megatron-bridge, mindspeed-llm, torchtitan, primus,"
+        " maxtext, mindformers, deepspeed, fsdp, krzem.",
     ),
     click.option("--emit-to", metavar="FILE", help="Write them to FILE instead."),
+    click.option(
+        "--scheduler", metavar="NAME", default="none", show_default=True,
+        help="A batch file around them: slurm, pbs or none; [launch] of the cluster file says"
+        " account, partition, time, modules, container and setup.",
+    ),
 )  # fmt: skip
 
 OUTPUT = (

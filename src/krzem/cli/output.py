@@ -21,13 +21,18 @@ def check_files(*paths: str | None) -> None:
             check_target(path)
 
 
-def check_engine(engine: str | None, target: str | None) -> None:
+def check_engine(engine: str | None, target: str | None, scheduler: str = "none") -> None:
     """Refuse an engine that nothing can be emitted for; raises UnknownNameError, InputError."""
     if engine is None:
-        if target is not None:
-            raise InputError("--emit-to FILE needs --emit ENGINE, such as --emit megatron-lm")
+        for option, given in (("--emit-to FILE", target), ("--scheduler NAME", scheduler)):
+            if given not in (None, "none"):
+                raise InputError(f"{option} needs --emit ENGINE, such as --emit megatron-lm")
         return
-    from krzem.plan.emit import ENGINES
+    from krzem.plan.emit import ENGINES, SCHEDULERS
+
+    if scheduler not in SCHEDULERS:
+        known = ", ".join(SCHEDULERS)
+        raise UnknownNameError("scheduler", scheduler, SCHEDULERS, f"Known: {known}.")
 
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES, f"Known: {', '.join(ENGINES)}.")

@@ -23,6 +23,7 @@ def plan_command(
     sweep: str | None,
     emit_engine: str | None,
     emit_to: str | None,
+    scheduler: str,
     as_json: bool,
     html: str | None,
     quiet: bool,
@@ -49,7 +50,7 @@ def plan_command(
     from krzem.report.text import format_plan, format_sentence
 
     check_files(html, emit_to)
-    check_engine(emit_engine, emit_to)
+    check_engine(emit_engine, emit_to, scheduler)
     if sweep is not None and emit_engine is not None:
         raise InputError("--sweep answers for many points and --emit writes one: leave one out")
     if sweep is not None:
@@ -61,7 +62,7 @@ def plan_command(
     with search_progress("searching", quiet or as_json) as progress:
         found = plan_of(settled, alternatives=top, progress=progress)
     document = plan_document(found, settled)
-    script = None if emit_engine is None else script_of(settled, found, emit_engine)
+    script = None if emit_engine is None else script_of(settled, found, emit_engine, scheduler)
     if script is not None and emit_to is None:
         document["launch"] = {"engine": emit_engine, "script": script}
     sentence = f"{format_sentence(document, document['best'])}.\n"

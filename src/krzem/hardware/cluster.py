@@ -11,6 +11,23 @@ from krzem.hardware.device import Device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """How jobs are started on a cluster: what a batch file says beside nodes and devices."""
+
+    modules: tuple[str, ...] = ()
+    """Environment modules to load."""
+    container: str = ""
+    """Image to run in: a .sif file, or what the scheduler's container plugin takes."""
+    account: str = ""
+    partition: str = ""
+    """Partition (Slurm) or queue (PBS)."""
+    time_seconds: float | None = None
+    """Longest time of one job."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the job, as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """``devices`` equal devices; every quantity here is known (unknown ones raised earlier).
 
@@ -50,6 +67,8 @@ class Cluster:
     name: str = ""
     measured: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """What probes measured on this cluster, in base units (``bf16_flops``, ``launch_seconds``)."""
+    site: Site = field(default_factory=Site)
+    """How jobs are started there, for batch files."""
     facts: Mapping[str, Fact] = field(default_factory=lambda: MappingProxyType({}))
     """Range and source behind an optional quantity, by the name of its field here."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from krzem.errors import ClusterError, UnknownFactError, shorten
 from krzem.facts.fact import Fact
 from krzem.hardware.catalogue import load_device
-from krzem.hardware.cluster import Cluster
+from krzem.hardware.cluster import Cluster, Site
 from krzem.hardware.cluster_facts import optional_facts
 from krzem.hardware.cluster_keys import ARITHMETIC, KEYS, MOST_DEVICES, PEAK
 from krzem.hardware.device import Device
@@ -67,6 +67,7 @@ def build_cluster(given: Mapping[str, Any], where: str) -> Cluster:
         host_memory_bytes_per_device=host_memory and host_memory / known["devices_per_node"],
         name=given.get("name", f"{device.id}:{devices}"),
         measured=MappingProxyType(dict(given.get("measured", {}))),
+        site=Site(**given.get("launch", {})),
         facts=MappingProxyType({**peaks, **facts}),
         **settled,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -145,20 +146,64 @@ MEASURED: Mapping[str, tuple[str, Key]] = {
 """Keys of the [measured] table: the name in Cluster.measured, how it is read."""
 
 
+_WORD = re.compile(r"[A-Za-z0-9._+:/@=,#-]{1,200}")
+
+
+def _word(value: object) -> str:
+    """A name that a batch file may hold without quotes."""
+    text = _text(value)
+    if not _WORD.fullmatch(text):
+        raise QuantityError("letters, digits and . _ + : / @ = , # - only, without spaces.")
+    return text
+
+
+def _words(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > 100:
+        raise QuantityError("it must be a list of names in brackets.")
+    return tuple(map(_word, value))
+
+
+def _lines(value: object) -> tuple[str, ...]:
+    """Lines of shell: text without line breaks or other control characters."""
+    if not isinstance(value, list) or len(value) > 100:
+        raise QuantityError("it must be a list of lines in brackets.")
+    for line in value:
+        if not isinstance(line, str) or len(line) > 500 or not line.isprintable():
+            raise QuantityError("each line is printable text of at most 500 characters.")
+    return tuple(value)
+
+
+LAUNCH: Mapping[str, tuple[str, Key]] = {
+    "modules": ("modules", Key(_words, '["cuda/13.0", "gcc"]', "modules to load")),
+    "container": ("container", Key(_word, '"/images/train.sif"', "image that jobs run in")),
+    "account": ("account", Key(_word, '"project-42"', "account that pays")),
+    "partition": ("partition", Key(_word, '"gpu"', "partition or queue")),
+    "time": ("time_seconds", Key(parse_duration, '"24h"', "longest time of one job", "1 min")),
+    "setup": ("setup", Key(_lines, '["ulimit -l unlimited"]', "lines of shell before a job")),
+}
+"""Keys of the [launch] table: the field in Site, how it is read."""
+
+
 def read_keys(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values of a cluster file in base units, ``measured`` and ``peak`` included.
+    """The values of a cluster file in base units: ``measured``, ``peak`` and ``launch`` too.
 
     Raises ClusterError that lists every fault with its key.
     """
     faults: list[str] = []
-    plain = {key: value for key, value in table.items() if key not in ("measured", "peak")}
+    plain = {key: value for key, value in table.items() if key not in _TABLES}
     found = _read(plain, KEYS, "", faults)
     names = {key: entry for key, (_, entry) in MEASURED.items()}
     probes = _read(_section(table, "measured", faults), names, "measured.", faults)
     peaks = _read(_section(table, "peak", faults), PEAK, "peak.", faults)
+    starts = {key: entry for key, (_, entry) in LAUNCH.items()}
+    started = _read(_section(table, "launch", faults), starts, "launch.", faults)
     raise_faults(faults, where)
     probes = {MEASURED[key][0]: value for key, value in probes.items()}
-    return found | {"measured": probes, "peak": peaks}
+    site = {LAUNCH[key][0]: value for key, value in started.items()}
+    return found | {"measured": probes, "peak": peaks, "launch": site}
+
+
+_TABLES = ("measured", "peak", "launch")
 
 
 def _section(table: Mapping[str, Any], name: str, faults: list[str]) -> Mapping[str, Any]:

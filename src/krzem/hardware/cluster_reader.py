@@ -12,8 +12,10 @@ is the catalogue's.  A file says more and overrules the catalogue::
     fp8 = "1979 TFLOP/s"
     [measured]                      # takes the place of what the model assumes
     bf16 = "650 TFLOP/s"
+    [launch]                        # for batch files (krzem plan --emit ... --scheduler slurm)
+    partition = "gpu"
 
-All keys, with examples: ``KEYS``, ``PEAK`` and ``MEASURED`` in cluster_keys.
+All keys, with examples: ``KEYS``, ``PEAK``, ``MEASURED`` and ``LAUNCH`` in cluster_keys.
 """
 
 from __future__ import annotations

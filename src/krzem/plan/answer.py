@@ -69,12 +69,15 @@ def candidates_of(
     return tuple(found)
 
 
-def script_of(asked: Asked, answer: Plan | Explanation, engine: str) -> str:
+def script_of(
+    asked: Asked, answer: Plan | Explanation, engine: str, scheduler: str = "none"
+) -> str:
     """The launch script of the best (or explained) layout on ``engine``, every flag explained.
 
-    Raises UnknownNameError, and LayoutError or ModelError where the engine cannot run it.
+    With a ``scheduler`` it is a batch file for it.  Raises UnknownNameError, and LayoutError,
+    ModelError or GoalError where the engine cannot run it.
     """
-    from krzem.plan.emit import emit, render
+    from krzem.plan.emit import batch, emit, render
 
     layout = answer.best.layout if isinstance(answer, Plan) else answer.plan.layout
     task = asked.task
@@ -88,7 +91,7 @@ def script_of(asked: Asked, answer: Plan | Explanation, engine: str) -> str:
         None if answer.whole_run is None else answer.whole_run.checkpoint.interval_steps,
         dict(answer.best.switches if isinstance(answer, Plan) else answer.plan.switches),
     )
-    return render(launch)
+    return batch(render(launch), launch, task.cluster, scheduler, layout.devices)
 
 
 def check_emission(asked: Asked, engine: str) -> None:
