@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from krzem.jobs.job import JobBuilder, Place
 from krzem.jobs.registry import Sources
 from krzem.jobs.shell import Command, Script, launcher_options, read_scripts
-from krzem.jobs.shell_words import Origin, ShellWord
+from krzem.jobs.shell_words import Origin, ShellError, ShellWord
 
 SHELL_SUFFIXES = (".sh", ".slurm", ".sbatch", ".bash", ".pbs", ".job", ".conf", ".sub")
 _LAUNCHERS = {
@@ -60,12 +60,80 @@ def shell_files(sources: Sources) -> list[str]:
 
 
 def scripts(sources: Sources) -> list[Script]:
-    """The evaluated scripts among the sources, once for all readers; may raise ShellError."""
+    """The evaluated scripts among the sources, once for all readers.
+
+    A page (``README.md``) counts where a command of it runs a given script: it gives the arguments.
+    Raises ShellError where no script can be followed.
+    """
     if "scripts" not in sources.opened:
-        sources.opened["scripts"] = read_scripts(sources.files, shell_files(sources))
+        sources.opened["scripts"] = _followed(sources)
     found = sources.opened["scripts"]
     assert isinstance(found, list)
     return found
+
+
+def _followed(sources: Sources) -> list[Script]:
+    names = shell_files(sources)
+    pages = [s for n in sources.with_suffix(".md") if (s := _page(n, sources, names)) is not None]
+    called = {name for page in pages for name in page.called}
+    rest = [name for name in names if name not in called]
+    try:
+        return [*pages, *read_scripts(sources.files, rest)]
+    except ShellError:
+        if not pages and len(rest) < 2:
+            raise
+    return [*pages, *_one_by_one(sources, rest)]
+
+
+def _one_by_one(sources: Sources, names: Sequence[str]) -> list[Script]:
+    """The scripts that can be followed, where not all can."""
+    found: list[Script] = []
+    refused: ShellError | None = None
+    for name in names:
+        try:
+            found += read_scripts(sources.files, [name])
+        except ShellError as error:
+            refused = refused or error
+    if not found and refused is not None:
+        raise refused
+    for script in found[:1]:
+        script.notes.extend([] if refused is None else [str(refused)])
+    return found
+
+
+def _page(name: str, sources: Sources, names: Sequence[str]) -> Script | None:
+    """The first block of a page that runs a given script and starts a program by it."""
+    given = [posixpath.basename(n) for n in names]
+    for block in blocks(sources.files[name]):
+        if not any(base in block for base in given):
+            continue
+        try:
+            (script,) = read_scripts({**sources.files, name: block}, [name])
+        except ShellError:
+            continue
+        if script.called and launches(script):
+            return script
+    return None
+
+
+def blocks(page: str) -> Iterator[str]:
+    """The fenced blocks of a page; every line keeps its number."""
+    lines = page.splitlines()
+    inside: list[int] | None = None
+    for number, line in enumerate(lines):
+        if line.lstrip().startswith(("```", "~~~")):
+            if inside is not None and inside:
+                kept = set(inside)
+                yield (
+                    "\n".join(
+                        re.sub(r"^\s*[$>] ", "", text) if at in kept else ""
+                        for at, text in enumerate(lines[: inside[-1] + 1])
+                    )
+                    + "\n"
+                )
+            inside = [] if inside is None else None
+        elif inside is not None:
+            inside.append(number)
 
 
 def launches(script: Script) -> list[Launch]:
@@ -170,9 +238,10 @@ def _nodes(launch: Launch) -> ShellWord | None:
     header = launch.headers.get("nodes")
     if header is not None:
         return header
-    if launch.launchers and launch.launchers[-1] in ("torchrun", "deepspeed", "accelerate"):
+    last = launch.launchers[-1] if launch.launchers else ""
+    if last in ("torchrun", "accelerate") or (last == "deepspeed" and launch.option(_LOCAL)):
         return ShellWord("1", launch.command.origin)
-    return None
+    return None  # deepspeed alone takes the nodes of a host file
 
 
 def _range(word: ShellWord) -> ShellWord:
