@@ -122,6 +122,9 @@ def read(sources: Sources, job: JobBuilder) -> None:
     else:
         job.drop("cpkind")
     _shards(tree, job)
+    if job.get("finetune") == "full" and not truth_of(tree, "data.packing", "data.neat_packing"):
+        job.drop("seq")
+        job.ask("seq", "data.cutoff_len is the longest sample, not the mean", "give the mean")
     state_machine(job, start, sources)
 
 

@@ -28,7 +28,7 @@ ALIASES: Mapping[str, str] = {
     "xla": "maxtext", "jax": "maxtext", "mindspore": "mindformers",
 }  # fmt: skip
 
-MODULES = ("megatron", "mindspeed_fsdp", "configurations")
+MODULES = ("megatron", "mindspeed_fsdp", "mindspeed_mm", "configurations")
 """Modules of this room that list readers in ``READERS``."""
 _HINT = "give the files of a training job: its script and the configurations it names"
 
