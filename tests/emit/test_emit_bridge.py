@@ -105,7 +105,9 @@ def test_refusals() -> None:
     with pytest.raises(ModelError, match="indexer"):
         bridge("dp=256,ep=8", "deepseek-v3.2")
     with pytest.raises(GoalError, match="cuda-graphs=full for experts"):
-        bridge("dp=256,ep=8", cuda_graphs="full")
+        bridge("dp=256,ep=8", cuda_graphs="full", dispatcher="alltoall")
+    alone = bridge("dp=256,ep=8", cuda_graphs="full")
+    assert alone["model.moe_flex_dispatcher_backend"] == '"hybridep"'
     assert bridge("dp=256,ep=8", cuda_graphs="full", routing="capacity")
     with pytest.raises(GoalError, match="precision fp8 only"):
         bridge("dp=256,ep=8", fp8_scaling="delayed")

@@ -42,8 +42,12 @@ def _dispatchers() -> dict[str, tuple[tuple[str, str], ...]]:
     }
 
 
-def _graphs(moe: bool) -> dict[str, tuple[tuple[str, str], ...]]:
+def _graphs(request: Request) -> dict[str, tuple[tuple[str, str], ...]]:
+    moe, on = request.arch.is_moe, request.switches
     kind = "model.cuda_graph_impl"
+    # Graphs of the whole iteration need experts of fixed shapes, which this dispatcher gives.
+    fixed = moe and "dispatcher" not in on and on.get("routing") != "capacity"
+    shapes = _dispatchers()["hybridep"] if fixed else ()
     tracked = (("model.use_te_rng_tracker", "True"), ("rng.te_rng_tracker", "True"))
     parts = '["attn", "moe_router", "moe_preprocess"]' if moe else '["attn", "mlp"]'
     return {
@@ -55,12 +59,13 @@ def _graphs(moe: bool) -> dict[str, tuple[tuple[str, str], ...]]:
             ("rerun_state_machine.check_for_nan_in_loss", "False"),
             ("ddp.check_for_nan_in_grad", "False"),
             *tracked,
+            *shapes,
         ),
     }
 
 
 def _choices(request: Request) -> Choices:
-    moe, x = request.arch.is_moe, request.layout
+    x = request.layout
     fused = ("model.cross_entropy_loss_fusion", "True")
     scales: Choices = {"fp8-scaling": {"tensor": (), "delayed": ()}}
     return {
@@ -69,7 +74,7 @@ def _choices(request: Request) -> Choices:
         "overlap-tp": _on("model.tp_comm_overlap"),
         "overlap-grad-reduce": _on("ddp.overlap_grad_reduce"),
         "overlap-param-gather": _on("ddp.overlap_param_gather", "optimizer.overlap_param_gather"),
-        "cuda-graphs": _graphs(moe),
+        "cuda-graphs": _graphs(request),
         "loss": {
             "plain": (("model.cross_entropy_loss_fusion", "False"),),
             "fused": (fused, ("model.cross_entropy_fusion_impl", '"te"')),
@@ -121,13 +126,11 @@ def _check(request: Request) -> None:
          "overlap-param-gather=on with zero = 0, where nothing is gathered"),
         (on.get("overlap-param-gather") == "on" and on.get("overlap-grad-reduce") == "off",
          "overlap-param-gather=on with overlap-grad-reduce=off"),
-        (on.get("fused-accumulation") == "on" and x.zero >= 2,
-         "fused-accumulation=on with sharded gradients"),
         (on.get("cuda-graphs") == "partial" and full, "cuda-graphs=partial with recompute=full"),
         (on.get("cuda-graphs") == "partial" and on.get("offload-activations") == "on",
          "cuda-graphs=partial with offload-activations=on"),
         (on.get("cuda-graphs") == "full" and request.arch.is_moe and not capacity
-         and on.get("dispatcher") != "hybridep",
+         and on.get("dispatcher", "hybridep") != "hybridep",
          "cuda-graphs=full for experts whose shapes vary; plan with routing=capacity or"
          " dispatcher=hybridep"),
         (capacity and on.get("dispatcher") == "deepep", "routing=capacity with dispatcher=deepep"),

@@ -67,7 +67,7 @@ def states(request: Request) -> Iterator[Flag]:
         raise GoalError(
             f"{ENGINE} keeps the second moment like the weights ({second} bytes), so that"
             f" {wanted.moments:g} bytes of moments leave {first:g} for the first; choose"
-            f" {second + 2} or {second + 4}"
+            f" --state-bytes moments={second + 2} or moments={second + 4}"
         )
     if wanted.weight < 2:
         raise GoalError(f"{ENGINE} keeps weights in 2 or 4 bytes, not {wanted.weight:g}")

@@ -32,6 +32,7 @@ from krzem.plan.emit.model_shape import Shape, shape_of
 from krzem.plan.emit.parts import literal, quoted
 from krzem.plan.emit.primus_switches import switches
 from krzem.plan.emit.primus_v4 import v4_model
+from krzem.plan.emit.stages import stage_layers
 from krzem.plan.emit.v4_shape import is_v4, stand_in
 from krzem.plan.emit.yaml_megatron import keyed, merged
 from krzem.plan.goal import Optimizer, Precision
@@ -151,9 +152,15 @@ def _pipeline(request: Request, shape: Shape) -> Iterator[Flag]:
         yield Flag("--patch-primus-pipeline", "", "Primus' own pipeline runtime")
         yield Flag("--pp-algorithm", name, f"schedule {x.schedule}")
     if x.pp > 1 and x.schedule in _V_SHAPED:
+        stages = stage_layers(request.arch.layers, x)
         yield Flag("--pipeline-model-parallel-size", str(x.pp), "pipeline stages")
-        each = request.arch.layers // (2 * x.pp)
-        yield Flag("--num-layers-per-virtual-pipeline-stage", str(each), "two chunks, in a V")
+        if len(set(stages)) == 1:
+            yield Flag("--num-layers-per-virtual-pipeline-stage", str(stages[0]),
+                       "two chunks per rank, in a V")  # fmt: skip
+        else:
+            yield Flag("--pipeline-model-parallel-layout",
+                       run.stage_text(stages, request.arch.mtp_layers),
+                       "layers in forward order; the second half runs back")  # fmt: skip
         return
     yield from run.pipeline(request, shape)
 
@@ -227,7 +234,6 @@ def _check(request: Request, shape: Shape) -> None:
     x, goal = request.layout, request.goal
     each = min(request.cluster.devices_per_node, x.devices)
     group = x.shard or x.dp * x.cp
-    v_shaped = x.pp > 1 and x.schedule in _V_SHAPED
     faults = (
         (x.devices % each != 0,
          f"tp*cp*pp*dp = {x.devices} devices are no whole number of nodes of {each}"),
@@ -248,9 +254,6 @@ def _check(request: Request, shape: Shape) -> None:
         (x.cp > 1 and goal.sequence % (2 * x.cp) != 0,
          f"cp = {x.cp}: {goal.sequence} tokens do not divide by 2 * cp = {2 * x.cp}"),
         (x.cp > 1 and is_v4(request.arch), "cp > 1 for DeepSeek V4; plan with cp=1"),
-        (v_shaped and request.arch.layers % (2 * x.pp) != 0,
-         f"schedule={x.schedule}: {request.arch.layers} layers do not divide by"
-         f" 2 * pp = {2 * x.pp}; plan with interleaved"),
     )  # fmt: skip
     for bad, text in faults:
         if bad:
