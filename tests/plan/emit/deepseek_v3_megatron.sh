@@ -10,6 +10,9 @@ set -euo pipefail
 
 export CUDA_DEVICE_MAX_CONNECTIONS=32  # several queues, so that all-to-all runs beside compute
 
+found=$(python3 -c 'import megatron.core; print(megatron.core.__version__)' 2>/dev/null || true)
+[[ "$found" == 0.19.2* || -n "${ANY_VERSION:-}" ]] || { echo "written for megatron-core 0.19.2, found ${found:-none}: install it, emit again for yours, or set ANY_VERSION=1" >&2; exit 1; }
+
 args=(
   # Model
   --num-layers 61  # transformer layers

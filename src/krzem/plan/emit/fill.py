@@ -42,6 +42,11 @@ def rope_scaling(config: Mapping[str, object]) -> str | None:
     return None
 
 
+def written(value: float) -> str:
+    """A number as an engine reads it: whole ones as integers, others with the digits they need."""
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
 def filled(name: str, value: float | None, variable: str, what: str, why: str) -> Flag:
     """A flag with ``value``, or one that asks for ``variable`` where it is not known."""
-    return Flag(name, ask(variable, what) if value is None else f"{value:g}", why)
+    return Flag(name, ask(variable, what) if value is None else written(value), why)

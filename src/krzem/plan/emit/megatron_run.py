@@ -63,17 +63,24 @@ def pipeline(request: Request, shape: Shape) -> Iterator[Flag]:
         yield Flag("--num-layers-per-virtual-pipeline-stage", str(stages[0]),
                    f"{looped.vpp} model chunks on every rank (interleaved 1F1B)")  # fmt: skip
     elif not even:
-        yield Flag("--pipeline-model-parallel-layout", stage_text(stages, arch.mtp_layers),
+        mtp = arch.mtp_layers if predicts(shape) else 0
+        yield Flag("--pipeline-model-parallel-layout", stage_text(stages, mtp),
                    f"{arch.layers} layers on {len(stages)} stages: E embedding, t layer,"
                    " m multi-token prediction, L loss")  # fmt: skip
-    if _overlaps_experts(request):
+    if overlaps_experts(request):
         yield Flag(
             "--overlap-moe-expert-parallel-comm",
             "",
             "one micro-batch's all-to-all behind another's compute, as DualPipe does",
         )
-        yield Flag("--delay-wgrad-compute", "",
-                   "weight gradients are computed later, to fill the waiting")  # fmt: skip
+        if request.switches.get("cuda-graphs") != "partial":
+            yield Flag("--delay-wgrad-compute", "",
+                       "weight gradients are computed later, to fill the waiting")  # fmt: skip
+
+
+def predicts(shape: Shape) -> bool:
+    """Whether multi-token prediction is built: not along with sparse attention."""
+    return shape.arch.mtp_layers > 0 and shape.attention.indexer is None
 
 
 def stage_text(stages: tuple[int, ...], mtp: int) -> str:
@@ -93,8 +100,12 @@ def stage_text(stages: tuple[int, ...], mtp: int) -> str:
     return "".join((*parts, texts[-1]))
 
 
-def _overlaps_experts(request: Request) -> bool:
+def overlaps_experts(request: Request) -> bool:
+    """Whether the all-to-all of experts runs beside another micro-batch's computation."""
     x = request.layout
+    stated = request.switches.get("overlap-a2a")
+    if stated is not None:
+        return stated == "on"
     dual = x.schedule in (Schedule.DUALPIPE, Schedule.DUALPIPE_V)
     return dual and x.ep > 1 and x.recompute is not Recompute.FULL
 
@@ -170,6 +181,31 @@ def precision(request: Request) -> Iterator[Flag]:
         yield Flag("--fp4-recipe", "nvfp4", "a scale per 16 values")
     if states.gradient <= 2:
         yield Flag("--grad-reduce-in-bf16", "", "gradients of 2 bytes")
+
+
+def check_states(request: Request) -> None:
+    """States that are not of 4 bytes each, or lie on the host, are those of sharded Adam.
+
+    Raises GoalError and LayoutError.
+    """
+    goal, x = request.goal, request.layout
+    adam = goal.optimizer is Optimizer.ADAMW
+    narrow = goal.states.moments != (8.0 if adam else 4.0)
+    if not adam and x.offload_optimizer:
+        raise LayoutError(
+            f"Megatron-LM cannot run this layout: offload=1 with {goal.optimizer}: on the host it"
+            " has Adam alone; plan with offload=0"
+        )
+    if narrow and not adam:
+        raise GoalError(
+            f"Megatron-LM keeps Muon's moment in 4 bytes, not {goal.states.moments:g};"
+            " choose 4 bytes, or AdamW"
+        )
+    if narrow and x.zero == 0:
+        raise LayoutError(
+            f"Megatron-LM cannot run this layout: zero = 0 with moments of {goal.states.moments:g}"
+            " bytes: the optimiser that keeps them so is the sharded one; plan with zero=1"
+        )
 
 
 def states(request: Request) -> Iterator[Flag]:

@@ -51,6 +51,7 @@ def _recipe(launch: Launch, explain: bool) -> Iterator[str]:
     yield "set -euo pipefail"
     yield ""
     yield from _exports(launch, explain)
+    yield from parts.installed(launch.installed)
     yield "cat > krzem_recipe.py <<'PYTHON'"
     base, *settings = launch.flags
     yield from launch.preamble

@@ -28,7 +28,8 @@ class Recipe:
 _RECIPES = {
     (4096, 32, 128256, 0): Recipe("llama3", "llama3_8b", "8B"),
     (8192, 80, 128256, 0): Recipe("llama3", "llama3_70b", "70B"),
-    (16384, 126, 128256, 0): Recipe("llama3", "llama3_405b", "405B"),
+    # Its own recipe computes in 8 bits, whatever is asked.
+    (16384, 126, 128256, 0): Recipe("llama3", "llama3_70b", "405B", own=False),
     (1024, 28, 151936, 0): Recipe("qwen3", "qwen3_0_6b", "0.6B"),
     (2048, 28, 151936, 0): Recipe("qwen3", "qwen3_1_7b", "1.7B"),
     (2560, 36, 151936, 0): Recipe("qwen3", "qwen3_1_7b", "4B", own=False),

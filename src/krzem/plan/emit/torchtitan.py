@@ -7,16 +7,33 @@ option of its command line (``--parallelism.tensor_parallel_degree``).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from krzem.errors import GoalError, LayoutError
 from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
-from krzem.plan.emit.launch import Flag, Launch, Request, Section, ask, section, torchrun
+from krzem.plan.emit.launch import (
+    Flag,
+    Installed,
+    Launch,
+    Request,
+    Section,
+    ask,
+    section,
+    torchrun,
+)
+from krzem.plan.emit.parts import python_package
 from krzem.plan.emit.stages import chunks_per_rank, stage_layers
 from krzem.plan.emit.titan_models import Recipe, recipe_of
+from krzem.plan.emit.titan_switches import compiles, predicts, settings, spec
 from krzem.plan.goal import Optimizer, Precision
 
 VERSION = "0.3.0"
 ENGINE = "torchtitan"
+INSTALLED = Installed(
+    name=ENGINE,
+    command=python_package(ENGINE),
+    version=VERSION,
+)
 
 _SCHEDULES = {
     Schedule.ONE_F_ONE_B: "1F1B",
@@ -36,6 +53,7 @@ _IMPORTS = (
     "import dataclasses",
     "import os",
     "",
+    "from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss",
     "from torchtitan.components.optimizer import default_adamw",
     "from torchtitan.components.quantization import (",
     "    Float8GroupedExpertsConverter,",
@@ -65,16 +83,28 @@ def launch(request: Request) -> Launch:
     return Launch(
         engine=ENGINE,
         version=VERSION,
-        sections=_sections(request, recipe),
+        sections=_switched(request, recipe),
         environment=tuple(_environment(request)),
         preamble=tuple(_preamble(request, recipe)),
         command=torchrun(request, "-m torchtitan.train --module krzem_recipe --config run"),
         notes=tuple(_notes(request)),
+        installed=(INSTALLED,),
     )
 
 
+def _switched(request: Request, recipe: Recipe) -> tuple[Section, ...]:
+    """All sections; settings of switches that were priced stand in one of their own."""
+    priced = section("Switches that were priced", settings(request))
+    said = {flag.name for flag in priced.flags}
+    kept = (
+        replace(part, flags=tuple(flag for flag in part.flags if flag.name not in said))
+        for part in _sections(request, recipe)
+    )
+    return tuple(part for part in (*kept, priced) if part.flags)
+
+
 def _sections(request: Request, recipe: Recipe) -> tuple[Section, ...]:
-    sections = (
+    return (
         section("Model", _model(request, recipe)),
         section("Parallelism", _parallel(request)),
         section("Pipeline", _pipeline(request)),
@@ -83,7 +113,6 @@ def _sections(request: Request, recipe: Recipe) -> tuple[Section, ...]:
         section("Optimiser", _optimizer(request)),
         section("Data and checkpoints", _storage(request)),
     )
-    return tuple(part for part in sections if part.flags)
 
 
 def _preamble(request: Request, recipe: Recipe) -> Iterator[str]:
@@ -91,7 +120,7 @@ def _preamble(request: Request, recipe: Recipe) -> Iterator[str]:
     package = f"torchtitan.models.{recipe.package}"
     yield f"from {package} import model_registry"
     yield f"from {package}.config_registry import {recipe.function}"
-    if _predicts(request):
+    if predicts(request):
         yield f"from {package}.mtp import MTPLoss"
     yield "from torchtitan.trainer import Trainer"
     if request.layout.pp > 1:
@@ -101,19 +130,28 @@ def _preamble(request: Request, recipe: Recipe) -> Iterator[str]:
 def _model(request: Request, recipe: Recipe) -> Iterator[Flag]:
     yield Flag("recipe", f"{recipe.function}()", f"{recipe.package} {recipe.flavor}")
     converters = _converters(request)
-    mtp = request.arch.mtp_layers if _predicts(request) else 0
-    if not recipe.own or converters or mtp:
-        extra = f", converters=[{', '.join(converters)}]" if converters else ""
-        extra += f", num_mtp_layers={mtp}" if mtp else ""
+    mtp = request.arch.mtp_layers if predicts(request) else 0
+    arguments = dict(_arguments(request, recipe, converters, mtp))
+    if not recipe.own or arguments:
+        extra = "".join(f", {name}={value}" for name, value in arguments.items())
         yield Flag("model_spec", f'model_registry("{recipe.flavor}"{extra})', "the model")
     if mtp:
         yield Flag("loss", f"MTPLoss.Config(global_vocab_size={request.arch.vocab})",
                    "loss of the multi-token prediction modules added")  # fmt: skip
 
 
-def _predicts(request: Request) -> bool:
-    """Whether multi-token prediction is built: only without pipeline stages."""
-    return request.arch.mtp_layers > 0 and request.layout.pp == 1
+def _arguments(
+    request: Request, recipe: Recipe, converters: list[str], mtp: int
+) -> Iterator[tuple[str, str]]:
+    """What the model registry is told beside the flavour."""
+    # Context parallelism needs the attention that takes masks; GPT-OSS has another by default.
+    if recipe.package == "gpt_oss" and request.layout.cp > 1:
+        yield "attn_backend", '"flex"'
+    if converters:
+        yield "converters", f"[{', '.join(converters)}]"
+    if mtp:
+        yield "num_mtp_layers", str(mtp)
+    yield from spec(request).items()
 
 
 def _converters(request: Request) -> list[str]:
@@ -121,10 +159,11 @@ def _converters(request: Request) -> list[str]:
     name = names.get(request.goal.precision)
     if name is None:
         return []
+    whole = "model_compile_enabled=True" if compiles(request) else ""
     skip = '"attention", "shared_experts", "feed_forward"'
     arguments = 'filter_fqns=["lm_head", "router.gate"]' if name == "Float8" else f"fqns=[{skip}]"
-    linear = f"{name}LinearConverter.Config({arguments})"
-    experts = [f"{name}GroupedExpertsConverter.Config()"] if request.arch.is_moe else []
+    linear = f"{name}LinearConverter.Config({', '.join(filter(None, (arguments, whole)))})"
+    experts = [f"{name}GroupedExpertsConverter.Config({whole})"] if request.arch.is_moe else []
     return [linear, *experts]
 
 
@@ -230,6 +269,8 @@ def _check(request: Request) -> None:
     sharded = _shards(x) * x.cp * x.tp
     v_shaped = _SCHEDULES[x.schedule] in ("ZBVZeroBubble", "DualPipeV") and x.pp > 1
     stages = stage_layers(request.arch.layers, _staged(x))
+    attention = request.arch.expanded()[0].attention
+    kv_heads = attention.kv_heads if attention.kv_lora_rank is None else 0
     faults = (
         (x.zero > 0 and x.shard > 0 and x.shard % x.cp != 0,
          f"shard = {x.shard} is no multiple of cp = {x.cp}, whose ranks shard together"),
@@ -242,6 +283,10 @@ def _check(request: Request) -> None:
         (v_shaped and x.recompute is Recompute.MODULES,
          f"{_SCHEDULES[x.schedule]} with selective recomputation: the engine tries to run backward"
          " twice and stops; plan with recompute=none"),
+        (x.pp > 1 and request.arch.tied_embeddings,
+         f"pp = {x.pp} with tied embeddings, which have to lie on one stage; plan with pp=1"),
+        (bool(kv_heads % x.tp),
+         f"tp = {x.tp} does not divide the {kv_heads} key-value heads; plan with a tp that does"),
         (x.pp > 1 and min(stages) < 1,
          f"{request.arch.layers} layers leave a stage of {len(stages)} empty"),
     )  # fmt: skip
@@ -271,8 +316,11 @@ def _notes(request: Request) -> Iterator[str]:
         )
     if x.zero == 1:
         yield "FSDP shards gradients along with optimiser states: ZeRO 1 is emitted as ZeRO 2"
-    if request.arch.mtp_layers and not _predicts(request):
-        yield "multi-token prediction is left out: 0.3.0 has it without pipeline stages only"
+    if request.arch.mtp_layers and not predicts(request):
+        yield (
+            "multi-token prediction is left out: 0.3.0 has it without pipeline stages and context"
+            " parallelism only"
+        )
     if x.cp > 1 and x.context_parallel is not ContextParallel.ALL_GATHER:
         yield f"context parallelism gathers keys and values; {x.context_parallel} has no setting"
     if x.recompute is Recompute.FULL and x.recompute_layers is not None:
@@ -284,4 +332,5 @@ def _notes(request: Request) -> Iterator[str]:
             "weights are kept sharded in fp32 and gathered in bf16: there is no second copy as the"
             f" plan's {goal.states.weight:g} + {goal.states.master:g} bytes per parameter assume"
         )
+    yield "PyTorch 2.13 is too old for 0.3.0: its FSDP shards no tensors that are merely annotated"
     yield "learning-rate schedule, warm-up and initialisation are those of the base recipe"
