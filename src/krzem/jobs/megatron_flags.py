@@ -106,8 +106,12 @@ optimizer-cpu-offload accumulate-allreduce-grads-in-fp32 grad-reduce-in-bf16 tra
 no-gradient-accumulation-fusion cross-entropy-loss-fusion q-lora-rank kv-lora-rank
 moe-expert-parallel-size moe-flex-dispatcher-backend moe-enable-deepep zero-stage
 moe-shared-expert-intermediate-size moe-expert-capacity-factor checkpoint-activations
+use-precision-aware-optimizer moe-shared-expert-overlap use-rotary-position-embeddings
+shared-moe-ffn-hidden-size use-llama2-rotary-position-embeddings
 """
-KNOWN = frozenset(f"--{name}" for name in _KNOWN.split())
+KNOWN = frozenset(f"--{name}" for name in _KNOWN.split()) | {
+    flag for table in (NUMBERS, ON) for flags in table.values() for flag in flags
+}
 """Flags that rules look at only where others ask for them."""
 
 IGNORED: tuple[tuple[str, str], ...] = (
@@ -173,7 +177,7 @@ IGNORED: tuple[tuple[str, str], ...] = (
      r"enable-mg2|shared-expert-gate|longrope|long-factor|short-factor|rmsnorm-weight|init-norm|"
      r"use-triton|use-sparse-flash|use-fused|mtp-spec|patch-tokenizer|DDP-impl|extra-vocab|"
      r"optimizer-offload-fraction|overlap-cpu-opt|scale-fmt|enable-mla-absorb|mrope|"
-     r"codecarbon|test-weighted|valid-num-workers|reset-progress|loss-on-targets|zero-contig|"
+     r"swap-optimizer-times|epochs|keep-last|enable-shared-expert|output-logit-soft|codecarbon|test-weighted|valid-num-workers|reset-progress|loss-on-targets|zero-contig|"
      r"zero-reduce-scatter|store-param|use-torch-optimizer|no-pin-cpu|te-precision|enable-autocast)",
      "data, kernels, housekeeping"),
 )  # fmt: skip

@@ -80,11 +80,12 @@ def _heads(args: Arguments, job: JobBuilder) -> None:
         job.derive("model.head_dim", hidden // heads, f"{hidden} / {heads}")
     grouped = args.find("--group-query-attention")
     unsure = args.doubt("model.kv_heads", "--group-query-attention")
-    groups = args.number("model.kv_heads", "--num-query-groups", "--num-key-value-heads")
-    needs = not args.has("--num-key-value-heads")
+    own = ("--num-key-value-heads", "--n-head-kv")
+    groups = args.number("model.kv_heads", "--num-query-groups", *own)
+    needs = not args.has(*own)
     if groups is not None and not unsure and (grouped is not None or not needs):
         job.state("model.kv_heads", *groups)
-    elif grouped is None and heads and not unsure and not args.open("--num-key-value-heads"):
+    elif grouped is None and heads and not unsure and not args.open(*own):
         if groups is not None:
             job.note("--num-query-groups does nothing without --group-query-attention")
         job.derive("model.kv_heads", heads, "no --group-query-attention: one per query head")
@@ -144,7 +145,8 @@ def _embedding(args: Arguments, job: JobBuilder) -> None:
 
 
 def _position(args: Arguments, job: JobBuilder) -> None:
-    rotary = args.find("--use-rotary-position-embeddings")
+    rotary = args.find("--use-rotary-position-embeddings",
+                       "--use-llama2-rotary-position-embeddings")  # fmt: skip
     kind = args.text("model.positions", "--position-embedding-type")
     if kind is not None and kind[0].strip() in _POSITIONS:
         job.state("model.positions", _POSITIONS[kind[0].strip()], kind[1])

@@ -87,6 +87,11 @@ def _states(args: Arguments, job: JobBuilder, half: str | None) -> None:
         if wide is not None:
             job.state("state.gradient", 4.0, wide.place)
         return
+    light = args.find("--o2-optimizer", "--o2-gradient")
+    if light is not None:
+        for name in ("gradient", "master", "moments"):
+            job.ask(f"state.{name}", f"{light.flag} at {light.place} keeps fewer bytes", "give it")
+        return
     aware = args.has("--use-precision-aware-optimizer")
     shared = args.has("--reuse-fp32-param")
     if half is not None:
