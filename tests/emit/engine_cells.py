@@ -19,7 +19,7 @@ from krzem.engine.setup import Setup, choose
 from krzem.engine.values import layout_values, problem_values
 from krzem.errors import KrzemError, ModelError
 from krzem.layout.arrays import pack
-from krzem.layout.layout import Layout, Recompute
+from krzem.layout.layout import Layout, Recompute, parse_layout
 from krzem.layout.rules import Problem
 from krzem.layout.space import Space, layouts
 from krzem.model import load_model, model_ids
@@ -52,6 +52,14 @@ PRECISIONS = MappingProxyType({
     "torchtitan": (Precision.BF16, Precision.FP8, Precision.MXFP8, Precision.FP32),
 })  # fmt: skip
 """What an engine computes in."""
+PUBLISHED = MappingProxyType({
+    "megatron-lm": (
+        ("llama-3.1-405b", "tp=8,pp=16,vpp=8,dp=2,schedule=interleaved"),
+        ("qwen3-235b-a22b", "pp=32,vpp=3,dp=8,ep=8,schedule=interleaved"),
+    ),
+    "torchtitan": (("qwen3-235b-a22b", "pp=32,vpp=3,dp=8,ep=8,schedule=interleaved"),),
+})  # fmt: skip
+"""Layouts of published recipes whose end stages hold the embedding or the loss alone."""
 OPTIMIZERS = (
     (Optimizer.ADAMW, StateBytes()),
     (Optimizer.ADAMW, StateBytes(gradient=2, moments=4)),
@@ -86,8 +94,12 @@ class Cell:
 @cache
 def cells(engine: str) -> tuple[Cell, ...]:
     """All cells of an engine that its emitter accepts, the same every time."""
-    return tuple(cell for number, model in enumerate(model_ids())
-                 for cell in _of_model(engine, model, number))  # fmt: skip
+    drawn = (cell for number, model in enumerate(model_ids())
+             for cell in _of_model(engine, model, number))  # fmt: skip
+    goal = Goal(tokens=1e12, sequence=SEQUENCE, global_batch=BATCH)
+    known = (Cell(engine=engine, model=model, card=CARDS[0], goal=goal, layout=parse_layout(text))
+             for model, text in PUBLISHED[engine])  # fmt: skip
+    return (*drawn, *known)
 
 
 def _of_model(engine: str, model: str, number: int) -> Iterator[Cell]:

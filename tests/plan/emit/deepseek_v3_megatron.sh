@@ -70,7 +70,7 @@ args=(
   # Pipeline
   --pipeline-model-parallel-size 16  # pipeline stages
   # 61 layers on 32 stages: E embedding, t layer, m multi-token prediction, L loss
-  --pipeline-model-parallel-layout 'Ett|(tt|)*15t|(tt|)*13t|tmL'
+  --pipeline-model-parallel-layout 'Et|(tt|)*29t|tmL'
   # one micro-batch's all-to-all behind another's compute, as DualPipe does
   --overlap-moe-expert-parallel-comm
   --delay-wgrad-compute  # weight gradients are computed later, to fill the waiting

@@ -12,7 +12,7 @@ from krzem.errors import LayoutError
 from krzem.layout.layout import Layout, Schedule
 from krzem.plan.emit.megatron_run import stage_text
 from krzem.plan.emit.model_shape import pattern
-from krzem.plan.emit.stages import rank_layers, stage_layers
+from krzem.plan.emit.stages import check_filled, rank_layers, stage_layers
 
 depths = st.integers(1, 130)
 degrees = st.integers(1, 32)
@@ -36,6 +36,31 @@ def test_stages_hold_every_layer_once(layers: int, pp: int, vpp: int) -> None:
     assert max(ranks) - min(ranks) <= 1
     by_rank = [sum(stages[rank::pp]) for rank in range(pp)]
     assert tuple(by_rank) == ranks
+
+
+@pytest.mark.parametrize(
+    ("layers", "pp", "vpp"), [(126, 16, 8), (94, 32, 3), (127, 16, 8), (63, 16, 4), (30, 16, 2)]
+)
+def test_embedding_and_loss_may_stand_alone(layers: int, pp: int, vpp: int) -> None:
+    stages = stage_layers(layers, Layout(pp=pp, vpp=vpp))
+    assert set(stages[1:-1]) == {1}
+    check_filled(layers, stages, "any")
+    text = expand(stage_text(stages, 0))
+    assert text[0] == "E" + "t" * stages[0]
+    assert text[-1] == "t" * stages[-1] + "L"
+
+
+@given(layers=depths, pp=st.integers(2, 32), vpp=st.integers(1, 4))
+def test_no_stage_between_is_empty_or_it_is_said(layers: int, pp: int, vpp: int) -> None:
+    stages = stage_layers(layers, Layout(pp=pp, vpp=vpp))
+    missing = sum(count < 1 for count in stages[1:-1])
+    if missing:
+        with pytest.raises(LayoutError, match=f"leave {missing} of"):
+            check_filled(layers, stages, "any")
+    else:
+        check_filled(layers, stages, "any")
+    if layers >= pp * vpp - 2:
+        assert not missing
 
 
 @given(layers=depths, pp=degrees)

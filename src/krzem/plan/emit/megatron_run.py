@@ -9,7 +9,7 @@ from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
 from krzem.model.architecture import AttentionKind
 from krzem.plan.emit.launch import Flag, Request, ask
 from krzem.plan.emit.model_shape import Shape
-from krzem.plan.emit.stages import chunks_per_rank, stage_layers
+from krzem.plan.emit.stages import check_filled, chunks_per_rank, stage_layers
 from krzem.plan.goal import Optimizer, Precision
 
 _CONTEXT = {
@@ -58,6 +58,7 @@ def pipeline(request: Request, shape: Shape) -> Iterator[Flag]:
     looped = Layout(pp=x.pp, vpp=chunks(x), first_stage_layers=x.first_stage_layers,
                     last_stage_layers=x.last_stage_layers)  # fmt: skip
     stages = stage_layers(arch.layers, looped)
+    check_filled(arch.layers, stages, "Megatron-LM")
     even = len(set(stages)) == 1
     if even and looped.vpp > 1:
         yield Flag("--num-layers-per-virtual-pipeline-stage", str(stages[0]),

@@ -42,15 +42,34 @@ def rank_layers(layers: int, layout: Layout) -> tuple[int, ...]:
 def stage_layers(layers: int, layout: Layout) -> tuple[int, ...]:
     """Layers per stage, shape (pp * chunks,), in forward order.
 
-    A rank splits its layers over its chunks as evenly as it can, earlier chunks first.
+    A rank splits its layers over its chunks as evenly as it can.  Earlier chunks get more, but on
+    the first rank of a looped schedule the later ones do: the very first stage has the embedding,
+    the very last the output matrix, and either may hold nothing else.
     """
     ranks = rank_layers(layers, layout)
     chunks = chunks_per_rank(layout)
+    folded = layout.schedule in V_SHAPED
     stages: list[int] = []
     for chunk in range(chunks):
         share = [n // chunks + (chunk < n % chunks) for n in ranks]
-        stages += reversed(share) if chunk % 2 and layout.schedule in V_SHAPED else share
+        if not folded:
+            share[0] = ranks[0] // chunks + (chunks - 1 - chunk < ranks[0] % chunks)
+        stages += reversed(share) if chunk % 2 and folded else share
     return tuple(stages)
+
+
+def check_filled(layers: int, stages: tuple[int, ...], engine: str) -> None:
+    """Only the first and the last stage may do without layers.
+
+    Raises LayoutError with the number of layers that are missing.
+    """
+    empty = sum(count < 1 for count in stages[1:-1])
+    if len(stages) > 1 and empty:
+        raise LayoutError(
+            f"{engine} cannot run this layout: {layers} layers on {len(stages)} stages leave"
+            f" {empty} of the stages between the first and the last empty; plan with fewer chunks"
+            " or pipeline ranks"
+        )
 
 
 def chunks_per_rank(layout: Layout) -> int:

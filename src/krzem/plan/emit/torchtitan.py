@@ -22,7 +22,7 @@ from krzem.plan.emit.launch import (
     torchrun,
 )
 from krzem.plan.emit.parts import python_package
-from krzem.plan.emit.stages import chunks_per_rank, stage_layers
+from krzem.plan.emit.stages import check_filled, chunks_per_rank, stage_layers
 from krzem.plan.emit.titan_models import Recipe, recipe_of
 from krzem.plan.emit.titan_switches import compiles, predicts, settings, spec
 from krzem.plan.goal import Optimizer, Precision
@@ -268,7 +268,8 @@ def _check(request: Request) -> None:
     x, goal = request.layout, request.goal
     sharded = _shards(x) * x.cp * x.tp
     v_shaped = _SCHEDULES[x.schedule] in ("ZBVZeroBubble", "DualPipeV") and x.pp > 1
-    stages = stage_layers(request.arch.layers, _staged(x))
+    layers = request.arch.layers
+    check_filled(layers, stage_layers(layers, _staged(x)), ENGINE)
     attention = request.arch.expanded()[0].attention
     kv_heads = attention.kv_heads if attention.kv_lora_rank is None else 0
     faults = (
@@ -287,8 +288,6 @@ def _check(request: Request) -> None:
          f"pp = {x.pp} with tied embeddings, which have to lie on one stage; plan with pp=1"),
         (bool(kv_heads % x.tp),
          f"tp = {x.tp} does not divide the {kv_heads} key-value heads; plan with a tp that does"),
-        (x.pp > 1 and min(stages) < 1,
-         f"{request.arch.layers} layers leave a stage of {len(stages)} empty"),
     )  # fmt: skip
     for bad, text in faults:
         if bad:
