@@ -134,6 +134,7 @@ def test_states_follow_types() -> None:
         ("pp=4,dp=64,zero=3,schedule=zb-v,vpp=2", "llama-3.1-70b", "circular"),
         ("tp=8,dp=32,zero=3,ep=4,etp=1", "deepseek-v3", "etp=8"),
         ("dp=128,cp=2,zero=3,cpkind=ring", "deepseek-v3", "multi-token"),
+        ("dp=128,cp=2,zero=3,cpkind=ring", "kimi-k2", "block deepseek"),
         ("dp=12,zero=3", "llama-3.1-70b", "does not fill slices"),
     ],
 )
@@ -151,3 +152,14 @@ def test_other_refusals() -> None:
         maxtext("dp=256,zero=3", goal=replace(GOAL, precision=Precision.FP8_BLOCK))
     with pytest.raises(GoalError, match="overlap-a2a=on where"):
         maxtext("dp=256,zero=3", overlap_a2a="on")
+
+
+def test_kernels_follow_what_attention_needs() -> None:
+    ring = values(maxtext("dp=128,cp=2,zero=3,cpkind=ring"))
+    assert (ring["attention"], ring["use_tokamax_splash"]) == ('"flash"', "true")
+    sparse = values(maxtext("dp=256,ep=8,zero=3", "deepseek-v3.2", on="h100:256"))
+    assert (sparse["attention"], sparse["use_tokamax_splash"]) == ('"dot_product"', "false")
+    with pytest.raises(GoalError, match="attention=eager with ring"):
+        maxtext("dp=128,cp=2,zero=3,cpkind=ring", attention="eager")
+    with pytest.raises(GoalError, match="attention=fused for sparse"):
+        maxtext("dp=256,ep=8,zero=3", "glm-5", on="h100:256", attention="fused")

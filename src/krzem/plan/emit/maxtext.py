@@ -24,7 +24,7 @@ from krzem.plan.emit.launch import (
     is_tpu,
     section,
 )
-from krzem.plan.emit.maxtext_model import block_of, model
+from krzem.plan.emit.maxtext_model import block_of, is_sparse, model
 from krzem.plan.emit.maxtext_switches import arithmetic, states, switches, xla_flags
 from krzem.plan.emit.parts import literal, python_package, quoted
 from krzem.plan.emit.yaml_megatron import merged
@@ -40,6 +40,7 @@ _STRATEGIES = {
     ContextParallel.ALL_TO_ALL: "ulysses",
     ContextParallel.ALL_GATHER: "all_gather",
 }
+_NO_RING = ("deepseek", "deepseek4", "gpt_oss")
 _MUON = ("llama2", "qwen3", "deepseek", "deepseek4")
 _POLICIES = {
     Recompute.NONE: ("none", "all activations are kept"),
@@ -159,6 +160,7 @@ def _mesh(request: Request) -> Iterator[Flag]:
         yield Flag("context_parallel_load_balance", "true" if kind != "ulysses" else "false",
                    "each rank gets an early and a late piece")  # fmt: skip
     if is_tpu(request) and x.cp > 1 and x.context_parallel is not ContextParallel.ALL_GATHER:
+        yield Flag("attention", '"flash"', "the kernels that this strategy needs")
         yield Flag("use_tokamax_splash", "true", "the kernel that this strategy needs")
     yield Flag("shard_optimizer_over_data", "true" if x.zero == 1 else "false",
                f"ZeRO stage {x.zero}")  # fmt: skip
@@ -260,6 +262,8 @@ def _check(request: Request) -> None:
          f"cp = {x.cp}: ring attention wants an even cp whose square divides {goal.sequence}"),
         (x.cp > 1 and tpu and ring and arch.mtp_layers > 0,
          "ring attention with multi-token prediction; plan with cpkind=allgather"),
+        (x.cp > 1 and tpu and ring and block_of(arch) in _NO_RING,
+         f"ring attention with block {block_of(arch)}; plan with cpkind=allgather"),
         (x.cp > 1 and not tpu and x.context_parallel is ContextParallel.ALL_TO_ALL,
          "cpkind=a2a on GPUs; plan with ring or allgather"),
         (x.cp > 1 and x.context_parallel is ContextParallel.ALL_TO_ALL and _latent(request),
@@ -293,8 +297,8 @@ def _notes(request: Request) -> Iterator[str]:
         yield f"full recomputation is for all layers, not {x.recompute_layers} per rank"
     if block_of(request.arch) == "deepseek4" and request.arch.mtp_layers:
         yield "multi-token prediction is left out: the block of DeepSeek V4 does not support it"
-    if block_of(request.arch) == "deepseek4" and not is_tpu(request):
-        yield "attention over compressed entries goes through memory on GPUs (dot_product)"
+    if is_sparse(request.arch) and not is_tpu(request):
+        yield "sparse or compressed attention goes through memory on GPUs (dot_product)"
     if request.goal.states.master:
         yield (
             "weights are kept in fp32 and cast for the products: there is no second copy as the"

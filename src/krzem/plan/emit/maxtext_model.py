@@ -128,6 +128,7 @@ def _attention(request: Request, block: str) -> Iterator[Flag]:
         yield Flag("head_dim", str(a.head_dim), "width of a head")
         yield Flag("use_qk_norm", "true" if a.qk_norm else "false", "norms of queries and keys")
     if a.indexer is not None and block == "deepseek":
+        yield from _kernels(request)
         yield Flag("indexer_n_heads", str(a.indexer.heads), "heads of the indexer")
         yield Flag("indexer_head_dim", str(a.indexer.head_dim), "width of an indexer head")
         yield Flag("indexer_topk", str(a.indexer.topk), "keys kept per query")
@@ -139,6 +140,18 @@ def _attention(request: Request, block: str) -> Iterator[Flag]:
         yield Flag("mlp_bias", "true", "experts with bias")
         yield Flag("mlp_activations_limit", "7.0", "inputs of the activation are clamped")
         yield Flag("inhomogeneous_layer_cycle_interval", "2", "every other layer has the window")
+
+
+def _kernels(request: Request) -> Iterator[Flag]:
+    """The kernels that sparse and compressed attention have."""
+    tpu = is_tpu(request)
+    yield Flag("attention", '"flash"' if tpu else '"dot_product"', "kernels of this attention")
+    yield Flag("use_tokamax_splash", "true" if tpu else "false", "the same")
+
+
+def is_sparse(arch: Architecture) -> bool:
+    """Whether attention picks its keys by an indexer or reads compressed entries."""
+    return is_v4(arch) or any(layer.attention.indexer for layer, _ in arch.kinds())
 
 
 def _compressed(request: Request) -> Iterator[Flag]:
@@ -159,9 +172,7 @@ def _compressed(request: Request) -> Iterator[Flag]:
     yield Flag("compressed_rope_max_timescale",
                ask("COMPRESS_ROPE", "compress_rope_theta of config.json") if base is None
                else str(int(base)), "rotary base of compressed entries")  # fmt: skip
-    yield Flag("attention", '"flash"' if is_tpu(request) else '"dot_product"',
-               "the kernels that this attention has")  # fmt: skip
-    yield Flag("use_tokamax_splash", "true" if is_tpu(request) else "false", "the same")
+    yield from _kernels(request)
     if a.indexer is not None:
         yield Flag("indexer_n_heads", str(a.indexer.heads), "heads of the indexer")
         yield Flag("indexer_head_dim", str(a.indexer.head_dim), "width of an indexer head")

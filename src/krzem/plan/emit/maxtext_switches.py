@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from krzem.errors import GoalError
-from krzem.layout.layout import Recompute
+from krzem.layout.layout import ContextParallel, Recompute
 from krzem.plan.emit.launch import Flag, Request, is_tpu
+from krzem.plan.emit.maxtext_model import is_sparse
 from krzem.plan.emit.parts import literal
 from krzem.plan.emit.switches import Choices, chosen
 from krzem.plan.goal import Optimizer, Precision
@@ -108,7 +109,8 @@ def _choices(request: Request) -> Choices:
             "chunked": (("num_vocab_tiling", "8"),),
         },
         "attention": {
-            "fused": (("attention", '"flash"' if tpu else '"cudnn_flash_te"'),),
+            "fused": (("attention", '"flash"'),) if tpu
+            else (("attention", '"cudnn_flash_te"'), ("max_segments_per_seq", "128")),
             "eager": (("attention", '"dot_product"'),),
         },
         **scales,
@@ -147,8 +149,12 @@ def _check(request: Request) -> None:
          "offload-activations=on with recompute=full"),
         (on.get("dispatcher") == "allgather" and (hashed or x.ep == 1),
          "dispatcher=allgather with hash-routed layers or ep = 1"),
-        (on.get("attention") == "fused" and hashed and not is_tpu(request),
-         "attention=fused for DeepSeek V4 on GPUs; plan with attention=eager"),
+        (on.get("routing") == "balanced" and x.ep == 1, "routing=balanced with ep = 1"),
+        (on.get("attention") == "fused" and is_sparse(request.arch) and not is_tpu(request),
+         "attention=fused for sparse or compressed attention on GPUs; plan with attention=eager"),
+        (on.get("attention") == "eager" and is_tpu(request) and x.cp > 1
+         and x.context_parallel is not ContextParallel.ALL_GATHER,
+         "attention=eager with ring or all-to-all context parallelism on TPUs"),
     )  # fmt: skip
     for bad, text in faults:
         if bad:
