@@ -238,29 +238,41 @@ def start() -> None:
         model_parallel_cuda_manual_seed(1)
 
 
-def table() -> list[dict[str, Any]]:
-    """All arguments: name, type, default, choices."""
+def table() -> list[dict[str, str]]:
+    """All arguments: name, type, default, choices, and the group that declares it."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     arguments.add_megatron_arguments(parser)
     rows = []
-    for action in parser._actions:
-        kind = "switch" if action.nargs == 0 else getattr(action.type, "__name__", "str")
-        for name in action.option_strings:
-            if name.startswith("--"):
-                rows.append({
-                    "name": name, "type": kind, "many": action.nargs in ("*", "+"),
-                    "default": plain(action.default), "choices": plain(action.choices),
-                })  # fmt: skip
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            for name in action.option_strings:
+                if name.startswith("--") and name != "--help":
+                    rows.append({
+                        "name": name, "type": kind_of(action), "default": plain(action.default),
+                        "choices": " ".join(map(spelled, action.choices or ())),
+                        "source": group.title or "",
+                    })  # fmt: skip
     return rows
 
 
-def plain(value: Any) -> str:
-    """A default or choices as text."""
-    if value is None or value is argparse.SUPPRESS:
-        return ""
-    if isinstance(value, list | tuple | set | frozenset):
-        return " ".join(plain(item) for item in value)
+def kind_of(action: argparse.Action) -> str:
+    """What follows an argument: nothing, a word of some type, or several."""
+    if action.nargs == 0:
+        return "switch"
+    kind = getattr(action.type, "__name__", "str")
+    return f"list[{kind}]" if action.nargs in ("*", "+") else kind
+
+
+def spelled(value: Any) -> str:
+    """A choice as it is written."""
     return str(getattr(value, "name", value))
+
+
+def plain(value: Any) -> str:
+    """A default as JSON, empty where there is none to write."""
+    with contextlib.suppress(TypeError):
+        return "" if value is argparse.SUPPRESS else json.dumps(value)
+    return json.dumps(spelled(value))
 
 
 def main() -> None:

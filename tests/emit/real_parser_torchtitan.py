@@ -217,20 +217,36 @@ def _rows(kind: Any, prefix: str) -> Iterator[dict[str, Any]]:
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
         name, hint = f"{prefix}{item.name}", hints[item.name]
-        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
         yield {
             "name": name, "type": written(hint), "default": default(item),
-            "choices": " ".join(map(str, choices)), "source": kind.__module__,
+            "choices": " ".join(words_of(hint)), "source": kind.__module__,
         }  # fmt: skip
-        if dataclasses.is_dataclass(hint):
-            yield from _rows(hint, f"{name}.")
+        inner = made(item)
+        if inner is not None:
+            yield from _rows(inner, f"{name}.")
+
+
+def made(item: dataclasses.Field[Any]) -> Any:
+    """The class of the configuration that a field holds where nothing else is put there."""
+    if item.default_factory is dataclasses.MISSING:
+        return None
+    value = item.default_factory()
+    return type(value) if dataclasses.is_dataclass(value) else None
+
+
+def words_of(hint: Any) -> Iterator[str]:
+    """The words a setting may have, where they are listed."""
+    if typing.get_origin(hint) is typing.Literal:
+        yield from map(str, typing.get_args(hint))
+    for part in typing.get_args(hint):
+        yield from words_of(part)
 
 
 def written(hint: Any) -> str:
     """A type as one writes it."""
     if typing.get_origin(hint) is typing.Literal:
         return "str"
-    return hint.__qualname__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    return hint.__qualname__ if type(hint) is type else str(hint).replace("typing.", "")
 
 
 def default(item: dataclasses.Field[Any]) -> str:
