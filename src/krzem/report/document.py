@@ -44,15 +44,15 @@ def plan_document(plan: Plan, asked: Asked) -> dict[str, Any]:
     return cleaned(
         {
             "schema": PLAN,
-            **_question(asked),
+            **question(asked),
             "layouts_evaluated": plan.layouts_evaluated,
             "layouts_timed": plan.layouts_timed,
             "search_seconds": plan.search_seconds,
-            "best": _layout_plan(plan.best) | {"wall": plan.wall},
+            "best": layout_plan(plan.best) | {"wall": plan.wall},
             "ties": plan.ties,
             "tie_within": TIE,
             "alternatives": [
-                _layout_plan(other) | {"relative_time": other.step_seconds.mid / best}
+                layout_plan(other) | {"relative_time": other.step_seconds.mid / best}
                 for other in plan.alternatives
             ],
             "front": [_point(point) for point in plan.front],
@@ -69,8 +69,8 @@ def explain_document(explanation: Explanation, asked: Asked) -> dict[str, Any]:
     return cleaned(
         {
             "schema": EXPLAIN,
-            **_question(asked),
-            "layout_plan": _layout_plan(explanation.plan) | {"wall": explanation.wall},
+            **question(asked),
+            "layout_plan": layout_plan(explanation.plan) | {"wall": explanation.wall},
             "gains": [_gain(gain) for gain in explanation.gains],
             "refused": list(explanation.refused),
             "whole_run": None
@@ -104,7 +104,7 @@ def clean(value: Any) -> Any:
     return value
 
 
-def _question(asked: Asked) -> dict[str, Any]:
+def question(asked: Asked) -> dict[str, Any]:
     """Model, cluster, goal and engine: what the answer is about."""
     return {
         "model": _model(asked),
@@ -178,7 +178,7 @@ def _goal(asked: Asked) -> dict[str, Any]:
     }
 
 
-def _layout_plan(plan: LayoutPlan) -> dict[str, Any]:
+def layout_plan(plan: LayoutPlan) -> dict[str, Any]:
     total = sum(plan.terms.values())
     return {
         "layout": _layout(plan.layout),

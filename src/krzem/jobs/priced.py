@@ -1,0 +1,183 @@
+"""The price of layouts under what a job states, the rest a mixture of what its engine could do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from krzem.cost.memory import MemoryBytes, RankBytes
+from krzem.cost.step import StepSeconds
+from krzem.engine.setup import Choices, Chosen, Setup, mixture
+from krzem.engine.values import layout_values
+from krzem.layout.arrays import pack
+from krzem.layout.layout import Layout
+from krzem.plan.price import Pricer
+
+TERMS = tuple(f.name for f in fields(StepSeconds) if f.name != "micro_batches")
+RANKS = ("first", "middle", "last")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priced:
+    """One layout under one statement of switches."""
+
+    layout: Layout
+    choices: Choices
+    """The likeliest setting."""
+    unknown: tuple[str, ...]
+    """Switches that matter and that nobody stated."""
+    seconds: float
+    """Of a step, moved from the likeliest setting as far as the others are likely."""
+    variance: float
+    """Of its logarithm, by what is open."""
+    away: Mapping[tuple[str, str], tuple[float, float]]
+    """Of each deviation: how likely it is, and by how much it moves the logarithm."""
+    step: StepSeconds
+    """Terms that add up to ``seconds``."""
+    memory: MemoryBytes
+    memory_variance: float
+    """Of the logarithm of the peak, by what is open."""
+    fits: float
+
+    @property
+    def terms(self) -> Mapping[str, float]:
+        """Seconds by cause."""
+        return MappingProxyType({name: float(getattr(self.step, name)) for name in TERMS})
+
+
+def single_values(pricer: Pricer, layout: Layout) -> dict[str, Any]:
+    """What conditions of an engine may ask of one layout, one value each."""
+    words = layout_values(pack([layout]), pricer.task.problem)
+    return {**pricer.values, **{name: _first(value) for name, value in words.items()}}
+
+
+def _first(value: Any) -> Any:
+    if hasattr(value, "words"):
+        return value.words[int(np.ravel(value.codes)[0])]
+    return value if isinstance(value, bool) else np.ravel(value)[0].item()
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    item: int
+    layout: Layout
+    choices: Choices
+    share: float
+    of: tuple[str, str] | None
+
+
+def price_all(pricer: Pricer, items: Sequence[tuple[Layout, Setup]]) -> list[Priced]:
+    """Each layout under its setup; all are priced at once."""
+    if not items:
+        return []
+    rows: list[_Row] = []
+    unknown = []
+    for index, (layout, setup) in enumerate(items):
+        found = mixture(setup, single_values(pricer, layout))
+        unknown.append(found.unknown)
+        rows.append(_Row(index, layout, found.likeliest, 0.0, None))
+        for d in found.deviations:
+            choice = dict(d.choices)[d.switch]
+            rows.append(_Row(index, layout, d.choices, d.share, (d.switch, choice)))
+    settings = list(dict.fromkeys(row.choices for row in rows))
+    at = {choices: i for i, choices in enumerate(settings)}
+    which = np.array([at[row.choices] for row in rows]) if len(settings) > 1 else 0
+    chosen = Chosen(tuple(settings), which, True)
+    x = pack([row.layout for row in rows])
+    with np.errstate(all="ignore"):
+        step, memory = pricer.step(x, chosen), pricer.memory(x, chosen)
+    return _collected(pricer, rows, unknown, step, memory)
+
+
+def _collected(
+    pricer: Pricer, rows: Sequence[_Row], unknown: Sequence[tuple[str, ...]], step: StepSeconds,
+    memory: MemoryBytes,
+) -> list[Priced]:  # fmt: skip
+    count = len(rows)
+    total = np.log(np.broadcast_to(step.total, count))
+    item = np.array([row.item for row in rows])
+    base = np.flatnonzero([row.of is None for row in rows])
+    share = np.array([row.share for row in rows])
+    away = total - total[base][item]
+
+    def moved(values: Any) -> np.ndarray:
+        flat = np.broadcast_to(values, count)
+        found = flat[base] + np.bincount(item, share * (flat - flat[base][item]), len(base))
+        return np.asarray(np.maximum(found, 0.0))
+
+    seconds = np.exp(total[base] + np.bincount(item, share * away, len(base)))
+    terms = {name: moved(getattr(step, name)) for name in TERMS}
+    scale = seconds / np.maximum(sum(terms.values()), 1e-300)
+    ranks = {
+        rank: {f.name: moved(getattr(getattr(memory, rank), f.name)) for f in fields(RankBytes)}
+        for rank in RANKS
+    }
+    micro = np.broadcast_to(step.micro_batches, count)[base]
+    fits = np.clip(moved(pricer.fits(memory)), 0.0, 1.0)
+    peak = np.log(np.broadcast_to(memory.peak, count))
+    wider = peak - peak[base][item]
+    out = []
+    for i, unknown_of in enumerate(unknown):
+        mine = [j for j in range(count) if rows[j].item == i and rows[j].of is not None]
+        found = {rows[j].of: (rows[j].share, float(away[j])) for j in mine}
+        bytes_of = {rows[j].of: (rows[j].share, float(wider[j])) for j in mine}
+        bytes_ = MemoryBytes(
+            **{r: RankBytes(**{n: float(v[i]) for n, v in ranks[r].items()}) for r in RANKS}
+        )
+        out.append(Priced(
+            layout=rows[base[i]].layout, choices=rows[base[i]].choices, unknown=unknown_of,
+            seconds=float(seconds[i]), variance=_variance(found),
+            away=MappingProxyType({k: v for k, v in found.items() if k is not None}),
+            step=StepSeconds(
+                **{n: float(t[i] * scale[i]) for n, t in terms.items()},
+                micro_batches=float(micro[i]),
+            ),
+            memory=bytes_, memory_variance=_variance(bytes_of), fits=float(fits[i]),
+        ))  # fmt: skip
+    return out
+
+
+def _variance(away: Mapping[Any, tuple[float, float]]) -> float:
+    """Of the logarithm: each switch is one draw among its choices, apart from the others."""
+    square, means = 0.0, dict[str, float]()
+    for (switch, _), (share, moved) in away.items():
+        square += share * moved**2
+        means[switch] = means.get(switch, 0.0) + share * moved
+    return max(square - sum(mean**2 for mean in means.values()), 0.0)
+
+
+TOGETHER: Mapping[str, float] = MappingProxyType({
+    "compute": 0.10, "recompute": 0.12, "tensor_parallel": 0.35, "expert_parallel": 0.40,
+    "pipeline_transfer": 0.50, "bubble": 0.25, "data_parallel": 0.45, "optimizer": 0.40,
+    "overhead": 0.25,
+})  # fmt: skip
+"""Standard deviation of the logarithm of each term, the same for all layouts of one job: what is
+known of a difference is better than what is known of either step, as far as terms are alike."""
+APART = 0.03
+"""What is left of the difference of two layouts whose terms are alike."""
+
+
+SIZE = 0.2
+"""Share of the logarithm of a ratio that is its own standard deviation."""
+
+
+def difference_sigma(old: Priced, new: Priced) -> float:
+    """Standard deviation of the logarithm of the ratio of two step times of one job."""
+    parts = [
+        TOGETHER[name] * (new.terms[name] / new.seconds - old.terms[name] / old.seconds)
+        for name in TERMS
+    ]
+    same = set(old.away) & set(new.away)
+    apart = {key: (old.away[key][0], new.away[key][1] - old.away[key][1]) for key in same}
+    alone = {
+        key: row for away in (old.away, new.away) for key, row in away.items() if key not in same
+    }
+    size = SIZE * math.log(new.seconds / old.seconds)
+    known = APART if old.layout != new.layout else 0.0
+    model = known**2 + size**2 + sum(p**2 for p in parts)
+    return math.sqrt(model + _variance(apart) + _variance(alone))

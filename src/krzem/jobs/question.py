@@ -1,0 +1,519 @@
+"""From a job to a question that can be priced: model, cluster, goal, layout and switches.
+
+What the files and the engine's defaults decide is stated; what decides the price and is missing is
+asked for by name; the rest is assumed, and said.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from krzem.accuracy.batch import IMPOSSIBLE, STEPS
+from krzem.engine.description import Engine, engines
+from krzem.engine.legal import software_year
+from krzem.engine.switches import switches
+from krzem.errors import GoalError, InputError, KrzemError, LayoutError, UnknownNameError, shorten
+from krzem.hardware.catalogue import find_id, load_device
+from krzem.hardware.cluster import Cluster
+from krzem.hardware.cluster_reader import cluster_of, read_cluster
+from krzem.jobs.given import completed
+from krzem.jobs.job import Job, Setting, Value, show
+from krzem.jobs.job_model import by_name, model_of
+from krzem.layout.arrays import pack
+from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
+from krzem.layout.precision import Optimizer, Precision, StateBytes
+from krzem.layout.rules import check as check_rules
+from krzem.model.architecture import Architecture
+from krzem.model.config_file import load_config
+from krzem.model.reader import read_config
+from krzem.plan.goal import Goal
+from krzem.plan.price import Pricer, Task
+from krzem.plan.request import Asked
+from krzem.plan.search import SURE
+from krzem.quantity import parse_date
+
+ADAPTERS = ("lora", "qlora")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posed:
+    """A job as a question."""
+
+    job: Job
+    """Completed by what was given and by what the log says."""
+    task: Task
+    layout: Layout
+    finetune: str
+    recompute_known: bool
+    whole: bool
+    """Whether the tokens of the whole run are known."""
+    assumed: tuple[str, ...]
+    """What nobody said and was assumed, each with how to say it."""
+    doubts: tuple[str, ...]
+    """Why the engine, or the arithmetic of its layouts, may not run this job."""
+    notes: tuple[str, ...]
+
+    @property
+    def guesses(self) -> int:
+        """How many things had to be assumed that intervals depend on."""
+        return len(self.assumed) + (not self.recompute_known)
+
+    def pricer(self, task: Task | None = None) -> Pricer:
+        """Prices layouts of this job (or of ``task``, a variation of it)."""
+        made = Pricer(task or self.task)
+        return made.scaled(trained=0.0) if self.finetune in ADAPTERS else made
+
+
+def pose(
+    job: Job,
+    *,
+    given: Mapping[str, Value] | None = None,
+    log: Mapping[str, Setting] | None = None,
+    on: str | None = None,
+    model: str | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> Posed:
+    """The question that a job asks.
+
+    ``given`` are fields that the user states (``--set``), ``log`` those that its log tells, ``on``
+    a cluster or a device, ``model`` a built-in name or a ``config.json``, ``texts`` the files.
+
+    Raises:
+        InputError: what is missing, by name, with how to give it; or why the job cannot run.
+        ClusterError, UnknownNameError, UnknownFactError: a device or cluster that cannot be used.
+    """
+    given = dict(given or {})
+    cluster = _cluster_given(on, given)
+    job = completed(job, given, log or {})
+    if job.faults:
+        raise InputError(_cannot_run(job))
+    assumed: list[str] = []
+    missing: list[tuple[str, str]] = []
+    architecture = _architecture(job, model, texts or {}, assumed, missing)
+    engine = engines()[job.engine]
+    values = _Values(job, engine, architecture, assumed, missing)
+    degrees = values.degrees()
+    sequence, batch = values.need("seq"), values.need("global_batch")
+    precision = values.precision()
+    if cluster is None:
+        cluster = _cluster(job, on, missing, assumed)
+    if missing or cluster is None or architecture is None:
+        raise InputError(_asks(job, missing))
+    year = _year(job, engine, cluster, assumed)
+    layout = replace(degrees, dp=_replicas(job, degrees, cluster.devices))
+    layout = _memory_policy(values, layout, engine)
+    finetune = str(job.get("finetune") or "none")
+    task = Task(
+        architecture=architecture, cluster=cluster,
+        goal=Goal(
+            tokens=float(_tokens(job, batch * sequence)), sequence=sequence, global_batch=batch,
+            precision=precision, optimizer=values.optimizer(),
+            states=_states(job, engine, cluster, year, precision, finetune),
+        ),
+        engine=job.engine, year=year,
+        stated=tuple((n, str(job.get(f"switch.{n}"))) for n in switches()
+                     if job.get(f"switch.{n}") is not None),
+    )  # fmt: skip
+    known = job.get("recompute") is not None
+    posed = Posed(
+        job=job, task=task, layout=layout, finetune=finetune, recompute_known=known,
+        whole=job.get("train_tokens") is not None, assumed=tuple(dict.fromkeys(assumed)),
+        doubts=(), notes=tuple(values.notes),
+    )  # fmt: skip
+    if not known:
+        posed = _least_recompute(posed)
+    return replace(posed, doubts=_doubts(posed))
+
+
+def _cannot_run(job: Job) -> str:
+    faults = [str(fault) for fault in job.faults]
+    more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+    return f"this job cannot run as written: {'; '.join(faults[:3])}{more}"
+
+
+# -- what is missing
+
+HOW: Mapping[str, str] = {
+    "device": "--on h100, or --set device=h100",
+    "devices": "--on h100:64, or --set devices=64",
+    "global_batch": "--set global_batch=1024 (sequences a step)",
+    "seq": "--set seq=4096",
+    "mbs": "--set mbs=1 (sequences of a micro-batch)",
+    "precision": "--set precision=bf16",
+}
+
+
+def _asks(job: Job, missing: list[tuple[str, str]]) -> str:
+    """One sentence that asks for everything that is missing."""
+    why = {ask.name: ask.why for ask in job.asks}
+    names = list(dict.fromkeys(name for name, _ in missing))
+    if "devices" in names and job.get("accumulation") and job.get("mbs"):
+        names = [name for name in names if name != "global_batch"]
+    shape = [name for name in names if name.startswith("model.")]
+    parts = []
+    if len(shape) > 3:
+        names = [name for name in names if name not in shape]
+        parts.append("the shape of the model: give --model NAME, --model config.json, or --set"
+                     f" {'=… --set '.join(shape)}=…")  # fmt: skip
+    for name in names:
+        said = f" ({shorten(why[name], 90)})" if why.get(name) else ""
+        parts.append(f"{name}{said}: give {HOW.get(name, f'--set {name}=…')}")
+    if 0 < len(shape) <= 3:
+        parts.append("or the whole shape with --model NAME or --model config.json")
+    return f"the files do not decide what the price depends on: {'; '.join(parts)}"
+
+
+# -- model
+
+
+def _architecture(
+    job: Job, model: str | None, texts: Mapping[str, str], assumed: list[str],
+    missing: list[tuple[str, str]],
+) -> Architecture | None:  # fmt: skip
+    name = model or _family_name(job, texts)
+    if model is not None and (model.endswith(".json") or ("/" in model and Path(model).exists())):
+        load_config(model)
+        return read_config(model)
+    if model is not None and by_name(model) is None:
+        raise UnknownNameError("model", model, (), "See `krzem models`, or give a config.json.")
+    found = model_of(job, name)
+    assumed.extend(found.notes)
+    missing.extend((name, "") for name in found.missing)
+    return found.architecture
+
+
+_FLAVOUR = re.compile(r"[\d.]+[BbMmTt](-[Aa][\d.]+[Bb])?$")
+
+
+def _family_name(job: Job, texts: Mapping[str, str]) -> str | None:
+    """A flavour (``8B``) with the family that the same table names (``llama3``)."""
+    setting = job.settings.get("model.name")
+    if setting is None or not _FLAVOUR.match(str(setting.value)):
+        return None
+    lines = texts.get(setting.file, "").splitlines()
+    for line in lines[max(0, setting.line - 8) : setting.line + 8]:
+        if found := re.match(r"\s*name\s*[:=]\s*[\"']?([A-Za-z][\w.-]*)", line):
+            family = re.sub(r"(?<=[a-z])3$", "-3.1", found[1]) if "llama" in found[1] else found[1]
+            return f"{family}-{setting.value}"
+    return None
+
+
+# -- cluster
+
+
+def _cluster_given(on: str | None, given: dict[str, Value]) -> Cluster | None:
+    """The cluster of ``--on`` where it is a whole one; its size is then that of the job."""
+    if on is None or not (":" in on or on.lower().endswith(".toml")):
+        return None
+    cluster = read_cluster(on)
+    given.setdefault("devices", cluster.devices)
+    if given["devices"] != cluster.devices:
+        raise InputError(
+            f"--on {shorten(on, 60)} has {cluster.devices:,} devices and --set devices="
+            f"{show(given['devices'])} says another number: keep one of them"
+        )
+    return cluster
+
+
+def _cluster(
+    job: Job, on: str | None, missing: list[tuple[str, str]], assumed: list[str]
+) -> Cluster | None:
+    """The cluster that the files name: a chip and how many."""
+    name, devices = on or job.get("device"), job.get("devices")
+    if name is None:
+        missing.append(("device", ""))
+    if devices is None:
+        missing.append(("devices", ""))
+    if name is None or not isinstance(devices, int):
+        return None
+    device = device_id(str(name))
+    if re.sub(r"[\s_/]+", "-", str(name).lower()) != device:
+        assumed.append(f"device {shorten(str(name), 40)} is taken for {device} (--on corrects it)")
+    settings: dict[str, Value] = {"device": device, "devices": devices}
+    node = job.get("devices_per_node")
+    usual = load_device(device).devices_per_node
+    if isinstance(node, int) and node >= 1 and node != usual and not (usual and node > usual):
+        settings["devices_per_node"] = node
+    return cluster_of(settings, f"{device}:{devices}")
+
+
+_DEVICE_WORDS = (
+    (re.compile(r"\s*(\(.*\)|\d+\s*g(i?b)?)$", re.I), ""),
+    (re.compile(r"^(nvidia|amd|huawei|intel|google|aws)[\s_-]+", re.I), ""),
+    (re.compile(r"ascend[\s_-]*(?=9)", re.I), "ascend-"),
+    (re.compile(r"^dgx[\s_-]*|[\s_-]*(gpu|hbm\d?e?|sxm\d?)$", re.I), ""),
+)
+
+
+def device_id(name: str) -> str:
+    """The catalogue's id of a chip as a job writes it; raises UnknownNameError."""
+    words = [name]
+    for pattern, put in _DEVICE_WORDS:
+        words += [pattern.sub(put, word).strip() for word in words]
+    for word in dict.fromkeys(w for w in words if w):
+        try:
+            return find_id(word)
+        except KrzemError:
+            continue
+    return find_id(name)
+
+
+# -- date
+
+
+def _year(job: Job, engine: Engine, cluster: Cluster, assumed: list[str]) -> float:
+    """Age of the software: of the version, of the date that is stated, or today."""
+    version = str(job.get("engine_version") or job.engine_version or "")
+    date = job.get("date")
+    today = datetime.date.today()
+    year = today.year + (today.timetuple().tm_yday - 1) / 365.25
+    if date is not None:
+        day = parse_date(str(date))
+        year = day.year + (day.month - 0.5) / 12
+    elif (found := version_year(engine, version)) is not None:
+        year = min(found, year)
+    elif engine.name == "torchtitan" and _in_toml(job):
+        year = min(LAST_TOML, year)
+        assumed.append("software of 2026-02: TOML files are those of torchtitan 0.2.2 and before"
+                       " (--set date=2025-06 corrects it)")  # fmt: skip
+    else:
+        told = f"version {shorten(version, 40)} has no known date" if version else "no version"
+        assumed.append(f"software of today: {told} (--set date=2025-06 corrects it)")
+    found_year, why = software_year(year, engine.name, cluster.device.family)
+    if why is not None:
+        assumed.append(f"software of {found_year:.1f}: {why}")
+    return found_year
+
+
+LAST_TOML = 2026.12
+"""Up to then torchtitan's configurations were TOML; Python since."""
+
+
+def _in_toml(job: Job) -> bool:
+    return any(setting.file.endswith(".toml") for setting in job.settings.values())
+
+
+_CONTAINER = re.compile(r"(?:^|\D)(2[2-9])\.?(0[1-9]|1[0-2])(?:\D|$)")
+
+
+def version_year(engine: Engine, version: str) -> float | None:
+    """When a version came out: a release of the engine, or the month of a container."""
+    number = version.lower().removeprefix("core").strip(" v_r")
+    for release in reversed(engine.releases):
+        known = release.version.lower().removeprefix("core").strip(" v_r")
+        if number and (number == known or number.startswith(f"{known}.")):
+            return release.year
+    if found := _CONTAINER.search(version):
+        return 2000 + int(found[1]) + (int(found[2]) - 0.5) / 12
+    return None
+
+
+# -- layout
+
+
+class _Values:
+    """Reads fields of a job, and keeps account of what is missing or assumed."""
+
+    def __init__(
+        self, job: Job, engine: Engine, arch: Architecture | None, assumed: list[str],
+        missing: list[tuple[str, str]],
+    ) -> None:  # fmt: skip
+        self.job, self.engine, self.arch = job, engine, arch
+        self.assumed, self.missing = assumed, missing
+        self.notes: list[str] = []
+
+    def need(self, name: str) -> int:
+        """A count that the price depends on; 1 stands in for what will be asked for."""
+        value = self.job.get(name)
+        if isinstance(value, int) and value >= 1:
+            return value
+        self.missing.append((name, ""))
+        return 1
+
+    def usual(self, name: str, value: int, when: bool = True) -> int:
+        """A count, or what is usual; said where it matters."""
+        found = self.job.get(name)
+        if isinstance(found, int) and (found >= 1 or name == "zero"):
+            return int(found)
+        if when:
+            self.assumed.append(f"{name}={value}: nothing says otherwise (--set {name}=…)")
+        return value
+
+    def degrees(self) -> Layout:
+        """Degrees and micro-batch, the data-parallel degree left at 1."""
+        runs, moe = self.engine.runs, self.arch is not None and self.arch.is_moe
+        tp = 1 if runs.max_tp == 1 and self.job.get("tp") is None else self.need("tp")
+        pp = 1 if runs.max_pp == 1 and self.job.get("pp") is None else self.need("pp")
+        cp = self.usual("cp", 1, when=bool(runs.contexts))
+        ep = etp = 1
+        if moe:
+            ep = self.usual("ep", 1) if runs.max_ep == 1 else self.need("ep")
+            etp = self.usual("etp", tp if runs.etp_default == "tp" else 1, when=tp > 1)
+        plain = Layout(tp=tp, cp=cp, pp=pp, ep=ep, etp=etp, micro_batch=self.need("mbs"))
+        return plain if pp == 1 else self.pipeline(plain)
+
+    def pipeline(self, layout: Layout) -> Layout:
+        """The layout with chunks, schedule and end stages."""
+        vpp = self.usual("vpp", 1)
+        stated = self.job.get("schedule")
+        schedule = Schedule(str(stated)) if stated else Schedule.ONE_F_ONE_B
+        if schedule in (Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED):
+            schedule = Schedule.INTERLEAVED if vpp > 1 else Schedule.ONE_F_ONE_B
+        first, last = self.job.get("first"), self.job.get("last")
+        return replace(
+            layout, vpp=vpp, schedule=schedule,
+            first_stage_layers=first if isinstance(first, int) else None,
+            last_stage_layers=last if isinstance(last, int) else None,
+        )  # fmt: skip
+
+    def precision(self) -> Precision:
+        """Arithmetic of the products."""
+        word = self.job.get("precision")
+        if word is None:
+            self.missing.append(("precision", ""))
+            return Precision.BF16
+        if word not in tuple(Precision):
+            raise GoalError(
+                f"precision {word} is not priced; --set precision= one of"
+                f" {', '.join(p.value for p in Precision)}"
+            )
+        return Precision(str(word))
+
+    def optimizer(self) -> Optimizer:
+        """The optimiser whose time is modelled."""
+        word = str(self.job.get("optimizer") or "adamw")
+        if word in tuple(Optimizer):
+            return Optimizer(word)
+        self.notes.append(f"optimiser {word}: priced as adamw with the bytes that it keeps")
+        return Optimizer.ADAMW
+
+
+def _replicas(job: Job, layout: Layout, devices: int) -> int:
+    product = layout.tp * layout.cp * layout.pp
+    if devices % product:
+        raise LayoutError(
+            f"tp * cp * pp = {layout.tp} * {layout.cp} * {layout.pp} = {product:,} does not divide"
+            f" the {devices:,} devices: correct --on, or --set devices=…"
+        )
+    return devices // product
+
+
+def _memory_policy(values: _Values, layout: Layout, engine: Engine) -> Layout:
+    """ZeRO, recomputation and what else decides memory."""
+    job, ranks = values.job, layout.dp * layout.cp
+    usual = 3 if engine.habits.shards_weights and layout.tp == 1 else 1
+    zero = values.usual("zero", usual, when=ranks > 1)
+    shard = job.get("shard")
+    kind = job.get("cpkind")
+    sp = job.get("sp")
+    found = replace(
+        layout, zero=min(zero, 3),
+        shard=int(shard) if isinstance(shard, int) and zero == 3 and 1 < shard < ranks else 0,
+        sequence_parallel=layout.tp > 1 and (bool(sp) if sp is not None else True),
+        context_parallel=ContextParallel(str(kind)) if kind else _context(engine),
+        offload_optimizer=bool(job.get("offload")),
+    )  # fmt: skip
+    if sp is None and layout.tp > 1:
+        values.assumed.append("sp=yes: nothing says whether sequences are cut over tensor ranks")
+    return _recomputed(values, found, engine)
+
+
+def _context(engine: Engine) -> ContextParallel:
+    contexts = engine.runs.contexts
+    return ContextParallel(contexts[0]) if contexts else ContextParallel.RING
+
+
+def _recomputed(values: _Values, layout: Layout, engine: Engine) -> Layout:
+    word = values.job.get("recompute")
+    if word is None:
+        return layout
+    mode, layers = Recompute(str(word)), values.job.get("rlayers")
+    most = -(-(values.arch.layers if values.arch else 1) // layout.pp)
+    if mode is Recompute.MODULES and engine.runs.selective == "half-layers":
+        values.notes.append(
+            "selective recomputation runs every second product again: priced as half of the layers"
+        )
+        return replace(layout, recompute=Recompute.FULL, recompute_layers=max(1, round(most / 2)))
+    if mode is Recompute.FULL and isinstance(layers, int) and layers < most:
+        if layers == 0:
+            return replace(layout, recompute=Recompute.NONE)
+        return replace(layout, recompute=mode, recompute_layers=layers)
+    return replace(layout, recompute=mode)
+
+
+def _least_recompute(posed: Posed) -> Posed:
+    """The least recomputation that has a chance to fit, as engines are tuned."""
+    pricer, layers = posed.pricer(), posed.task.architecture.layers
+    tries = [posed.layout]
+    for mode, share in STEPS:
+        count = None if share == 1.0 else max(1, round(share * layers / posed.layout.pp))
+        tries.append(replace(posed.layout, recompute=mode, recompute_layers=count))
+    chosen = tries[-1]
+    for layout in tries:
+        if float(pricer.fits(pricer.memory(pack([layout])))[0]) >= IMPOSSIBLE:
+            chosen = layout
+            break
+    word = f"recompute={chosen.recompute.value}: nothing says what is recomputed, and this is the"
+    assumed = (*posed.assumed, f"{word} least that fits (--set recompute=…)")
+    return replace(posed, layout=chosen, assumed=assumed)
+
+
+# -- goal
+
+
+def _tokens(job: Job, of_a_step: int) -> int:
+    tokens = job.get("train_tokens")
+    return max(int(tokens), of_a_step) if isinstance(tokens, int) else of_a_step
+
+
+def _states(
+    job: Job, engine: Engine, cluster: Cluster, year: float, precision: Precision, finetune: str
+) -> StateBytes:
+    """Bytes per parameter; weights in 32 bits are 16-bit ones and the rest beside the states."""
+    design = engine.design_at(year, precision.value, stack=cluster.device.software)
+    usual = StateBytes(gradient=design.state_gradient_bytes)
+    found = {
+        name: float(value) if isinstance(value := job.get(f"state.{name}"), int | float)
+        else getattr(usual, name)
+        for name in ("weight", "gradient", "master", "moments")
+    }  # fmt: skip
+    if job.get("state.master") is None and found["weight"] >= 4.0:
+        found["master"] = 0.0
+    extra = max(found["weight"] - design.weight_bytes, 0.0)
+    found |= {"weight": found["weight"] - extra, "master": found["master"] + extra}
+    if finetune in ADAPTERS:
+        weight = 0.55 if finetune == "qlora" else found["weight"]
+        return StateBytes(weight=weight, gradient=0.0, master=0.0, moments=0.0)
+    return StateBytes(**found)
+
+
+# -- doubts
+
+
+def _doubts(posed: Posed) -> tuple[str, ...]:
+    return tuple(_doubt(posed))
+
+
+def _doubt(posed: Posed) -> Iterator[str]:
+    """Rules of layouts and refusals of the engine's own code that this job meets."""
+    try:
+        check_rules(posed.task.problem, posed.layout)
+    except LayoutError as error:
+        yield str(error)
+    for why in posed.pricer().judge.reasons(posed.layout):
+        if not (why.startswith("it has no recompute") or why.startswith("it has no zero")):
+            yield f"{posed.task.description.title}: {why}"
+
+
+def asked_of(posed: Posed) -> Asked:
+    """The question as every other verb asks one: documents of all verbs say it the same way."""
+    year = min(max(posed.task.year, 2017.0), 2100.0)
+    date = datetime.date(int(year), 1, 1) + datetime.timedelta(days=round((year % 1.0) * 364))
+    return Asked(
+        task=posed.task, config={}, space=posed.task.space, recipe=None, from_recipe=(), start=None,
+        date=date, sure=SURE, notes=(), whole=posed.whole,
+    )  # fmt: skip
