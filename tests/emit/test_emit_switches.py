@@ -34,7 +34,10 @@ WAYS = {
         ("dp=64,zero=3", "llama-3.1-8b", "h100:64", GOAL),
         ("dp=64,zero=1", "llama-3.1-8b", "h100:64", GOAL),
     ),
-    "fsdp": (("dp=64,zero=3", "llama-3.1-8b", "h100:64", FP8),),
+    "fsdp": (
+        ("dp=64,zero=3", "llama-3.1-8b", "h100:64", FP8),
+        ("dp=64,zero=3,recompute=full", "llama-3.1-8b", "h100:64", GOAL),
+    ),
     "mindspeed-llm": (
         ("pp=8,dp=32,ep=8", "deepseek-v3", "910c:256", GOAL),
         ("dp=256", "llama-3.1-8b", "910c:256", FP8),
@@ -56,8 +59,7 @@ LACKS = {
     "deepspeed": {"offload-activations=on": "for its own checkpoints, not the Trainer's",
                   "partition-activations=on": "the same"},
     "fsdp": {"dispatcher=deepep": "no expert parallelism", "dispatcher=hybridep": "the same",
-             "fp8-scaling=row": "no key", "routing=balanced": "no key", "overlap-tp=on": "no tp",
-             "offload-activations=on": "no key"},
+             "fp8-scaling=row": "no key", "routing=balanced": "no key", "overlap-tp=on": "no tp",},
     "mindspeed-llm": {"grad-sync=every": "FSDP2 is not emitted"},
     "megatron-bridge": {},
     "mindformers": {},

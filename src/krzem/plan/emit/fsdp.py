@@ -151,6 +151,7 @@ def _precision(request: Request) -> Iterator[Flag]:
 
 def _choices(request: Request) -> Choices:
     sync = "accelerator_config"
+    moved = "fsdp_config.fsdp_activation_checkpointing_offload"
     gathered = "fp8_config.fp8_enable_fsdp_float8_all_gather"
     scales: Choices = (
         {
@@ -173,6 +174,7 @@ def _choices(request: Request) -> Choices:
             "last": ((sync, '{"gradient_accumulation_kwargs": {"sync_each_batch": false}}'),),
         },
         **scales,
+        "offload-activations": {"off": ((moved, "false"),), "on": ((moved, "true"),)},
         "partition-activations": {"off": ()},
     }
 
@@ -199,6 +201,11 @@ def _check(request: Request) -> None:
             raise LayoutError(f"{ENGINE} cannot run this layout: {text}")
     if goal.precision not in _PRECISIONS:
         raise GoalError(f"{ENGINE} has no {goal.precision}; choose bf16, fp16, fp8 or fp32")
+    if request.switches.get("offload-activations") == "on" and x.recompute is not Recompute.FULL:
+        raise GoalError(
+            f"{ENGINE} moves what layers that are computed again start from:"
+            " offload-activations=on needs recompute=full"
+        )
     half = goal.states.weight == 2 and goal.states.master == 0
     if goal.states.moments != (4 if half else 8):
         raise GoalError(
