@@ -1,5 +1,5 @@
 # Everything here makes its own virtual environment in .venv: Python 3.11+, pip, git and make do.
-.PHONY: demo test check bench studies clean
+.PHONY: demo test engines check bench studies clean
 .DELETE_ON_ERROR:
 
 PINS := pyproject.toml constraints.txt scripts/setup
@@ -7,7 +7,7 @@ PINS := pyproject.toml constraints.txt scripts/setup
 demo: .venv/demo.done  ## plan DeepSeek-V3, compare with Ascend 910C, then move a small run between two pools
 	@scripts/demo
 
-test: .venv/test.done  ## the whole test suite, the trainer's included
+test: .venv/test.done engines  ## the whole test suite, the trainer's included
 	@.venv/bin/python -m pytest
 
 check: .venv/test.done  ## lint, formatting, strict types
@@ -28,9 +28,14 @@ bench: .venv/demo.done  ## how fast the planner answers
 	    scripts/setup dev,data; }
 	@touch $@ .venv/demo.done
 
+# The parsers of engines that launch files are written for, each in an environment of its own.
+engines: .venv/test.done
+	@for engine in megatron-lm torchtitan; do scripts/engine-env $$engine || \
+	    echo "tests of launch files before $$engine's parser will be skipped"; done
+
 studies: .venv/test.done  ## write the three worked studies anew (some minutes)
 	@.venv/bin/python -m krzem.supply.studies docs/studies
 	@.venv/bin/python -m krzem.outlook.study docs/studies/outlook.md
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-engines out

@@ -28,12 +28,6 @@ def cluster(devices: int = 2048, family: str = "nvidia-hopper", per_node: int = 
     )
 
 
-def known_names(file: str) -> frozenset[str]:
-    """The recorded names of an engine's settings."""
-    lines = (HERE / file).read_text(encoding="utf-8").splitlines()
-    return frozenset(line.split("\t")[0] for line in lines if line and not line.startswith("#"))
-
-
 LAYOUTS: tuple[Layout, ...] = tuple(
     parse_layout(text)
     for text in (

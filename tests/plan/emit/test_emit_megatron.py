@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from emit_cases import CONFIG, GOAL, HERE, LAYOUTS, cluster, known_names
+from emit_cases import CONFIG, GOAL, HERE, LAYOUTS, cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,9 +14,10 @@ from krzem.errors import GoalError, KrzemError, LayoutError, ModelError, Unknown
 from krzem.layout.layout import Layout, parse_layout
 from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit, render
+from krzem.plan.emit.keys import keys_of
 from krzem.plan.goal import Goal, Optimizer, Precision, StateBytes
 
-KNOWN = known_names("megatron_core_0.19.2.txt")
+KNOWN = frozenset(keys_of("megatron-lm-0.19.2"))
 V3 = load_model("deepseek-v3")
 GOALS = (
     GOAL,

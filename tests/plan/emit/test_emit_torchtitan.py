@@ -6,15 +6,16 @@ import tomllib
 from dataclasses import replace
 
 import pytest
-from emit_cases import GOAL, LAYOUTS, cluster, known_names
+from emit_cases import GOAL, LAYOUTS, cluster
 
 from krzem.errors import GoalError, KrzemError, LayoutError, ModelError
 from krzem.layout.layout import Layout, parse_layout
 from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit, render
+from krzem.plan.emit.keys import keys_of
 from krzem.plan.goal import Goal, Optimizer, Precision
 
-KNOWN = known_names("torchtitan_0.3.0.txt") | {"recipe"}
+KNOWN = frozenset(keys_of("torchtitan-0.3.0")) | {"recipe"}
 BUILT = {
     "llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b",
     "qwen3-8b", "qwen3-14b", "qwen3-32b", "qwen3-30b-a3b", "qwen3-235b-a22b", "deepseek-v3",
