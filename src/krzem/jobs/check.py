@@ -18,7 +18,7 @@ from krzem.jobs.question import Posed
 from krzem.model.flops import flops_per_token
 from krzem.model.parameters import count
 from krzem.plan.forecast import WholeRun, forecast
-from krzem.plan.interval import memory_sigma
+from krzem.plan.interval import memory_sigma, narrowing
 from krzem.plan.plan import LayoutPlan, RankMemory
 from krzem.plan.price import Pricer
 
@@ -116,7 +116,7 @@ def check(posed: Posed, log: Measured | None = None, pricer: Pricer | None = Non
     """Price the job as it is and judge what its log measured."""
     pricer = pricer or posed.pricer()
     priced = price_all(pricer, [(posed.layout, posed.task.setup)])[0]
-    sigma = sigma_of(posed, pricer, priced)
+    sigma = sigma_of(posed, priced)
     plan = described(posed, pricer, priced, sigma)
     speed = None if log is None else speed_of(posed, pricer, log)
     conflicts = () if log is None else tuple(conflicts_of(posed, log))
@@ -135,7 +135,7 @@ def check(posed: Posed, log: Measured | None = None, pricer: Pricer | None = Non
     )  # fmt: skip
 
 
-def sigma_of(posed: Posed, pricer: Pricer, priced: Priced) -> float:
+def sigma_of(posed: Posed, priced: Priced) -> float:
     """Standard deviation of the logarithm of a step: of the model, and of what is open."""
     task = posed.task
     standing = Standing(
@@ -145,13 +145,7 @@ def sigma_of(posed: Posed, pricer: Pricer, priced: Priced) -> float:
         low_precision=float(task.goal.precision.arithmetic in ("fp8", "fp4")),
     )  # fmt: skip
     model = float(log_sigma(priced.step, standing)[0])
-    return math.hypot(model * narrowed(pricer), math.sqrt(priced.variance))
-
-
-def narrowed(pricer: Pricer) -> float:
-    """What a local calibration leaves of the model's own spread; 1 without one."""
-    local = getattr(pricer.task, "local", None)
-    return 1.0 if local is None else float(local.narrowed_for(pricer.task))
+    return math.hypot(model * narrowing(task), math.sqrt(priced.variance))
 
 
 def described(posed: Posed, pricer: Pricer, priced: Priced, sigma: float) -> LayoutPlan:
@@ -263,7 +257,7 @@ def _memory(priced: Priced, log: Measured) -> MemoryMeasured | None:
             continue
         found = priced.memory
         low = {"reserved": found.peak, "used": found.peak, "allocated": found.tensors}[kind]
-        high = {"reserved": found.shown, "used": found.shown, "allocated": found.tensors}[kind]
+        high = {"reserved": found.reserved, "used": found.shown, "allocated": found.tensors}[kind]
         mid = math.sqrt(float(low) * float(high))
         sigma = math.hypot(memory_sigma(mid), math.log(float(high) / float(low)) / 2 / Z80)
         return MemoryMeasured(

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from krzem.errors import DataError, shorten
+from krzem.errors import DataError, KrzemError, shorten
 from krzem.jobs.documents import yaml_tree
 from krzem.jobs.job import JobBuilder, Place
 from krzem.jobs.launch import (
@@ -205,7 +205,7 @@ def _embedded(sources: Sources) -> Iterator[tuple[str, str]]:
             continue
         try:
             body = _body(yaml_tree(text, name))
-        except DataError:
+        except KrzemError:
             continue
         if body is not None:
             first = next((line.strip() for line in body.splitlines() if line.strip()), "")
@@ -275,7 +275,7 @@ def options_of(
                 values.append(words[index])
                 index += 1
             _put(tree, name, _joined(values), word, files)
-        elif word.text.startswith("$") and not word.known:
+        elif not word.known and re.fullmatch(r"\$\{?\w+\}?", word.text):
             _put(tree, shorten(word.text, 40), Open(word.text), word, files)
         else:
             loose.append(word)

@@ -36,16 +36,20 @@ _DEFAULTS: Defaults = {
 }
 
 
-def read_settings(tree: Tree, job: JobBuilder) -> None:
-    """Everything that the merged settings decide."""
+def read_settings(tree: Tree, job: JobBuilder, *, complete: bool = True) -> None:
+    """Everything that the merged settings decide; ``complete``: the rest is at its default."""
     base = [k for k, e in tree.entries.items() if e.place.file.endswith("base.yml")]
     apply(tree, TABLE, job, skip=[k for k in base if TABLE.reader(k) is None])
-    _mesh(tree, job)
-    _batch(tree, job)
     _model(tree, job)
     _quantization(tree, job)
-    _states(tree, job)
     _recompute(tree, job)
+    if not complete:
+        for name in ("tp", "mbs", "seq"):
+            job.ask(name, "a configuration that was not given decides it", "give that file")
+        return
+    _mesh(tree, job)
+    _batch(tree, job)
+    _states(tree, job)
     fall_back(job, _DEFAULTS)
 
 

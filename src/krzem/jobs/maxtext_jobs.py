@@ -17,7 +17,7 @@ from krzem.jobs.surroundings import describe, read_card
 from krzem.jobs.tree import Entry, Tree, count, settle, text, word_of
 
 ENGINE = "maxtext"
-_PROGRAM = r"(?i)maxtext.*train|maxtext.*sft|benchmark_runner\.py$"
+_PROGRAM = r"(?i)maxtext.*train|maxtext.*sft|benchmark_runner(\.py)?$"
 _OWN = ("per_device_batch_size", "max_target_length", "ici_fsdp_parallelism", "remat_policy",
         "dcn_data_parallelism", "dcn_fsdp_parallelism", "ici_tensor_parallelism",
         "base_emb_dim")  # fmt: skip
@@ -65,12 +65,24 @@ def read(sources: Sources, job: JobBuilder) -> None:
         _slices(start, job)
     _values(sources, job)
     _topology(merged, job)
-    if start is not None and start.program.endswith("benchmark_runner.py"):
+    if start is not None and re.search(r"benchmark_runner(\.py)?$", start.program):
         _by_name(merged, job)
     else:
-        read_settings(merged, job)
+        read_settings(merged, job, complete=_complete(sources, start, job))
     _version(sources, job)
     describe(sources, job)
+
+
+def _complete(sources: Sources, start: Start | None, job: JobBuilder) -> bool:
+    """Whether the configuration that is started is the engine's base, or among the files."""
+    named = [w.text for w in start.loose if w.text.endswith((".yml", ".yaml"))] if start else []
+    if not named:
+        return True
+    base = posixpath.basename(named[0])
+    if base == "base.yml" or any(posixpath.basename(n) == base for n in sources.files):
+        return True
+    job.note(f"{base} is started, but was not given")
+    return False
 
 
 def _by_name(tree: Tree, job: JobBuilder) -> None:

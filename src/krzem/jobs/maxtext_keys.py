@@ -8,6 +8,7 @@ from krzem.jobs.tree import (
     Read,
     Table,
     count,
+    integer,
     positive,
     some,
     word,
@@ -36,6 +37,10 @@ _TYPES = {"bfloat16": "bf16", "float32": "fp32", "float16": "fp16"}
 
 def _attention(value: object) -> Found:
     return {"switch.attention": "eager" if word(value).lower() == "dot_product" else "fused"}
+
+
+def _tiles(value: object) -> Found:
+    return {"switch.loss": "chunked"} if integer(value) > 1 else {}
 
 
 def _named(value: object) -> Found:
@@ -87,6 +92,7 @@ TABLE = Table(
         "num_layers_per_pipeline_stage": KEPT,
         "num_pipeline_repeats": KEPT,
         "steps": positive("train_steps"),
+        "num_vocab_tiling": Read(("switch.loss",), _tiles),
         "dtype": words("precision", _TYPES),
         "quantization": KEPT,
         "weight_dtype": KEPT,
@@ -119,6 +125,7 @@ TABLE = Table(
         r"|num_epoch|skip_.*|dcn_.*|ici_.*|stack_.*|compile_.*|internal_.*|custom_mesh.*"
         r"|num_slices|attn_logits_soft_cap|final_logits_soft_cap|cosine_.*|sink_level|.*_sink.*"
         r"|file_sink.*|stderr.*|z_loss.*|muon_.*|.*_dtype|trainable_.*|input_data_.*|.*_rules.*"
-        r"|sft_.*|dpo_.*|add_bos|add_eos|steps_.*|per_device_batch_size_.*|global_rampup.*)",
+        r"|cost_estimate_.*|.*_calibration_method|fsdp_shard_on_exp|shard_exp_on_fsdp|.*_reduction_steps"
+        r"|local_use_.*|.*_two_stage_.*|moe_dispatch_.*|sft_.*|dpo_.*|add_bos|add_eos|steps_.*|per_device_batch_size_.*|global_rampup.*)",
     ),
 )

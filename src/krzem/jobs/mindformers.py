@@ -20,6 +20,7 @@ from krzem.jobs.tree import (
     listed,
     number,
     real,
+    size_of,
     truth_of,
     unset,
     word_of,
@@ -92,9 +93,9 @@ def _chosen(tree: Tree) -> Tree:
 def _batch(tree: Tree, job: JobBuilder) -> None:
     """batch_size of the runner * dp * micro-batches of the pipeline * interleaved copies."""
     pp = job.number("pp") or 1
-    copies = number(tree, "micro_batch_interleave_num") or 1
-    pieces = number(tree, "parallel_config.micro_batch_num") or 1
-    passes = number(tree, "runner_config.gradient_accumulation_steps") or 1
+    copies = size_of(tree, "micro_batch_interleave_num") or 1
+    pieces = size_of(tree, "parallel_config.micro_batch_num") or 1
+    passes = size_of(tree, "runner_config.gradient_accumulation_steps") or 1
     if pp == 1:
         pieces = 1
     else:
@@ -139,7 +140,7 @@ def _inner_width(tree: Tree, job: JobBuilder, hidden: int) -> None:
     """4h, times the multiplier, times 2/3, up to a multiple."""
     key = "model.model_config.ffn_dim_multiplier"
     width: float = 4 * hidden
-    step = number(tree, "model.model_config.multiple_of") or 256
+    step = size_of(tree, "model.model_config.multiple_of") or 256
     value = tree.value(key)
     if not unset(value):
         try:

@@ -143,7 +143,7 @@ TABLE = Table(
         r"model\.(arch|model_config)\..*",
         r"(seed|output_dir|src_strategy_path_or_dir|auto_trans_ckpt|only_save_strategy|resume_.*"
         r"|ignore_data_skip|load_.*|transform_process_num|do_eval|eval_.*|filepath_prefix|autotune.*"
-        r"|profile_.*|init_start_profile|layer_scale|layer_decay|lr_scale_factor|remote_save_url"
+        r"|profiler?_.*|init_start_profile|layer_scale|layer_decay|lr_scale_factor|remote_save_url"
         r"|lr_scale|device_num|print_separate_loss|balanced_load|use_legacy|use_graceful_exit"
         r"|remove_redundancy|check_for_nan_in_loss_and_grad|cur_layer_group|adam_.*|vocab_file)",
     ),

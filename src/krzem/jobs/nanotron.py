@@ -98,7 +98,7 @@ _TABLE = Table(
     ignored=(
         r"(checkpoints|data_stages|data|general|logging|lighteval|profiler|tokenizer|s3_upload"
         r"|metrics_logging|experiment_logger|kill_switch_path|slurm|optimizer|tokens|model"
-        r"|kubernetes)(\..*)?",
+        r"|kubernetes|doremi)(\..*)?",
     ),
 )
 

@@ -16,6 +16,7 @@ from krzem.jobs.hydra import compose
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.nemo import read_settings
+from krzem.jobs.nemo_helpers import class_of, translate
 from krzem.jobs.recipe import Recipe
 from krzem.jobs.recipe_values import Node
 from krzem.jobs.registry import Claim, Reader, Sources
@@ -128,7 +129,7 @@ def _recipe(sources: Sources, job: JobBuilder) -> Tree:
                 " give a file with the one that runs"
             )
         job.note(f"recipe {chosen[0]} of {name}")
-        return recipe.tree(values[chosen[0]])
+        return translate(recipe.tree(values[chosen[0]]), job)
     return Tree()
 
 
@@ -162,6 +163,9 @@ def _shape(sources: Sources, tree: Tree, job: JobBuilder) -> None:
     """The shape of a configuration class that is named, in a recipe or by its size."""
     names = [str(e.value) for k, e in tree.entries.items() if k.endswith("_target_")]
     names += [str(e.value) for k, e in tree.entries.items() if k.endswith((".config", ".0"))]
+    said = job.get("model.name")
+    if isinstance(said, str):
+        names.append(class_of(said))
     size = word_of(tree, "model.base_config")
     program = "".join(sources.with_suffix(".py").values())
     if size and "Llama31Config" in program:

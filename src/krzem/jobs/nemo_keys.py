@@ -182,7 +182,8 @@ TABLE = Table(
         r"|dataloader)(\..*)?",
         r"model\..*",
         r"(.*\.)?_target_",
-        r"(proxy_gbs|is_proxy_run|skip_evals|default_val_check_interval|seed|inference.*)",
+        r"(proxy_gbs|is_proxy_run|skip_evals|default_val_check_interval|seed|inference.*"
+        r"|performance_mode|fn|dir|.*callbacks?)",
         r"\d+|self\..*|.*\.self\..*",
     ),
 )  # fmt: skip

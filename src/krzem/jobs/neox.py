@@ -21,8 +21,8 @@ from krzem.jobs.tree import (
     count,
     fall_back,
     inverse,
-    number,
     positive,
+    size_of,
     some,
     switch,
     truth,
@@ -127,7 +127,7 @@ _TABLE = Table(
         r"|eval_.*|log_.*|use_wandb|use_comet|comet_.*|s3_.*|split|mmap_warmup|lr_decay_.*"
         r"|make_vocab_size_divisible_by|override_lr_scheduler|use_checkpoint_lr_scheduler"
         r"|pipe_partition_method|full_precision_lm_cross_entropy|fp16_lm_cross_entropy|finetune"
-        r"|git_hash|config_files|hostfile|include|exclude|master_.*|no_.*|force_multi|comment"
+        r"|decay_lr_to|git_hash|config_files|hostfile|include|exclude|master_.*|no_.*|force_multi|comment"
         r"|account|profile.*|memory_profiling.*|vocab_file|weight_by_num_documents|data_impl"
         r"|allow_chopped|dataset_impl|pack_impl|use_shared_fs|prescale_gradients|fp32_allreduce"
         r"|sparse_gradients|gradient_predivide_factor|weighted_sampler_alpha|z_loss|seed"
@@ -224,12 +224,12 @@ def _model(tree: Tree, job: JobBuilder) -> None:
         job.state("model.gated", gated, tree.place("activation"))
     elif kind is None:
         job.default("model.gated", False, "activation is gelu")
-    width = number(tree, "intermediate_size")
+    width = size_of(tree, "intermediate_size")
     if width is None and hidden and not tree.has("expansion_factor"):
         width = 4 * hidden
     if width is None:
         return
-    step = number(tree, "mlp_multiple_of") or 1
+    step = size_of(tree, "mlp_multiple_of") or 1
     inner = int(width * 2 / 3) // 2 if gated else width
     rounded = step * -(-inner // step)
     why = f"{width} * 2/3 / 2 to a multiple of {step}" if gated else f"to a multiple of {step}"
@@ -240,7 +240,7 @@ def _model(tree: Tree, job: JobBuilder) -> None:
 
 def _llama_width(tree: Tree, job: JobBuilder) -> None:
     """The gated part of releases that name it: 2/3 of 4h, up to a multiple."""
-    hidden, step = job.number("model.hidden"), number(tree, "mlp_multiple_of")
+    hidden, step = job.number("model.hidden"), size_of(tree, "mlp_multiple_of")
     if hidden is None or step is None or tree.has("intermediate_size"):
         job.ask("model.ffn", "mlp_type of a release or fork that is not known",
                 "give the inner width of the feed-forward part")  # fmt: skip
@@ -269,7 +269,7 @@ def _other(tree: Tree, job: JobBuilder) -> None:
         else:
             job.default("model.bias", True, "projections have biases")
     experts = job.number("model.experts")
-    if experts and (top := number(tree, "moe_top_k")):
+    if experts and (top := size_of(tree, "moe_top_k")):
         job.state("model.top_k", top, tree.place("moe_top_k"))
     _sequence_parallel(tree, job)
     _recompute(tree, job)

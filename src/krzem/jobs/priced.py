@@ -118,6 +118,7 @@ def _collected(
         for rank in RANKS
     }
     micro = np.broadcast_to(step.micro_batches, count)[base]
+    pools = moved(memory.pools)
     fits = np.clip(moved(pricer.fits(memory)), 0.0, 1.0)
     peak = np.log(np.broadcast_to(memory.peak, count))
     wider = peak - peak[base][item]
@@ -126,9 +127,8 @@ def _collected(
         mine = [j for j in range(count) if rows[j].item == i and rows[j].of is not None]
         found = {rows[j].of: (rows[j].share, float(away[j])) for j in mine}
         bytes_of = {rows[j].of: (rows[j].share, float(wider[j])) for j in mine}
-        bytes_ = MemoryBytes(
-            **{r: RankBytes(**{n: float(v[i]) for n, v in ranks[r].items()}) for r in RANKS}
-        )
+        of_rank = {r: RankBytes(**{n: float(v[i]) for n, v in ranks[r].items()}) for r in RANKS}
+        bytes_ = MemoryBytes(**of_rank, pools=float(pools[i]))
         out.append(Priced(
             layout=rows[base[i]].layout, choices=rows[base[i]].choices, unknown=unknown_of,
             seconds=float(seconds[i]), variance=_variance(found),

@@ -157,6 +157,9 @@ def _megatron(tree: Tree, own: Tree, job: JobBuilder) -> None:
         job.state("switch.dispatcher", "deepep", tree.place("use_turbo_deepep"))
         tree.entries.pop("moe_token_dispatcher_type", None)
         tree.entries.pop("moe_enable_deepep", None)
+    if truth_of(tree, "moe_router_force_load_balancing"):
+        place = tree.place("moe_router_force_load_balancing")
+        job.state("switch.routing", "balanced", place)
     if truth_of(tree, "use_torch_fsdp2"):
         job.state("zero", 3, tree.place("use_torch_fsdp2"))
     rest = Tree({k: e for k, e in tree.entries.items() if not _IGNORED.fullmatch(k)})
@@ -172,7 +175,7 @@ _IGNORED = re.compile(
     r"|generate_tracelens|use_rocm|wandb|auto_continue|trainable|weight_deosc|pp_warmup|dump_pp"
     r"|muon_|hybrid_|mamba_|vision_|ict_|bert_|biencoder_|overlap_cpu|one_logger|mxfp4_|img_"
     r"|create_|recompute_layer_ids|dataloader_mp|moe_router_force_load_balancing_type|use_sink"
-    r"|tensorboard|deprecated_|use_torch_fsdp2).*"
+    r"|use_fla_|use_pytorch_profiler|moe_router_force_load_balancing|tensorboard|deprecated_|use_torch_fsdp2).*"
 )
 
 

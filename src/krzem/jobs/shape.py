@@ -10,10 +10,10 @@ from krzem.jobs.tree import (
     Tree,
     UnclearError,
     count,
-    number,
     positive,
     real,
     settle,
+    size_of,
     some,
     truth_of,
     unset,
@@ -91,7 +91,7 @@ def _inner_width(tree: Tree, job: JobBuilder, hidden: int) -> None:
         except UnclearError:
             return
     width = int(factor * width) if not unset(value) else width
-    step = number(tree, "multiple_of") or 256
+    step = size_of(tree, "multiple_of") or 256
     job.derive("model.ffn", step * -(-width // step),
                f"8/3 * {hidden} * {factor:g} up to a multiple of {step}",
                tree.place("ffn_dim_multiplier", "multiple_of", "dim"))  # fmt: skip

@@ -128,14 +128,14 @@ def _switch(engine: str, switch: str, choice: str) -> Iterator[list[Target]]:
     own = engines()[engine].switches.get(switch)
     if own is None:
         return
-    mine = parse_flags(own.flags.get(choice, ""))
+    mine: list[Target] = parse_flags(own.flags.get(choice, ""))
     names = {name for name, _ in mine}
     others: list[Target] = [
         (name, None) for other, text in own.flags.items() if other != choice
         for name, _ in parse_flags(text) if name not in names
     ]  # fmt: skip
     if mine or others:
-        yield [*mine, *dict.fromkeys(others)]
+        yield mine + list(dict.fromkeys(others))
 
 
 _FLAG = re.compile(r"--[\w-]+")

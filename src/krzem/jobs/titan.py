@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from krzem.jobs.job import Basis, JobBuilder, Place
 from krzem.jobs.shape import read_shape
@@ -11,11 +12,10 @@ from krzem.jobs.titan_keys import TABLE
 from krzem.jobs.tree import (
     Call,
     Defaults,
-    Open,
     Tree,
     apply,
     fall_back,
-    listed,
+    names_of,
     number,
     show,
     truth_of,
@@ -168,8 +168,8 @@ def _compile(tree: Tree, job: JobBuilder, complete: bool) -> None:
         if complete:
             job.default("switch.compile", "off", "compilation is off unless it is enabled")
         return
-    parts = tree.value("compile.components")
-    model = parts is None or isinstance(parts, Open) or "model" in listed(parts)
+    parts = names_of(tree, "compile.components")
+    model = not parts or "model" in parts
     choice = "on" if on and model else "off"
     job.state("switch.compile", choice, tree.place("compile.enable"), override=True)
 
@@ -179,9 +179,7 @@ def _converters(tree: Tree) -> list[tuple[str, Call | None, Place]]:
     found: list[tuple[str, Call | None, Place]] = []
     for key in ("model.converters", "model_spec.converters", "model_converters.converters"):
         value = tree.value(key)
-        parts = (
-            value if isinstance(value, list) else listed(value) if isinstance(value, str) else ()
-        )
+        parts: Sequence[object] = value if isinstance(value, list) else names_of(tree, key)
         for part in parts:
             call = part if isinstance(part, Call) else None
             name = call.name if call else str(part)

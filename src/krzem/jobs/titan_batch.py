@@ -6,7 +6,7 @@ import math
 
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.titan_keys import LOOPED, OTHER_SCHEDULES, SCHEDULES, SECTIONS
-from krzem.jobs.tree import Tree, listed, number, word_of
+from krzem.jobs.tree import Tree, names_of, number, size_of, word_of
 
 
 def section_keys(name: str) -> tuple[str, ...]:
@@ -40,12 +40,12 @@ def _stages(tree: Tree, job: JobBuilder, pp: int, looped: bool) -> None:
     names = ("module_fqns_per_model_part", "module_fqns_per_model_part.0",
              "pipeline_parallel_split_points")  # fmt: skip
     place = tree.place(*(k for name in names for k in section_keys(name)))
-    points = tree.value(*section_keys("pipeline_parallel_split_points"))
+    points = names_of(tree, *section_keys("pipeline_parallel_split_points"))
     parts = len(counts) if counts else 0
-    if not parts and isinstance(points, list | str) and listed(points):
-        parts = len(listed(points)) + 1
+    if not parts and points:
+        parts = len(points) + 1
     layers = job.number("model.layers")
-    per_stage = number(tree, *section_keys("pipeline_parallel_layers_per_stage"))
+    per_stage = size_of(tree, *section_keys("pipeline_parallel_layers_per_stage"))
     if not parts and layers and per_stage:
         ends = [number(tree, *section_keys(f"pipeline_parallel_{end}_stage_less_layers"))
                 for end in ("first", "last")]  # fmt: skip
@@ -73,7 +73,7 @@ def _layers_of_parts(tree: Tree) -> list[int]:
 def read_batch(tree: Tree, job: JobBuilder, complete: bool) -> None:
     """Sequences of a micro-batch and micro-batches of a step."""
     keys = ("training.local_batch_size", "training.batch_size")
-    local, place = number(tree, *keys), tree.place(*keys)
+    local, place = size_of(tree, *keys), tree.place(*keys)
     if tree.has("training.num_tokens_per_microbatch_per_dp_rank"):
         _token_batch(tree, job)
         return
@@ -120,13 +120,13 @@ def _token_batch(tree: Tree, job: JobBuilder) -> None:
         "training.num_tokens_per_microbatch_per_dp_rank",
         "training.num_tokens_per_train_step",
     )
-    tokens, seq, total = number(tree, key), job.number("seq"), number(tree, whole)
+    tokens, seq, total = size_of(tree, key), job.number("seq"), number(tree, whole)
     if tokens and seq and tokens % seq == 0:
         job.derive("mbs", tokens // seq, f"{tokens} tokens / {seq}", tree.place(key))
     if total and total > 0 and seq and total % seq == 0:
         job.derive("global_batch", total // seq, f"{total} tokens / {seq}", tree.place(whole))
     elif total is None or total < 0:
-        pieces = number(tree, *section_keys("num_pp_microbatches")) or 1
+        pieces = size_of(tree, *section_keys("num_pp_microbatches")) or 1
         pp = job.number("pp")
         if pp is not None:
             job.derive("accumulation", pieces if pp > 1 else 1, "no tokens per step: one pass")

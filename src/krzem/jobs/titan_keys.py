@@ -163,7 +163,7 @@ TABLE = Table(
         r"optimizer\..*",
         r"(model\.)?(tokenizer_path|hf_assets_path|norm_type|print_after_conversion|tokenizer"
         r"|fold|dump_folder|seed)",
-        r"(dump_folder|description|print_config|save_config_file|seed)",
+        r"(sink_level|file_sink_level|stderr_sink_level|dump_folder|description|print_config|save_config_file|seed)",
         r"training\.(dataset.*|mock_data|data_.*|warmup_steps|max_norm|gc_.*|seed|deterministic"
         r"|mixed_precision_reduce|enable_opus_backend|disable_loss_parallel|enable_loss_parallel|tokenizer.*"
         r"|loss_parallel.*|log_.*|num_workers.*)",

@@ -187,7 +187,8 @@ TABLE = Table(
         r"|debug|disable_(tqdm|shuffling)|auto|acc|router|safe|check|group|ds3|only|ray|exp"
         r"|ulysses|fp8|special|skip|clean|hash|mask|reduce|try|gs|cluster|workspace|budget"
         r"|priority|image|preemptible|pure_docker|gpus|no_auto|non_resumable)(_.*)?",
-        r"(stage|template|system|dataset|media_dir|plot_loss|tags|seed|quant_method|tuner_backend"
+        r"(video_.*|image_.*|audio_.*|oft_.*|pref_.*|kto_.*|apollo_.*|badam_.*|pissa_.*|use_(.*_loss|badam"
+        r"|apollo|adam_mini|llama_pro|muon)|quantization_method|double_quantization|stage|template|system|dataset|media_dir|plot_loss|tags|seed|quant_method|tuner_backend"
         r"|is_trainable|ddp|packing_.*|truncation_strategy|sortish_sampler|stream|global_.*"
         r"|rank|experts_impl|lazy_tokenize|mcore_.*|_.*|evaluation_.*|training_args|model_.*"
         r"|template_.*|average_.*|length_.*|lora|val_.*|optimizers?|mixture.*|jit_.*|trackio.*"

@@ -367,6 +367,21 @@ def number(tree: Tree, *keys: str) -> int | None:
         return None
 
 
+def size_of(tree: Tree, *keys: str) -> int | None:
+    """A count of at least 1 of the first key that has a number; None for anything else."""
+    found = number(tree, *keys)
+    return found if found is not None and found > 0 else None
+
+
+def names_of(tree: Tree, *keys: str) -> tuple[str, ...]:
+    """The names of a list; none where it is open or no list of names."""
+    value = tree.value(*keys)
+    try:
+        return () if value is None or isinstance(value, Open) else listed(value)
+    except UnclearError:
+        return ()
+
+
 def truth_of(tree: Tree, *keys: str) -> bool | None:
     """Truth of the first key that has one; None where it is open or unreadable."""
     value = tree.value(*keys)
