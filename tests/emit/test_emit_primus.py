@@ -15,7 +15,7 @@ from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit
 from krzem.plan.emit.keys import fits, keys_of
 from krzem.plan.emit.primus import TABLE
-from krzem.plan.goal import Goal, Precision
+from krzem.plan.goal import Goal, Precision, StateBytes
 
 KEYS = keys_of(TABLE)
 PREFIX = "modules.pre_trainer.overrides."
@@ -150,6 +150,14 @@ def test_impossible_layouts_are_refused(layout: str, says: str) -> None:
     goal = replace(GOAL, global_batch=85 * 16)
     with pytest.raises(LayoutError, match=says):
         primus(layout, "llama-3.1-70b", goal if "85" in layout else GOAL)
+
+
+def test_small_moments_belong_to_the_sharded_optimiser() -> None:
+    small = replace(GOAL, states=StateBytes(moments=4))
+    assert overrides(primus("dp=256,zero=1", goal=small))["exp_avg_dtype"] == '"bf16"'
+    for layout in ("dp=256,zero=0", "dp=256,zero=3"):
+        with pytest.raises(LayoutError, match="sharded optimiser"):
+            primus(layout, "llama-3.1-8b", small)
 
 
 def test_other_refusals() -> None:

@@ -76,7 +76,7 @@ def _slurm(script: str, launch: Launch, cluster: Cluster, devices: int) -> Itera
     yield "#SBATCH --output=%x-%j.log"
     yield "#SBATCH --open-mode=append"
     yield from _before(launch, cluster)
-    yield 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+    yield 'read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")'
     yield from _address(script, "$SLURM_JOB_ID")
     inside, wrapped = _container(cluster)
     yield (

@@ -342,6 +342,7 @@ def _environment(request: Request) -> Iterator[Flag]:
 
 def _check(request: Request, shape: Shape) -> None:
     x, goal = request.layout, request.goal
+    adam = goal.optimizer is Optimizer.ADAMW
     faults = (
         (x.zero >= 2 and x.pp > 1,
          f"zero = {x.zero} with pp = {x.pp}: Megatron-FSDP is emitted without pipeline stages;"
@@ -349,6 +350,11 @@ def _check(request: Request, shape: Shape) -> None:
         (x.zero >= 2 and goal.optimizer is Optimizer.MUON,
          f"zero = {x.zero} with Muon; plan with zero=1"),
         (x.offload_optimizer and x.zero == 0, "offload=1 with zero = 0; plan with zero=1"),
+        (x.zero == 0 and goal.states.moments / (2 if adam else 1) != 4,
+         f"moments of {goal.states.moments:g} bytes with zero = 0: smaller ones belong to the"
+         " sharded optimiser; plan with zero=1, or --state-bytes moments=8"),
+        (x.zero == 0 and request.switches.get("fp8-params") == "on",
+         "fp8-params=on with zero = 0, which are gathered weights; plan with zero=1"),
         (x.cp > 1 and goal.sequence % (2 * x.cp) != 0,
          f"cp = {x.cp}: {goal.sequence} tokens do not divide by 2 * cp = {2 * x.cp}"),
     )  # fmt: skip

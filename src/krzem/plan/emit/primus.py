@@ -229,6 +229,16 @@ def _environment(request: Request) -> Iterator[Flag]:
         yield Flag("NVTE_CPU_OFFLOAD_V1", "1", "activations go to host memory, weights do not")
 
 
+def _moments(request: Request) -> int:
+    """Moments per parameter."""
+    return 2 if request.goal.optimizer is Optimizer.ADAMW else 1
+
+
+def _eight_bits(request: Request) -> bool:
+    eight = "8" in request.goal.precision.value and request.goal.states.weight < 2
+    return eight or request.switches.get("fp8-params") == "on"
+
+
 def _check(request: Request, shape: Shape) -> None:
     """What Primus refuses and nothing near it stands in for."""
     x, goal = request.layout, request.goal
@@ -248,6 +258,11 @@ def _check(request: Request, shape: Shape) -> None:
          f"shard = {group} does not divide dp * cp = {x.dp * x.cp}"),
         (x.zero == 2 and x.shard > 0 and group < x.dp * x.cp and x.ep > 1,
          "hybrid shards of Megatron-FSDP; plan with shard=0"),
+        ((x.zero == 0 or _torch_fsdp(x)) and goal.states.moments / _moments(request) != 4,
+         f"moments of {goal.states.moments:g} bytes with zero = {x.zero}: smaller ones belong to"
+         " the sharded optimiser; plan with zero=1, or --state-bytes moments=8"),
+        (x.zero == 0 and _eight_bits(request),
+         "weights kept in 8 bits with zero = 0, which are gathered ones; plan with zero=1"),
         (x.offload_optimizer and x.zero != 1,
          f"offload=1 with zero = {x.zero}: its optimiser on the host is the sharded one; plan with"
          " zero=1"),
