@@ -15,6 +15,7 @@ import numpy as np
 from krzem.accuracy.case import Case
 from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import Coefficients
+from krzem.cost.kept import Kept, sizes_of
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import stack as stack_machines
 from krzem.cost.memory import (
@@ -24,7 +25,6 @@ from krzem.cost.memory import (
     fits_probability,
     low_bytes,
     memory_bytes,
-    stored_bytes,
 )
 from krzem.cost.step import Optim, StepSeconds, step_seconds
 from krzem.engine.description import engines
@@ -34,7 +34,6 @@ from krzem.engine.values import layout_values, problem_values
 from krzem.errors import UnknownFactError
 from krzem.layout.arrays import Layouts, cells, pack
 from krzem.layout.layout import Layout, Recompute
-from krzem.layout.precision import StateBytes
 from krzem.layout.rules import Problem
 from krzem.model.table import ModelTable, stack, tabulate
 
@@ -164,7 +163,7 @@ def situation(case: Case, choices: Choices | None = None) -> Situation:
         precision=case.precision,
         design=setup_of(case).design(choices or (), case.layout.zero),
         year=case.date,
-        trained=case.finetune not in ("lora", "qlora"),
+        finetune=case.finetune,
     )
 
 
@@ -221,7 +220,7 @@ def _pack(cases: Sequence[Case]) -> Batch:
 def _key(s: Situation) -> tuple[object, ...]:
     return (
         s.device.id, s.device.fraction, s.devices_per_node, s.scale_up_domain,
-        s.scale_out_bytes_per_s, s.precision, s.design, s.year, s.trained,
+        s.scale_out_bytes_per_s, s.precision, s.design, s.year, s.finetune,
     )  # fmt: skip
 
 
@@ -268,25 +267,35 @@ def _variance(batch: Batch, step: StepSeconds) -> np.ndarray:
 
 
 def memory(batch: Batch) -> MemoryBytes:
-    """Peak memory of every case, the mean over what it leaves open; arrays ``[N]``."""
-    designs = [batch.kinds[k].design for k in batch.kind]
-    cases = [batch.cases[i] for i in batch.case]
-    states = [case.states or StateBytes() for case in cases]
-    given = np.array([case.states is not None for case in cases])
-    trained = np.array([float(batch.kinds[k].trained) for k in batch.kind])
-    gradient = np.array([d.state_gradient_bytes for d in designs])
-    sizes = StateSizes(
-        weight=np.minimum([s.weight for s in states], [d.weight_bytes for d in designs]),
-        gradient=np.where(given, [s.gradient for s in states], gradient) * trained,
-        optimizer=np.array([s.master + s.moments for s in states]) * trained,
-        logit=np.array([d.logit_bytes for d in designs]),
-        stored=np.array([stored_bytes(c.precision) for c in cases]),
-        buckets=np.array([d.bucket_bytes for d in designs]),
-        whole=np.array([d.whole_gradients for d in designs]),
+def sizes(batch: Batch) -> StateSizes:
+    """What every variant keeps, as arrays ``[V]``."""
+    found = [
+        sizes_of(batch.kinds[k].design, case.precision, kept_of(case))
+        for k, case in zip(batch.kind, (batch.cases[i] for i in batch.case), strict=True)
+    ]
+    return StateSizes(
+        **{f.name: np.array([getattr(s, f.name) for s in found]) for f in fields(StateSizes)}
     )
-    low = np.array([low_bytes(c.precision) for c in cases])
-    eager = np.array([d.unfused_attention for d in designs])
-    found = memory_bytes(batch.table, batch.layouts, sizes, low, batch.global_batch, eager)
+
+
+def kept_of(case: Case) -> Kept:
+    """What a row says of its states."""
+    return Kept(
+        states=case.states,
+        finetune=case.finetune,
+        optimizer=case.optimizer,
+        rank=None if case.lora_rank is None else float(case.lora_rank),
+        in_backward=case.step_in_backward,
+        offload=case.offload,
+    )
+
+
+    """Peak memory of every case, the mean over what it leaves open; arrays ``[N]``."""
+    low = np.array([low_bytes(batch.cases[i].precision) for i in batch.case])
+    eager = np.array([batch.kinds[k].design.unfused_attention for k in batch.kind])
+    found = memory_bytes(
+        batch.table, batch.layouts, sizes(batch), low, batch.global_batch, eager
+    )
     return MemoryBytes(
         **{
             name: RankBytes(
@@ -296,7 +305,8 @@ def memory(batch: Batch) -> MemoryBytes:
                 }
             )
             for name in ("first", "middle", "last")
-        }
+        },
+        pools=np.maximum(_moved(batch, np.asarray(found.pools)), 0.0),
     )
 
 

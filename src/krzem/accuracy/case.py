@@ -47,6 +47,12 @@ class Case:
     optimizer: str = ""
     states: StateBytes | None = None
     """Bytes per parameter, as stated; None where the row does not say."""
+    step_in_backward: bool = False
+    """Whether the optimiser steps inside the backward pass."""
+    offload: bool = False
+    """Whether optimiser states wait in host memory."""
+    ran: bool = True
+    """False where the row says that it ran out of memory."""
     recompute_known: bool
     recompute_modules: tuple[str, ...] = ()
     """Modules that the row says are recomputed, by the engine's names."""

@@ -99,7 +99,7 @@ def _chunk(batch: Batch, coefficients: Coefficients) -> list[Outcome]:
 def _by_kind(cases: Sequence[Case], found: MemoryBytes) -> np.ndarray:
     """Peak bytes in the sense of each row."""
     kind = np.array([c.memory_kind for c in cases])
-    rest = np.where(kind == "shown", found.shown, found.peak)
+    rest = np.where(kind == "shown", found.shown, found.reserved)
     return np.where(kind == "allocated", found.tensors, rest)
 
 

@@ -13,7 +13,7 @@ from krzem.accuracy.dates import date_of
 from krzem.accuracy.known_shapes import completed
 from krzem.accuracy.layouts import read_layout
 from krzem.accuracy.shapes import read_architecture
-from krzem.accuracy.spellings import precision_of
+from krzem.accuracy.spellings import precision_of, yes_or_no
 from krzem.accuracy.stated import (
     engine_of,
     engine_run,
@@ -21,6 +21,7 @@ from krzem.accuracy.stated import (
     memory_kind_of,
     modules_of,
     network_of,
+    offload_of,
     organisation_of,
     states_of,
     switches_of,
@@ -55,7 +56,8 @@ def read_case(row: Row) -> Case:
         row, arch, sequence, devices, batch, device, precision, layout.recompute is Recompute.FULL
     )
     memory = number(row, "metric_peak_mem_gb")
-    if seconds is None and memory is None:
+    ran = text(row, "status") != "oom"
+    if seconds is None and memory is None and ran:
         raise UnusableRowError("no speed or memory published")
     return Case(
         id=row.get("id") or "?",
@@ -80,6 +82,9 @@ def read_case(row: Row) -> Case:
         lora_rank=whole(row, "lora_rank"),
         optimizer=text(row, "optimizer"),
         states=states_of(row),
+        step_in_backward=yes_or_no(text(row, "step_in_backward")) or False,
+        offload=offload_of(row),
+        ran=ran,
         recompute_known=known,
         recompute_modules=modules_of(row),
         seconds=seconds,

@@ -100,7 +100,21 @@ def state_bytes_of(row: Row) -> dict[str, float]:
 def states_of(row: Row) -> StateBytes | None:
     """The bytes of states that the row states; what it leaves out is the usual."""
     found = state_bytes_of(row)
-    return replace(StateBytes(), **found) if found else None
+    if not found:
+        return None
+    weight, moments = found.get("weight", 0.0), found.get("moments", 8.0)
+    usual = StateBytes()
+    if "gradient" not in found and weight:
+        usual = replace(usual, gradient=weight)
+    if weight >= 4.0 or (weight == 2.0 and moments <= 4.0):
+        usual = replace(usual, master=0.0)  # one precision throughout
+    return replace(usual, **found)
+
+
+def offload_of(row: Row) -> bool:
+    """Whether optimiser states wait in host memory, or are paged to it."""
+    cell = text(row, "offload")
+    return cell == "paged" or bool(yes_or_no(cell))
 
 
 def modules_of(row: Row) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ RESERVE_SPREAD = 1.2e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateSizes:
-    """Bytes per parameter (floats or arrays)."""
+    """What an engine keeps (floats or arrays); bytes per parameter unless said otherwise."""
 
     weight: Array
     gradient: Array
@@ -54,8 +54,49 @@ class StateSizes:
     """Bytes (not per parameter) that the engine sets aside for communication buckets."""
     whole: Array = 0.0
     """1 where sharded gradients stay whole between micro-batches (no_sync), else 0."""
+    held: Array = 0.0
+    """Of gradients that stay whole (0: as ``gradient``)."""
     scratch: Array = 2.0
     """Per weight of one layer: products for weight gradients before they are added up."""
+    gathered: Array = 2.0
+    """Of weights gathered for the products under ZeRO-3."""
+    gather: Array = 6.0
+    """Of the layer at work under ZeRO-3: two layers of weights and one of gradients, or more."""
+    stay: Array = 0.0
+    """1 where sharded weights stay gathered between the micro-batches of a pipeline."""
+    ends: Array = 0.0
+    """1 where ZeRO-3 gathers embedding and output matrix whole, beside the layers."""
+    copies: Array = 0.0
+    """Of a layer's matrices: 8-bit copies and their transposes, beside the weights."""
+    squeeze: Array = 1.0
+    """Share of ``weight`` that the layers' matrices take (a base in 4 bits: about a quarter)."""
+    norm: Array = 0.0
+    """Per element that a norm reads, beyond a fused one: 32-bit copies that eager code saves."""
+    gate: Array = 0.0
+    """Per element of inner width, beyond a fused gate: what eager activation functions save."""
+    wide: Array = 0.0
+    """1 where keys and values are saved once per query head."""
+    whole_logits: Array = 0.0
+    """1 where every tensor-parallel rank holds the logits of the whole vocabulary."""
+    lazy: Array = 0.0
+    """1 where gradients come into being in the backward pass, as activations go."""
+    step: Array = 0.0
+    """Temporaries of the optimiser's step, cut as the states are."""
+    least_stage: Array = 0.0
+    """ZeRO stage that the engine uses at least (DeepSpeed's bf16 optimiser: 1)."""
+    rank: Array = 0.0
+    """Rank of adapters; 0 where the weights themselves are trained."""
+    adapter: Array = 16.0
+    """Of adapters, with gradients and states."""
+    products: Array = 0.0
+    """Share of each layer's products whose results partial recomputation keeps; 0 where it
+    runs some layers again and others not at all."""
+    dispatched: Array = 0.0
+    """1 where it keeps what expert dispatch brought, too."""
+    host: Array = 0.0
+    """Share of the saved activations that waits in host memory."""
+    skew: Array = 0.0
+    """Excess of the expert tokens on the fullest rank over the mean, in the layer at work."""
 
 
 def low_bytes(precision: Precision) -> float:
@@ -92,6 +133,9 @@ class MemoryBytes:
     first: RankBytes
     middle: RankBytes
     last: RankBytes
+    pools: Array = 0.0
+    """Gradients that a caching allocator cannot put where activations were: those of sharded
+    weights are made on the stream of their reduction, whose pool is its own."""
 
     @property
     def tensors(self) -> Array:
@@ -102,6 +146,11 @@ class MemoryBytes:
     def peak(self) -> Array:
         """Median of what the device must have, with a tight allocator."""
         return self.tensors * (1.0 + FRAGMENTATION) + RESERVE_BYTES
+
+    @property
+    def reserved(self) -> Array:
+        """Median of what a caching allocator holds."""
+        return self.peak + self.pools
 
     @property
     def shown(self) -> Array:
@@ -120,17 +169,19 @@ def memory_bytes(
     """Bytes of the first, the fullest middle and the last pipeline rank."""
     s = stages(t, x)
     m = np.maximum(global_batch / (x.dp * x.micro_batch), 1.0)
-    layer = _layer_activations(t, x, low_bytes, unfused, sizes.stored)
+    layer = _layer_activations(t, x, low_bytes, unfused, sizes)
     whole = x.pp <= 1
     ends = _ends(t, x, sizes)
-    first = _rank(t, x, sizes, s.first, s.first_moe, 0.0, m, layer, ends.embed(whole))
+    first, pools = _rank(t, x, sizes, s.first, s.first_moe, 0.0, m, layer, ends.embed(whole))
     rank = np.minimum(1.0, x.pp - 1.0)
-    middle = _rank(t, x, sizes, s.middle, s.middle_moe, rank, m, layer, ends.none())
-    last = _rank(t, x, sizes, s.last, s.last_moe, x.pp - 1.0, m, layer, ends.head(whole))
-    return _mirrored(x, first, middle, last)
+    middle, _ = _rank(t, x, sizes, s.middle, s.middle_moe, rank, m, layer, ends.none())
+    last, _ = _rank(t, x, sizes, s.last, s.last_moe, x.pp - 1.0, m, layer, ends.head(whole))
+    return _mirrored(x, first, middle, last, pools)
 
 
-def _mirrored(x: Layouts, first: RankBytes, middle: RankBytes, last: RankBytes) -> MemoryBytes:
+def _mirrored(
+    x: Layouts, first: RankBytes, middle: RankBytes, last: RankBytes, pools: Array
+) -> MemoryBytes:
     """The ranks as schedules that run through a pipe in both directions fill them."""
     front, back = {}, {}
     for item in fields(RankBytes):
@@ -138,7 +189,7 @@ def _mirrored(x: Layouts, first: RankBytes, middle: RankBytes, last: RankBytes) 
         ends = joined_ends(x.schedule, *three)
         front[item.name] = np.where(x.pp > 1, ends[0], three[0])
         back[item.name] = np.where(x.pp > 1, ends[1], three[2])
-    return MemoryBytes(first=RankBytes(**front), middle=middle, last=RankBytes(**back))
+    return MemoryBytes(first=RankBytes(**front), middle=middle, last=RankBytes(**back), pools=pools)
 
 
 def fits_probability(memory: MemoryBytes, capacity: Array) -> Array:
@@ -166,49 +217,66 @@ class _Saved:
     moe: Array
     dense_kept: Array
     moe_kept: Array
+    dense_partly: Array
+    """What partial recomputation leaves where it keeps every second product."""
+    moe_partly: Array
     boundary: Array
+    skew: Array
+    """What the fullest rank holds more while it works on a layer of experts."""
 
 
 def _layer_activations(
-    t: ModelTable, x: Layouts, low: Array, unfused: Array, stored: Array
+    t: ModelTable, x: Layouts, low: Array, unfused: Array, sizes: StateSizes
 ) -> _Saved:
     tp = x.tp.astype(float)
+    stored = sizes.stored
     m = x.micro_batch * t.sequence / x.cp
     own = m / np.where(x.sequence_parallel > 0, tp, 1.0)
+    cut = m / tp
     h = t.hidden
     low = np.minimum(low, 2.0)
-    norm = own * h * (2.0 + low)
+    norm = own * h * (2.0 + low + sizes.norm)
     heads = t.heads / tp
-    qkv = 2.0 * m * (t.q_width + t.kv_width) / tp
+    pairs = np.maximum(t.kv_width, sizes.wide * (t.q_width + t.o_width))
+    qkv = 2.0 * cut * (t.q_width + pairs)
     latent = np.where(np.asarray(t.latent_width) > 0, 4.0 * own * t.latent_width, 0.0)
     # The core keeps its output; a product in low precision keeps its own copy of it.
-    out = m * t.o_width / tp * np.where((low < 2.0) & (stored >= 2.0), 3.0, stored)
+    out = cut * t.o_width * np.where((low < 2.0) & (stored >= 2.0), 3.0, stored)
     scores = unfused * 5.0 * heads * m * t.sequence
     attention = norm + qkv + latent + out + 4.0 * m * heads + scores
     streams = np.where(t.streams > 1, 2.0 * t.streams * own * h * 2.0, 0.0)
-    dense = norm + m * (stored * t.dense_up + low * t.dense_width) / tp
+    dense = norm + cut * (stored * t.dense_up + (low + sizes.gate) * t.dense_width)
     # Dropout masks and unfused biases of engines before fused attention.
-    dense = dense + unfused * (2.0 * own * h + 2.0 * m * t.dense_width / tp)
-    picked = m / tp * t.experts_per_token * x.etp
-    moe = norm + picked * (low * h + (stored * t.expert_up + low * t.expert_width) / x.etp)
-    moe = moe + m / tp * t.experts * 8.0
-    moe = moe + m * (stored * t.shared_up + low * t.shared_width) / tp
-    full_d, full_m = attention + dense + streams, attention + moe + streams
+    dense = dense + unfused * (2.0 * own * h + 2.0 * cut * t.dense_width)
+    picked = cut * t.experts_per_token * x.etp
+    expert = (stored * t.expert_up + (low + sizes.gate) * t.expert_width) / x.etp
+    routed = picked * ((low + sizes.norm) * h + expert)
+    moe = norm + routed + cut * t.experts * 8.0
+    moe = moe + cut * (stored * t.shared_up + (low + sizes.gate) * t.shared_width)
     boundary = 2.0 * own * h * t.streams
     core = scores
     cheap_a = 0.5 * norm + np.where(np.asarray(t.latent_width) > 0, qkv, 0.0)
-    cheap_d = 0.5 * norm + low * m * t.dense_width / tp
-    cheap_m = 0.5 * norm + low * (picked * t.expert_width / x.etp + m * t.shared_width / tp)
+    low = low + sizes.gate
+    cheap_d = 0.5 * norm + low * cut * t.dense_width
+    cheap_m = 0.5 * norm + low * (picked * t.expert_width / x.etp + cut * t.shared_width)
     kind = x.recompute
     attn = kind == RECOMPUTES.index(Recompute.ATTENTION)
     mods = kind == RECOMPUTES.index(Recompute.MODULES)
     saved = np.where(attn, core, np.where(mods, cheap_a, 0.0))
+    part = np.asarray(sizes.products)
+    own_part = boundary + cut * 2.0 * (t.q_width + part * t.kv_width + t.o_width)
+    own_part = own_part + 2.0 * own * h * np.maximum(2.0 * part - 1.0, 0.0)
+    grouped = picked * np.maximum(2.0 * part - 1.0, 0.0) * 2.0 * (t.expert_up / x.etp + h)
+    sent = np.where(x.ep > 1, sizes.dispatched * 4.0 * picked * h, 0.0)
     return _Saved(
-        dense=full_d,
-        moe=full_m,
-        dense_kept=full_d - saved - np.where(mods, cheap_d, 0.0),
-        moe_kept=full_m - saved - np.where(mods, cheap_m, 0.0),
+        dense=attention + dense + streams,
+        moe=attention + moe + streams,
+        dense_kept=attention + dense + streams - saved - np.where(mods, cheap_d, 0.0),
+        moe_kept=attention + moe + streams - saved - np.where(mods, cheap_m, 0.0),
+        dense_partly=own_part + cut * 2.0 * (part * t.dense_up + h),
+        moe_partly=own_part + cut * 2.0 * part * t.shared_up + grouped + sent,
         boundary=boundary,
+        skew=np.where(x.ep > 1, sizes.skew * routed, 0.0),
     )
 
 
@@ -256,7 +324,7 @@ def _ends(t: ModelTable, x: Layouts, sizes: StateSizes) -> _Ends:
     tp = x.tp.astype(float)
     m = x.micro_batch * t.sequence / x.cp
     own = m / np.where(x.sequence_parallel > 0, tp, 1.0)
-    logits = m * t.vocab / tp * sizes.logit
+    logits = m * t.vocab * sizes.logit / np.where(np.asarray(sizes.whole_logits) > 0, 1.0, tp)
     return _Ends(
         embed_params=t.embedding_params / tp,
         head_params=t.head_params / tp,
@@ -277,57 +345,110 @@ def _rank(
     m: Array,
     saved: _Saved,
     end: _End,
-) -> RankBytes:
+) -> tuple[RankBytes, Array]:
     tp = x.tp.astype(float)
     moe = moe_layers + np.where(np.asarray(t.experts) > 0, end.mtp, 0.0)
     dense = layers - moe_layers + np.where(np.asarray(t.experts) > 0, 0.0, end.mtp)
     count = dense + moe
     params = count * (t.attention_split / tp + t.attention_whole + t.norm_params)
-    params = params + dense * t.dense_params / tp + end.params
+    params = params + dense * t.dense_params / tp
     params = params + moe * (t.shared_params / tp + t.router_params)
     expert = moe * t.expert_params / (x.ep * x.etp)
-    weights, gradients, optimizer = _states(x, sizes, params, expert)
+    several = m > 1.0
+    weights, gradients, optimizer, step = _states(
+        t, x, sizes, params, expert, end.params, count, several
+    )
     flying = in_flight(x.schedule, x.pp, x.vpp, rank, m)
     asked = np.minimum(x.recompute_layers / np.maximum(layers, 1.0), 1.0)
     share = np.where(x.recompute_layers < 0, 1.0, asked)
     share = np.where(x.recompute == RECOMPUTES.index(Recompute.FULL), share, 0.0)
+    partly = np.asarray(sizes.products) * ((share > 0.0) & (share < 1.0))
     kept = (1.0 - share) * (dense * saved.dense_kept + moe * saved.moe_kept)
     kept = kept + share * count * saved.boundary
+    kept = np.where(partly > 0, dense * saved.dense_partly + moe * saved.moe_partly, kept)
+    kept = kept * (1.0 - sizes.host)
     layer = np.where(moe > 0, saved.moe, saved.dense)
     left = np.where(moe > 0, saved.moe_kept, saved.dense_kept)
     again = layer - np.where(share > 0, saved.boundary, left)
-    unsharded = np.where((x.zero == 3) & (x.dp * x.cp > 1), _gathered(t, x, sizes, moe), 0.0)
+    again = again + np.where(moe > 0, saved.skew, 0.0)
+    sharded = (x.zero == 3) & (x.dp * x.cp > 1)
+    unsharded = np.where(sharded, _gathered(t, x, sizes, moe), 0.0)
     split = t.attention_split + np.where(moe > 0, t.shared_params, t.dense_params)
-    transient = np.maximum(end.transient, again) + unsharded + sizes.scratch * split / tp
-    transient = transient + sizes.buckets
+    fixed = sizes.scratch * split / tp + sizes.buckets
+    ends = np.where(sharded, sizes.ends * sizes.gathered * end.params, 0.0)
     copies = weight_copies(x.schedule)
-    return RankBytes(
+    gradients = gradients * copies
+    activations = flying * kept + end.activations * flying
+    working = again + unsharded + fixed
+    transient = np.maximum(end.transient + ends + fixed, working)
+    # Gradients that come as activations go: at the first all of these, at the end all of those.
+    apart = (np.asarray(sizes.lazy) > 0) & ~several & (x.pp <= 1)
+    early = np.where(apart, 0.0, gradients)
+    begins = early + activations + transient
+    ending = np.where(apart, gradients + working, 0.0)
+    updating = gradients + step >= np.maximum(begins, ending)
+    ends_it = ~updating & (ending > begins)
+    found = RankBytes(
         weights=weights * copies,
-        gradients=gradients * copies,
+        gradients=np.where(updating | ends_it, gradients, early),
         optimizer=np.where(x.offload_optimizer > 0, 0.0, optimizer * copies),
-        activations=flying * kept + end.activations * flying,
-        transient=transient,
+        activations=np.where(updating | ends_it, 0.0, activations),
+        transient=np.where(updating, step, np.where(ends_it, working, transient)),
     )
+    return found, np.where(sharded, gradients - found.gradients, 0.0)
 
 
 def _states(
-    x: Layouts, sizes: StateSizes, params: Array, expert: Array
-) -> tuple[Array, Array, Array]:
-    """Weights, gradients and optimiser bytes after ZeRO sharding."""
+    t: ModelTable,
+    x: Layouts,
+    sizes: StateSizes,
+    params: Array,
+    expert: Array,
+    ends: Array,
+    count: Array,
+    several: Array,
+) -> tuple[Array, Array, Array, Array]:
+    """Weights, gradients, optimiser states and its temporaries after ZeRO sharding."""
     whole = (x.dp * x.cp).astype(float)
     group = np.where(x.shard > 0, np.minimum(x.shard, whole), whole)
     edp = np.maximum(x.tp * x.cp * x.dp / (x.ep * x.etp), 1.0)
-    both = params + expert
+    body, both = params + expert, params + expert + ends
     by = np.where(x.zero == 3, group, whole)
-    cut = params / by + expert / edp
+    cut = (params + ends) / by + expert / edp
     weights = sizes.weight * np.where(x.zero >= 3, cut, both)
-    gradients = sizes.gradient * np.where((x.zero >= 2) & (sizes.whole == 0), cut, both)
-    return weights, gradients, sizes.optimizer * np.where(x.zero >= 1, cut, both)
+    if np.any(np.asarray(sizes.stay) > 0):
+        stays = (x.zero == 3) & (x.pp > 1)
+        shared = np.where(whole > 1, params + ends, 0.0) + np.where(edp > 1, expert, 0.0)
+        weights = weights + np.where(stays, sizes.stay * sizes.gathered * shared, 0.0)
+    gradients = sizes.gradient * np.where(x.zero >= 2, cut, both)
+    if np.any(np.asarray(sizes.whole) > 0):
+        held = np.where(np.asarray(sizes.held) > 0, sizes.held, sizes.gradient) * both
+        gradients = np.where((x.zero >= 2) & several & (sizes.whole > 0), held, gradients)
+    if np.any(np.asarray(sizes.squeeze) < 1.0) or np.any(np.asarray(sizes.copies) > 0):
+        matrices = np.where(x.zero >= 3, params / by + expert / edp, body)
+        weights = weights - (1.0 - sizes.squeeze) * sizes.weight * matrices
+        weights = weights + np.where(x.zero >= 3, 0.0, sizes.copies * body)
+    sharded = np.maximum(x.zero, sizes.least_stage) >= 1
+    optimizer = sizes.optimizer * np.where(sharded, cut, both)
+    if np.any(np.asarray(sizes.rank) > 0):
+        adapters = sizes.adapter * sizes.rank * _adapter_width(t) * count / x.tp
+        optimizer = optimizer + adapters / np.where(x.zero >= 3, by, 1.0)
+    return weights, gradients, optimizer, sizes.step * np.where(sharded, cut, both)
+
+
+def _adapter_width(t: ModelTable) -> Array:
+    """Inputs and outputs of a layer's matrices, which a rank of adapters multiplies.
+
+    Experts are left out: adapters on them are rare.
+    """
+    split = np.asarray(t.proj_count) * (np.asarray(t.proj_k) + np.asarray(t.proj_n))
+    dense = np.where(np.asarray(t.dense_up) > 0, 2.0 * t.hidden + t.dense_up + t.dense_width, 0.0)
+    return split.sum(axis=0) + np.where(np.asarray(t.experts) > 0, 0.0, dense)
 
 
 def _gathered(t: ModelTable, x: Layouts, sizes: StateSizes, moe: Array) -> Array:
-    """Two layers of unsharded weights (one at work, one prefetched) and one of gradients."""
+    """The layer at work, whole: its weights, those of the next, its gradients."""
     tp = x.tp.astype(float)
     layer = t.attention_split / tp + t.attention_whole
     layer = layer + np.where(moe > 0, t.expert_params / (x.ep * x.etp), t.dense_params / tp)
-    return layer * (2.0 * sizes.weight + sizes.weight)
+    return layer * sizes.gather

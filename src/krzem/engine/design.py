@@ -58,6 +58,43 @@ class Design:
     """Memory set aside for communication buckets."""
     accumulate_bytes: float = 8.0
     """Memory traffic per weight and micro-batch of adding gradients up, beyond the product."""
+    master_bytes: float = 4.0
+    """Bytes per parameter of master weights beside those for the products."""
+    held_bytes: float = 4.0
+    """Bytes per parameter of gradients that stay whole between micro-batches."""
+    gather_bytes: float = 6.0
+    """Memory per weight of the layer at work where weights are sharded: gathered weights of it and
+    of the next, gradients, buffers of the collectives."""
+    pipe_gathered: float = 0.0
+    """1 where sharded weights stay gathered between the micro-batches of a pipeline."""
+    kept_products: float = 0.0
+    """Share of a layer's products that partial recomputation keeps (0: it is of layers)."""
+    kept_dispatch: float = 0.0
+    """1 where it keeps what expert dispatch brought, too."""
+    end_gather: float = 0.0
+    """1 where embedding and output matrix are gathered whole too."""
+    norm_bytes: float = 0.0
+    """Memory per element that a norm reads, beyond a fused one."""
+    gate_bytes: float = 0.0
+    """Memory per element of inner width, beyond a fused gate."""
+    wide_kv: float = 0.0
+    """1 where keys and values are saved once per query head."""
+    whole_logits: float = 0.0
+    """1 where every tensor-parallel rank holds all logits."""
+    lazy_gradients: float = 0.0
+    """1 where gradients are made in the backward pass, and not kept in a buffer of their own."""
+    step_share: float = 0.0
+    """Temporaries of the optimiser's step, as part of one moment of every parameter."""
+    step_bytes: float = 0.0
+    """The same in bytes per parameter, whatever the moments."""
+    least_stage: float = 0.0
+    """ZeRO stage at which optimiser states are cut at least."""
+    fp8_copy_bytes: float = 0.0
+    """Bytes per weight of 8-bit copies and transposes beside the weights."""
+    kept_share: float = 1.0
+    """Share of the saved activations that stays on the device."""
+    skew: float = 0.0
+    """Excess of expert tokens on the fullest rank in the layer at work."""
     flash2: float = 0.0
     """1 while attention kernels are of the FlashAttention-2 generation on every chip."""
     unfused_attention: float = 0.0

@@ -10,6 +10,7 @@ import numpy as np
 
 from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import Coefficients, fitted
+from krzem.cost.kept import Kept, sizes_of
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import Machine, side_by_side
 from krzem.cost.memory import (
@@ -18,7 +19,6 @@ from krzem.cost.memory import (
     fits_probability,
     low_bytes,
     memory_bytes,
-    stored_bytes,
 )
 from krzem.cost.parts import LayerSeconds
 from krzem.cost.step import Optim, StepSeconds, step_seconds
@@ -191,16 +191,9 @@ class Pricer:
 
     def sizes(self, choices: Choices) -> StateSizes:
         """Bytes that the engine keeps under these switches."""
-        design, states = self.setup.design(choices), self.task.goal.states
-        return StateSizes(
-            weight=min(states.weight, design.weight_bytes),
-            gradient=states.gradient,
-            optimizer=self.kept_bytes,
-            logit=design.logit_bytes,
-            stored=stored_bytes(self.task.goal.precision),
-            buckets=design.bucket_bytes + self.setup.extra_bytes(choices),
-            whole=design.whole_gradients,
-        )
+        kept = Kept(states=self.task.goal.states, finetune=self.setup.finetune)
+        extra = self.setup.extra_bytes(choices)
+        return sizes_of(self.setup.design(choices), self.task.goal.precision, kept, extra)
 
     def memory(self, x: Layouts, chosen: Chosen | None = None) -> MemoryBytes:
         """Bytes on the first, fullest middle and last pipeline rank."""
