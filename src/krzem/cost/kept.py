@@ -73,8 +73,11 @@ def sizes_of(
         adapter = ADAPTER_BYTES if kept.states is None else weight + gradient + optimizer
         weight = 2.0 if kept.states is None else weight
         gradient = optimizer = step = 0.0
+    if kept.in_backward or (kept.offload and design.offload_gradients):
+        gradient = 0.0
     if kept.in_backward or kept.offload:
-        gradient, step = 0.0, 0.0
+        step = 0.0
+    squeeze = FOUR_BITS / weight if kept.finetune == "qlora" else 1.0
     low = precision.arithmetic in ("fp8", "fp4")
     return StateSizes(
         weight=weight,
@@ -83,15 +86,15 @@ def sizes_of(
         logit=design.logit_bytes,
         stored=stored_bytes(precision),
         buckets=design.bucket_bytes + extra_bytes,
-        whole=0.0 if adapters or kept.offload else design.whole_gradients,
+        whole=0.0 if adapters or not gradient else design.whole_gradients,
         held=design.held_bytes,
-        gather=design.gather_bytes,
+        gather=2.0 * weight * squeeze if adapters else design.gather_bytes,
         ends=design.end_gather,
         stay=design.pipe_gathered,
         products=design.kept_products,
         dispatched=design.kept_dispatch,
         copies=design.fp8_copy_bytes if low else 0.0,
-        squeeze=FOUR_BITS / weight if kept.finetune == "qlora" else 1.0,
+        squeeze=squeeze,
         norm=design.norm_bytes,
         gate=design.gate_bytes,
         wide=design.wide_kv,

@@ -65,7 +65,8 @@ class StateSizes:
     stay: Array = 0.0
     """1 where sharded weights stay gathered between the micro-batches of a pipeline."""
     ends: Array = 0.0
-    """1 where ZeRO-3 gathers embedding and output matrix whole, beside the layers."""
+    """1 where ZeRO-3 gathers embedding and output matrix whole, beside the layers, and the output
+    matrix has its gradient in a tensor of its own."""
     copies: Array = 0.0
     """Of a layer's matrices: 8-bit copies and their transposes, beside the weights."""
     squeeze: Array = 1.0
@@ -223,6 +224,8 @@ class _Saved:
     boundary: Array
     skew: Array
     """What the fullest rank holds more while it works on a layer of experts."""
+    turned: Array
+    """Gradients of the gate's inputs, beside what the recomputed layer holds."""
 
 
 def _layer_activations(
@@ -277,6 +280,7 @@ def _layer_activations(
         moe_partly=own_part + cut * 2.0 * part * t.shared_up + grouped + sent,
         boundary=boundary,
         skew=np.where(x.ep > 1, sizes.skew * routed, 0.0),
+        turned=2.0 * cut * t.dense_up,
     )
 
 
@@ -324,7 +328,11 @@ def _ends(t: ModelTable, x: Layouts, sizes: StateSizes) -> _Ends:
     tp = x.tp.astype(float)
     m = x.micro_batch * t.sequence / x.cp
     own = m / np.where(x.sequence_parallel > 0, tp, 1.0)
-    logits = m * t.vocab * sizes.logit / np.where(np.asarray(sizes.whole_logits) > 0, 1.0, tp)
+    each = m * t.vocab / np.where(np.asarray(sizes.whole_logits) > 0, 1.0, tp)
+    matrix = np.maximum(t.head_params, t.vocab * t.hidden) / tp
+    # Either the loss at work, or the output matrix at work on its own gradient.
+    after = np.minimum(sizes.logit, 2.0) * each + 2.0 * sizes.ends * matrix
+    logits = np.maximum(sizes.logit * each, after)
     return _Ends(
         embed_params=t.embedding_params / tp,
         head_params=t.head_params / tp,
@@ -370,7 +378,7 @@ def _rank(
     layer = np.where(moe > 0, saved.moe, saved.dense)
     left = np.where(moe > 0, saved.moe_kept, saved.dense_kept)
     again = layer - np.where(share > 0, saved.boundary, left)
-    again = again + np.where(moe > 0, saved.skew, 0.0)
+    again = again + np.where(moe > 0, saved.skew, np.where(share > 0, saved.turned, 0.0))
     sharded = (x.zero == 3) & (x.dp * x.cp > 1)
     unsharded = np.where(sharded, _gathered(t, x, sizes, moe), 0.0)
     split = t.attention_split + np.where(moe > 0, t.shared_params, t.dense_params)

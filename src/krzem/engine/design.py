@@ -56,8 +56,6 @@ class Design:
     """Memory per logit at the peak (16-bit logits, 32-bit copies, gradients)."""
     bucket_bytes: float = 0.0
     """Memory set aside for communication buckets."""
-    accumulate_bytes: float = 8.0
-    """Memory traffic per weight and micro-batch of adding gradients up, beyond the product."""
     master_bytes: float = 4.0
     """Bytes per parameter of master weights beside those for the products."""
     held_bytes: float = 4.0
@@ -89,6 +87,8 @@ class Design:
     """The same in bytes per parameter, whatever the moments."""
     least_stage: float = 0.0
     """ZeRO stage at which optimiser states are cut at least."""
+    offload_gradients: float = 0.0
+    """1 where gradients go to the host with the optimiser's states."""
     fp8_copy_bytes: float = 0.0
     """Bytes per weight of 8-bit copies and transposes beside the weights."""
     kept_share: float = 1.0
@@ -97,6 +97,8 @@ class Design:
     """Excess of expert tokens on the fullest rank in the layer at work."""
     flash2: float = 0.0
     """1 while attention kernels are of the FlashAttention-2 generation on every chip."""
+    accumulate_bytes: float = 8.0
+    """Memory traffic per weight and micro-batch of adding gradients up, beyond the product."""
     unfused_attention: float = 0.0
     """1 where attention scores go through memory."""
     rowwise: float = 0.0
