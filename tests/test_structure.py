@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "engine": {"layout"},
     "cost": {"engine"},
     "plan": {"cost"},
-    "jobs": set(),
+    "jobs": {"plan", "accuracy"},
     "accuracy": {"plan"},
     "train": {"layout"},
     "witness": {"train"},

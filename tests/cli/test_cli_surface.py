@@ -20,9 +20,21 @@ SEARCH = {"--layout", "--schedules", "--sure", "--offload", "--top"}
 EMIT = {"--emit", "--emit-to"}
 OUTPUT = {"--json", "--html", "--quiet"}
 SURFACE = {
-    "plan": {"model", "--on", "--sweep"} | GOAL | ENGINE | SEARCH | EMIT | OUTPUT,
+    "plan": {"model", "--on", "--sweep", "--calibration"} | GOAL | ENGINE | SEARCH | EMIT | OUTPUT,
     "compare": {"model", "--on"} | GOAL | ENGINE | SEARCH | OUTPUT,
-    "explain": {"model", "--on", "--layout"} | GOAL | ENGINE | EMIT | OUTPUT,
+    "explain": {"model", "--on", "--layout", "--calibration"} | GOAL | ENGINE | EMIT | OUTPUT,
+    "check": {
+        "files",
+        "--log",
+        "--on",
+        "--model",
+        "--engine",
+        "--set",
+        "--calibration",
+        "--calibrate",
+        "--top",
+    }
+    | OUTPUT,
     "devices": {"name", "--json"},
     "models": {"name", "--json"},
 }

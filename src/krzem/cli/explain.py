@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from krzem.cli.options import EMIT, ENGINE, GOAL, MODEL, ON, OUTPUT, options
+from krzem.cli.options import CALIBRATION, EMIT, ENGINE, GOAL, MODEL, ON, OUTPUT, options
 from krzem.cli.output import check_engine, check_files, show, write_page, write_script
 
 
@@ -22,7 +22,7 @@ from krzem.cli.output import check_engine, check_files, show, write_page, write_
     " schedule, first and last (layers of the end stages), recompute (none, attention, modules,"
     " full), rlayers (layers), cpkind (ring, a2a, allgather), offload (0, 1).",
 )
-@options(GOAL, ENGINE, EMIT, OUTPUT)
+@options(GOAL, ENGINE, CALIBRATION, EMIT, OUTPUT)
 def explain_command(
     model: str,
     on: str,

@@ -24,6 +24,10 @@ VERBS = {
     "explain": Verb(
         at="krzem.cli.explain:explain_command", help="One layout that you give, term by term."
     ),
+    "check": Verb(
+        at="krzem.jobs.command:check_command",
+        help="Your own job and its log: as fast as it can be, and what to change.",
+    ),
     "accuracy": Verb(
         at="krzem.accuracy.command:accuracy_command",
         help="Predictions against measured runs: published ones or yours.",

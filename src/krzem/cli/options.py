@@ -104,6 +104,13 @@ EMIT = (
     ),
 )  # fmt: skip
 
+CALIBRATION = (
+    click.option(
+        "--calibration", metavar="FILE",
+        help="Local factors of the cluster, as `krzem check --calibrate` writes them.",
+    ),
+)  # fmt: skip
+
 OUTPUT = (
     click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/json.md)."),
     click.option("--html", metavar="FILE", help="Also write a page that needs no network."),

@@ -6,7 +6,18 @@ from typing import Any
 
 import click
 
-from krzem.cli.options import EMIT, ENGINE, GOAL, MODEL, ON, OUTPUT, SEARCH, SWEEP, options
+from krzem.cli.options import (
+    CALIBRATION,
+    EMIT,
+    ENGINE,
+    GOAL,
+    MODEL,
+    ON,
+    OUTPUT,
+    SEARCH,
+    SWEEP,
+    options,
+)
 from krzem.cli.output import check_engine, check_files, show, write_page, write_script
 from krzem.cli.progress import search_progress
 from krzem.errors import InputError
@@ -15,7 +26,7 @@ from krzem.errors import InputError
 @click.command("plan")
 @MODEL
 @ON
-@options(GOAL, ENGINE, SEARCH, SWEEP, EMIT, OUTPUT)
+@options(GOAL, ENGINE, CALIBRATION, SEARCH, SWEEP, EMIT, OUTPUT)
 def plan_command(
     model: str,
     on: str,

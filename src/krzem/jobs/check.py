@@ -101,6 +101,8 @@ class Check:
     speed: Speed | None
     memory: MemoryMeasured | None
     conflicts: tuple[Conflict, ...]
+    impossible: tuple[str, ...]
+    """Why the log cannot be of the job in the files, whatever it says of itself."""
     verdict: Verdict
     whole_run: WholeRun | None
     parameters: int
@@ -120,6 +122,7 @@ def check(posed: Posed, log: Measured | None = None, pricer: Pricer | None = Non
     plan = described(posed, pricer, priced, sigma)
     speed = None if log is None else speed_of(posed, pricer, log)
     conflicts = () if log is None else tuple(conflicts_of(posed, log))
+    impossible = () if speed is None else tuple(_impossible(speed, plan))
     counted = count(posed.task.architecture)
     step = plan.step_seconds
     if speed is not None:
@@ -128,7 +131,8 @@ def check(posed: Posed, log: Measured | None = None, pricer: Pricer | None = Non
     return Check(
         posed=posed, priced=priced, plan=plan, sigma=sigma, log=log, speed=speed,
         memory=None if log is None else _memory(priced, log), conflicts=conflicts,
-        verdict=_verdict(log, speed, conflicts, plan, sigma),
+        impossible=impossible,
+        verdict=_verdict(log, speed, bool(conflicts or impossible), plan, sigma),
         whole_run=forecast(step, goal=posed.task.goal, cluster=posed.task.cluster,
                            parameters=float(counted.total), start=None) if posed.whole else None,
         parameters=counted.total, active_parameters=counted.active,
@@ -286,13 +290,36 @@ def conflicts_of(posed: Posed, log: Measured) -> Iterator[Conflict]:
         yield Conflict(name=name, files=mine.value, log=told.value, place=str(mine.place))
 
 
+MOST_MFU = 1.0
+FAR_FLOPS = 1.8
+"""Printed FLOP/s over model FLOP/s that no way of counting gives."""
+
+
+def _impossible(speed: Speed, plan: LayoutPlan) -> Iterator[str]:
+    """What the log's numbers would mean for the model in the files, where that cannot be."""
+    if speed.mfu > MOST_MFU:
+        yield (
+            f"its speed would be {speed.mfu:.0%} of the peak for the model, batch and devices in"
+            " the files"
+        )
+    counting = speed.counting
+    if counting is not None and not counting.says:
+        times = max(counting.ratio, 1.0 / counting.ratio)
+        if times > FAR_FLOPS:
+            yield (
+                f"its FLOP/s over its tokens/s are {counting.ratio:.2g} times the FLOPs of a token"
+                " of the model in the files"
+            )
+    if speed.seconds > 20.0 * plan.step_seconds.high:
+        yield f"its steps take {speed.seconds / plan.step_seconds.mid:.0f} times as long"
+
+
 def _verdict(
-    log: Measured | None, speed: Speed | None, conflicts: tuple[Conflict, ...], plan: LayoutPlan,
-    sigma: float,
-) -> Verdict:  # fmt: skip
+    log: Measured | None, speed: Speed | None, mixed: bool, plan: LayoutPlan, sigma: float
+) -> Verdict:
     if log is None:
         return Verdict.UNMEASURED
-    if conflicts:
+    if mixed:
         return Verdict.MIXED
     if speed is None:
         return Verdict.UNSTEADY

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from krzem.accuracy.batch import IMPOSSIBLE, STEPS
+from krzem.cost.local import read_local
 from krzem.engine.description import Engine, engines
 from krzem.engine.legal import software_year
 from krzem.engine.switches import switches
@@ -76,11 +77,13 @@ def pose(
     on: str | None = None,
     model: str | None = None,
     texts: Mapping[str, str] | None = None,
+    calibration: str | Path | None = None,
 ) -> Posed:
     """The question that a job asks.
 
     ``given`` are fields that the user states (``--set``), ``log`` those that its log tells, ``on``
-    a cluster or a device, ``model`` a built-in name or a ``config.json``, ``texts`` the files.
+    a cluster or a device, ``model`` a built-in name or a ``config.json``, ``texts`` the files,
+    ``calibration`` a file of local factors.
 
     Raises:
         InputError: what is missing, by name, with how to give it; or why the job cannot run.
@@ -100,7 +103,7 @@ def pose(
     sequence, batch = values.need("seq"), values.need("global_batch")
     precision = values.precision()
     if cluster is None:
-        cluster = _cluster(job, on, missing, assumed)
+        cluster = _cluster(job, on, missing, values.notes)
     if missing or cluster is None or architecture is None:
         raise InputError(_asks(job, missing))
     year = _year(job, engine, cluster, assumed)
@@ -117,6 +120,7 @@ def pose(
         engine=job.engine, year=year,
         stated=tuple((n, str(job.get(f"switch.{n}"))) for n in switches()
                      if job.get(f"switch.{n}") is not None),
+        local=None if calibration is None else read_local(calibration, cluster.device.id),
     )  # fmt: skip
     known = job.get("recompute") is not None
     posed = Posed(
@@ -220,7 +224,7 @@ def _cluster_given(on: str | None, given: dict[str, Value]) -> Cluster | None:
 
 
 def _cluster(
-    job: Job, on: str | None, missing: list[tuple[str, str]], assumed: list[str]
+    job: Job, on: str | None, missing: list[tuple[str, str]], notes: list[str]
 ) -> Cluster | None:
     """The cluster that the files name: a chip and how many."""
     name, devices = on or job.get("device"), job.get("devices")
@@ -232,7 +236,7 @@ def _cluster(
         return None
     device = device_id(str(name))
     if re.sub(r"[\s_/]+", "-", str(name).lower()) != device:
-        assumed.append(f"device {shorten(str(name), 40)} is taken for {device} (--on corrects it)")
+        notes.append(f"device {shorten(str(name), 40)} is taken for {device} (--on corrects it)")
     settings: dict[str, Value] = {"device": device, "devices": devices}
     node = job.get("devices_per_node")
     usual = load_device(device).devices_per_node

@@ -24,7 +24,12 @@ def step_sigma(task: Task, step: StepSeconds) -> float:
         experts=float(task.architecture.is_moe),
         low_precision=float(task.goal.precision.arithmetic in _LOW),
     )
-    return float(np.ravel(log_sigma(step, standing))[0])
+    return float(np.ravel(log_sigma(step, standing))[0]) * narrowing(task)
+
+
+def narrowing(task: Task) -> float:
+    """What a local calibration leaves of the spread; 1 without one."""
+    return 1.0 if task.local is None else task.local.narrowing(task.setup.design(()).fits)
 
 
 def memory_sigma(peak_bytes: float) -> float:

@@ -12,6 +12,7 @@ from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import Coefficients, fitted
 from krzem.cost.kept import Kept, sizes_of
 from krzem.cost.layers import layer_seconds
+from krzem.cost.local import Local
 from krzem.cost.machine import Machine, side_by_side
 from krzem.cost.memory import (
     MemoryBytes,
@@ -54,6 +55,8 @@ class Task:
     """Age of the software."""
     stated: Choices = ()
     """Switches that somebody stated; the others are chosen layout by layout."""
+    local: Local | None = None
+    """What runs of this cluster say over the shipped calibration."""
 
     @property
     def setup(self) -> Setup:
@@ -141,6 +144,8 @@ class Pricer:
         self.setup = task.setup
         self.table: ModelTable = tabulate(task.architecture, task.goal.sequence)
         self.coefficients = coefficients or fitted()
+        if task.local is not None:
+            self.coefficients = task.local.applied(self.coefficients, self.setup.design(()).fits)
         self.values = task.values
         self.judge = layout_judge(self.setup, self.values, task.problem)
         self.factors: Mapping[str, float] = {}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from krzem.cost.local import Local, read_local
 from krzem.engine.description import Engine, engine_named, engines
 from krzem.engine.legal import check_engine, software_year
 from krzem.engine.setup import check_stated
@@ -92,6 +93,8 @@ class Question:
     """Whether a step without a number of tokens is an answer."""
     emits: str | None = None
     """The engine whose files are to be written; it is the one that is planned for."""
+    calibration: str | Path | None = None
+    """A file of local factors that ``krzem check --calibrate`` wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,7 @@ def settle(question: Question) -> Asked:
         engine=engine.name,
         year=year,
         stated=_stated(question),
+        local=_local(picker, question.calibration, cluster),
     )
     check_engine(task.setup, architecture, cluster.device.family)
     check_stated(task.setup, task.values)
@@ -241,6 +245,23 @@ def _software(picker: _Picker, engine: Engine, cluster: Cluster, year: float) ->
     if why is not None:
         picker.notes.append(f"software of {found:.1f} is planned: {why}")
     return found
+
+
+def _local(picker: _Picker, path: str | Path | None, cluster: Cluster) -> Local | None:
+    """The local factors asked for, and the note that says so."""
+    if path is None:
+        return None
+    local = read_local(path, cluster.device.id)
+    picker.notes.append(calibrated_by(local))
+    return local
+
+
+def calibrated_by(local: Local) -> str:
+    """That an answer rests on local factors."""
+    return (
+        f"calibrated by {local.source} on {local.runs} runs of {local.cluster}: for"
+        f" {local.engine} intervals are {local.narrowed:.0%} as wide as without"
+    )
 
 
 def _emitting(engine: str | None, emits: str | None) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from krzem.errors import DataError, KrzemError
 from krzem.report.html_answer import answer_view, heading, sentence
+from krzem.report.html_check import check_view
 from krzem.report.html_compare import compare_view
 from krzem.report.html_layout import layout_view
 from krzem.report.html_search import search_view
@@ -82,4 +83,5 @@ _PAGES: dict[str, tuple[str, Callable[[Document], dict[str, Any]]]] = {
     "krzem.explain/1": ("plan.html", _explain),
     "krzem.compare/1": ("compare.html", compare_view),
     "krzem.sweep/1": ("sweep.html", sweep_view),
+    "krzem.check/1": ("check.html", check_view),
 }

@@ -30,13 +30,23 @@ _BADGES = {"high": " good", "given": " good", "measured": " good", "low": " low"
 
 def answer_view(document: Document, plan: Document) -> dict[str, Any]:
     """Everything of a plan or explain document that is not of the layout itself."""
+    return (
+        facts_view(document)
+        | run_view(document)
+        | {
+            "wall": wall_label(document, plan),
+            "gains": _gains(document, plan),
+            "tiles": tiles(document, plan),
+        }
+    )
+
+
+def run_view(document: Document) -> dict[str, Any]:
+    """The whole run, row by row; nothing where its tokens are not known."""
     run = document["whole_run"]
-    return facts_view(document) | {
-        "wall": wall_label(document, plan),
-        "gains": _gains(document, plan),
+    return {
         "run_rows": [] if run is None else _run_rows(run),
         "run_notes": [] if run is None else [*run["unknown"], *run["notes"]],
-        "tiles": tiles(document, plan),
     }
 
 
@@ -90,10 +100,10 @@ def tiles(document: Document, plan: Document) -> list[dict[str, Any]]:
     """The key figures with their intervals."""
     return [
         *_run_tiles(document["whole_run"]),
-        _tile("step time, s", plan["step_time_s"]),
-        _tile("MFU", plan["mfu"], percent),
-        _tile("tokens/s per device", plan["tokens_per_s_per_device"]),
-        _tile("peak memory, GiB", plan["memory_gib"]),
+        tile("step time, s", plan["step_time_s"]),
+        tile("MFU", plan["mfu"], percent),
+        tile("tokens/s per device", plan["tokens_per_s_per_device"]),
+        tile("peak memory, GiB", plan["memory_gib"]),
         {
             "label": "fits into memory",
             "value": chance(plan["fits_probability"]),
@@ -107,15 +117,16 @@ def _run_tiles(run: Document | None) -> list[dict[str, Any]]:
         return []
     days = "days" if run["days"] else "days in steps alone"
     return [
-        _tile(days, run["days"] or run["training_days"]),
+        tile(days, run["days"] or run["training_days"]),
         *_finish(run["finish"]),
-        _tile("device-hours", run["device_hours"], count),
-        _tile("cost", run["cost_usd"], money),
-        _tile("energy", run["energy_mwh"], energy),
+        tile("device-hours", run["device_hours"], count),
+        tile("cost", run["cost_usd"], money),
+        tile("energy", run["energy_mwh"], energy),
     ]
 
 
-def _tile(label: str, value: Any, form: Callable[[float], str] = plain) -> dict[str, Any]:
+def tile(label: str, value: Any, form: Callable[[float], str] = plain) -> dict[str, Any]:
+    """A key figure with its interval."""
     return {"label": label, "value": ends(value, form)["mid"], "range": between(value, form)}
 
 

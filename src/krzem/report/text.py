@@ -26,14 +26,14 @@ _BAR = 36
 
 def format_plan(document: Document) -> str:
     """The whole report of a plan: the answer first, then what it rests on."""
-    return _joined(
+    return joined(
         _answer(document, document["best"]),
-        _setting(document),
-        _step(document["best"]),
-        _memory(document, document["best"]),
+        setting_part(document),
+        step_part(document["best"]),
+        memory_part(document, document["best"]),
         _layouts(document),
         _gains(document),
-        _run(document),
+        run_part(document),
         _facts(document),
         _notes(document),
         _search(document),
@@ -42,13 +42,13 @@ def format_plan(document: Document) -> str:
 
 def format_explanation(document: Document) -> str:
     """The report of one layout."""
-    return _joined(
+    return joined(
         _answer(document, document["layout_plan"]),
-        _setting(document),
-        _step(document["layout_plan"]),
-        _memory(document, document["layout_plan"]),
+        setting_part(document),
+        step_part(document["layout_plan"]),
+        memory_part(document, document["layout_plan"]),
         _gains(document),
-        _run(document),
+        run_part(document),
         _facts(document),
         _notes(document),
     )
@@ -101,7 +101,7 @@ def _days(run: Document | None, chosen: Document) -> str:
     return f"{interval(run['days'])} days, {hours} device-hours"
 
 
-def _joined(*sections: Iterator[str]) -> str:
+def joined(*sections: Iterator[str]) -> str:
     blocks = ["\n".join(section) for section in sections]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -123,7 +123,7 @@ def _kept(limit: str, chance: float | None) -> str:
     return f"The {limit} is kept with {percent(chance)}."
 
 
-def _setting(document: Document) -> Iterator[str]:
+def setting_part(document: Document) -> Iterator[str]:
     model, cluster, goal = document["model"], document["cluster"], document["goal"]
     active = model["active_parameters"]
     sizes = f"{count(model['parameters'])} parameters"
@@ -166,7 +166,7 @@ def _engine(document: Document) -> str:
     return found
 
 
-def _step(chosen: Document) -> Iterator[str]:
+def step_part(chosen: Document) -> Iterator[str]:
     yield from paragraph(
         f"Step {interval(chosen['step_time_s'])} s; "
         f"{interval(chosen['tokens_per_s_per_device'])} tokens/s per device; "
@@ -189,7 +189,7 @@ def _step(chosen: Document) -> Iterator[str]:
 _PARTS = ("weights", "gradients", "optimizer", "activations", "transient", "reserve")
 
 
-def _memory(document: Document, chosen: Document) -> Iterator[str]:
+def memory_part(document: Document, chosen: Document) -> Iterator[str]:
     capacity = document["cluster"]["memory_gib"]
     yield from paragraph(
         f"Memory {interval(chosen['memory_gib'])} of {plain(capacity)} GiB on the fullest rank: "
@@ -257,7 +257,7 @@ def _gains(document: Document) -> Iterator[str]:
     yield from table(("", ""), rows or [("  none", "")], "lr")[1:]
 
 
-def _run(document: Document) -> Iterator[str]:
+def run_part(document: Document) -> Iterator[str]:
     run = document["whole_run"]
     if run is None:
         return

@@ -1,0 +1,107 @@
+"""``krzem check``: the run that the user has, confronted with what its silicon allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from krzem.cli.options import OUTPUT, options
+from krzem.cli.output import check_files, show, write_page
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command("check")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    metavar="FILE",
+    type=FILE,
+    help="What the run printed (gzip too); once for each rank or restart.",
+)
+@click.option(
+    "--on",
+    metavar="CLUSTER",
+    help="The cluster, where the files do not say it: h100, h100:64, or a TOML file.",
+)
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="The model, where the files do not say its shape: a built-in name or a config.json.",
+)
+@click.option("--engine", metavar="NAME", help="The engine, where the files do not show it.")
+@click.option(
+    "--set",
+    "given",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="A field that the files leave open, or to be taken otherwise: devices=64, seq=4096,"
+    " switch.loss=fused (docs/check.md lists all of them).",
+)
+@click.option(
+    "--calibration", type=FILE, metavar="FILE", help="Use the local factors in this file."
+)
+@click.option(
+    "--calibrate",
+    type=FILE,
+    metavar="FILE",
+    help="Add this measured run to a file of local factors, and fit them again.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(0, 50),
+    default=6,
+    show_default=True,
+    metavar="N",
+    help="Changes to suggest.",
+)
+@options(OUTPUT)
+def check_command(
+    files: tuple[Path, ...], logs: tuple[Path, ...], on: str | None, model: str | None,
+    engine: str | None, given: tuple[str, ...], calibration: Path | None, calibrate: Path | None,
+    top: int, as_json: bool, html: str | None, quiet: bool,
+) -> None:  # fmt: skip
+    """Check a training job: as fast as its silicon allows, and what to change.
+
+    FILE... are the job's launch script and the configurations it names, of any engine that krzem
+    knows (Megatron-LM, Megatron-Bridge, NeMo, MindSpeed-LLM, torchtitan, DeepSpeed, Accelerate,
+    Primus, MaxText, MindFormers, ...). They are read and never run. With --log the measured speed
+    is judged against the prediction; without, the prediction stands alone.
+
+    \b
+    krzem check run.sh --on h100:64
+    krzem check run.sh --log train.log --on cluster.toml
+    krzem check llama3_70b.toml --set devices=256 --set device=b200 --json
+    krzem check ds_config.json run.sh --log out.txt --html check.html
+    krzem check run.sh --log train.log --on h100:64 --calibrate mycluster.toml
+    """
+    from krzem.jobs.answer import Asking, answer
+    from krzem.report.document_check import check_document
+    from krzem.report.text_check import format_check, format_check_sentence
+
+    check_files(html, None if calibrate is None else str(calibrate))
+    found = answer(
+        Asking(
+            files=files, logs=logs, on=on, model=model, engine=engine, given=given,
+            calibration=calibration, calibrate=calibrate, most=top,
+        )
+    )  # fmt: skip
+    document = check_document(found)
+    show(document, format_check_sentence(document) if quiet else format_check(document), as_json)
+    write_page(document, html)
+    _keep(found.calibration, calibrate)
+
+
+def _keep(calibration: Any, path: Path | None) -> None:
+    """Write the local factors, all or nothing."""
+    if calibration is None or path is None:
+        return
+    from krzem.jobs.calibrate import file_text
+    from krzem.report.selfcontained import write_text
+
+    write_text(path, file_text(calibration))
+    click.echo(f"wrote {path}", err=True)
