@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from krzem.jobs.job import JobBuilder, Place
 from krzem.jobs.registry import Sources
@@ -66,8 +67,13 @@ def scripts(sources: Sources) -> list[Script]:
     Raises ShellError where no script can be followed.
     """
     if "scripts" not in sources.opened:
-        sources.opened["scripts"] = _followed(sources)
+        try:
+            sources.opened["scripts"] = _followed(sources)
+        except ShellError as error:
+            sources.opened["scripts"] = error
     found = sources.opened["scripts"]
+    if isinstance(found, ShellError):
+        raise found
     assert isinstance(found, list)
     return found
 
@@ -211,9 +217,14 @@ def place_of(word: ShellWord, sources: Mapping[str, str]) -> Place:
 
 def at(origin: Origin, sources: Mapping[str, str]) -> Place:
     """A line of a file, with its text."""
-    lines = sources.get(origin.file, "").splitlines()
+    lines = _lines(sources.get(origin.file, ""))
     text = lines[origin.line - 1].strip() if 0 < origin.line <= len(lines) else ""
     return Place(file=origin.file, line=origin.line, text=text[:400])
+
+
+@lru_cache(maxsize=64)
+def _lines(text: str) -> list[str]:
+    return text.splitlines()
 
 
 def state_devices(job: JobBuilder, launch: Launch, sources: Sources) -> None:

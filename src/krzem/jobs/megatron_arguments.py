@@ -11,6 +11,8 @@ from krzem.jobs.megatron_flags import takes_no_value
 from krzem.jobs.shell_words import ShellWord, State
 
 LONGEST_NUMBER = 18
+LONGEST_PATTERN = 2_000
+"""Characters of a pattern of layers or stages."""
 
 
 @dataclass(frozen=True, slots=True)

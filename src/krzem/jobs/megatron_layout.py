@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from krzem.jobs.job import JobBuilder, Place
-from krzem.jobs.megatron_arguments import Arguments
+from krzem.jobs.megatron_arguments import LONGEST_PATTERN, Arguments
 
 _OWN = ("megatron-lm", "mindspeed-llm")
 """Engines whose optimiser is Megatron's own."""
@@ -137,6 +137,8 @@ def _virtual(args: Arguments, job: JobBuilder, pp: int, layers: int | None) -> N
 
 def stage_sizes(text: str) -> list[int] | None:
     """Decoder layers of each chunk of a layout string such as ``Et*3|(tt|)*29,mL``."""
+    if len(text) > LONGEST_PATTERN:
+        return None
     flat = _expanded(text.strip("'\" ").replace(",", "").replace(" ", ""))
     if flat is None or not re.fullmatch(r"[EtmL|]+", flat):
         return None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from krzem.jobs.job import JobBuilder, Place
-from krzem.jobs.megatron_arguments import Arguments, whole
+from krzem.jobs.megatron_arguments import LONGEST_PATTERN, Arguments, whole
 
 _POSITIONS: Mapping[str, str] = {
     "learned_absolute": "learned", "absolute": "learned", "learned": "learned", "rope": "rope",
@@ -228,14 +228,16 @@ def _dense_layers(args: Arguments, job: JobBuilder, place: Place) -> None:
 
 def layer_pattern(text: str) -> list[int] | None:
     """``([0]*3+[1]*58)`` as a list of 0 and 1; ``2`` as every second layer."""
+    if len(text) > LONGEST_PATTERN:
+        return None
     text = text.strip("'\" ()").replace(" ", "").replace("(", "").replace(")", "")
     number = whole(text)
     if number is not None:
-        return [int(i % number == 0) for i in range(number)] if number > 0 else None
+        return [int(i % number == 0) for i in range(number)] if 0 < number < 10_000 else None
     kinds: list[int] = []
     for term in text.split("+"):
         match = _TERM.fullmatch(term)
-        if match is None or len(kinds) > 10_000:
+        if match is None or len(kinds) + len(match[1]) * int(match[2] or 1) > 20_000:
             return None
         kinds += [int(c) for c in match[1] if c in "01"] * int(match[2] or 1)
     return kinds

@@ -262,7 +262,7 @@ class Commands(Machine):
             starts.append((length, piece.origin))
             texts.append(text)
             length += len(text)
-        self.spend(1 + length // 50)
+        self.spend(1 + length // 10)
         self.body(parse("".join(texts), _piecewise("".join(texts), starts)))
 
 

@@ -27,7 +27,7 @@ from krzem.jobs.shell_words import (
     unknown,
 )
 
-MOST_STEPS = 300_000
+MOST_STEPS = 60_000
 LONGEST_PATTERN_TEXT = 3_000
 Holder = Value | list[Value] | dict[str, Value]
 """A scalar, an array, or an associative array."""
@@ -91,6 +91,7 @@ class Expander:
             value, quoted = run
             if quoted or value:
                 current = [*(current or []), *value]
+                self.spend(len(current) // 20)
         if current is not None:
             found.append(bounded(current))
         return [out for value in found for out in _braced(word, value)]
@@ -102,6 +103,7 @@ class Expander:
         for run in self._runs(parts, splitting=False):
             if run is not None:
                 pieces.extend(run[0])
+        self.spend(len(pieces) // 10)
         return bounded(pieces)
 
     def _runs(self, parts: Parts, splitting: bool) -> list[_Field | None]:

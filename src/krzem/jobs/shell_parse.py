@@ -10,7 +10,7 @@ from krzem.jobs.shell_parse_words import WordParser
 from krzem.jobs.shell_tree import Assign, Body, Lit, Node, Parts, Word
 from krzem.jobs.shell_words import Origin, ShellError
 
-LONGEST = 2_000_000
+LONGEST = 250_000
 MOST_DOCUMENTS = 100
 _RESERVED = re.compile(
     r"(if|then|elif|else|fi|for|while|until|do|done|case|esac|function|select|time|\{|\}|!|\[\[)"
