@@ -17,7 +17,8 @@ from krzem.cost.coefficients import fitted
 from krzem.engine.description import engine_named
 from krzem.engine.setup import Choices, Setup
 from krzem.cost.layers import layer_seconds
-from krzem.cost.memory import StateSizes, fits_probability, memory_bytes
+from krzem.cost.memory import fits_probability, memory_bytes
+from krzem.cost.sizes import StateSizes
 from krzem.cost.step import Optim, step_seconds
 from krzem.facts.table import read_table
 from krzem.hardware.catalogue import load_device

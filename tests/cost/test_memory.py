@@ -12,13 +12,13 @@ from machines import gpt
 
 from krzem.cost.memory import (
     MemoryBytes,
-    StateSizes,
     fits_probability,
     low_bytes,
     memory_bytes,
     normal_cdf,
     stored_bytes,
 )
+from krzem.cost.sizes import StateSizes
 from krzem.layout.arrays import pack
 from krzem.layout.layout import Layout, Recompute, Schedule
 from krzem.model.table import tabulate

@@ -21,11 +21,11 @@ from krzem.cost.machine import stack as stack_machines
 from krzem.cost.memory import (
     MemoryBytes,
     RankBytes,
-    StateSizes,
     fits_probability,
     low_bytes,
     memory_bytes,
 )
+from krzem.cost.sizes import StateSizes
 from krzem.cost.step import Optim, StepSeconds, step_seconds
 from krzem.engine.description import engines
 from krzem.engine.setup import Choices, Setup, mixture
@@ -266,7 +266,6 @@ def _variance(batch: Batch, step: StepSeconds) -> np.ndarray:
     return np.asarray(square - (means.reshape(-1, len(names)) ** 2).sum(1))
 
 
-def memory(batch: Batch) -> MemoryBytes:
 def sizes(batch: Batch) -> StateSizes:
     """What every variant keeps, as arrays ``[V]``."""
     found = [
@@ -291,6 +290,7 @@ def kept_of(case: Case) -> Kept:
 
 
     """Peak memory of every case, the mean over what it leaves open; arrays ``[N]``."""
+def memory(batch: Batch) -> MemoryBytes:
     low = np.array([low_bytes(batch.cases[i].precision) for i in batch.case])
     eager = np.array([batch.kinds[k].design.unfused_attention for k in batch.kind])
     found = memory_bytes(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from krzem.cost.memory import StateSizes, stored_bytes
+from krzem.cost.memory import stored_bytes
+from krzem.cost.sizes import StateSizes
 from krzem.engine.design import Design
 from krzem.layout.precision import Precision, StateBytes
 

@@ -21,7 +21,10 @@ _INDEX = {schedule: i for i, schedule in enumerate(SCHEDULES)}
 
 def is_schedule(codes: Array, *schedules: Schedule) -> Array:
     """Mask of the layouts that use one of ``schedules``."""
-    return np.isin(codes, [_INDEX[s] for s in schedules])
+    found = codes == _INDEX[schedules[0]]
+    for schedule in schedules[1:]:
+        found = found | (codes == _INDEX[schedule])
+    return found
 
 
 def fill_factor(codes: Array, vpp: Array, forward: Array, backward: Array, weight: Array) -> Array:
