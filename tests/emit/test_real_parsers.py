@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from krzem.plan.emit.stages import stage_layers
 from krzem.plan.goal import Optimizer, Precision
 
 ROOT = Path(__file__).parent.parent.parent
+HOMES = ROOT / ".venv-engines"
 PROGRAMS = {"megatron-lm": "real_parser_megatron.py", "torchtitan": "real_parser_torchtitan.py"}
 NO_WORDS = {
     "megatron-lm": {
@@ -48,31 +50,51 @@ NO_WORDS = {
 
 def python_of(engine: str) -> Path:
     """The interpreter of the engine's environment; skips the test where it is not made."""
-    home = ROOT / ".venv-engines" / engine
+    home = HOMES / engine
     if not (home / "done").exists():
         pytest.skip(f"no parser of {engine} here: scripts/engine-env {engine} installs it")
     return home / "bin" / "python"
 
 
-def run_engine(engine: str, *options: str, told: str = "") -> list[Any]:
-    """What the engine's program answers, one value a line."""
-    program = Path(__file__).parent / PROGRAMS[engine]
-    done = subprocess.run(
-        [python_of(engine), program, *options], input=told, capture_output=True, text=True,
-        check=False, timeout=1100,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+Running = dict[str, tuple[subprocess.Popen[bytes], Path]]
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A process for each engine whose environment there is, all at work at the same time."""
+    running = {}
+    for engine in sorted(PER_MODEL):
+        if (HOMES / engine / "done").exists():
+            folder = tmp_path_factory.mktemp(engine)
+            running[engine] = (started(engine, folder), folder)
+    yield running
+    for process, _ in running.values():
+        process.kill()
+        process.wait()
+
+
+def started(engine: str, folder: Path) -> subprocess.Popen[bytes]:
+    """The engine's program, reading all its jobs and writing into ``folder``."""
+    told = folder / "jobs.json"
+    told.write_text(json.dumps([job(cell, cell.launch()) for cell in cells(engine)]))
+    command = [python_of(engine), Path(__file__).parent / PROGRAMS[engine]]
+    with (
+        told.open("rb") as given,
+        (folder / "answers").open("wb") as answers,
+        (folder / "errors").open("wb") as errors,
+    ):
+        return subprocess.Popen(command, stdin=given, stdout=answers, stderr=errors, cwd=folder)
 
 
 @pytest.fixture(scope="module", params=sorted(PER_MODEL))
-def judged(request: pytest.FixtureRequest) -> list[tuple[Cell, dict[str, Any]]]:
-    """Every cell of an engine with the engine's answer: one process judges them all."""
+def judged(request: pytest.FixtureRequest, judges: Running) -> list[tuple[Cell, dict[str, Any]]]:
+    """Every cell of an engine with the engine's answer."""
     engine: str = request.param
     python_of(engine)
-    jobs = [job(cell, cell.launch()) for cell in cells(engine)]
-    answers = run_engine(engine, told=json.dumps(jobs))
-    assert len(answers) == len(jobs)
+    process, folder = judges[engine]
+    code = process.wait(timeout=1100)
+    assert code == 0, (folder / "errors").read_text(encoding="utf-8")[-3000:]
+    answers = [json.loads(line) for line in (folder / "answers").read_text().splitlines()]
     return list(zip(cells(engine), answers, strict=True))
 
 
