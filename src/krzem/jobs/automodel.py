@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from krzem.jobs.documents import yaml_tree
+from krzem.jobs.documents import keys_of, yaml_tree
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import starts_of, state_machine
 from krzem.jobs.registry import Claim, Reader, Sources
@@ -139,8 +139,9 @@ _DEFAULTS: Defaults = {
 def claim(sources: Sources) -> Claim | None:
     """Classes of the engine, or its pair of tables."""
     for name, content in sources.with_suffix(".yaml", ".yml").items():
-        tables = re.search(r"^step_scheduler:", content, re.M) and "local_batch_size" in content
-        if tables and re.search(r"^distributed:|nemo_automodel", content, re.M):
+        keys = keys_of(content)
+        own = "distributed" in keys or re.search(r"^[^#]*nemo_automodel", content, re.M)
+        if {"step_scheduler", "local_batch_size"} <= keys and own:
             return Claim(engine=ENGINE, strength=85, why=f"Automodel's tables in {name}")
     return None
 

@@ -18,6 +18,8 @@ LARGEST = 500_000
 MOST_LEAVES = 20_000
 DEEPEST = 40
 """Levels of nesting."""
+LONGEST_KEYS = 4000
+"""Characters of a line in which keys are looked for."""
 
 
 _WORD = re.compile(r"[\w-]+")
@@ -55,6 +57,20 @@ def check_size(text: str, where: str) -> None:
         )
 
 
+_KEY = re.compile(r"(?:^|[\s{,])[\"']?([\w.-]+)[\"']?\s*:")
+
+
+def keys_of(text: str) -> set[str]:
+    """Names before a colon, outside comments: what a file of YAML or JSON may set.
+
+    For claims, which must be quick and must not raise; a reader parses the file.
+    """
+    found: set[str] = set()
+    for line in text[:LARGEST].splitlines():
+        found.update(_KEY.findall(line.split("#", 1)[0][:LONGEST_KEYS]))
+    return found
+
+
 def toml_tree(text: str, file: str) -> Tree:
     """A TOML file; raises DataError."""
     check_size(text, file)
@@ -78,8 +94,12 @@ def json_tree(text: str, file: str) -> Tree:
 def _plain(value: dict[str, Any], lines: Lines) -> Tree:
     """A tree of plain Python values; lines are found by name, in the order of the file."""
     tree, at = Tree(), 1
+    before: tuple[str, ...] = ("",)
     for path, leaf in _leaves(value, ()):
-        at = lines.find(path[-1], at)
+        same = next((i for i, p in enumerate(path) if before[i : i + 1] != (p,)), len(path) - 1)
+        for part in path[same:]:
+            at = lines.find(part, at + (part == before[-1]))
+        before = path
         tree.put(Entry(key=".".join(path), value=leaf, place=lines.place(at)))
         if len(tree.entries) > MOST_LEAVES:
             raise DataError(f"{lines.file} holds more than {MOST_LEAVES:,} settings.")

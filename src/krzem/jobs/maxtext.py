@@ -12,6 +12,7 @@ from krzem.jobs.job import JobBuilder
 from krzem.jobs.maxtext_keys import ARITHMETIC, MESH, TABLE
 from krzem.jobs.tree import (
     Defaults,
+    Entry,
     Open,
     Tree,
     apply,
@@ -138,7 +139,7 @@ def _put_rest(
         return
     known = math.prod(v or 1 for v in others)
     if total % known == 0:
-        tree.put_value(rest[0], total // known)
+        tree.put(Entry(key=rest[0], value=total // known, place=tree.place(rest[0])))
 
 
 def _shards(tree: Tree, job: JobBuilder, known: dict[str, int | None]) -> None:

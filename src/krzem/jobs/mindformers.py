@@ -5,7 +5,7 @@ Defaults are those of ``mindformers/trainer`` and ``models/llama/llama_config.py
 
 from __future__ import annotations
 
-from krzem.jobs.documents import yaml_tree
+from krzem.jobs.documents import keys_of, yaml_tree
 from krzem.jobs.job import JobBuilder, Place
 from krzem.jobs.mindformers_keys import TABLE
 from krzem.jobs.registry import Claim, Reader, Sources
@@ -50,8 +50,7 @@ _DEFAULTS: Defaults = {
 def claim(sources: Sources) -> Claim | None:
     """MindFormers' own tables beside each other."""
     for name, content in sources.with_suffix(".yaml", ".yml").items():
-        words_there = ("runner_config:", "parallel_config:", "model_config:")
-        if all(word in content for word in words_there):
+        if {"runner_config", "parallel_config", "model_config"} <= keys_of(content):
             return Claim(engine=ENGINE, strength=80, why=f"runner and parallel_config in {name}")
     return None
 

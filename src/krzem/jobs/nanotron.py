@@ -5,7 +5,8 @@ Defaults are those of ``nanotron/config``.
 
 from __future__ import annotations
 
-from krzem.jobs.documents import yaml_tree
+from krzem.errors import shorten
+from krzem.jobs.documents import keys_of, yaml_tree
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import starts_of, state_machine
 from krzem.jobs.registry import Claim, Reader, Sources
@@ -32,7 +33,6 @@ from krzem.jobs.tree import (
 
 ENGINE = "other"
 _TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "torch.bfloat16": "bf16"}
-_ENGINES = {"1f1b": "1f1b", "afab": "1f1b"}
 
 
 def _recompute(value: object) -> Found:
@@ -118,7 +118,7 @@ _DEFAULTS: Defaults = {
 def claim(sources: Sources) -> Claim | None:
     """Its own words for the batch."""
     for name, text in sources.with_suffix(".yaml", ".yml").items():
-        if "batch_accumulation_per_replica:" in text and "parallelism:" in text:
+        if {"batch_accumulation_per_replica", "parallelism"} <= keys_of(text):
             return Claim(engine=ENGINE, strength=80, why=f"nanotron's settings in {name}")
     return None
 
@@ -159,9 +159,13 @@ def _parallel(tree: Tree, job: JobBuilder) -> None:
     if said is not None and tp > 1:
         place = tree.place("parallelism.tp_linear_async_communication")
         job.state("switch.overlap-tp", "on" if said else "off", place)
-    engine = (word_of(tree, "parallelism.pp_engine") or "").lower()
-    if engine in _ENGINES:
-        job.state("schedule", _ENGINES[engine], tree.place("parallelism.pp_engine"))
+    engine, place = word_of(tree, "parallelism.pp_engine"), tree.place("parallelism.pp_engine")
+    if engine is not None and engine.lower() == "1f1b":
+        job.state("schedule", "1f1b", place)
+    elif engine is not None and (job.number("pp") or 1) > 1:
+        job.ask(
+            "schedule", f"{shorten(engine, 40)} ({place}) holds all micro-batches", "choose one"
+        )
     kind = word_of(tree, "model.model_config._attn_implementation")
     if (job.number("cp") or 1) > 1:
         place = tree.place("model.model_config._attn_implementation")

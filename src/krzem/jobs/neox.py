@@ -6,7 +6,7 @@ Defaults are those of ``megatron/neox_arguments`` in the repository.
 from __future__ import annotations
 
 from krzem.errors import DataError
-from krzem.jobs.documents import yaml_tree
+from krzem.jobs.documents import keys_of, yaml_tree
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.tree import (
@@ -163,8 +163,8 @@ _DEFAULTS: Defaults = {
 def claim(sources: Sources) -> Claim | None:
     """NeoX's own pair of names, with a dash or an underscore."""
     for name, text in sources.with_suffix(".yml", ".yaml").items():
-        flat = text.replace("-", "_")
-        if "pipe_parallel_size" in flat and "model_parallel_size" in flat:
+        keys = {key.replace("-", "_") for key in keys_of(text)}
+        if {"pipe_parallel_size", "model_parallel_size"} <= keys:
             return Claim(engine=ENGINE, strength=80, why=f"GPT-NeoX settings in {name}")
     return None
 

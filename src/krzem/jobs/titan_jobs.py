@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from krzem.errors import DataError, InputError, shorten
-from krzem.jobs.documents import toml_tree, yaml_tree
+from krzem.jobs.documents import keys_of, toml_tree, yaml_tree
 from krzem.jobs.hydra import compose, has_defaults
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import Start, Starts, starts_of, state_machine
@@ -39,7 +39,7 @@ def claim(sources: Sources) -> Claim | None:
         if _IMPORT.search(text) and re.search(r"Trainer\.Config|config_registry", text):
             return Claim(engine=ENGINE, strength=80, why=f"a recipe for torchtitan in {name}")
     for name, text in sources.with_suffix(".yaml", ".yml").items():
-        if re.search(r"^\s*titan:\s*$", text, re.M) and "local_batch_size" in text:
+        if {"titan", "local_batch_size"} <= keys_of(text):
             return Claim(engine=ENGINE, strength=80, why=f"settings of torchtitan in {name}")
     found = starts_of(sources).find(_PROGRAM)
     if any("torchtitan" in launch.program or _config_of(launch) for launch in found):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from krzem.errors import shorten
 from krzem.jobs.job import Basis, JobBuilder
-from krzem.jobs.trainer_keys import TABLE, optimizer_of
+from krzem.jobs.trainer_keys import GRAVE, TABLE, optimizer_of
 from krzem.jobs.tree import (
     Defaults,
     Open,
@@ -34,7 +35,7 @@ _ONE: Defaults = {
 
 def read_settings(tree: Tree, job: JobBuilder, tool: str) -> None:
     """Everything that the options decide; ``tool``: the program that gives the defaults."""
-    apply(tree, TABLE, job)
+    apply(tree, TABLE, job, _grave(tree, job))
     _model(tree, job)
     _precision(tree, job)
     _sharding(tree, job)
@@ -48,6 +49,24 @@ def read_settings(tree: Tree, job: JobBuilder, tool: str) -> None:
     if tool == "llamafactory":
         job.default("switch.attention", "fused", "flash_attn is auto")
     _states(tree, job)
+
+
+_OFF = ("false", "0", "0.0", "1", "no", "[]")
+
+
+def _grave(tree: Tree, job: JobBuilder) -> list[str]:
+    """Keys of parallelism, precision or optimisers that no field here stands for."""
+    found = [key for key in tree.entries if key not in TABLE.keys and GRAVE.search(key)]
+    for key in found:
+        entry = tree.entries[key]
+        if unset(entry.value) or str(entry.value).strip().lower() in _OFF:
+            job.ignore(entry.place, "switched off")
+            continue
+        why = f"{shorten(key, 80)} changes what a step costs in a way that is not modelled here"
+        job.not_understood(entry.place, why)
+        if re.search(r"use_(galore|apollo|badam|adam_mini)", key):
+            job.ask("optimizer", f"{key} is set ({entry.place})", "name the optimiser")
+    return found
 
 
 _NAMES = ("model_name_or_path", "model", "base_model", "model_id_or_path",
@@ -175,10 +194,14 @@ def _optimizer(tree: Tree, job: JobBuilder) -> None:
 def _tuning(tree: Tree, job: JobBuilder) -> None:
     """Low-rank adapters, over weights of 4 bits or not; else the whole model."""
     bits = number(tree, "quantization_bit", "quant_bits")
-    four = bits in (4, 8) or truth_of(tree, "load_in_4bit") or truth_of(tree, "load_in_8bit")
+    four = bits == 4 or truth_of(tree, "load_in_4bit")
+    eight = bits == 8 or truth_of(tree, "load_in_8bit")
     kind = job.setting("finetune")
     if kind is not None and kind.value == "lora" and four:
         job.state("finetune", "qlora", kind.place, override=True)
+    elif kind is not None and kind.value == "lora" and eight:
+        job.drop("finetune")
+        job.ask("finetune", f"adapters over weights of 8 bits ({kind.place})", "lora or qlora")
     if kind is not None:
         return
     named = any(not unset(tree.value(k)) for k in _NAMES)

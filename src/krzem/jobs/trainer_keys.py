@@ -6,6 +6,8 @@ Accelerate's own keys stand below ``deepspeed.``, ``accelerate.`` and ``fsdp_con
 
 from __future__ import annotations
 
+import re
+
 from krzem.jobs.tree import (
     KEPT,
     Found,
@@ -27,12 +29,16 @@ _ATTENTION = {"flash_attention_2": "fused", "flash_attention_3": "fused", "flash
               "flash_attention": "fused", "sdpa": "fused", "auto": "fused", "fa2": "fused",
               "fa3": "fused", "flex_attention": "fused", "true": "fused", "eager": "eager",
               "disabled": "eager", "false": "eager"}  # fmt: skip
-_TUNERS = {"full": "full", "lora": "lora", "qlora": "qlora", "freeze": "full"}
+_TUNERS = {"full": "full", "lora": "lora", "qlora": "qlora"}
+_OTHER_OPTIMIZERS = ("galore", "apollo", "4bit", "lomo", "mini", "badam", "schedule_free")
+"""Kinds whose states are neither AdamW's nor another known kind's, whatever else is in the word."""
 
 
 def optimizer_of(name: str) -> str:
     """The kind of an ``optim`` word such as ``paged_adamw_8bit``; raises UnclearError."""
     low = name.lower()
+    if any(part in low for part in _OTHER_OPTIMIZERS):
+        raise UnclearError(f"{low[:40]!r} keeps other states than the optimisers that are known")
     if "8bit" in low and ("adam" in low):
         return "adam8bit"
     for kind in ("adafactor", "lion", "muon", "sgd"):
@@ -103,6 +109,10 @@ _ARGUMENTS = {
     "use_flash_attn": switch("attention", "fused", "eager"),
     "use_flash_attention_2": switch("attention", "fused", "eager"),
     "use_liger_kernel": Read(("switch.loss",), _liger),
+    "liger_fused_linear_cross_entropy": Read(("switch.loss",), _liger),
+    "cut_cross_entropy": Read(("switch.loss",), _liger),
+    "activation_offloading": switch("offload-activations"),
+    "use_muon": when_true({"optimizer": "muon"}),
     "use_liger": Read(("switch.loss",), _liger),
     "enable_liger_kernel": Read(("switch.loss",), _liger),
     "sequence_parallel_size": Read(("cp", "cpkind"), _ulysses),
@@ -118,6 +128,7 @@ _ARGUMENTS = {
     "use_peft": when_true({"finetune": "lora"}),
     "use_lora": when_true({"finetune": "lora"}),
     "use_qlora": when_true({"finetune": "qlora"}),
+    "num_nodes": positive("nodes"),
     "global_world_size": positive("devices"),
     "local_world_size": positive("devices_per_node"),
     "ray_num_workers": positive("devices"),
@@ -130,7 +141,7 @@ _KEPT = (
     "quantization_bit", "quant_bits", "load_in_4bit", "load_in_8bit", "deepspeed",
     "deepspeed_config_file", "fsdp", "fsdp_config", "config_name", "stage", "use_deepspeed",
     "pad_to_sequence_len", "num_train_epochs", "lora_r", "lora_rank", "lora_target",
-    "tokenizer_name",
+    "tokenizer_name", "deepspeed_multinode_launcher", "config", "config_file",
     "num_processes", "num_machines", "do_train",
 )  # fmt: skip
 _DEEPSPEED = {
@@ -199,3 +210,10 @@ TABLE = Table(
     why="an option for data, logs, saving or learning",
 )  # fmt: skip
 """Trainers have hundreds of options for data, logs and saving: those are left out."""
+
+GRAVE = re.compile(
+    r"^(?!(deepspeed|accelerate|fsdp_config|.*kwargs)\.)(?=.*(parallel|fp8|expert|ulysses|offload"
+    r"|use_(galore|apollo|badam|adam_mini|muon|llama_pro)|mixture_of_depths|freeze_(p|t|e)|chunk"
+    r"|fused_linear))"
+)
+"""Names that the table may not leave out while they are switched on."""

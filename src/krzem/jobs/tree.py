@@ -62,10 +62,6 @@ class Tree:
         self.entries.pop(entry.key, None)
         self.entries[entry.key] = entry
 
-    def put_value(self, key: str, value: object) -> None:
-        """Another value at the line where the name stands now, or nowhere."""
-        self.put(Entry(key=key, value=value, place=self.place(key)))
-
     def update(self, other: Tree, prefix: str = "") -> None:
         """Everything of ``other``, which wins, below ``prefix``."""
         for key, entry in other.entries.items():
@@ -318,7 +314,7 @@ def apply(tree: Tree, table: Table, job: JobBuilder, skip: Iterable[str] = ()) -
         read = table.reader(key)
         if read is not None:
             settle(entry, read, job)
-        elif table.leaves_out(key):
+        elif entry.value is None or table.leaves_out(key):
             job.ignore(entry.place, table.why)
         else:
             job.not_understood(entry.place, f"{shorten(key, 80)}: no reader knows this key")
@@ -330,20 +326,23 @@ def settle(entry: Entry, read: Read, job: JobBuilder) -> None:
         job.ignore(entry.place, "left at the engine's default")
         return
     if isinstance(entry.value, Open):
-        _ask(entry, read, job)
+        name = shorten(entry.value.text, 60)
+        said = f"{shorten(entry.key, 60)} = {name}, which the files leave open"
+        if not read.fields:
+            job.not_understood(entry.place, said)
+        _ask(entry, read, said, job)
         return
     try:
         for name, value in read.parse(entry.value).items():
             job.state(name, value, entry.place, override=True)
     except UnclearError as error:
-        job.not_understood(entry.place, f"{shorten(entry.key, 80)}: {error}")
-
-
-def _ask(entry: Entry, read: Read, job: JobBuilder) -> None:
-    assert isinstance(entry.value, Open)
-    said = f"{shorten(entry.key, 60)} = {shorten(entry.value.text, 60)}, which the files leave open"
-    if not read.fields:
+        said = f"{shorten(entry.key, 80)}: {error}"
         job.not_understood(entry.place, said)
+        _ask(entry, read, said, job)
+
+
+def _ask(entry: Entry, read: Read, said: str, job: JobBuilder) -> None:
+    """Neither a default nor what stood before holds where a key has a value of its own."""
     for name in read.fields:
         job.drop(name)
         job.ask(name, f"{said} ({entry.place})", "give its value")
