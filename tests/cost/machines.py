@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import Coefficients, fitted
-from krzem.engine.description import engine_named
-from krzem.engine.setup import Choices, Setup
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import Machine
 from krzem.cost.step import Optim, StepSeconds, step_seconds
+from krzem.engine.description import engine_named
+from krzem.engine.setup import Choices, Setup
 from krzem.hardware.catalogue import load_device
 from krzem.layout.arrays import cells, pack
 from krzem.layout.layout import Layout

@@ -12,12 +12,11 @@ from machines import gpt
 
 from krzem.cost.memory import (
     MemoryBytes,
-    fits_probability,
     low_bytes,
     memory_bytes,
-    normal_cdf,
     stored_bytes,
 )
+from krzem.cost.memory_error import fits_probability, student_cdf
 from krzem.cost.sizes import StateSizes
 from krzem.layout.arrays import pack
 from krzem.layout.layout import Layout, Recompute, Schedule
@@ -77,10 +76,9 @@ def test_more_memory_never_makes_a_layout_less_fit(capacity: float, times: float
     assert fits_probability(found, times * capacity)[0] >= fits_probability(found, capacity)[0]
 
 
-def test_normal_distribution_function() -> None:
-    z = np.array([-3.0, -1.0, 0.0, 1.0, 2.5])
-    expected = [0.0013499, 0.1586553, 0.5, 0.8413447, 0.9937903]
-    assert normal_cdf(z) == pytest.approx(expected, abs=1e-6)
+def test_students_distribution_function() -> None:
+    t = np.array([-4.604, -2.132, 0.0, 1.533, 2.776])
+    assert student_cdf(t) == pytest.approx([0.005, 0.05, 0.5, 0.9, 0.975], abs=1e-4)
 
 
 def test_dualpipe_holds_two_stages() -> None:

@@ -6,7 +6,7 @@ one deviation from it for each other choice that the engine had (:mod:`krzem.eng
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,10 +21,10 @@ from krzem.cost.machine import stack as stack_machines
 from krzem.cost.memory import (
     MemoryBytes,
     RankBytes,
-    fits_probability,
     low_bytes,
     memory_bytes,
 )
+from krzem.cost.memory_error import MemoryStanding, student_cdf
 from krzem.cost.sizes import StateSizes
 from krzem.cost.step import Optim, StepSeconds, step_seconds
 from krzem.engine.description import engines
@@ -32,6 +32,7 @@ from krzem.engine.setup import Choices, Setup, mixture
 from krzem.engine.switches import switches
 from krzem.engine.values import layout_values, problem_values
 from krzem.errors import UnknownFactError
+from krzem.hardware.device import domain_in_node
 from krzem.layout.arrays import Layouts, cells, pack
 from krzem.layout.layout import Layout, Recompute
 from krzem.layout.rules import Problem
@@ -39,6 +40,8 @@ from krzem.model.table import ModelTable, stack, tabulate
 
 IMPOSSIBLE = 0.05
 """Chance of fitting under which a layout counts as impossible."""
+ROOM = 1.06
+"""Peak over capacity up to which nothing need be recomputed, where a row does not say."""
 
 
 STEPS = ((Recompute.MODULES, 1.0), (Recompute.FULL, 0.5), (Recompute.FULL, 1.0))
@@ -103,7 +106,7 @@ def values_of(case: Case, layout: Layout) -> dict[str, Any]:
         "family": case.device.family,
         "node": node,
         "nodes": -(-case.devices // node),
-        "domain": case.device.scale_up_domain or node,
+        "domain": domain_in_node(case.device, node) or node,
     }
 
 
@@ -149,7 +152,7 @@ def situation(case: Case, choices: Choices | None = None) -> Situation:
     if missing:
         raise UnknownFactError(f"{d.id}: not published: {', '.join(missing)}")
     node = case.devices_per_node or d.devices_per_node or 8
-    domain = d.scale_up_domain or node
+    domain = domain_in_node(d, node) or node
     up = d.scale_up_bytes_per_s or 1.0
     out = case.network_bytes_per_s or d.scale_out_bytes_per_s or up
     return Situation(
@@ -178,13 +181,13 @@ def prepare(cases: Sequence[Case]) -> Batch:
     for mode, share in STEPS:
         if not open_:
             break
-        batch = _pack([found[i] for i in open_])
+        batch = packed([found[i] for i in open_])
         capacity = np.array([s.memory_bytes for s in batch.situations])
-        room = fits_probability(memory(batch), capacity) >= IMPOSSIBLE
+        room = memory(batch).peak <= ROOM * capacity
         open_ = [i for i, fits in zip(open_, room, strict=True) if not fits]
         for i in open_:
             found[i] = _with_recompute(cases[i], mode, share)
-    return _pack(found)
+    return packed(found)
 
 
 def _with_recompute(case: Case, mode: Recompute, share: float) -> Case:
@@ -194,7 +197,8 @@ def _with_recompute(case: Case, mode: Recompute, share: float) -> Case:
     return replace(case, layout=replace(case.layout, recompute=mode, recompute_layers=layers))
 
 
-def _pack(cases: Sequence[Case]) -> Batch:
+def packed(cases: Sequence[Case]) -> Batch:
+    """Arrays for ``cases`` as they are."""
     variants = [v for i, c in enumerate(cases) for v in variants_of(c, i)]
     situations = [situation(cases[v.case], v.choices) for v in variants]
     first: dict[tuple[object, ...], int] = {}
@@ -286,16 +290,44 @@ def kept_of(case: Case) -> Kept:
         rank=None if case.lora_rank is None else float(case.lora_rank),
         in_backward=case.step_in_backward,
         offload=case.offload,
+        sharded=case.layout.zero == 3 and case.layout.dp * case.layout.cp > 1,
     )
 
 
-    """Peak memory of every case, the mean over what it leaves open; arrays ``[N]``."""
+def standing_of(cases: Sequence[Case], seen: frozenset[str] | None = None) -> MemoryStanding:
+    """What is known of each case."""
+    kinds = [case.memory_kind for case in cases]
+    return MemoryStanding(
+        unseen_engine=_flags(seen is not None and c.engine not in seen for c in cases),
+        states=_flags(c.states is None for c in cases),
+        loss=_flags("loss" not in c.switches for c in cases),
+        recompute=_flags(not c.recompute_known for c in cases),
+        experts=_flags(c.architecture.is_moe for c in cases),
+        adapters=_flags(c.finetune in ("lora", "qlora") for c in cases),
+        guesses=np.array([float(len(c.guesses)) for c in cases]),
+        reserved=_flags(kind != "allocated" for kind in kinds),
+        shown=_flags(kind == "shown" for kind in kinds),
+    )
+
+
+def _flags(values: Iterable[bool]) -> np.ndarray:
+    return np.array([float(value) for value in values])
+
+
 def memory(batch: Batch) -> MemoryBytes:
+    """Peak memory of every case, the mean over what it leaves open; arrays ``[N]``."""
+    return averaged(batch, memory_open(batch))
+
+
+def memory_open(batch: Batch) -> MemoryBytes:
+    """Peak memory of every variant; arrays ``[V]``."""
     low = np.array([low_bytes(batch.cases[i].precision) for i in batch.case])
     eager = np.array([batch.kinds[k].design.unfused_attention for k in batch.kind])
-    found = memory_bytes(
-        batch.table, batch.layouts, sizes(batch), low, batch.global_batch, eager
-    )
+    return memory_bytes(batch.table, batch.layouts, sizes(batch), low, batch.global_batch, eager)
+
+
+def averaged(batch: Batch, found: MemoryBytes) -> MemoryBytes:
+    """Bytes of variants as the mean over what each case leaves open."""
     return MemoryBytes(
         **{
             name: RankBytes(
@@ -308,6 +340,11 @@ def memory(batch: Batch) -> MemoryBytes:
         },
         pools=np.maximum(_moved(batch, np.asarray(found.pools)), 0.0),
     )
+
+
+def chance_of(batch: Batch, scaled: np.ndarray) -> np.ndarray:
+    """[N] chance of fitting, given the room of each variant in scales: a mixture of all."""
+    return np.asarray(np.clip(_moved(batch, student_cdf(scaled)), 0.0, 1.0))
 
 
 __all__ = ["IMPOSSIBLE", "Batch", "engines", "memory", "predict", "predict_open", "prepare"]

@@ -21,7 +21,7 @@ import krzem.facts
 from krzem.accuracy.batch import Batch, predict, prepare, situation
 from krzem.accuracy.case import Case, UnusableRowError
 from krzem.accuracy.cells import Row
-from krzem.accuracy.fit import Fit, fit
+from krzem.accuracy.fit import Fit, fit, shared
 from krzem.accuracy.held_back import GROUPS, HeldBack, held_back
 from krzem.accuracy.reader import read_case
 from krzem.accuracy.spread_fit import fit_spread, sigma_of
@@ -30,8 +30,11 @@ from krzem.cost.coefficients import Coefficients
 from krzem.cost.uncertainty import Z80, Spread
 from krzem.errors import UnknownFactError
 from krzem.facts.table import read_table
+from krzem.model.flops import flops_per_token
 
 FOLDER = Path(krzem.facts.__file__).parent
+TABLES = ("runs.csv", "runs_new.csv", "memory_rows.csv", "runs_more.csv")
+"""The tables of published runs that calibration learns from."""
 
 
 TOO_VAGUE = frozenset({"sequence length", "date", "devices rounded"})
@@ -62,8 +65,43 @@ def calibrate(rows: Iterable[Row], start: Mapping[str, float] | None = None) -> 
     sigma = {name: sigma_of(batch, step, trial, spread) for name, trial in trials.items()}
     return {
         "coefficients": _document(batch, full, spread, trials, sigma),
-        "held_back": _held_back_rows(batch, trials, sigma),
+        "held_back": _held_back_rows(batch, trials, sigma, naive_errors(batch)),
     }
+
+
+def naive_errors(batch: Batch) -> np.ndarray:
+    """[N] log of predicted over measured by a rule of thumb: the usual share of the peak.
+
+    The median MFU of other organisations' rows on the same chip family in as many bits, of the
+    family, or of all.
+    """
+    cases = batch.cases
+    reached = np.array([_reached(case) for case in cases])
+    narrow = [case.precision.arithmetic in ("fp8", "fp4") for case in cases]
+    found = []
+    for i, case in enumerate(cases):
+        other = np.array([c.organisation != case.organisation for c in cases])
+        family = np.array([c.device.family == case.device.family for c in cases])
+        bits = np.array([n == narrow[i] for n in narrow])
+        pick = next((m for m in (other & family & bits, other & family, other & bits) if m.any()),
+                    other)  # fmt: skip
+        found.append(np.log(reached[i] / np.median(reached[pick])) if pick.any() else 0.0)
+    return np.array(found)
+
+
+def _reached(case: Case) -> float:
+    """MFU of a case: model FLOPs over the dense peak of its precision."""
+    kind = case.precision.arithmetic
+    peaks = case.device.peak_flops
+    peak = peaks.get("tf32" if kind == "fp32" else kind) or max(peaks.values())
+    flops = flops_per_token(case.architecture, case.sequence) * case.sequence * case.global_batch
+    return float(flops / (case.seconds or 1.0) / case.devices / peak)
+
+
+def published() -> list[Row]:
+    """The rows of all packaged tables; an id that stands in two counts once."""
+    rows = {row["id"]: row for name in TABLES for row in read_table(name)}
+    return list(rows.values())
 
 
 def summary(error: np.ndarray, sigma: np.ndarray | None = None) -> dict[str, float]:
@@ -93,7 +131,7 @@ def _document(
     trials: Mapping[str, HeldBack],
     sigma: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    logs = zip(full.names, full.theta.tolist(), strict=True)
+    logs = shared(full.names, full.theta).items()
     return {
         "schema": 1,
         "date": datetime.now(UTC).date().isoformat(),
@@ -105,6 +143,7 @@ def _document(
             "weights": dict(spread.weights),
             "engines": dict(spread.engines),
             "families": dict(spread.families),
+            "combinations": sorted(spread.combinations),
             "devices": sorted(spread.devices),
         },
         "summary": {
@@ -123,11 +162,23 @@ def _years(batch: Batch) -> dict[str, list[float]]:
 
 
 def _held_back_rows(
-    batch: Batch, trials: Mapping[str, HeldBack], sigma: Mapping[str, np.ndarray]
+    batch: Batch,
+    trials: Mapping[str, HeldBack],
+    sigma: Mapping[str, np.ndarray],
+    naive: np.ndarray,
 ) -> list[dict[str, str]]:
     rows = []
     for i, case in enumerate(batch.cases):
-        row = {"id": case.id, "measured_s": f"{case.seconds:.6g}"}
+        row = {
+            "id": case.id,
+            "measured_s": f"{case.seconds:.6g}",
+            "organisation": case.organisation,
+            "device": case.device.id,
+            "chip_family": case.device.family,
+            "engine": case.engine,
+            "model": case.family,
+            "naive_error": f"{naive[i]:.4f}",
+        }
         for name, trial in trials.items():
             row[f"{name}_error"] = f"{trial.error[i]:.4f}"
             row[f"{name}_sigma"] = f"{sigma[name][i]:.4f}"
@@ -144,12 +195,19 @@ def table_text(rows: list[dict[str, str]]) -> str:
     return out.getvalue()
 
 
+def _previous(path: Path) -> dict[str, Any]:
+    """What stands in the file: other calibrations keep their parts of it there."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
 def main() -> None:
     """Refit from the shipped coefficients and write both files."""
     path = FOLDER / "coefficients.json"
-    start = json.loads(path.read_text(encoding="utf-8"))["logs"] if path.exists() else None
-    found = calibrate(read_table("runs.csv"), start)
-    path.write_text(json.dumps(found["coefficients"], indent=1) + "\n", encoding="utf-8")
+    start = _previous(path).get("logs")
+    found = calibrate(published(), start)
+    kept = {k: v for k, v in _previous(path).items() if k not in found["coefficients"]}
+    document = {**found["coefficients"], **kept}
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (FOLDER / "held_back.csv").write_text(table_text(found["held_back"]), encoding="utf-8")
     json.dump(found["coefficients"]["summary"], sys.stdout, indent=1)
 

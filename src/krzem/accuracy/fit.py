@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from krzem.accuracy.batch import Batch, predict
+from krzem.accuracy.batch import Batch, packed, predict
 from krzem.cost.coefficients import COMMON, GROUPED, Coefficients
 
 SCALE = 0.09
@@ -26,6 +26,13 @@ REST = 2e-3
 """Change of a logarithm that no longer matters."""
 
 
+OFFSET = 0.02
+"""Standard deviation of an organisation's own pace (logarithm): all of its rows share its tuning,
+its cluster and its way of measuring, so that the level is learnt between organisations and the
+physics within them.  A new organisation has none."""
+OWN = "organisation/"
+
+
 @dataclass(frozen=True, slots=True)
 class Fit:
     """A calibration and what is needed to refit it without some rows."""
@@ -35,56 +42,112 @@ class Fit:
     jacobian: np.ndarray
     """[N, P] at ``theta``."""
     residual: np.ndarray
-    """[N] log of predicted over measured seconds at ``theta``."""
+    """[N] log of predicted over measured seconds at ``theta``, organisations left out of it."""
     weight: np.ndarray
     """[N] weight of each row, by the size of its source."""
 
     @property
     def coefficients(self) -> Coefficients:
-        """The calibration as coefficients."""
-        return Coefficients(dict(zip(self.names, self.theta.tolist(), strict=True)))
+        """The calibration as coefficients, without the organisations' own pace."""
+        return Coefficients(shared(self.names, self.theta))
+
+
+def shared(names: Sequence[str], theta: np.ndarray) -> dict[str, float]:
+    """The logarithms that predictions use, by name."""
+    pairs = zip(names, theta.tolist(), strict=True)
+    return {name: value for name, value in pairs if not name.startswith(OWN)}
+
+
+def pace(batch: Batch, names: Sequence[str], theta: np.ndarray) -> np.ndarray:
+    """[N] logarithm of what each row's organisation adds of its own."""
+    own = {n.removeprefix(OWN): v for n, v in zip(names, theta.tolist(), strict=True)
+           if n.startswith(OWN)}  # fmt: skip
+    return np.array([own.get(case.organisation, 0.0) for case in batch.cases])
 
 
 def coefficient_names(batch: Batch) -> tuple[str, ...]:
     """Common coefficients and those of the families and engines that occur in ``batch``."""
     families = sorted({s.device.family for s in batch.situations})
-    engines = sorted({s.design.fits for s in batch.kinds})
+    engines = sorted({s.design.fits for s in batch.situations})
     members = [
         f"{kind}/{name}"
         for kind in GROUPED
         for name in (engines if kind.startswith("engine") else families)
     ]
-    return (*COMMON, *members)
+    own = sorted({f"{OWN}{case.organisation}" for case in batch.cases})
+    return (*COMMON, *members, *own)
 
 
 def prior_sigma(names: Sequence[str]) -> np.ndarray:
     """[P] standard deviations of the logarithms."""
-    return np.array(
-        [(GROUPED if "/" in n else COMMON)[n.split("/")[0]].sigma for n in names], dtype=float
-    )
+    return np.array([_sigma(name) for name in names], dtype=float)
+
+
+def _sigma(name: str) -> float:
+    kind, _, member = name.partition("/")
+    if name.startswith(OWN):
+        return OFFSET
+    return (GROUPED if member else COMMON)[kind].sigma
 
 
 def source_weights(batch: Batch) -> np.ndarray:
-    """[N] ``n**-0.5`` for a row of a source with n rows."""
-    count = Counter(c.source for c in batch.cases)
-    return np.array([count[c.source] ** -0.5 for c in batch.cases])
+    """[N] what each row counts: a source, and an organisation, of many rows less per row."""
+    page = Counter(c.source for c in batch.cases)
+    house = Counter(c.organisation for c in batch.cases)
+    pages = Counter(o for _, o in {(c.source, c.organisation) for c in batch.cases})
+    found = [
+        page[c.source] ** -0.5 * pages[c.organisation] ** -0.25 * house[c.organisation] ** -0.1
+        for c in batch.cases
+    ]
+    return np.asarray(np.array(found) / np.mean(found) * 0.35)
 
 
 def residuals(batch: Batch, names: Sequence[str], theta: np.ndarray) -> np.ndarray:
-    """[N] log of predicted over measured seconds."""
-    coefficients = Coefficients(dict(zip(names, theta.tolist(), strict=True)))
+    """[N] log of predicted over measured seconds, as if nothing were known of an organisation."""
+    coefficients = Coefficients(shared(names, theta))
     measured = np.array([c.seconds for c in batch.cases], dtype=float)
     return np.asarray(np.log(predict(batch, coefficients).total / measured))
 
 
-def jacobian(batch: Batch, names: Sequence[str], theta: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """[N, P] by forward differences."""
+def jacobian(
+    batch: Batch, names: Sequence[str], theta: np.ndarray, base: np.ndarray, parts: Parts
+) -> np.ndarray:
+    """[N, P] by forward differences; a member's factor is tried on its own rows alone."""
     columns = []
-    for i in range(len(names)):
+    for i, name in enumerate(names):
+        if name.startswith(OWN):
+            house = name.removeprefix(OWN)
+            columns.append(np.array([float(c.organisation == house) for c in batch.cases]))
+            continue
         moved = theta.copy()
         moved[i] += STEP
-        columns.append((residuals(batch, names, moved) - base) / STEP)
+        kind, _, member = name.partition("/")
+        if member:
+            index, part = parts["engine" if kind.startswith("engine") else "family", member]
+            column = np.zeros(len(batch.cases))
+            column[index] = (residuals(part, names, moved) - base[index]) / STEP
+            columns.append(column)
+        else:
+            columns.append((residuals(batch, names, moved) - base) / STEP)
     return np.stack(columns, axis=1)
+
+
+Parts = Mapping[tuple[str, str], tuple[np.ndarray, Batch]]
+"""Rows of a family or an engine: their numbers, and they alone as a batch."""
+
+
+def parts_of(batch: Batch) -> Parts:
+    """The rows of each family and of each engine's factor."""
+    named = {
+        "family": [s.device.family for s in batch.situations],
+        "engine": [s.design.fits for s in batch.situations],
+    }
+    found = {}
+    for kind, names in named.items():
+        for name in dict.fromkeys(names):
+            index = np.flatnonzero([n == name for n in names])
+            found[kind, name] = (index, packed([batch.cases[i] for i in index]))
+    return found
 
 
 def robust(residual: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -119,21 +182,24 @@ def fit(batch: Batch, iterations: int = 12, start: Mapping[str, float] | None = 
     weight = source_weights(batch)
     theta = np.array([(start or {}).get(name, 0.0) for name in names])
     residual = residuals(batch, names, theta)
-    jac = jacobian(batch, names, theta, residual)
+    parts = parts_of(batch)
+    jac = jacobian(batch, names, theta, residual, parts)
     for _ in range(iterations):
-        before = objective(residual, theta, sigma, weight)
-        step = gauss_newton(jac, residual, theta, sigma, weight)
+        with_own = residual + pace(batch, names, theta)
+        before = objective(with_own, theta, sigma, weight)
+        step = gauss_newton(jac, with_own, theta, sigma, weight)
         length, after = 1.0, np.inf
         while length > 0.05:
-            trial = residuals(batch, names, theta + length * step)
-            after = objective(trial, theta + length * step, sigma, weight)
+            there = theta + length * step
+            trial = residuals(batch, names, there)
+            after = objective(trial + pace(batch, names, there), there, sigma, weight)
             if after < before:
-                theta, residual = theta + length * step, trial
+                theta, residual = there, trial
                 break
             length *= 0.5
         if not after < before - 1e-3:
             break
-        jac = jacobian(batch, names, theta, residual)
+        jac = jacobian(batch, names, theta, residual, parts)
     return Fit(names=names, theta=theta, jacobian=jac, residual=residual, weight=weight)
 
 
@@ -146,7 +212,8 @@ def without(full: Fit, batch: Batch, held: np.ndarray, rounds: int = 2) -> np.nd
     """
     sigma = prior_sigma(full.names)
     keep = ~held
-    theta, residual = full.theta, full.residual
+    theta = full.theta
+    residual = full.residual + pace(batch, full.names, theta)
     for _ in range(rounds):
         before = theta
         for _ in range(INNER):
@@ -157,5 +224,5 @@ def without(full: Fit, batch: Batch, held: np.ndarray, rounds: int = 2) -> np.nd
                 break
         if np.max(np.abs(theta - before)) < REST:
             break
-        residual = residuals(batch, full.names, theta)
+        residual = residuals(batch, full.names, theta) + pace(batch, full.names, theta)
     return theta

@@ -10,7 +10,7 @@ import numpy as np
 from krzem.accuracy.batch import Batch
 from krzem.accuracy.case import Case
 from krzem.accuracy.fit import Fit, residuals, without
-from krzem.cost.uncertainty import Spread
+from krzem.cost.uncertainty import Spread, combination
 
 GROUPS: dict[str, Callable[[Case], str]] = {
     "organisation": lambda case: case.organisation,
@@ -32,7 +32,7 @@ class HeldBack:
     error: np.ndarray
     """[N] log of predicted over measured seconds."""
     unseen: np.ndarray
-    """[N, 3] whether nothing of the row's device, family and engine was left to learn from."""
+    """[N, 4] whether nothing of the row's device, family, engine and combination was left."""
 
 
 def held_back(full: Fit, batch: Batch, group: str) -> HeldBack:
@@ -41,7 +41,7 @@ def held_back(full: Fit, batch: Batch, group: str) -> HeldBack:
     names = [key(case) for case in batch.cases]
     label = np.array(names)
     error = np.zeros(len(names))
-    unseen = np.zeros((len(names), 3))
+    unseen = np.zeros((len(names), 4))
     for name in dict.fromkeys(names):
         held = label == name
         theta = without(full, batch, held, ROUNDS)
@@ -50,11 +50,22 @@ def held_back(full: Fit, batch: Batch, group: str) -> HeldBack:
     return HeldBack(error, unseen)
 
 
+def combinations_of(batch: Batch) -> list[str]:
+    """Of each case, what of parallelism it combines on which engine."""
+    pairs = zip(batch.cases, batch.situations, strict=True)
+    return [combination(s.design.fits, c.layout) for c, s in pairs]
+
+
 def _unseen(batch: Batch, held: np.ndarray) -> np.ndarray:
     fits = [s.design.fits for s in batch.situations]
-    named = [(c.device.id, c.device.family, e) for c, e in zip(batch.cases, fits, strict=True)]
+    named = (
+        [c.device.id for c in batch.cases],
+        [c.device.family for c in batch.cases],
+        fits,
+        combinations_of(batch),
+    )
     columns = []
-    for names in zip(*named, strict=True):
+    for names in named:
         left = {name for name, out in zip(names, held, strict=True) if not out}
         columns.append([float(name not in left) for name in names])
     return np.array(columns).T
@@ -66,5 +77,6 @@ def seen(batch: Batch) -> Spread:
         weights={},
         engines={s.design.fits: 0.0 for s in batch.situations},
         families={c.device.family: 0.0 for c in batch.cases},
+        combinations=frozenset(combinations_of(batch)),
         devices=frozenset(c.device.id for c in batch.cases),
     )

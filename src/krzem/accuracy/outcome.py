@@ -7,13 +7,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from krzem.accuracy.batch import IMPOSSIBLE, Batch, memory, predict_open, prepare, situation
+from krzem.accuracy.batch import (
+    IMPOSSIBLE,
+    Batch,
+    averaged,
+    chance_of,
+    memory_open,
+    predict_open,
+    prepare,
+    situation,
+    standing_of,
+)
 from krzem.accuracy.case import Case, UnusableRowError
 from krzem.accuracy.reader import read_case
 from krzem.accuracy.spread_fit import standing
 from krzem.cost.assemble import machine
 from krzem.cost.coefficients import Coefficients
-from krzem.cost.memory import MemoryBytes, fits_probability
+from krzem.cost.memory import MemoryBytes
+from krzem.cost.memory_error import memory_spread
 from krzem.cost.uncertainty import Z80, log_sigma
 from krzem.errors import KrzemError
 
@@ -42,6 +53,10 @@ class Outcome:
     memory_predicted: float = 0.0
     fits: bool = True
     """Whether the model gives the published layout a chance of fitting."""
+    chance: float = 1.0
+    """Of fitting."""
+    ran: bool = True
+    """False where the row says that it ran out of memory."""
     guesses: tuple[str, ...] = ()
     reason: str = ""
     """Why the row is skipped; empty where it is used."""
@@ -86,13 +101,17 @@ def _predicted(waiting: Sequence[Case | Outcome], coefficients: Coefficients) ->
 def _chunk(batch: Batch, coefficients: Coefficients) -> list[Outcome]:
     step, variance = predict_open(batch, coefficients)
     sigma = np.hypot(log_sigma(step, standing(batch)), np.sqrt(np.maximum(variance, 0.0)))
-    bytes_ = memory(batch)
+    each = memory_open(batch)
+    bytes_ = averaged(batch, each)
     capacity = np.array([s.memory_bytes for s in batch.situations])
-    fits = fits_probability(bytes_, capacity) >= IMPOSSIBLE
+    spread = memory_spread()
+    scale = spread.scale(bytes_, standing_of(batch.cases, spread.engines))
+    room = np.log(capacity[batch.case] / each.peak) - spread.shifts.get("need", 0.0)
+    chance = chance_of(batch, room / np.broadcast_to(scale, len(batch.cases))[batch.case])
     shown = _by_kind(batch.cases, bytes_)
     return [
-        _outcome(case, float(t), float(s), float(m), bool(f))
-        for case, t, s, m, f in zip(batch.cases, step.total, sigma, shown, fits, strict=True)
+        _outcome(case, float(t), float(s), float(m), float(f))
+        for case, t, s, m, f in zip(batch.cases, step.total, sigma, shown, chance, strict=True)
     ]
 
 
@@ -103,7 +122,9 @@ def _by_kind(cases: Sequence[Case], found: MemoryBytes) -> np.ndarray:
     return np.where(kind == "allocated", found.tensors, rest)
 
 
-def _outcome(case: Case, mid: float, sigma: float, memory_predicted: float, fits: bool) -> Outcome:
+def _outcome(
+    case: Case, mid: float, sigma: float, memory_predicted: float, chance: float
+) -> Outcome:
     base = Outcome(
         id=case.id,
         source=case.source,
@@ -123,9 +144,11 @@ def _outcome(case: Case, mid: float, sigma: float, memory_predicted: float, fits
         low_s=mid * float(np.exp(-Z80 * sigma)),
         mid_s=mid,
         high_s=mid * float(np.exp(Z80 * sigma)),
-        memory_measured=case.peak_memory_bytes if known else None,
+        memory_measured=case.peak_memory_bytes if known and case.ran else None,
         memory_predicted=memory_predicted,
-        fits=fits,
+        fits=chance >= IMPOSSIBLE,
+        chance=chance,
+        ran=case.ran,
     )
 
 

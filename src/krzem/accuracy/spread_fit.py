@@ -9,13 +9,13 @@ import numpy as np
 
 from krzem.accuracy.batch import Batch
 from krzem.accuracy.fit import source_weights
-from krzem.accuracy.held_back import HeldBack, seen
+from krzem.accuracy.held_back import HeldBack, combinations_of, seen
 from krzem.cost.step import StepSeconds
 from krzem.cost.uncertainty import FEATURES, Z80, Spread, Standing, features
 
 PRIOR = {
     "unseen-device": 0.15, "unseen-family": 0.25, "unseen-engine": 0.15, "guesses": 0.25,
-    "communication": 0.5, "bubble": 0.5, "experts": 0.3,
+    "unseen-combination": 0.15, "communication": 0.5, "bubble": 0.5, "experts": 0.3,
     "experts-unseen": -0.15, "low-precision": 0.0, "small-step": 0.7,
 }  # fmt: skip
 """Weights believed before any error is seen: what is unknown, guessed or small is less certain."""
@@ -24,6 +24,8 @@ RIDGE = 0.25
 HELD = {"small-step": 0.06, "guesses": 0.1}
 """The same where the rows cannot tell: hardly any is bound by its host, and those that are come
 from the best-tuned sources; rows with guesses are mostly from sources that are easy to guess."""
+UNSEEN = ("unseen-device", "unseen-family", "unseen-engine", "unseen-combination")
+"""What may not have been measured by anybody else, in the columns of ``HeldBack.unseen``."""
 OFFSET = 0.3
 """The same of an engine's or family's offset."""
 
@@ -35,6 +37,7 @@ def standing(batch: Batch) -> Standing:
         device=[c.device.id for c in cases],
         family=[c.device.family for c in cases],
         engine=[s.design.fits for s in batch.situations],
+        combination=combinations_of(batch),
         guesses=np.array([len(c.guesses) + (not c.recompute_known) for c in cases]),
         experts=np.array([float(c.architecture.is_moe) for c in cases]),
         low_precision=np.array([float(c.precision.arithmetic in ("fp8", "fp4")) for c in cases]),
@@ -61,8 +64,9 @@ def fit_spread(batch: Batch, step: StepSeconds, trials: Sequence[HeldBack]) -> S
     size = np.abs(np.concatenate([t.error for t in trials])) + 1e-4
     count = np.tile(source_weights(batch), len(trials))
     weights = _laplace(matrix, size, count / count.mean(), blocks[0])
-    card, both = FEATURES.index("unseen-device"), FEATURES.index("experts-unseen")
-    weights[both] = max(weights[both], -weights[card])  # a card never seen narrows no interval
+    for name in (*UNSEEN, "guesses", "experts-unseen"):
+        # What nobody has measured, and what is guessed, narrows no interval.
+        weights[FEATURES.index(name)] = max(weights[FEATURES.index(name)], 0.0)
     scaled = np.abs(trials[0].error) / np.exp(blocks[0].matrix @ weights)
     mixture = np.array([c.architecture.is_moe for c in batch.cases])
     weights[0] += _to_cover(scaled[~mixture])
@@ -78,7 +82,7 @@ def _to_cover(scaled: np.ndarray) -> float:
 def _design(batch: Batch, step: StepSeconds, trial: HeldBack) -> _Design:
     known = seen(batch)
     columns = features(step, standing(batch), known)
-    for i, name in enumerate(("unseen-device", "unseen-family", "unseen-engine")):
+    for i, name in enumerate(UNSEEN):
         columns[name] = trial.unseen[:, i]
     columns["experts-unseen"] = columns["experts"] * columns["unseen-device"]
     engines, families = tuple(sorted(known.engines)), tuple(sorted(known.families))
@@ -114,6 +118,7 @@ def _spread(batch: Batch, weights: np.ndarray, design: _Design) -> Spread:
         weights=dict(zip(FEATURES, _plain(weights[: len(FEATURES)]), strict=True)),
         engines=dict(zip(design.engines, _plain(weights[len(FEATURES) : cut]), strict=True)),
         families=dict(zip(design.families, _plain(weights[cut:]), strict=True)),
+        combinations=frozenset(combinations_of(batch)),
         devices=frozenset(c.device.id for c in batch.cases),
     )
 

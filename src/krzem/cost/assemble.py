@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from krzem.cost.coefficients import Coefficients
@@ -28,10 +29,15 @@ class Situation:
     """The engine under its switches."""
     year: float
     """Age of the software."""
-    trained: bool = True
-    """False where only adapters beside the weights are trained."""
+    finetune: str = "none"
+    """``lora`` and ``qlora``: only adapters beside the weights are trained."""
 
 
+ADAPTERS = ("lora", "qlora")
+"""Kinds of fine-tuning that leave the weights as they are."""
+DEQUANTISED_BYTES = 16.0
+"""4-bit weights are read, looked up block by block and written in 16 bits before each use, by
+kernels far from memory bandwidth (QwenLM/Qwen README, 7B to 72B on A100: 11 to 13 ps a weight)."""
 COMPUTE_UNITS = {
     "nvidia-volta": 80, "nvidia-ampere": 108, "nvidia-hopper": 132, "nvidia-blackwell": 148,
     "nvidia-ada": 142, "nvidia-rubin": 224, "amd-cdna2": 110, "amd-cdna3": 304, "amd-cdna4": 256,
@@ -45,6 +51,8 @@ NEW_ATTENTION = frozenset({"nvidia-hopper", "nvidia-blackwell"})
 MESHED = frozenset({"huawei-ascend-910b", "amd-cdna3", "amd-cdna4", "intel-gaudi"})
 """Families whose eight cards of a node are joined pair by pair instead of by a switch: seven links
 of 28 GB/s (HCCS), of 64 or 77 GB/s (xGMI), seven times three Ethernet ports (Gaudi)."""
+BOARD = 4
+"""Cards of a board without a switch: all pairs are joined directly (HGX boards of four, GH200)."""
 BRIDGED = 2
 """Cards joined in pairs; the pairs talk over PCIe."""
 HOST_BYTES_PER_S = 16e9
@@ -63,12 +71,12 @@ def machine(s: Situation, c: Coefficients) -> Machine:
     family, e = s.device.family, s.design
     base = _peak16(s.device)
     share = c.common("matmul") * _power_term(s.device, base, c) * c.member("matmul", family)
-    share = below_peak(share)
+    share = below_peak(share * _maturity(s, c))
     low, rate = _low(s, base, share, c)
-    attention = c.common("attention") * c.member("attention", family) * base
+    attention = c.common("attention") * c.member("attention", family) * base * _maturity(s, c)
     if e.flash2 and family in NEW_ATTENTION:
         attention *= c.common("flash2")
-    host = e.host_us * 1e-6 * c.common("host") * e.launch
+    host = e.host_us * 1e-6 * c.common("host")
     hidden_ep = c.common("ep-hide") if e.overlap_a2a else e.ep_overlap
     return Machine(
         matmul_flops=rate,
@@ -86,13 +94,18 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         domain=float(s.scale_up_domain),
         up_bytes_per_s=s.scale_up_bytes_per_s
         * below_peak(c.common("up") * c.member("up", family)),
-        mesh=float(family in MESHED),
+        mesh=float(_meshed(s)),
         out_bytes_per_s=_outside(s)
         * below_peak(c.common("out") * c.member("out", family)),
         rails=float(not _bridged(s)),
         up_latency=c.common("up-latency"),
         out_latency=c.common("out-latency"),
-        host_seconds=host,
+        up_start=c.common("up-start"),
+        out_start=c.common("out-start"),
+        beside=c.common("beside"),
+        attention_half=c.common("attention-half") * c.member("attention-half", family),
+        host_seconds=host * e.launch,
+        expert_host_seconds=host * max(e.launch, e.expert_launch),
         moe_launches=c.common("moe-launches"),
         gap_seconds=e.gap_us * 1e-6 * e.launch,
         elementwise=e.elementwise * c.common("elementwise"),
@@ -109,6 +122,8 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         pp_exposed=below_peak(c.common("pp-exposed")),
         dedup=e.dedup,
         dispatch_all=e.dispatch_all,
+        permute=e.permute,
+        latent_rotary=e.latent_rotary,
         dispatch_bytes=2.0,
         gradient_bytes=e.gradient_bytes,
         accumulate_bytes=e.accumulate_bytes,
@@ -118,7 +133,8 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         imbalance=1.0 if e.even_routing else 1.0 + c.common("imbalance"),
         synchronised=e.host_waits,
         expert_pace=_expert_pace(s, c),
-        trained=float(s.trained),
+        trained=float(s.finetune not in ADAPTERS),
+        dequantised=DEQUANTISED_BYTES if s.finetune == "qlora" else 0.0,
         jitter=c.common("jitter"),
         overhead=c.engine_overhead(e.fits, s.year),
         fixed_seconds=c.common("fixed"),
@@ -133,12 +149,33 @@ def below_peak(share: float) -> float:
 def _outside(s: Situation) -> float:
     """Bandwidth beyond the scale-up domain: the network, or the host's PCIe inside a node."""
     if _bridged(s):
-        return min(s.scale_out_bytes_per_s, HOST_BYTES_PER_S)
+        # Without links of its own a card's bus is what the catalogue gives; pairs share the host's.
+        bus = 0.5 * s.scale_up_bytes_per_s if s.scale_up_domain == 1 else HOST_BYTES_PER_S
+        return min(s.scale_out_bytes_per_s, bus)
     return s.scale_out_bytes_per_s
+
+
+def _meshed(s: Situation) -> bool:
+    board = s.device.software == "cuda" and BRIDGED < s.scale_up_domain <= BOARD
+    return s.device.family in MESHED or board
 
 
 def _bridged(s: Situation) -> bool:
     return s.scale_up_domain <= BRIDGED and s.scale_up_domain < s.devices_per_node
+
+
+RIPENS = 1.0
+"""Years in which what young kernels lack falls to a third (measured runs of one chip over time)."""
+OLDEST = 6.0
+"""Age of a chip, in years, whose release is not known."""
+
+
+def _maturity(s: Situation, c: Coefficients) -> float:
+    """Share of a chip's later rates that software of the day reaches: kernels ripen with age."""
+    year, _, month = s.device.released.partition("-")
+    born = float(year) + (float(month or 6) - 1.0) / 12.0 if year.isdigit() else s.year - OLDEST
+    age = max(s.year - born, 0.0)
+    return float(1.0 - min(c.common("young"), 0.6) * math.exp(-age / RIPENS))
 
 
 MOE_YEARS = (2024.5, 2026.5)

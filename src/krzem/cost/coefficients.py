@@ -40,21 +40,31 @@ COMMON: Mapping[str, Prior] = MappingProxyType(
         "attention": Prior(value=0.55, sigma=0.2, meaning="share of the 16-bit peak that a fused"
                            " attention forward kernel sustains"),
         "memory": Prior(value=0.80, sigma=0.1, meaning="share of memory bandwidth"),
-        "up": Prior(value=0.75, sigma=0.2, meaning="share of scale-up bandwidth"),
+        "up": Prior(value=0.80, sigma=0.08, meaning="share of scale-up bandwidth"),
         "out": Prior(value=0.70, sigma=0.25, meaning="share of network bandwidth"),
         "up-latency": Prior(value=4e-6, sigma=0.5, meaning="seconds per hop, scale-up"),
         "out-latency": Prior(value=1.5e-5, sigma=0.5, meaning="seconds per hop, network"),
+        "up-start": Prior(value=1.5e-5, sigma=0.4, meaning="seconds before a collective inside a"
+                          " scale-up domain flows at its rate"),
+        "out-start": Prior(value=6e-5, sigma=0.6, meaning="seconds before a collective between"
+                           " nodes flows: half of its rate is reached at this many seconds' worth"),
+        "beside": Prior(value=0.15, sigma=0.4, meaning="computation lost while communication runs"
+                        " beside it, per second of it (compute units and memory that it takes)"),
+        "attention-half": Prior(value=160.0, sigma=0.4, meaning="keys of a row at which attention"
+                                " kernels reach half of their rate"),
+        "young": Prior(value=0.15, sigma=0.5, meaning="share of its later rate that a chip lacks on"
+                       " the day it comes out, kernels being written for it"),
         "depth": Prior(value=96.0, sigma=0.5, meaning="inner dimension of half rate"),
-        "tail": Prior(value=0.35, sigma=0.5, meaning="filling lost at the end of a product"),
+        "tail": Prior(value=0.35, sigma=0.2, meaning="filling lost at the end of a product"),
         "host": Prior(value=1.0, sigma=0.15, meaning="host time per launch, relative"),
-        "moe-launches": Prior(value=1.0, sigma=0.4, meaning="launches of routed experts, relative"),
+        "moe-launches": Prior(value=1.8, sigma=0.2, meaning="launches of routed experts, relative"),
         "moe-year": Prior(value=1.0, sigma=0.15, meaning="time of expert layers' own work, change"
                           " per year since the middle of 2025"),
         "elementwise": Prior(value=1.0, sigma=0.3, meaning="element-wise traffic, relative"),
         "jitter": Prior(value=0.008, sigma=0.7, meaning="slow-down per doubling of nodes"),
         "imbalance": Prior(value=0.10, sigma=0.4, meaning="excess load of the busiest experts"),
         "grouped": Prior(value=0.85, sigma=0.2, meaning="rate of grouped products, relative"),
-        "flash2": Prior(value=0.65, sigma=0.15, meaning="rate of FlashAttention-2 on chips after"
+        "flash2": Prior(value=0.62, sigma=0.06, meaning="rate of FlashAttention-2 on chips after"
                         " Ampere, relative to kernels written for them"),
         "unfused": Prior(value=12.0, sigma=0.3, meaning="bytes per score, unfused attention"),
         "tp-hide": Prior(value=1.0, sigma=0.5, meaning="hidden tensor-parallel share, relative"),
@@ -69,11 +79,12 @@ GROUPED: Mapping[str, Prior] = MappingProxyType(
     {
         "matmul": Prior(value=1.0, sigma=0.12, meaning="a family's own share"),
         "attention": Prior(value=1.0, sigma=0.2, meaning="a family's own share"),
+        "attention-half": Prior(value=1.0, sigma=0.4, meaning="a family's own length"),
         "memory": Prior(value=1.0, sigma=0.08, meaning="a family's own share"),
         "low": Prior(value=1.0, sigma=0.15, meaning="a family's own share"),
-        "up": Prior(value=1.0, sigma=0.25, meaning="a family's own share"),
-        "out": Prior(value=1.0, sigma=0.25, meaning="a family's own share"),
-        "engine": Prior(value=1.08, sigma=0.12, meaning="an engine's overhead factor"),
+        "up": Prior(value=1.0, sigma=0.1, meaning="a family's own share"),
+        "out": Prior(value=1.0, sigma=0.2, meaning="a family's own share"),
+        "engine": Prior(value=1.08, sigma=0.15, meaning="an engine's overhead factor"),
         "engine-year": Prior(value=1.0, sigma=0.04, meaning="its change per year"),
     }
 )

@@ -2,7 +2,8 @@
 
 A group of ``size`` ranks spaced ``stride`` apart covers ``k`` scale-up domains with ``g`` members
 in each.  Rings run over all network interfaces at once (each of the ``g`` members carries its
-share), so the two tiers work in parallel and the slower one decides; latency grows with the hops.
+share), so the two tiers work in parallel and the slower one decides; latency grows with the hops,
+and what crosses nodes takes a while to flow: ``t0 + S / B``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def _hops(size: Array, g: Array, machine: Machine) -> Array:
     k = size / g
     # Rings inside a domain; between domains NCCL and its kin switch to trees as groups grow.
     across = np.minimum(k - 1.0, 4.0 * np.log2(np.maximum(k, 1.0)))
-    return (g - 1.0) * machine.up_latency + across * machine.out_latency
+    start = np.where(k > 1.0, machine.out_start, machine.up_start)
+    return (g - 1.0) * machine.up_latency + across * machine.out_latency + start
 
 
 def ring(total_bytes: Array, size: Array, stride: Array, machine: Machine) -> Array:
@@ -48,7 +50,10 @@ def ring(total_bytes: Array, size: Array, stride: Array, machine: Machine) -> Ar
     g = members(size, stride, machine.domain)
     k = size / g
     inside = total_bytes * (size - 1.0) / size / _inside(g, machine)
-    railed = total_bytes * (k - 1.0) / (k * g) / machine.out_bytes_per_s
+    # A ring through all interfaces: each carries all but one part, shared by the members of a node
+    # (NCCL's ring; hierarchical algorithms that send less are used for small groups only).
+    railed = total_bytes * (size - 1.0) / (size * g) / machine.out_bytes_per_s
+    railed = np.where(k > 1.0, railed, 0.0)
     # Without an interface for each member one ring visits all ranks through the same few links.
     flat = np.where(k > 1.0, total_bytes * (size - 1.0) / size / machine.out_bytes_per_s, 0.0)
     across = np.where(machine.rails > 0, railed, flat)
@@ -70,6 +75,7 @@ def all_to_all(
     across = crossing * (k - 1.0) / k / machine.out_bytes_per_s
     inside = copies_bytes * (g - 1.0) / g / _inside(g, machine)
     hops = (g - 1.0) * machine.up_latency + np.sqrt(k - 1.0) * 2.0 * machine.out_latency
+    hops = hops + np.where(k > 1.0, machine.out_start, machine.up_start)
     return np.where(size > 1.0, np.maximum(across, inside) + hops, 0.0)
 
 

@@ -42,15 +42,20 @@ class Kept:
     """The optimiser steps inside the backward pass: gradients never stand together."""
     offload: bool = False
     """States and gradients wait in host memory."""
+    sharded: bool = False
+    """Weights are sharded over several devices."""
 
 
 def usual_states(design: Design, kept: Kept) -> StateBytes:
     """The bytes of states where nobody states them: the engine's, the optimiser's."""
-    moments = MOMENT_BYTES.get(kept.optimizer, 8.0)
+    moments = MOMENT_BYTES.get(kept.optimizer, design.moment_bytes)
     weight, gradient = min(design.weight_bytes, 4.0), design.state_gradient_bytes
-    if kept.optimizer in NARROW or (kept.finetune == "full" and design.master_bytes == 0.0):
-        # Fine-tuning loads 16-bit weights and trains them as they are.
-        return StateBytes(weight=2.0, gradient=2.0, master=0.0, moments=0.5 * min(moments, 8.0))
+    if kept.optimizer in NARROW:
+        return StateBytes(weight=2.0, gradient=2.0, master=0.0, moments=moments)
+    if kept.finetune == "full" and design.master_bytes == 0.0:
+        # One device trains the 16-bit weights that it loads; sharding loops do, or train in 32.
+        wide = 3.0 if kept.sharded else 2.0
+        return StateBytes(weight=wide, gradient=wide, master=0.0, moments=0.25 * wide * moments)
     return StateBytes(weight=weight, gradient=gradient, master=design.master_bytes, moments=moments)
 
 
@@ -106,5 +111,7 @@ def sizes_of(
         rank=rank,
         adapter=adapter,
         host=1.0 - design.kept_share,
-        skew=design.skew * (1.0 - design.even_routing),
+        rematerialised=design.rematerialised,
+        deep=design.deep_stages,
+        copies_sent=design.dispatch_copies * (1.0 - design.even_routing),
     )

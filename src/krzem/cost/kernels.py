@@ -57,8 +57,6 @@ def memory(moved_bytes: Array, machine: Machine) -> Array:
     return moved_bytes * machine.elementwise / machine.memory_bytes_per_s
 
 
-KEY_TILE = 96.0
-"""Keys of a row lost to masked and ragged tiles in a fused attention kernel."""
 BACKWARD_ATTENTION = 2.5 / 0.85
 """Backward over forward time: five products for two, at a lower rate (FlashAttention-2, -3)."""
 BACKWARD_UNFUSED = 1.6
@@ -83,7 +81,9 @@ def attention(
     """Forward seconds of one score product over ``queries`` query positions."""
     rate = machine.attention_flops * np.where(sparse > 0, GATHER_RATE, 1.0)
     narrow = 1.0 + 24.0 / np.maximum(qk, 1.0)
-    fused = 2.0 * queries * heads * (qk + v) * (keys + KEY_TILE) * narrow / rate
+    # Masked and ragged tiles, prologue and epilogue: the rate rises with the length of a row.
+    seen = keys + machine.attention_half
+    fused = 2.0 * queries * heads * (qk + v) * seen * narrow / rate
     products = 2.0 * queries * heads * (qk + v) * span / machine.matmul16_flops
     depth = (1.0 + machine.depth / np.maximum(qk, 1.0)) * np.where(qk % 8 > 0, UNALIGNED, 1.0)
     scores = queries * heads * span * machine.unfused_bytes / machine.memory_bytes_per_s

@@ -66,15 +66,30 @@ def _casts(elements: Array, mc: Machine) -> _Pair:
     return _Pair(seconds, seconds)
 
 
-def _hosted(pair: _Pair, launches: Array, mc: Machine) -> _Pair:
+def _hosted(pair: _Pair, launches: Array, mc: Machine, each: Array | None = None) -> _Pair:
     """Bound a part by the host that launches its kernels, and add the gaps between them."""
-    host = launches * mc.host_seconds
+    host = launches * (mc.host_seconds if each is None else each)
 
     def bound(seconds: Array, hosted: Array) -> Array:
         return (seconds**4 + hosted**4) ** 0.25
 
     gaps = launches * mc.gap_seconds
     return _Pair(bound(pair.f, host) + gaps, bound(pair.b, HOST_BACKWARD * host) + 2.0 * gaps)
+
+
+KERNELS_ADAPTER = 5.0
+"""Launches that an adapter adds to a matrix, forward: dropout, two products, scaling, sum."""
+
+
+def _adapters(matrices: float, mc: Machine) -> Array:
+    """Launches of the adapters beside ``matrices`` products."""
+    return KERNELS_ADAPTER * matrices * (1.0 - mc.trained)
+
+
+def _restored(weights: Array, mc: Machine) -> _Pair:
+    """Weights kept in 4 bits, restored before each pass."""
+    seconds = weights * mc.dequantised / mc.memory_bytes_per_s
+    return _Pair(seconds, seconds)
 
 
 def tokens(t: ModelTable, c: Cells) -> Array:
@@ -161,12 +176,13 @@ def _attention(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Arra
     m = tokens(t, c)
     proj, up = _projections(t, c, mc)
     core = _core(t, c, mc)
-    rotary = 4.0 * m * (t.q_width + t.kv_width) / c.tp * np.where(_latent(t), 2.0, 1.0)
+    rotary = 4.0 * m * (t.q_width + t.kv_width) / c.tp * np.where(_latent(t), mc.latent_rotary, 1.0)
     small = _memory(rotary + 4.0 * m * t.latent_width, mc)
     norm = _memory(_residual(t, c), mc)
-    rest = proj + small + norm
-    bare = _hosted(rest, KERNELS_ATTENTION, mc)
-    block = _hosted(rest + core, KERNELS_ATTENTION, mc)
+    rest = proj + small + norm + _restored((t.attention_split + t.attention_whole) / c.tp, mc)
+    launches = KERNELS_ATTENTION + _adapters(4.0, mc)
+    bare = _hosted(rest, launches, mc)
+    block = _hosted(rest + core, launches, mc)
     # A ring hides behind the time the core takes, which is less than its own where the host binds.
     comm = _gathering(t, c, mc) + _context(t, c, mc, _Pair(block.f - bare.f, block.b - bare.b))
     return block + comm, core.f, up + 0.6 * norm.f, comm
@@ -180,7 +196,8 @@ def _dense(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
     act = _memory(2.0 * m * (t.dense_up + t.dense_width) / c.tp, mc)
     norm = _memory(_residual(t, c), mc)
     comm = _gathering(t, c, mc)
-    block = _hosted(up + down + cast + act + norm, KERNELS_DENSE, mc) + comm
+    inner = up + down + cast + act + norm + _restored(t.dense_params / c.tp, mc)
+    block = _hosted(inner, KERNELS_DENSE + _adapters(3.0, mc), mc) + comm
     return block, act.f + 0.6 * norm.f, comm
 
 
@@ -198,7 +215,8 @@ def _moe(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
     )
     router = _matmul(own, t.experts, t.hidden, mc, mc.matmul16_flops, 2.0)
     moved = 2.0 * own * t.hidden * (1.0 + t.experts_per_token) * 2.0
-    moved = moved + np.where(c.ep > 1, 4.0 * picked * t.hidden, 0.0) + 12.0 * own * t.experts
+    moved = moved + np.where(c.ep > 1, 4.0 * picked * t.hidden, 0.0)
+    moved = moved * mc.permute + 12.0 * own * t.experts
     act = 2.0 * (picked * (up_n + down_k) + m * (t.shared_up + t.shared_width) / c.tp)
     cast = _casts(picked * (2.0 * t.hidden + up_n + down_k), mc)
     norm = _residual(t, c)
@@ -207,10 +225,10 @@ def _moe(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
     inner = routed + shared + router + cast + _memory(moved + act + norm, mc)
     outside = shared_comm + _expert_tensor(t, c, mc, picked)
     launches = (KERNELS_MOE + KERNELS_EXPERT * local) * mc.moe_launches
-    hosted = _hosted(inner, launches, mc)
+    hosted = _hosted(inner, launches, mc, mc.expert_host_seconds)
     block = _Pair(mc.expert_pace * hosted.f, mc.expert_pace * hosted.b) + outside
     # While the host waits for the routing its queue runs dry; the experts are then launched anew.
-    dry = mc.synchronised * 0.5 * launches * mc.host_seconds
+    dry = mc.synchronised * 0.5 * launches * mc.expert_host_seconds
     block = block + _Pair(dry, np.zeros_like(dry))
     return block, kernels.memory(act + 0.6 * norm, mc), outside
 

@@ -52,8 +52,18 @@ class Machine:
     up_latency: Array
     """Seconds per hop inside a scale-up domain."""
     out_latency: Array
+    up_start: Array
+    """Seconds before a collective inside a scale-up domain flows at its rate."""
+    out_start: Array
+    """Seconds before a collective between nodes flows at its rate."""
+    beside: Array
+    """Computation lost per second of communication that runs beside it."""
+    attention_half: Array
+    """Keys of a row at which a fused attention kernel reaches half of its rate."""
     host_seconds: Array
     """Host time to launch one kernel; bounds small shapes."""
+    expert_host_seconds: Array
+    """The same for experts, which graphs of parts of layers leave out."""
     moe_launches: Array
     """Launches of a mixture-of-experts block relative to the count of a fused engine."""
     gap_seconds: Array
@@ -86,6 +96,10 @@ class Machine:
     """1 where a token is sent once per node and fanned out there, 0 where once per expert."""
     dispatch_all: Array
     """1 where every expert-parallel rank gathers all tokens, 0 where each is sent its own."""
+    permute: Array
+    """Memory passes that sort tokens by expert, relative to sorting before and after sending."""
+    latent_rotary: Array
+    """Passes over queries and keys of latent attention for their rotary part."""
     dispatch_bytes: Array
     """Bytes per element of dispatched tokens."""
     gradient_bytes: Array
@@ -106,6 +120,8 @@ class Machine:
     """Time of expert layers relative to software of the middle of 2025."""
     trained: Array
     """1 where weights are trained, 0 where only adapters beside them are."""
+    dequantised: Array
+    """Bytes moved per weight and use to restore 16-bit weights from the 4 bits they are kept in."""
     jitter: Array
     """Relative slow-down per doubling of the number of nodes."""
     overhead: Array

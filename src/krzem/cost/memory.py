@@ -3,14 +3,13 @@
 Counts what a fused engine keeps: weights, gradients, optimiser states as ZeRO shards them;
 activations saved for the backward pass as recomputation leaves them, times the micro-batches a
 schedule has in flight; the output logits; the largest transient buffers.  What the allocator and
-the communication library hold beside that is not predicted byte by byte: it is a distribution
-(:data:`RESERVE_BYTES`), so that a layout *probably* fits.
+the communication library hold beside that is not predicted byte by byte: it is a median, and how
+far all of it may be off is learnt (:mod:`krzem.cost.memory_error`): a layout *probably* fits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,6 @@ CONTEXT_BYTES = 6.4e9
 (about 2 GB) and the buffers of a run's six to eight communicators (half a GB each)."""
 CACHED = 0.08
 """Median share of the tensors that a caching allocator holds where memory is not short."""
-SPREAD = 0.035
-"""Standard deviation of the relative error of the tensor bytes."""
-RESERVE_SPREAD = 1.2e9
 
 
 def low_bytes(precision: Precision) -> float:
@@ -85,13 +81,13 @@ class MemoryBytes:
 
     @property
     def peak(self) -> Array:
-        """Median of what the device must have, with a tight allocator."""
-        return self.tensors * (1.0 + FRAGMENTATION) + RESERVE_BYTES
+        """Median of what the device must have: an allocator short of memory empties half a pool."""
+        return self.tensors * (1.0 + FRAGMENTATION) + RESERVE_BYTES + 0.5 * self.pools
 
     @property
     def reserved(self) -> Array:
         """Median of what a caching allocator holds."""
-        return self.peak + self.pools
+        return self.peak + 0.5 * self.pools
 
     @property
     def shown(self) -> Array:
@@ -132,23 +128,6 @@ def _mirrored(
         front[item.name] = np.where(x.pp > 1, ends[0], three[0])
         back[item.name] = np.where(x.pp > 1, ends[1], three[2])
     return MemoryBytes(first=RankBytes(**front), middle=middle, last=RankBytes(**back), pools=pools)
-
-
-def fits_probability(memory: MemoryBytes, capacity: Array) -> Array:
-    """Chance that the fullest rank stays within ``capacity`` bytes (normal error)."""
-    mean = memory.peak
-    sigma = np.sqrt((SPREAD * memory.tensors) ** 2 + RESERVE_SPREAD**2)
-    return normal_cdf((capacity - mean) / sigma)
-
-
-def normal_cdf(z: Array) -> Array:
-    """Standard normal distribution function (Abramowitz and Stegun 26.2.17, error < 1e-7)."""
-    a = np.abs(z)
-    k = 1.0 / (1.0 + 0.2316419 * a)
-    poly = k * (0.319381530 + k * (-0.356563782 + k * (1.781477937 + k * (
-        -1.821255978 + k * 1.330274429))))  # fmt: skip
-    tail = np.exp(-0.5 * a * a) / sqrt(2.0 * np.pi) * poly
-    return np.where(z >= 0, 1.0 - tail, tail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +174,7 @@ def _ends(t: ModelTable, x: Layouts, sizes: StateSizes) -> _Ends:
     tp = x.tp.astype(float)
     m = x.micro_batch * t.sequence / x.cp
     own = m / np.where(x.sequence_parallel > 0, tp, 1.0)
-    each = m * t.vocab / np.where(np.asarray(sizes.whole_logits) > 0, 1.0, tp)
+    each = m * t.vocab * (1.0 / tp + sizes.whole_logits * (1.0 - 1.0 / tp))
     matrix = np.maximum(t.head_params, t.vocab * t.hidden) / tp
     # Either the loss at work, or the output matrix at work on its own gradient.
     after = np.minimum(sizes.logit, 2.0) * each + 2.0 * sizes.ends * matrix
@@ -255,7 +234,8 @@ def _common(t: ModelTable, x: Layouts, sizes: StateSizes, m: Array) -> _Common:
     tp = x.tp.astype(float)
     whole = (x.dp * x.cp).astype(float)
     edp = np.maximum(tp * whole / (x.ep * x.etp), 1.0)
-    third = x.zero >= 3
+    deep = (np.asarray(sizes.deep) > 0) & (x.zero >= 1)
+    third = (x.zero >= 3) | deep
     by = whole
     if np.any(x.shard > 0):
         by = np.where(third & (x.shard > 0), np.minimum(x.shard, whole), whole)
@@ -270,7 +250,7 @@ def _common(t: ModelTable, x: Layouts, sizes: StateSizes, m: Array) -> _Common:
         tp=tp,
         micro_batches=m,
         weights=_weights(x, sizes, third, parts, expert_parts),
-        gradients=_gradients(x, sizes, m, parts, expert_parts),
+        gradients=_gradients((x.zero >= 2) | deep, sizes, m, parts, expert_parts),
         optimizer=_sharded(sizes.optimizer, optimizing, parts, expert_parts),
         step=_sharded(sizes.step, optimizing, parts, expert_parts) if np.any(step > 0) else None,
         adapters=_adapters(t, tp, sizes, np.where(third, parts, 1.0)),
@@ -303,8 +283,9 @@ def _weights(
     return _Cut(body=body, expert=expert, end=end)
 
 
-def _gradients(x: Layouts, sizes: StateSizes, m: Array, parts: Array, expert_parts: Array) -> _Cut:
-    second = x.zero >= 2
+def _gradients(
+    second: Array, sizes: StateSizes, m: Array, parts: Array, expert_parts: Array
+) -> _Cut:
     plain = _sharded(sizes.gradient, second, parts, expert_parts)
     if not np.any(np.asarray(sizes.whole) > 0):
         return plain
@@ -347,7 +328,7 @@ def _rank(
     kept, again = _layers(c, layers, dense, moe, saved)
     routed = moe > 0
     split = t.attention_split + np.where(routed, t.shared_params, t.dense_params)
-    fixed = sizes.scratch * split / c.tp + sizes.buckets
+    fixed = sizes.scratch * split / c.tp + sizes.buckets + np.where(routed, saved.sent, 0.0)
     layer = c.attention + np.where(routed, c.expert, t.dense_params / c.tp)
     working = again + fixed + np.where(c.gathers, sizes.gather * layer, 0.0)
     ends = np.where(c.gathers, sizes.ends * sizes.gathered * end.params, 0.0)
@@ -384,7 +365,7 @@ def _layers(
         kept = kept * (1.0 - sizes.host)
     routed, some = moe > 0, share > 0
     left = np.where(some, saved.boundary, np.where(routed, saved.moe_kept, saved.dense_kept))
-    more = np.where(routed, saved.moe + saved.skew, saved.dense + np.where(some, saved.turned, 0.0))
+    more = np.where(routed, saved.moe, saved.dense + np.where(some, saved.turned, 0.0))
     return kept, more - left
 
 

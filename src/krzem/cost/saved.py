@@ -27,8 +27,8 @@ class Saved:
     """What partial recomputation leaves where it keeps every second product."""
     moe_partly: Array
     boundary: Array
-    skew: Array
-    """What the fullest rank holds more while it works on a layer of experts."""
+    sent: Array
+    """Buffers of expert dispatch, whose sizes change from step to step: others cannot use them."""
     turned: Array
     """Gradients of the gate's inputs, beside what the recomputed layer holds."""
 
@@ -73,18 +73,31 @@ def layer_activations(
     mods = kind == RECOMPUTES.index(Recompute.MODULES)
     saved = np.where(attn, core, np.where(mods, cheap_a, 0.0))
     whole_dense, whole_moe = attention + dense + streams, attention + moe + streams
+    kept_dense = whole_dense - saved - np.where(mods, cheap_d, 0.0)
+    kept_moe = whole_moe - saved - np.where(mods, cheap_m, 0.0)
+    if np.any(np.asarray(sizes.rematerialised) > 0):
+        all_again = mods & (np.asarray(sizes.rematerialised) > 0)
+        kept_dense = np.where(all_again, boundary, kept_dense)
+        kept_moe = np.where(all_again, boundary, kept_moe)
     some_dense, some_moe = _partly(t, x, sizes, boundary, own, cut, picked)
     return Saved(
         dense=whole_dense,
         moe=whole_moe,
-        dense_kept=whole_dense - saved - np.where(mods, cheap_d, 0.0),
-        moe_kept=whole_moe - saved - np.where(mods, cheap_m, 0.0),
+        dense_kept=kept_dense,
+        moe_kept=kept_moe,
         dense_partly=some_dense,
         moe_partly=some_moe,
         boundary=boundary,
-        skew=np.where(x.ep > 1, sizes.skew * routed, 0.0) if np.any(sizes.skew) else 0.0,
+        sent=_sent(x, sizes, 2.0 * picked * h),
         turned=2.0 * cut * t.dense_up,
     )
+
+
+def _sent(x: Layouts, sizes: StateSizes, copy: Array) -> Array:
+    """Copies of the tokens that a layer's experts are sent, on the fullest rank."""
+    if not np.any(np.asarray(sizes.copies_sent) > 0):
+        return 0.0
+    return np.where(x.ep > 1, sizes.copies_sent * copy, 0.0)
 
 
 def _partly(
@@ -103,7 +116,6 @@ def _partly(
     h, beyond = t.hidden, 2.0 * np.maximum(2.0 * part - 1.0, 0.0)
     attention = boundary + cut * 2.0 * (t.q_width + part * t.kv_width + t.o_width)
     attention = attention + own * h * beyond
-    grouped = picked * beyond * (t.expert_up / x.etp + h)
     sent = np.where(x.ep > 1, sizes.dispatched * 4.0 * picked * h, 0.0)
     dense = attention + cut * 2.0 * (part * t.dense_up + h)
-    return dense, attention + cut * 2.0 * part * t.shared_up + grouped + sent
+    return dense, attention + cut * 2.0 * part * t.shared_up + sent

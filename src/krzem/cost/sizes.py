@@ -48,11 +48,13 @@ class StateSizes:
     wide: Array = 0.0
     """1 where keys and values are saved once per query head."""
     whole_logits: Array = 0.0
-    """1 where every tensor-parallel rank holds the logits of the whole vocabulary."""
+    """1 where every tensor-parallel rank holds the logits of the whole vocabulary (0.5: open)."""
     lazy: Array = 0.0
     """1 where gradients come into being in the backward pass, as activations go."""
     step: Array = 0.0
     """Temporaries of the optimiser's step, cut as the states are."""
+    deep: Array = 0.0
+    """1 where the engine shards weights and gradients wherever it shards states."""
     least_stage: Array = 0.0
     """ZeRO stage that the engine uses at least (DeepSpeed's bf16 optimiser: 1)."""
     rank: Array = 0.0
@@ -64,7 +66,10 @@ class StateSizes:
     runs some layers again and others not at all."""
     dispatched: Array = 0.0
     """1 where it keeps what expert dispatch brought, too."""
+    rematerialised: Array = 0.0
+    """1 where recomputation of modules runs all of a layer again but what it was given."""
     host: Array = 0.0
     """Share of the saved activations that waits in host memory."""
-    skew: Array = 0.0
-    """Excess of the expert tokens on the fullest rank over the mean, in the layer at work."""
+    copies_sent: Array = 0.0
+    """Copies of dispatched tokens at once while a layer of experts is at work, on the fullest
+    rank: sent, received, sorted, results and their gradients."""

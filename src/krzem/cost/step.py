@@ -18,8 +18,6 @@ from krzem.model.table import ModelTable
 
 Array = Any
 
-DUAL_TAX = 1.06
-"""Slow-down of computation while communication kernels occupy part of the compute units."""
 HIDE = 0.9
 """Largest share of a computation that communication can hide behind."""
 OFFLOAD_BYTES_PER_S = 12e9
@@ -82,6 +80,9 @@ class _Rank:
     comm: Array
     gather: Array
     """Exposed gathering of sharded weights and scattering of their gradients."""
+    free_f: Array
+    """Computation of the forward pass that covers no communication yet."""
+    free_b: Array
 
     @property
     def total(self) -> Array:
@@ -108,7 +109,7 @@ def step_seconds(
     again = 2.0 + _recomputed(x, np.maximum(s.first, s.middle))
     factor = fill_factor(x.schedule, x.vpp, np.ones_like(again), again, 3.0 * parts.weight_share)
     bubble = np.maximum(everything - slowest, 0.0) * factor + ramp
-    data, optimizer = _update(t, x, s, mc, optim, sharded)
+    data, optimizer = _update(t, x, s, mc, optim, sharded, m)
     busy = m * slowest
     recompute = m * sharded.recompute
     expert = m * sharded.dispatch
@@ -160,13 +161,18 @@ def _rank(
     dual = overlaps_dispatch(x.schedule)
     hidden = np.where(dual, 0.95, mc.ep_overlap)
     sent = moe * (parts.dispatch_f * (1.0 + share) + parts.dispatch_b)
-    exposed = sent - np.minimum(hidden * sent, HIDE * (f + b))
-    tax = np.where(dual & (sent > 0), DUAL_TAX, 1.0)
-    out_f = exposed * parts.dispatch_f / np.maximum(parts.dispatch_f + parts.dispatch_b, 1e-30)
-    forward = f * tax + out_f + extra[0]
-    backward = (b + again) * tax + (exposed - out_f) + extra[1]
+    covered = np.minimum(hidden * sent, HIDE * (f + b))
+    # What runs beside the computation takes compute units and memory bandwidth from it.
+    exposed = sent - covered + mc.beside * covered
+    part = parts.dispatch_f / np.maximum(parts.dispatch_f + parts.dispatch_b, 1e-30)
+    forward = f + exposed * part + extra[0]
+    backward = b + again + exposed * (1.0 - part) + extra[1]
     comm = comm_f * (1.0 + share) + comm_b
-    return _Rank(forward, backward, again - share * comm_f, exposed, comm, np.zeros_like(comm))
+    return _Rank(
+        forward, backward, again - share * comm_f, exposed, comm, np.zeros_like(comm),
+        np.maximum(f - comm_f - covered * part, 0.0),
+        np.maximum(b - comm_b - covered * (1.0 - part), 0.0),
+    )  # fmt: skip
 
 
 def _ranks(
@@ -228,22 +234,34 @@ def _sharded_weights(
     once = collectives.ring(2.0 * dense, group, stride, mc)
     once = once + collectives.ring(2.0 * expert, _expert_group(x), x.ep * x.etp, mc)
     once = np.where((x.zero == 3) & (x.dp * x.cp > 1), once, 0.0)
-    reduce = once * (1.0 + mc.trained * mc.gradient_bytes / 2.0)
+    # Gradients that stay whole until the last micro-batch are scattered once a step instead.
+    scattered = mc.trained * mc.gradient_bytes / 2.0 * np.where(mc.whole_gradients > 0, 0.0, 1.0)
+    reduce = once * (1.0 + scattered)
     return tuple(_gathering(rank, once, reduce, mc) for rank in ranks)  # type: ignore[return-value]
 
 
 def _gathering(rank: _Rank, once: Array, reduce: Array, mc: Machine) -> _Rank:
-    forward = _overlap(rank.forward, once, mc.gather_overlap)
-    backward = _overlap(rank.backward, reduce, mc.reduce_overlap)
-    gather = forward + backward - rank.total
-    return _Rank(forward, backward, rank.recompute, rank.dispatch, rank.comm, gather)
+    """A rank that gathers weights beside both passes and scatters gradients beside the second."""
+    open_f, free_f = _overlap(rank.free_f, once, mc.gather_overlap, mc)
+    open_b, free_b = _overlap(rank.free_b, reduce, mc.reduce_overlap, mc)
+    return _Rank(
+        rank.forward + open_f, rank.backward + open_b, rank.recompute, rank.dispatch, rank.comm,
+        open_f + open_b, free_f, free_b,
+    )  # fmt: skip
 
 
-def _overlap(compute: Array, comm: Array, share: Array) -> Array:
-    """Two streams side by side: the longer one, rounded off where they are equally long."""
-    hidden = share * comm
-    square = np.sqrt((compute * compute) ** 2 + (hidden * hidden) ** 2)
-    return np.sqrt(square) + (comm - hidden)
+def _overlap(free: Array, comm: Array, share: Array, mc: Machine) -> tuple[Array, Array]:
+    """(exposed seconds, what is left of ``free``) of communication beside free computation.
+
+    The longer of two streams decides, rounded off where they are equally long; one second of
+    computation covers one second of communication, once.
+    """
+    wanted = share * comm
+    square = np.sqrt((free * free) ** 2 + (wanted * wanted) ** 2)
+    longer = np.sqrt(square)
+    covered = np.maximum(free + wanted - longer, 0.0)
+    exposed = comm - covered + mc.beside * covered
+    return exposed, np.maximum(free - covered, 0.0)
 
 
 def _shard_group(x: Layouts) -> tuple[Array, Array]:
@@ -291,8 +309,14 @@ def _transfer(t: ModelTable, x: Layouts, mc: Machine, m: Array) -> tuple[Array, 
     return np.where(some, steady, 0.0), np.where(some, ramp, 0.0)
 
 
+def _beside(comm: Array, share: Array, free: Array, mc: Machine) -> Array:
+    """Exposed seconds of communication that may hide behind ``free`` seconds of computation."""
+    covered = np.minimum(share * comm, HIDE * free)
+    return comm - covered + mc.beside * covered
+
+
 def _update(
-    t: ModelTable, x: Layouts, s: Stages, mc: Machine, optim: Optim, slow: _Rank
+    t: ModelTable, x: Layouts, s: Stages, mc: Machine, optim: Optim, slow: _Rank, m: Array
 ) -> tuple[Array, Array]:
     """Exposed data-parallel communication and the optimiser step."""
     dense, expert = _parameters(t, x, s)
@@ -305,15 +329,20 @@ def _update(
     gather = gather + collectives.ring(optim.weight_bytes * expert, edp, x.ep * x.etp, mc)
     # Without sharding an all-reduce carries the gradients back instead of the weights.
     second = np.where(x.zero == 0, reduce, gather)
-    open_reduce = reduce - np.minimum(mc.reduce_overlap * reduce, HIDE * slow.backward)
-    beside: Array = np.where(x.zero == 0, mc.reduce_overlap, mc.gather_overlap)
-    open_second = second - np.minimum(beside * second, HIDE * slow.forward)
+    open_reduce = _beside(reduce, mc.reduce_overlap, slow.free_b, mc)
+    # ZeRO-2 scatters the gradients of every micro-batch, unless they are kept whole.
+    each = (x.zero == 2) & (mc.whole_gradients == 0)
+    open_reduce = open_reduce * np.where(each, np.maximum(m, 1.0), 1.0)
+    hides: Array = np.where(x.zero == 0, mc.reduce_overlap, mc.gather_overlap)
+    open_second = _beside(second, hides, slow.free_f, mc)
     # With sharded weights only the hybrid part (between shard groups) is left for the end.
     between = (
         collectives.ring(mc.gradient_bytes * dense / group, whole / group, stride * group, mc) * 2.0
     )
-    hybrid = between - np.minimum(mc.reduce_overlap * between, HIDE * slow.backward)
-    data = np.where(x.zero == 3, hybrid, open_reduce + open_second)
+    hybrid = _beside(between, mc.reduce_overlap, slow.free_b, mc)
+    once = _beside(reduce, mc.reduce_overlap, slow.free_b, mc)
+    late = np.where(mc.whole_gradients > 0, once, 0.0)
+    data = np.where(x.zero == 3, hybrid + late, open_reduce + open_second)
     share_dense = dense / np.where(x.zero >= 1, np.where(x.zero == 3, group, whole), 1.0)
     share_expert = expert / np.where(x.zero >= 1, edp, 1.0)
     owned = share_dense + share_expert

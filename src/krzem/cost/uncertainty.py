@@ -19,15 +19,22 @@ import numpy as np
 
 from krzem.cost.shipped import shipped
 from krzem.cost.step import StepSeconds
+from krzem.layout.layout import Layout
 
 Array = Any
 
 FEATURES = (
     "base", "unseen-device", "unseen-family", "unseen-engine", "guesses", "communication",
-    "bubble", "experts", "experts-unseen", "low-precision", "small-step",
+    "bubble", "experts", "experts-unseen", "unseen-combination", "low-precision", "small-step",
 )  # fmt: skip
 Z80 = 1.2815515655446004
 """Standard deviations from the middle to either end of a normal 80 % interval."""
+
+
+def combination(engine: str, layout: Layout) -> str:
+    """``megatron-core zero1 tp pp ep``: what is cut how, on the engine of this factor."""
+    parts = [name for name in ("tp", "cp", "pp", "ep") if getattr(layout, name) > 1]
+    return " ".join([engine, f"zero{layout.zero}", *parts])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +44,8 @@ class Standing:
     device: Sequence[str]
     family: Sequence[str]
     engine: Sequence[str]
+    combination: Sequence[str]
+    """What of parallelism is combined on which engine (:func:`combination`)."""
     guesses: Array
     """How many things had to be assumed."""
     experts: Array
@@ -52,6 +61,8 @@ class Spread:
     weights: Mapping[str, float]
     engines: Mapping[str, float] = field(default_factory=dict)
     families: Mapping[str, float] = field(default_factory=dict)
+    combinations: frozenset[str] = frozenset()
+    """Combinations of engine and parallelism that the calibration has seen."""
     devices: frozenset[str] = frozenset()
     """Accelerators that the calibration has seen (engines and families: those with an offset)."""
 
@@ -80,6 +91,9 @@ def features(step: StepSeconds, standing: Standing, seen: Spread) -> dict[str, A
         "bubble": step.bubble / total,
         "experts": experts,
         "experts-unseen": experts * new,
+        "unseen-combination": np.array(
+            [float(n not in seen.combinations) for n in standing.combination]
+        ),
         "low-precision": np.asarray(standing.low_precision, dtype=float),
         "small-step": 1.0 / (1.0 + total / step.micro_batches / 0.1),
     }
@@ -93,6 +107,7 @@ def spread() -> Spread:
         weights=raw["weights"],
         engines=raw["engines"],
         families=raw["families"],
+        combinations=frozenset(raw.get("combinations", ())),
         devices=frozenset(raw["devices"]),
     )
 

@@ -22,6 +22,8 @@ class Design:
     """Idle time between kernels, microseconds."""
     launch: float = 1.0
     """Share of launches that still come from the host (below 1: recorded graphs)."""
+    expert_launch: float = 0.0
+    """The same of the experts where it is more: graphs of parts of layers leave them out."""
     host_waits: float = 1.0
     """1 where the host must learn how many tokens each expert was sent, else 0."""
     turn_ms: float = 0.5
@@ -44,6 +46,10 @@ class Design:
     """1: an expert token crosses the network once per node, 0: once per expert."""
     dispatch_all: float = 0.0
     """1: all tokens are gathered on all expert-parallel ranks."""
+    permute: float = 1.0
+    """Memory passes that sort tokens by expert, over those of sorting before and after sending."""
+    latent_rotary: float = 2.0
+    """Passes over queries and keys of latent attention for their rotary part, over one."""
     even_routing: float = 0.0
     """1: every expert gets the same number of tokens."""
     gradient_bytes: float = 4.0
@@ -85,20 +91,26 @@ class Design:
     """Temporaries of the optimiser's step, as part of one moment of every parameter."""
     step_bytes: float = 0.0
     """The same in bytes per parameter, whatever the moments."""
-    least_stage: float = 0.0
-    """ZeRO stage at which optimiser states are cut at least."""
     offload_gradients: float = 0.0
     """1 where gradients go to the host with the optimiser's states."""
+    least_stage: float = 0.0
+    """ZeRO stage at which optimiser states are cut at least."""
     fp8_copy_bytes: float = 0.0
     """Bytes per weight of 8-bit copies and transposes beside the weights."""
+    rematerialised: float = 0.0
+    """1 where recomputation of modules runs all of a layer again but what it was given."""
+    moment_bytes: float = 8.0
+    """Bytes per parameter of the optimiser's moments where nobody states them."""
+    deep_stages: float = 0.0
+    """1 where sharding of states shards weights and gradients with them."""
     kept_share: float = 1.0
     """Share of the saved activations that stays on the device."""
-    skew: float = 0.0
-    """Excess of expert tokens on the fullest rank in the layer at work."""
-    flash2: float = 0.0
-    """1 while attention kernels are of the FlashAttention-2 generation on every chip."""
+    dispatch_copies: float = 0.0
+    """Copies of dispatched tokens at once in a layer of experts, on the fullest rank."""
     accumulate_bytes: float = 8.0
     """Memory traffic per weight and micro-batch of adding gradients up, beyond the product."""
+    flash2: float = 0.0
+    """1 while attention kernels are of the FlashAttention-2 generation on every chip."""
     unfused_attention: float = 0.0
     """1 where attention scores go through memory."""
     rowwise: float = 0.0

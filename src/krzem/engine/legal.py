@@ -125,6 +125,24 @@ def check_engine(setup: Setup, arch: Architecture, family: str) -> None:
             )
 
 
+def check_refusals(setup: Setup, values: Mapping[str, Any]) -> None:
+    """Refuse what the engine's own code refuses under every layout.
+
+    ``values`` are those of the model, the device and the batch.  Raises GoalError with the reason
+    and its place in the source.
+    """
+    asked, free = _with_switches(setup, values), _free_names()
+    words = {s.word for s in switches().values()}
+    for refusal in setup.description.refusals_at(setup.year):
+        if names_in(refusal.when) & (free | words) or not bool(holds(refusal.when, asked)):
+            continue
+        written = "no launch files for this" if "emitted" in names_in(refusal.when) else "not this"
+        raise GoalError(
+            f"{setup.description.title}: {written}: {refusal.why} ({refusal.source}); change the"
+            " precision, the optimiser, --state-bytes or --engine"
+        )
+
+
 def software_year(setup_year: float, engine: str, family: str) -> tuple[float, str | None]:
     """The age of the newest software that supports the chips, and why it is not newer."""
     end = supported_until(engine, family)

@@ -26,7 +26,7 @@ Choices = tuple[tuple[str, str], ...]
 """Switches with their choices, in the order of :func:`krzem.engine.switches.switches`."""
 Values = Mapping[str, Any]
 
-LIKELY = 0.03
+LIKELY = 0.06
 """Choices that runs make less often than this are left out of a mixture."""
 
 
@@ -46,6 +46,8 @@ class Setup:
     """Switches that somebody stated."""
     finetune: str = "none"
     """none, full, lora or qlora."""
+    emitted: bool = False
+    """Whether launch files are to be written: only what they can say is taken."""
 
     @property
     def description(self) -> Engine:
@@ -67,6 +69,11 @@ class Setup:
             "engine": self.engine,
             "finetune": self.finetune,
             "stack": self.stack,
+            "emitted": self.emitted,
+            "state_weight": self.states.weight,
+            "state_gradient": self.states.gradient,
+            "state_master": self.states.master,
+            "state_moments": self.states.moments,
         }
 
     def design(self, choices: Choices, zero: int = 1) -> Design:

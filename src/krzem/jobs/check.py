@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from krzem.accuracy.conventions import forward_flops
 from krzem.cost.memory import RankBytes
-from krzem.cost.uncertainty import Z80, Standing, log_sigma
+from krzem.cost.uncertainty import Z80
 from krzem.estimate import Basis, Estimate
 from krzem.jobs.job import Setting, Value, show
 from krzem.jobs.logs import Measured
@@ -18,7 +18,7 @@ from krzem.jobs.question import Posed
 from krzem.model.flops import flops_per_token
 from krzem.model.parameters import count
 from krzem.plan.forecast import WholeRun, forecast
-from krzem.plan.interval import memory_sigma, narrowing
+from krzem.plan.interval import memory_sigma, step_sigma
 from krzem.plan.plan import LayoutPlan, RankMemory
 from krzem.plan.price import Pricer
 
@@ -141,15 +141,8 @@ def check(posed: Posed, log: Measured | None = None, pricer: Pricer | None = Non
 
 def sigma_of(posed: Posed, priced: Priced) -> float:
     """Standard deviation of the logarithm of a step: of the model, and of what is open."""
-    task = posed.task
-    standing = Standing(
-        device=[task.cluster.device.id], family=[task.cluster.device.family],
-        engine=[task.setup.design(()).fits], guesses=float(posed.guesses),
-        experts=float(task.architecture.is_moe),
-        low_precision=float(task.goal.precision.arithmetic in ("fp8", "fp4")),
-    )  # fmt: skip
-    model = float(log_sigma(priced.step, standing)[0])
-    return math.hypot(model * narrowing(task), math.sqrt(priced.variance))
+    model = step_sigma(posed.task, posed.layout, priced.step, float(posed.guesses))
+    return math.hypot(model, math.sqrt(priced.variance))
 
 
 def described(posed: Posed, pricer: Pricer, priced: Priced, sigma: float) -> LayoutPlan:
