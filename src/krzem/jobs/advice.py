@@ -18,9 +18,11 @@ from krzem.jobs.check import Check, Verdict
 from krzem.jobs.job import Value
 from krzem.jobs.priced import Priced, difference_sigma, price_all, single_values
 from krzem.jobs.question import Posed
+from krzem.jobs.spellings import targets
 from krzem.layout.arrays import pack
 from krzem.layout.layout import Layout, Recompute, Schedule
 from krzem.layout.rules import legal
+from krzem.layout.space import Space
 from krzem.plan.price import Pricer
 from krzem.plan.search import SURE, search
 
@@ -71,7 +73,8 @@ class Suggestion:
 
 def advise(found: Check, pricer: Pricer, most: int = 8) -> tuple[Suggestion, ...]:
     """Changes that gain, best first; where the job hardly fits, those that make it fit first."""
-    changes = list(_legal(found.posed, pricer, _changes(found.posed)))
+    said = (change for change in _changes(found.posed) if spelled(change, found.posed))
+    changes = list(_legal(found.posed, pricer, said))
     made = _priced(found, pricer, changes)
     best = _best_layout(found, pricer)
     kept = [s for s in (*made, *best) if _worth(s, found)]
@@ -79,6 +82,23 @@ def advise(found: Check, pricer: Pricer, most: int = 8) -> tuple[Suggestion, ...
     if found.priced.fits < LIKELY:
         kept.sort(key=lambda s: s.fits < LIKELY)
     return tuple(_distinct(kept))[:most]
+
+
+def spelled(change: Change, posed: Posed) -> bool:
+    """Whether the engine has words for the change: flags or keys, or a number to replace."""
+    engine, job = posed.job.engine, posed.job
+    context = {"layers": posed.task.architecture.layers, "pp": change.layout.pp, "vpp": 1}
+    part = change.layout.recompute_layers is not None and change.layout != posed.layout
+    whole_layers = {"recompute": change.layout.recompute.value} if part else {}
+    for name, value in {**whole_layers, **change.fields}.items():
+        if name in ("schedule", "rlayers", "cpkind", "shard"):
+            continue
+        setting = job.settings.get(name)
+        number = setting is not None and setting.line > 0 and isinstance(value, int)
+        if not (number or targets(engine, name, value, context)):
+            return False
+    some = change.fields.get("rlayers") is not None
+    return not some or engine in ("megatron-lm", "mindspeed-llm", "primus", "megatron-deepspeed")
 
 
 def _worth(s: Suggestion, found: Check) -> bool:
@@ -195,7 +215,7 @@ def _moved(
 def _micro_batches(posed: Posed) -> Iterator[Change]:
     x = posed.layout
     local = posed.task.goal.global_batch // x.dp
-    for size in (x.micro_batch // 2, x.micro_batch * 2, x.micro_batch * 4):
+    for size in (x.micro_batch // 4, x.micro_batch // 2, x.micro_batch * 2, x.micro_batch * 4):
         if size >= 1 and local % size == 0 and size <= local:
             yield _moved(posed, f"micro-batch {size}", "micro-batch", {"mbs": size})
 
@@ -292,19 +312,29 @@ def _best_layout(found: Check, pricer: Pricer) -> list[Suggestion]:
     if posed.task.cluster.devices > SEARCHED:
         return []
     try:
-        hits = search(pricer)
+        hits = search(pricer, _space(posed))
     except KrzemError:
         return []
     order = [int(i) for i in hits.best(SURE)]
     fast = [i for i in order if hits.seconds[i] <= hits.seconds[order[0]] * NEAR]
     changes = [_as_change(posed, hits.layouts.at(i)) for i in fast[:MOST_NEAR]]
-    changes = [change for change in changes if change.fields]
-    made = [s for s in _priced(found, pricer, changes) if s.gain.mid > WORTH]
+    changes = [c for c in changes if c.fields and spelled(c, posed)]
+    needed = found.priced.fits < LIKELY
+    made = [s for s in _priced(found, pricer, changes) if needed or s.gain.mid > WORTH]
     if not made:
         return []
     most = max(s.gain.mid for s in made)
     near = [s for s in made if (1.0 + s.gain.mid) * NEAR >= 1.0 + most]
     return [min(near, key=lambda s: (len(s.change.fields), -s.gain.mid))]
+
+
+def _space(posed: Posed) -> Space:
+    """What is searched; where selective means half of the layers, it is priced as that."""
+    space = posed.task.space
+    if posed.task.description.runs.selective != "half-layers":
+        return space
+    kept = tuple(r for r in space.recompute if r is not Recompute.MODULES)
+    return replace(space, recompute=kept)
 
 
 _FIELDS = {
@@ -318,6 +348,9 @@ _FIELDS = {
 
 def _as_change(posed: Posed, layout: Layout) -> Change:
     fields: dict[str, Value] = {}
+    per_rank = -(-posed.task.architecture.layers // layout.pp)
+    if layout.recompute is Recompute.FULL and layout.recompute_layers == per_rank:
+        layout = replace(layout, recompute_layers=None)
     for name, short in _FIELDS.items():
         value = getattr(layout, name)
         same = value == getattr(posed.layout, name)
@@ -327,6 +360,10 @@ def _as_change(posed: Posed, layout: Layout) -> Change:
         if same or idle or value is None:
             continue
         fields[short] = value if isinstance(value, bool | int) else str(value)
+    half = posed.task.description.runs.selective == "half-layers"
+    if half and fields.get("rlayers") == max(1, round(per_rank / 2)):
+        fields.pop("rlayers")
+        fields["recompute"] = "modules"
     words = "the best layout: " + ", ".join(f"{n}={v}" for n, v in fields.items())
     return Change(
         words=words, kind="best", fields=MappingProxyType(fields), layout=layout,

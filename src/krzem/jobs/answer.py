@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from krzem.errors import DataError, InputError
 from krzem.files import read_text
-from krzem.jobs.advice import advise, explanations
+from krzem.jobs.advice import Suggestion, advise, explanations
 from krzem.jobs.calibrate import Calibration, added, calibrated, read_runs, run_of
 from krzem.jobs.check import Check, check
 from krzem.jobs.given import parse_given
@@ -85,14 +85,35 @@ def answer(asking: Asking) -> Answer:
     def read(files: Mapping[str, str]) -> Job:
         return read_job(text=files, engine=asking.engine)
 
-    suggestions = tuple(
-        prove(s, posed, texts, read, repose) for s in advise(found, pricer, asking.most)
+    suggestions = _proved(
+        advise(found, pricer, TRIED), lambda s: prove(s, posed, texts, read, repose), asking.most
     )
     return Answer(
         asking=asking, check=found, suggestions=suggestions,
         explanations=explanations(found, pricer), calibration=_calibration(asking, found),
         notes=_notes(found),
     )  # fmt: skip
+
+
+TRIED = 14
+"""Changes that are tried in the files, the best first."""
+
+
+def _proved(
+    found: Sequence[Suggestion], prove_it: Callable[[Suggestion], Proved], most: int
+) -> tuple[Proved, ...]:
+    """The best changes whose edits are proved, then those that only flags can say."""
+    made: list[Proved] = []
+    other: list[Proved] = []
+    for suggestion in found:
+        if len(made) >= most:
+            break
+        proved = prove_it(suggestion)
+        if proved.edits:
+            made.append(proved)
+        elif proved.flags:
+            other.append(proved)
+    return (*made, *other[: max(0, most - len(made))])
 
 
 def _texts(paths: Sequence[Path]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from krzem.errors import InputError, QuantityError, nearest, shorten
 from krzem.jobs.closing import close
 from krzem.jobs.job import CHOICES, FIELDS, Basis, Job, JobBuilder, Place, Setting, Value, show
-from krzem.quantity import parse_count
+from krzem.quantity import parse_count, parse_length
 
 GIVES_WAY: Mapping[str, tuple[str, ...]] = {
     "devices": ("nodes", "dp", "accumulation"),
@@ -49,8 +49,9 @@ def _field(name: str) -> str:
     near = nearest(name, FIELDS)
     offer = f" Did you mean {', '.join(near)}?" if near else ""
     raise InputError(
-        f"--set {shorten(name, 40)!r}: no field of a job has that name.{offer} Fields:"
-        f" {', '.join(FIELDS)}"
+        f"--set {shorten(name, 40)!r}: no field of a job has that name.{offer} Fields are devices,"
+        " device, tp, pp, mbs, global_batch, seq, precision, recompute, model.layers, switch.loss"
+        " and others (docs/check.md lists them all)"
     )
 
 
@@ -64,7 +65,7 @@ def _value(name: str, raw: str) -> Value:
         return word in TRUE
     try:
         if kind is int:
-            number = int(parse_count(raw))
+            number = int((parse_length if name == "seq" else parse_count)(raw))
             if not 0 <= number <= 10**18:
                 raise QuantityError("it is out of range")
             return number

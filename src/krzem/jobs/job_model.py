@@ -255,6 +255,7 @@ def _with_experts(
 ) -> tuple[LayerRun, ...]:
     sparse = FeedForward(
         width=_number(shape, "moe_ffn"), gated=bool(shape.get("gated", True)),
+        bias=bool(shape.get("bias", False)),
         experts=_number(shape, "experts"), experts_per_token=_number(shape, "top_k"),
         shared_width=_number(shape, "shared_ffn"), router=RouterKind.SOFTMAX,
     )  # fmt: skip

@@ -38,6 +38,8 @@ class Stream:
     def __iter__(self) -> Iterator[Hit]:
         tail = b""
         for chunk in self._chunks():
+            if not chunk.strip(b"\0"):
+                continue  # a hole that a rotated log leaves
             block = tail + chunk
             end = max(block.rfind(b"\n"), block.rfind(b"\r"))
             if end < 0 and len(block) <= LONGEST_LINE:

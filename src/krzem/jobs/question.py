@@ -256,7 +256,7 @@ _DEVICE_WORDS = (
 def device_id(name: str) -> str:
     """The catalogue's id of a chip as a job writes it; raises UnknownNameError."""
     words = [name]
-    for pattern, put in _DEVICE_WORDS:
+    for pattern, put in (*_DEVICE_WORDS, *_DEVICE_WORDS):
         words += [pattern.sub(put, word).strip() for word in words]
     for word in dict.fromkeys(w for w in words if w):
         try:

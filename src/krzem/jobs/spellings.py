@@ -174,15 +174,18 @@ def _recompute(engine: str, word: str, context: Mapping[str, int]) -> Iterator[l
             ("model.recompute_num_layers", method[1]), ("model.recompute_modules", modules),
         ]  # fmt: skip
     if engine in ("torchtitan", "primus"):
-        mode = {"modules": "selective", "attention": "selective"}.get(word, word)
-        yield [("activation_checkpoint.mode", f'"{mode}"')]
-    elif engine == "mindformers":
+        mode = "selective" if word == "modules" else word
+        way: list[Target] = [("activation_checkpoint.mode", f'"{mode}"')]
+        if word == "modules":
+            way.append(("activation_checkpoint.selective_ac_option", '"op"'))
+        yield [] if word == "attention" else way
+    elif engine == "mindformers" and word != "attention":
         whole, some = str(word == "full"), str(word == "modules")
         yield [("recompute_config.recompute", whole), ("recompute_config.select_recompute", some)]
-    elif engine == "maxtext":
+    elif engine == "maxtext" and word != "attention":
         policy = {"full": "full", "modules": "save_dot_except_mlp", "none": "minimal"}
         yield [("remat_policy", policy.get(word, word))]
-    elif engine in ("deepspeed", "fsdp"):
+    elif engine in ("deepspeed", "fsdp") and word in ("none", "full"):
         yield [("gradient_checkpointing", "true" if word == "full" else "false")]
         yield [("activation_checkpointing", "true" if word == "full" else "false")]
 

@@ -116,7 +116,16 @@ def _suggestions(document: Document) -> Iterator[str]:
             " gains more than 1 %."
         )
         return
-    yield "What to change, each by itself: more tokens per second, 80 % interval"
+    proved = [s for s in rows if s["proved"]]
+    if proved:
+        yield "What to change, each by itself: more tokens per second, 80 % interval"
+        yield from _list(proved)
+    if len(proved) < len(rows):
+        yield "Further changes in the engine's words, for which no place in these files was found"
+        yield from _list([s for s in rows if not s["proved"]])
+
+
+def _list(rows: list[Document]) -> Iterator[str]:
     for i, s in enumerate(rows, 1):
         fits = f"{plain(s['memory_gib'])} GiB, fits with {percent(s['fits_probability'])}"
         yield from paragraph(f"{gain(s)}  {s['change']}  ({fits})", f"  {i}. ", "     ")
