@@ -140,7 +140,7 @@ def claim(sources: Sources) -> Claim | None:
     """Classes of the engine, or its pair of tables."""
     for name, content in sources.with_suffix(".yaml", ".yml").items():
         keys = keys_of(content)
-        own = "distributed" in keys or re.search(r"^[^#]*nemo_automodel", content, re.M)
+        own = "distributed" in keys or re.search(r"^[^#\n]*nemo_automodel", content, re.M)
         if {"step_scheduler", "local_batch_size"} <= keys and own:
             return Claim(engine=ENGINE, strength=85, why=f"Automodel's tables in {name}")
     return None

@@ -6,6 +6,7 @@ import bisect
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from krzem.errors import DataError, InputError, shorten
@@ -123,6 +124,12 @@ def yaml_tree(text: str, file: str) -> Tree:
     the extra ``jobs``.
     """
     check_size(text, file)
+    return Tree({entry.key: entry for entry in _yaml_entries(text, file)})
+
+
+@lru_cache(maxsize=16)
+def _yaml_entries(text: str, file: str) -> tuple[Entry, ...]:
+    """Kept for a while, as several readers look at the same file."""
     try:
         from krzem.jobs.yaml_reader import tables
     except ImportError:
@@ -130,7 +137,7 @@ def yaml_tree(text: str, file: str) -> Tree:
     tree, lines = Tree(), Lines(file, text)
     for path, value, line in tables(text, file):
         tree.put(Entry(key=path, value=value, place=lines.place(line)))
-    return tree
+    return tuple(tree.entries.values())
 
 
 _READERS = {"toml": toml_tree, "json": json_tree, "yaml": yaml_tree, "yml": yaml_tree}

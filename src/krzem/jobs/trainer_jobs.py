@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from krzem.errors import DataError
-from krzem.jobs.documents import json_tree, yaml_tree
+from krzem.jobs.documents import json_tree, keys_of, yaml_tree
 from krzem.jobs.job import JobBuilder, Place
 from krzem.jobs.launch import place_of
 from krzem.jobs.launches import Start, Starts, starts_of, state_machine
@@ -139,22 +139,29 @@ def _files(sources: Sources, start: Start | None) -> Iterator[Tree]:
     if start is not None:
         named |= {posixpath.basename(str(e.value)) for k, e in start.options.entries.items()
                   if k in ("config", "config_file")}  # fmt: skip
-    found = list(_trees(sources))
+    found = list(_trees(sources, alone=start is None))
     chosen = [t for n, t in found if posixpath.basename(n) in named]
     yield from chosen or [t for _, t in found]
 
 
-def _trees(sources: Sources) -> Iterator[tuple[str, Tree]]:
+def _trees(sources: Sources, *, alone: bool) -> Iterator[tuple[str, Tree]]:
+    """Files with a trainer's options; where they are ``alone``, a broken one is an error."""
+    broken: DataError | None = None
+    found = False
     for name, text in sources.with_suffix(".yaml", ".yml", ".json", ".args").items():
-        if not any(key in text for key in (*_OWN, "base_model:")):
+        if not {*_OWN, "base_model"} & keys_of(text):
             continue
         try:
             read_as = json_tree if text.lstrip().startswith("{") else yaml_tree
             tree = read_as(text, name)
-        except DataError:
+        except DataError as error:
+            broken = broken or error
             continue
         if any(key in tree.entries for key in (*_OWN, "base_model")):
+            found = True
             yield name, tree
+    if broken is not None and alone and not found:
+        raise broken
 
 
 _ACCELERATE = ("mixed_precision", "use_deepspeed", "deepspeed_config_file", "zero_stage",

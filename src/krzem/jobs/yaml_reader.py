@@ -88,7 +88,7 @@ def spend(budget: list[int]) -> None:
     """Count one value; raises DataError when too many were unfolded from aliases."""
     budget[0] -= 1
     if budget[0] < 0:
-        raise DataError(f"its aliases unfold to more than {MOST_LEAVES:,} settings")
+        raise DataError(f"it holds more than {MOST_LEAVES:,} settings, aliases unfolded")
 
 
 def _pairs(node: yaml.MappingNode, budget: list[int], depth: int) -> Iterator[tuple[Any, Any]]:
