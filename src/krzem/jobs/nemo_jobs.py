@@ -18,7 +18,7 @@ from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.nemo import read_settings
 from krzem.jobs.nemo_helpers import class_of, translate
 from krzem.jobs.recipe import Recipe
-from krzem.jobs.recipe_values import Node
+from krzem.jobs.recipe_nodes import Node
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.surroundings import describe
 from krzem.jobs.tree import Defaults, Entry, Tree, fall_back, word_of

@@ -10,7 +10,7 @@ from krzem.jobs.hydra import compose, has_defaults
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import Start, Starts, starts_of, state_machine
 from krzem.jobs.recipe import Recipe
-from krzem.jobs.recipe_values import Node
+from krzem.jobs.recipe_nodes import Node
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.shape import read_shape
 from krzem.jobs.surroundings import describe, read_card
