@@ -11,6 +11,7 @@ from krzem.facts.prices import PURCHASE, RENTAL, price
 from krzem.facts.prices import TABLE as PRICES
 from krzem.facts.table import manual, read_table
 from krzem.hardware.catalogue import device_ids, device_row, load_device
+from krzem.hardware.classes import system_class
 
 FAMILIES = {device_row(name)["family"] for name in device_ids()}
 VENDORS = {device_row(name)["vendor"].lower() for name in device_ids()}
@@ -21,9 +22,11 @@ PRICE_ROWS = read_table(PRICES)
 @pytest.mark.parametrize("row", OPERATION_ROWS, ids=lambda r: f"{r['what']}-{r['applies_to']}")
 def test_operation_rows_are_sound(row: dict[str, str]) -> None:
     assert 0 < float(row["low"]) <= float(row["mid"]) <= float(row["high"])
-    assert row["applies_to"] in {ANY, *device_ids()} | FAMILIES | VENDORS
+    kinds = {f"class:{system_class(load_device(name))}" for name in device_ids()}
+    assert row["applies_to"] in {ANY, *device_ids()} | FAMILIES | VENDORS | kinds
+    assert (row["basis"] == "class") == row["applies_to"].startswith("class:")
     assert row["what"] in manual(OPERATIONS)
-    assert row["basis"] in ("measured", "vendor", "derived", "assumed")
+    assert row["basis"] in ("measured", "vendor", "derived", "assumed", "class")
     assert row["confidence"] in ("high", "medium", "low")
     assert row["source"]
     assert row["unit"]

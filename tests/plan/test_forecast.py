@@ -184,13 +184,26 @@ def test_probabilities_are_shares_of_the_same_draws() -> None:
 
 def test_unknown_failure_rate_leaves_the_time_of_the_steps() -> None:
     answer = run(cluster=replace(CLUSTER, failures_per_device_day=None))
-    assert answer.days is answer.goodput is answer.cost_usd is answer.energy_mwh is None
+    assert answer.days is answer.goodput is answer.device_hours is None
     assert answer.training_days.mid == pytest.approx(235_240 * 19.8 / 86_400)
+    hours = 235_240 * 19.8 / 3600 * 2048
+    assert known(answer.cost_usd).mid == pytest.approx(hours * 2.0)
+    assert known(answer.energy_mwh).mid == pytest.approx(hours * 700 * 1.8 * 1.25 / 1e6)
     assert known(answer.checkpoint.write_seconds).mid > 0
     assert answer.checkpoint.interval_seconds is None
     (sentence,) = answer.unknown
     assert "test-card" in sentence
     assert "device_days_between_interruptions = " in sentence
+
+
+def test_a_rate_borrowed_from_the_class_gives_days_and_is_said() -> None:
+    borrowed = replace(CLUSTER.facts["failures_per_device_day"], basis="class", notes="class. Kind")
+    facts = {**CLUSTER.facts, "failures_per_device_day": borrowed}
+    answer = run(cluster=replace(CLUSTER, facts=facts))
+    assert known(answer.days).mid == known(run().days).mid
+    (note,) = answer.notes
+    assert "2,000 to 5,000" in note
+    assert "device_days_between_interruptions = " in note
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ def test_lawfulness_counts_the_day_on_which_devices_were_obtained() -> None:
         ([{"on": "h800"}], {}, "number of devices"),
         ([{"on": "h80x:8"}], {}, "unknown device"),
         ([{"on": "h800:8", "machine": "lumi-g"}], {}, "keep one"),
-        ([{"machine": "lumi"}], {}, "lumi-g"),
+        ([{"machine": "lumix"}], {}, "lumi-g"),
+        ([{"on": "lumi:9999 nodes", "rent": "$1/h"}], {}, "2,978"),
         ([{"machine": "lumi-g", "nodes": 9999}], {}, "2,978"),
         ([{"machine": "lumi-g", "grant": [{"call": "extrem"}]}], {}, "extreme"),
         ([{"on": "h800:8", "grant": [{"call": "extreme"}]}], {}, "machine"),
@@ -173,7 +174,17 @@ def test_machines_are_sourced_and_have_calls() -> None:
         assert found.confidence in ("high", "medium", "low")
     assert call_of("regular", "leonardo-booster").limit == 220_000
     with pytest.raises(UnknownNameError, match="jupiter-booster"):
-        machine("jupiter")
+        machine("jupyter")
+
+
+def test_a_pool_may_be_a_machine_by_any_of_its_names() -> None:
+    one, two = (
+        goal({**named, "rent": "$1/h"}).pools[0]
+        for named in ({"machine": "leonardo", "nodes": 64}, {"on": "Leonardo:64 nodes"})
+    )
+    assert one.given == two.given
+    assert one.sizes == two.sizes
+    assert max(one.sizes) == 256
 
 
 def test_months_cover_the_time_without_gaps() -> None:

@@ -7,20 +7,27 @@ from typing import Any, TypeVar
 
 import click
 
+from krzem.errors import InputError, shorten
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _RECIPE = "Default: the model's published recipe"
 
 GOAL = (
-    click.option("--tokens", metavar="N", help=f"Tokens of the run: 14.8T, 300B. {_RECIPE}."),
+    click.option(
+        "--tokens", metavar="N", help=f"Tokens of the run: 14.8T, 300B; 1k is 1,000. {_RECIPE}."
+    ),
     click.option(
         "--seq", "sequence", metavar="N", help=f"Tokens per sequence; 4k is 4,096. {_RECIPE}."
     ),
     click.option(
         "--batch", "--global-batch", "global_batch", metavar="N",
-        help=f"Global batch in sequences per step. {_RECIPE}.",
+        help=f"Global batch in sequences per step; 2k is 2,000. {_RECIPE}.",
     ),
-    click.option("--batch-tokens", metavar="N", help="The global batch in tokens instead: 16M."),
+    click.option(
+        "--batch-tokens", metavar="N",
+        help="The global batch in tokens instead: 16M is 16,000,000.",
+    ),
     click.option(
         "--precision", metavar="TYPE",
         help="Arithmetic of matrix products: bf16, fp16, fp8 (tensor-wise), fp8-block"
@@ -55,7 +62,8 @@ ENGINE = (
         "--without", "switched_off", metavar="LIST", help="Switches that are off: overlap-tp."
     ),
     click.option(
-        "--date", metavar="DATE", help="Age of the software stack: 2024-12. Default: today."
+        "--date", metavar="DATE",
+        help="Age of the software stack: 2024-12, at most half a year ahead. Default: today.",
     ),
 )  # fmt: skip
 
@@ -118,13 +126,26 @@ OUTPUT = (
 )
 
 MODEL = click.argument("model", metavar="MODEL")
+
+
+def _one(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> str:
+    """The one cluster; raises InputError where there are several."""
+    if len(given) > 1:
+        raise InputError(
+            f"--on is given {len(given)} times ({', '.join(shorten(one, 30) for one in given)}) and"
+            " one cluster is planned for: keep one, or set them side by side with krzem compare"
+        )
+    return given[0]
+
+
 ON = click.option(
-    "--on", required=True, metavar="CLUSTER",
-    help="DEVICE:COUNT (nvidia-h800-sxm:2048, '910c:512 cards') or a TOML file.",
+    "--on", required=True, multiple=True, metavar="CLUSTER", callback=_one,
+    help="DEVICE:COUNT (nvidia-h800-sxm:2048, h100:2k is 2,048, '910c:512 cards'), a public machine"
+    " (leonardo:64, 'leonardo:64 nodes') or a TOML file.",
 )  # fmt: skip
 ON_SEVERAL = click.option(
     "--on", required=True, multiple=True, metavar="CLUSTER",
-    help="DEVICE:COUNT (h800:2048) or a TOML file; give it once for each cluster.",
+    help="DEVICE:COUNT (h800:2048), a public machine or a TOML file; once for each cluster.",
 )  # fmt: skip
 
 

@@ -20,6 +20,9 @@ class Fact:
     confidence: str = "low"
     """high, medium, low (as in the catalogue) or given (by the user)."""
     notes: str = ""
+    basis: str = ""
+    """measured, vendor, derived, assumed, class (nobody published one: the range of a kind of
+    system) or given; empty where a table does not say."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.low <= self.mid <= self.high):
@@ -30,7 +33,7 @@ class Fact:
         """What the user states: no range."""
         return cls(
             what=what, low=value, mid=value, high=value, unit=unit, source=source,
-            confidence="given",
+            confidence="given", basis="given",
         )  # fmt: skip
 
     def scaled(self, factor: float) -> Fact:

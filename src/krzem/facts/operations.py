@@ -16,7 +16,8 @@ def published(what: str, subjects: tuple[str, ...], devices: int = 1) -> Fact | 
     """The range of ``what`` for the first of ``subjects`` that has one; None where nobody says.
 
     ``subjects`` go from the most specific to the least: catalogue id, family, vendor in lower
-    case; rows for any hardware come last.  Of several sizes the largest within ``devices`` counts.
+    case, class of system (``class:server``); rows for any hardware come last.  Of several sizes
+    the largest within ``devices`` counts.
     """
     rows = [r for r in read_table(TABLE) if r["what"] == what and int(r["min_devices"]) <= devices]
     for subject in (*subjects, ANY):
@@ -33,5 +34,6 @@ def published(what: str, subjects: tuple[str, ...], devices: int = 1) -> Fact | 
                 date=row["date"],
                 confidence=row["confidence"],
                 notes=f"{row['basis']}. {row['notes']}".strip(),
+                basis=row["basis"],
             )
     return None

@@ -64,12 +64,25 @@ def load_device(name: str, fraction: float | None = None) -> Device:
     return _device(find_id(name), fraction)
 
 
-@cache
 def find_id(name: str) -> str:
     """The id that ``name`` stands for, by the rules above; raises UnknownNameError."""
+    return _found(name)[0]
+
+
+def others_of(name: str) -> tuple[str, ...]:
+    """Ids that ``name`` could have stood for beside the one taken; none where one alone fits.
+
+    ``h20`` is the card of 141 GB, and could have been that of 96 GB.
+    """
+    return _found(name)[1]
+
+
+@cache
+def _found(name: str) -> tuple[str, tuple[str, ...]]:
+    """The id taken, and the others of the same first word that the rules passed over."""
     asked = re.sub(r"[\s_/]+", "-", name.strip().lower())
     if asked in _rows():
-        return asked
+        return asked, ()
     wanted = tuple(re.sub(r"^(\d+)gi?b$", r"\1", part) for part in asked.split("-") if part)
     ranks = {i: rank for i in _rows() if (rank := _rank(i, wanted)) is not None}
     if not ranks:
@@ -81,7 +94,8 @@ def find_id(name: str) -> str:
     if len(first) > 1:
         offer = ", ".join(first[:8])
         raise UnknownNameError("device", name, (), f"It may be any of {offer}: write the whole id.")
-    return first[0]
+    passed = [i for i, rank in ranks.items() if i != first[0] and rank[0] == best[0]]
+    return first[0], tuple(passed) if best[1] else ()
 
 
 def _alike(asked: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from krzem.facts.fact import Fact
+from krzem.hardware.assumed import Assumed
 from krzem.hardware.device import Device
 
 
@@ -29,7 +30,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """``devices`` equal devices; every quantity here is known (unknown ones raised earlier).
+    """``devices`` equal devices; every quantity here is known, or assumed and in ``assumed``.
 
     Ranks fill a node, then a scale-up domain, then the network, as every framework maps them.
     """
@@ -71,6 +72,10 @@ class Cluster:
     """How jobs are started there, for batch files."""
     facts: Mapping[str, Fact] = field(default_factory=lambda: MappingProxyType({}))
     """Range and source behind an optional quantity, by the name of its field here."""
+    assumed: Mapping[str, Assumed] = field(default_factory=lambda: MappingProxyType({}))
+    """Bounds of a quantity that nobody published and that holds their middle, by its field here."""
+    notes: tuple[str, ...] = ()
+    """What was taken for what where the cluster was named: each choice in one sentence."""
 
     @property
     def nodes(self) -> int:

@@ -7,38 +7,32 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from krzem.errors import ClusterError, UnknownFactError, shorten
+from krzem.errors import ClusterError, UnknownFactError, UnknownNameError, shorten
 from krzem.facts.fact import Fact
-from krzem.hardware.catalogue import load_device
+from krzem.hardware.assumed import FIELDS, assumed_of, by_field
+from krzem.hardware.catalogue import find_id, load_device
 from krzem.hardware.cluster import Cluster, Site
 from krzem.hardware.cluster_facts import optional_facts
-from krzem.hardware.cluster_keys import ARITHMETIC, KEYS, MOST_DEVICES, PEAK
-from krzem.hardware.device import Device
+from krzem.hardware.cluster_keys import ARITHMETIC, KEYS, MOST_DEVICES, PEAK, read_keys
+from krzem.hardware.cluster_notes import notes_of
+from krzem.hardware.device import Device, domain_in_node
+from krzem.hardware.machines import Machine, check_size, known_machine, machine
+from krzem.hardware.own_chip import as_said, own_chip
 from krzem.hardware.processors import CPU, processors
 from krzem.quantity import format_flops
 
 MOST_OVER_PEAK = 1.1
 """Clocks boost a little above the one that a data sheet counts with."""
 
-_FIELDS = {
-    "devices_per_node": "devices_per_node",
-    "scale_up_domain": "scale_up_domain",
-    "memory": "memory_bytes",
-    "memory_bandwidth": "memory_bytes_per_s",
-    "scale_up_bandwidth": "scale_up_bytes_per_s",
-    "scale_out_bandwidth": "scale_out_bytes_per_s",
-}
-"""The quantities no plan can do without: key of a cluster file, field of Cluster and of Device."""
-
 
 def build_cluster(given: Mapping[str, Any], where: str) -> Cluster:
     """The cluster of values in base units as read_keys returns them.
 
-    ``where`` names their origin in messages.  Raises ClusterError, UnknownNameError,
-    UnknownFactError.
+    ``where`` names their origin in messages.  Quantities that nobody published are assumed within
+    the bounds of their class.  Raises ClusterError, UnknownNameError, and UnknownFactError where
+    there is no 16-bit peak either, or nothing to bound a quantity with.
     """
-    if "device" not in given:
-        raise ClusterError(f'{where}: device is missing: write device = "h800".')
+    given, place = _placed(given, where)
     if given["device"] == CPU:
         return processors(
             given.get("measured", {}),
@@ -47,16 +41,19 @@ def build_cluster(given: Mapping[str, Any], where: str) -> Cluster:
             name=given.get("name", where),
         )
     given = _with_measured_power(given)
-    device, peaks = _with_peaks(load_device(given["device"], given.get("device_fraction")), given,
-                                where)  # fmt: skip
+    device, peaks = _with_peaks(_device(given, where), given, where)
     known = _known(given, device, where)
     devices = _count(given, device, known["devices_per_node"], where)
     _spare_unused_links(known, devices)
     missing = [key for key, value in known.items() if value is None]
-    if missing:
-        raise unknown(device, where, missing, devices)
+    assumed = assumed_of(device, known, missing) if _has_peak(device) else []
+    known |= {bounds.key: bounds.mid for bounds in assumed}
+    if len(assumed) < len(missing):
+        raise unknown(device, where, [key for key in missing if known[key] is None], devices)
+    if place is not None:
+        check_size(place, devices, known["devices_per_node"], where)
     facts = optional_facts(given, device, devices, where)
-    settled = {_FIELDS[key]: value for key, value in known.items()}
+    settled = {FIELDS[key]: value for key, value in known.items()}
     settled |= {name: fact.mid for name, fact in facts.items()}
     host_memory = given.get("host_memory")
     return Cluster(
@@ -69,8 +66,52 @@ def build_cluster(given: Mapping[str, Any], where: str) -> Cluster:
         measured=MappingProxyType(dict(given.get("measured", {}))),
         site=Site(**given.get("launch", {})),
         facts=MappingProxyType({**peaks, **facts}),
+        assumed=by_field(assumed),
+        notes=notes_of(given, device, devices, known, place),
         **settled,
-    )
+    )  # fmt: skip
+
+
+def _placed(given: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], Machine | None]:
+    """The values with those of the public machine that is meant, if one is."""
+    place = None
+    if "machine" in given:
+        if "device" in given:
+            raise ClusterError(f"{where}: machine and device say the same: keep one of them.")
+        place = machine(given["machine"])
+    elif "device" not in given:
+        raise ClusterError(f'{where}: device is missing: write device = "h800".')
+    elif not _in_catalogue(given["device"]):
+        place = known_machine(given["device"])
+    if place is None:
+        return given, None
+    rest = {key: value for key, value in given.items() if key not in ("machine", "device")}
+    if {"nics_per_node", "nic_bandwidth"} & set(rest):
+        rest.setdefault("scale_out_bandwidth", None)
+    merged = {**read_keys(place.cluster, place.name), **rest}
+    return {key: value for key, value in merged.items() if value is not None}, place
+
+
+def _in_catalogue(name: str) -> bool:
+    if name == CPU:
+        return True
+    try:
+        return bool(find_id(name))
+    except UnknownNameError:
+        return False
+
+
+def _device(given: Mapping[str, Any], where: str) -> Device:
+    """The catalogue's, or the one that the file describes whole, with what it says of either."""
+    try:
+        device = load_device(given["device"], given.get("device_fraction"))
+    except UnknownNameError as error:
+        device = own_chip(given, where, error)
+    return replace(device, **as_said(device, given, where))
+
+
+def _has_peak(device: Device) -> bool:
+    return bool({"bf16", "fp16"} & set(device.peak_flops))
 
 
 def _with_measured_power(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -109,20 +150,14 @@ def _with_peaks(
 
 def _known(given: Mapping[str, Any], device: Device, where: str) -> dict[str, Any]:
     """Each quantity as given, else as the catalogue has it, else None."""
-    known = {key: given.get(key, getattr(device, name)) for key, name in _FIELDS.items()}
+    known = {key: given.get(key, getattr(device, name)) for key, name in FIELDS.items()}
+    for key in ("memory_bandwidth", "scale_up_bandwidth", "scale_out_bandwidth"):
+        known[key] = known[key] or given.get("measured", {}).get(FIELDS[key])
     if "scale_up_domain" not in given and "devices_per_node" in given:
-        known["scale_up_domain"] = _domain_in_node(device, given["devices_per_node"])
+        known["scale_up_domain"] = domain_in_node(device, given["devices_per_node"])
     if "nics_per_node" in given or "nic_bandwidth" in given:
         known["scale_out_bandwidth"] = _share_of_nics(given, known["devices_per_node"], where)
     return known
-
-
-def _domain_in_node(device: Device, per_node: int) -> int | None:
-    """A stated node size is the scale-up domain too where the catalogue's domain is its node."""
-    domain = device.scale_up_domain
-    if domain is None or device.devices_per_node is None or domain > device.devices_per_node:
-        return domain
-    return per_node if domain == device.devices_per_node else min(domain, per_node)
 
 
 def _share_of_nics(given: Mapping[str, Any], per_node: int | None, where: str) -> float | None:
@@ -175,7 +210,7 @@ def unknown(
     It says what the row says, and the file that gives them.
     """
     wanted = [key.replace("_", " ") for key in missing]
-    peak = not {"bf16", "fp16"} & set(device.peak_flops)
+    peak = not _has_peak(device)
     wanted += ["dense 16-bit peak"] if peak else []
     what = " and the ".join(filter(None, [", the ".join(wanted[:-1]), wanted[-1]]))
     lines = [

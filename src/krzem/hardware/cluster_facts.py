@@ -8,6 +8,7 @@ from typing import Any
 from krzem.facts.fact import Fact
 from krzem.facts.operations import published
 from krzem.facts.prices import RENTAL, price
+from krzem.hardware.classes import system_class
 from krzem.hardware.device import Device
 
 _GIVEN = {
@@ -56,7 +57,8 @@ def _fact(name: str, device: Device, devices: int) -> Fact | None:
         rent = price(device.id, RENTAL)
         listed = _catalogued(name, device.rental_usd_per_hour, unit, device)
         return rent.scaled(device.fraction) if rent else listed
-    subjects = (device.id, device.family, device.vendor.lower())
+    kind = f"class:{system_class(device)}"
+    subjects = (device.id, device.family, device.vendor.lower(), kind)
     cards = max(1, round(devices * device.fraction))
     if name == "failures_per_device_day":
         days = published("device_days_per_interruption", subjects, cards)

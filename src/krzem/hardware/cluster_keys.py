@@ -70,7 +70,11 @@ _LINK = ("1 MB/s", "1 PB/s")
 """Bounds of a data rate: no link of a cluster is slower, no memory is faster."""
 
 KEYS: Mapping[str, Key] = {
-    "device": Key(_text, '"h800"', "catalogue id or short form"),
+    "device": Key(_text, '"h800"', "catalogue id or short form, or the name of a chip of your own"),
+    "machine": Key(_text, '"leonardo"', "public machine (facts/machines.csv) in place of device"),
+    "vendor": Key(_text, '"Acme"', "whose chip it is"),
+    "software": Key(_text, '"cuda"', "software stack: cuda, hip, npu, tpu, xpu, ..."),
+    "family": Key(_text, '"nvidia-hopper"', "family of the catalogue whose calibration it takes"),
     "device_fraction": Key(parse_ratio, "0.5", "part of a card that one device is; 1: whole cards"),
     "name": Key(_text, '"my cluster"', "how reports call it"),
     "devices": Key(read_devices, "2048", "devices as software sees them"),

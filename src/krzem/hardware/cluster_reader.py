@@ -1,8 +1,9 @@
 """Reads a cluster: ``nvidia-h800-sxm:2048`` or a TOML file.
 
-The short form is ``DEVICE:COUNT``: a catalogue id or a short form of it, and a number of devices
-as software sees them (``h800:2k`` is 2,048; ``910c:8192 cards`` is 16,384 dies).  Everything else
-is the catalogue's.  A file says more and overrules the catalogue::
+The short form is ``DEVICE:COUNT``: a catalogue id or a short form of it, or a public machine
+(``leonardo:64``), and a number of devices as software sees them (``h800:2k`` is 2,048; ``910c:8192
+cards`` is 16,384 dies; ``leonardo:64 nodes`` is 256 devices).  Everything else is the catalogue's.
+A file says more and overrules the catalogue::
 
     device = "h800"
     devices = 2048                  # or nodes = 256, or cards = 2048
@@ -46,7 +47,7 @@ def read_cluster(text_or_path: str | Path) -> Cluster:
     if isinstance(text_or_path, Path) or text.lower().endswith(".toml"):
         where = shorten(Path(text).name, 60)
         return build_cluster(read_keys(read_toml(Path(text), hint=HINT), where), where)
-    return build_cluster(_short(text), shorten(text, 60))
+    return build_cluster(short_form(text), shorten(text, 60))
 
 
 def cluster_of(settings: Mapping[str, Any], where: str = "the cluster") -> Cluster:
@@ -57,7 +58,8 @@ def cluster_of(settings: Mapping[str, Any], where: str = "the cluster") -> Clust
     return build_cluster(read_keys(settings, where), where)
 
 
-def _short(text: str) -> dict[str, Any]:
+def short_form(text: str) -> dict[str, Any]:
+    """``DEVICE:COUNT [cards|nodes]`` as keys of a cluster file; raises ClusterError."""
     device, _, count = (part.strip() for part in text.partition(":"))
     if not (device and count):
         raise ClusterError(
@@ -65,9 +67,17 @@ def _short(text: str) -> dict[str, Any]:
             f"nvidia-h800-sxm:2048, or the path of a .toml file."
         )
     number, _, unit = (part.strip() for part in count.partition(" "))
-    if unit not in ("", "cards", "devices"):
+    key = _COUNTED.get(unit.lower())
+    if key is None:
         raise ClusterError(
             f"{shorten(unit, 40)!r} after the count means nothing: write {device}:{number}, or "
-            f"{device}:{number} cards where a card holds several devices."
+            f"{device}:{number} nodes, or {device}:{number} cards where a card holds several"
+            " devices."
         )
-    return {"device": device, "cards" if unit == "cards" else "devices": read_devices(number)}
+    return {"device": device, key: read_devices(number)}
+
+
+_COUNTED = {
+    "": "devices", "device": "devices", "devices": "devices", "card": "cards", "cards": "cards",
+    "node": "nodes", "nodes": "nodes",
+}  # fmt: skip

@@ -61,3 +61,23 @@ class Device:
     sources: str = ""
     confidence: Confidence = Confidence.LOW
     notes: str = ""
+
+
+def domain_in_node(device: Device, per_node: int) -> int | None:
+    """Devices joined by scale-up links where nodes hold ``per_node`` of them.
+
+    The node decides, not the card: cards joined by links of their own reach as far as their node
+    where the catalogue's domain is its node (four GH200 of a node are joined pair by pair, one is
+    alone).  A domain larger than a node stays as it is; cards on a bus have no links to be joined.
+    """
+    domain = device.scale_up_domain
+    if domain is None or device.devices_per_node is None or domain > device.devices_per_node:
+        return domain
+    if on_a_bus(device):
+        return domain
+    return per_node if domain == device.devices_per_node else min(domain, per_node)
+
+
+def on_a_bus(device: Device) -> bool:
+    """Whether its cards have no links of their own, or none that anybody names."""
+    return not device.scale_up_name or device.scale_up_name.lower().startswith("pcie")

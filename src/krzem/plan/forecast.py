@@ -23,7 +23,7 @@ from krzem.plan import money
 from krzem.plan.draws import Draws, draw, normal, summary
 from krzem.plan.goal import Goal
 from krzem.plan.goodput import goodput, lost_variance, optimal_interval
-from krzem.plan.operation import missing, quantity
+from krzem.plan.operation import by_class, missing, quantity
 
 DAY = 86_400.0
 _NEVER = 1e12
@@ -112,8 +112,10 @@ def forecast(
     faults = _faults(training, step_seconds.mid, goal, cluster, parameters,
                      checkpoint_interval_seconds)  # fmt: skip
     hours = None if faults.wall is None else faults.wall / 3600.0 * cluster.devices
-    energy = None if hours is None else money.energy_mwh(hours, cluster)
-    cost = None if hours is None else money.cost_usd(hours, cluster)
+    # What is known of prices and power is used whatever else is not: then for the steps alone.
+    paid = training / 3600.0 * cluster.devices if hours is None else hours
+    energy = money.energy_mwh(paid, cluster)
+    cost = money.cost_usd(paid, cluster)
     days = None if faults.wall is None else faults.wall / DAY
     middle = _summary(days)
     return WholeRun(
@@ -132,7 +134,7 @@ def forecast(
         deadline_probability=_share(days, goal.deadline_days),
         budget_probability=_share(cost, goal.budget_usd),
         unknown=_unknown(cluster),
-        notes=_notes(faults, cluster),
+        notes=(*_notes(faults, cluster), *by_class(cluster, FAULT_FIELDS)),
     )
 
 
@@ -244,7 +246,11 @@ def _dates(
 
 def _unknown(cluster: Cluster) -> tuple[str, ...]:
     sentences = (
-        missing(cluster, FAULT_FIELDS, "Goodput, days, energy and cost are"),
+        missing(
+            cluster,
+            FAULT_FIELDS,
+            "Goodput and days with interruptions (energy and cost count the steps alone) are",
+        ),
         missing(cluster, money.ENERGY_FIELDS, "Energy is"),
         missing(cluster, money.PRICE_FIELDS, "Cost is"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from krzem.estimate import Basis, Estimate
+from krzem.facts.fact import Fact
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_keys import KEYS
 
@@ -27,6 +28,31 @@ def quantity(cluster: Cluster, name: str) -> Estimate | None:
     if fact is None or not 0 < fact.low <= mid <= fact.high:
         return Estimate(mid, mid, mid, Basis.MEASURED)
     return Estimate(fact.low, mid, fact.high, Basis.ESTIMATED)
+
+
+def by_class(cluster: Cluster, names: tuple[str, ...]) -> tuple[str, ...]:
+    """One sentence for each of ``names`` that nobody published for such devices.
+
+    The range that systems of the kind span stands in for it.
+    """
+    return tuple(
+        _borrowed(cluster, name, cluster.facts[name])
+        for name in names
+        if name in cluster.facts and cluster.facts[name].basis == "class"
+    )
+
+
+def _borrowed(cluster: Cluster, name: str, fact: Fact) -> str:
+    low, high = fact.low, fact.high
+    if name == "failures_per_device_day":
+        low, high = 1.0 / fact.high, 1.0 / fact.low
+    key = KEYS[KEY_OF[name]]
+    kind = fact.notes.removeprefix("class. ").partition(";")[0].rstrip(".").lower()
+    return (
+        f"nobody has published {key.means} for {cluster.device.id}: {low:,.0f} to {high:,.0f}, the"
+        f" range of its kind ({kind}), is taken; {KEY_OF[name]} = {key.example} in a cluster file"
+        " says otherwise"
+    )
 
 
 def missing(cluster: Cluster, names: tuple[str, ...], answers: str) -> str | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
@@ -14,11 +15,22 @@ from krzem.cost.step import StepSeconds
 from krzem.engine.setup import Choices
 from krzem.errors import ClusterError, GoalError
 from krzem.estimate import Basis, Estimate
+from krzem.hardware.cluster_notes import assumption
 from krzem.layout.arrays import pack
 from krzem.layout.layout import Layout
 from krzem.layout.rules import check
 from krzem.layout.space import Space
 from krzem.model.parameters import count
+from krzem.plan.assumed import (
+    Ends,
+    decided,
+    effects,
+    ends_of,
+    fitting,
+    least_known,
+    remarks,
+    widening,
+)
 from krzem.plan.forecast import WholeRun, forecast
 from krzem.plan.interval import memory_sigma, step_sigma
 from krzem.plan.price import Pricer, Task
@@ -138,13 +150,15 @@ def plan(
     Raises:
         GoalError: no layout divides the batch.
         ClusterError: the model does not fit this cluster; the message says by how much.
+        UnknownFactError: an unpublished quantity decides too much to be left open.
     """
     pricer = Pricer(task)
     found = search(pricer, space, progress)
     best = _choose(task, found, sure)
-    top = [describe(pricer, found.layouts.at(i)) for i in best[:1]]
+    ends = ends_of(pricer)
+    open_ = decided(ends, found, sure)
+    first = describe(pricer, found.layouts.at(int(best[0])), ends)
     others = _distinct(found, best, alternatives)
-    first = top[0]
     ties = int(np.sum(found.seconds[best] <= found.seconds[best[0]] * (1.0 + TIE)))
     resources = gains(pricer, found, first.layout, sure)
     total = count(task.architecture)
@@ -154,7 +168,7 @@ def plan(
         parameters=total.total,
         active_parameters=total.active,
         best=first,
-        alternatives=tuple(describe(pricer, found.layouts.at(i)) for i in others),
+        alternatives=tuple(describe(pricer, found.layouts.at(i), ends) for i in others),
         ties=ties,
         front=_front(found),
         wall=binding(resources),
@@ -163,7 +177,7 @@ def plan(
         layouts_evaluated=found.evaluated,
         layouts_timed=found.timed,
         search_seconds=found.search_seconds,
-        notes=_notes(task, first.layout),
+        notes=(*_notes(task), *remarks(open_)),
     )
 
 
@@ -176,7 +190,8 @@ def explain(
     """
     check(task.problem, layout)
     pricer = Pricer(task)
-    described = describe(pricer, layout)
+    ends = ends_of(pricer)
+    described = describe(pricer, layout, ends)
     resources = gains(pricer, None, layout, SURE)
     total = count(task.architecture)
     return Explanation(
@@ -187,19 +202,28 @@ def explain(
         wall=binding(resources),
         gains=resources,
         whole_run=_forecast(task, described, total.total, start) if whole else None,
-        notes=_notes(task, layout),
+        notes=(*_notes(task), *remarks(effects(ends, pack([layout])))),
         refused=pricer.judge.reasons(layout),
     )
 
 
-def describe(pricer: Pricer, layout: Layout) -> LayoutPlan:
-    """Everything predicted of one layout."""
+def describe(pricer: Pricer, layout: Layout, ends: Sequence[Ends] | None = None) -> LayoutPlan:
+    """Everything predicted of one layout.
+
+    ``ends`` are :func:`krzem.plan.assumed.ends_of` of the pricer, for those who describe many.
+    """
+    ends = ends_of(pricer) if ends is None else ends
     x = pack([layout])
     chosen = pricer.choose(x)
     step = pricer.step(x, chosen)
     memory = pricer.memory(x, chosen)
     task = pricer.task
-    seconds = Estimate.lognormal(_one(step.total), step_sigma(task, step), Basis.CALIBRATED)
+    known = max(
+        step_sigma(task, step),
+        least_known(ends, lambda end: step_sigma(end.task, end.step(x))),
+    )
+    sigma = math.hypot(known, widening(effects(ends, x)))
+    seconds = Estimate.lognormal(_one(step.total), sigma, Basis.CALIBRATED)
     tokens = task.goal.tokens_per_step / task.cluster.devices
     flops = pricer.step_flops() / task.cluster.devices / pricer.peak_flops()
     peak = _one(memory.peak)
@@ -213,7 +237,7 @@ def describe(pricer: Pricer, layout: Layout) -> LayoutPlan:
         tokens_per_s_per_device=seconds.inverse(tokens),
         mfu=seconds.inverse(flops),
         memory_bytes=Estimate.lognormal(peak, memory_sigma(peak), Basis.CALIBRATED),
-        fits_probability=_one(pricer.fits(memory)),
+        fits_probability=fitting(ends, x, _one(pricer.fits(memory))),
         terms=_terms(step),
         ranks=tuple(
             _rank(name, rank, reserve)
@@ -335,9 +359,9 @@ def _forecast(
     )
 
 
-def _notes(task: Task, layout: Layout) -> tuple[str, ...]:
-    device = task.cluster.device
-    notes = []
+def _notes(task: Task) -> tuple[str, ...]:
+    cluster, device = task.cluster, task.cluster.device
+    notes = [*cluster.notes, *(assumption(device, a) for a in cluster.assumed.values())]
     if device.device_is != "card":
         notes.append(f"one device is {device.device_is} of {device.name}")
     return tuple(notes)

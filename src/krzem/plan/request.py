@@ -28,6 +28,7 @@ from krzem.errors import (
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_builder import unknown
 from krzem.hardware.cluster_reader import read_cluster
+from krzem.hardware.formats import having, lacks_format
 from krzem.layout.layout import Schedule
 from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
@@ -37,6 +38,7 @@ from krzem.plan.goal import Goal, Optimizer, Precision, StateBytes
 from krzem.plan.price import Task, engine_for
 from krzem.plan.recipe import Recipe, recipe_of
 from krzem.plan.search import SURE
+from krzem.plan.sensible import check_batch, check_software_date
 from krzem.plan.source import config_of, is_built_in
 from krzem.quantity import (
     Written,
@@ -131,6 +133,7 @@ def settle(question: Question) -> Asked:
     cluster = question.on if isinstance(question.on, Cluster) else read_cluster(question.on)
     today = datetime.date.today()
     date = today if question.date is None else _day("--date", question.date)
+    date = check_software_date(date, today)
     start = None if question.start is None else _day("--start", question.start)
     config = config_of(question.model, architecture)
     recipe = recipe_of(architecture.name) if is_built_in(architecture) else None
@@ -302,6 +305,8 @@ def _goal(
     sequence = picker.number("sequence", question.sequence, parse_length, "--seq (such as 4k)")
     _positions(picker, architecture, sequence)
     batch = _batch(picker, sequence)
+    large = check_batch(batch, sequence, question.batch_tokens is not None)
+    picker.notes += [] if large is None else [large]
     tokens = _tokens(picker, batch * sequence)
     precision = _precision(picker, cluster, engine)
     optimizer = _optimizer(picker)
@@ -435,7 +440,8 @@ def _able(precision: Precision, engine: Engine) -> bool:
 
 def _has(precision: Precision, cluster: Cluster) -> bool:
     kind = precision.arithmetic
-    return ("tf32" if kind == "fp32" else kind) in cluster.device.peak_flops
+    peak = ("tf32" if kind == "fp32" else kind) in cluster.device.peak_flops
+    return peak and not lacks_format(cluster.device, precision.value)
 
 
 def _on_device(precision: Precision, cluster: Cluster) -> Precision:
@@ -445,6 +451,12 @@ def _on_device(precision: Precision, cluster: Cluster) -> Precision:
     usable = [p.value for p in Precision if _has(p, cluster)]
     if not (_has(Precision.BF16, cluster) or _has(Precision.FP16, cluster)):
         raise unknown(device, cluster.name, [], cluster.devices)
+    if lacks_format(device, precision.value):
+        raise GoalError(
+            f"{precision} on {device.id}: its matrix units do not have this format;"
+            f" {', '.join(having(precision.value))} have it. {device.id} has {', '.join(usable)}:"
+            " give one of them with --precision"
+        )
     raise GoalError(
         f"{precision} on {device.id}: no dense peak is published for it. Published:"
         f" {', '.join(usable)}: give one of them with --precision, or the peak under [peak] in a"

@@ -12,7 +12,7 @@ from krzem.hardware.cluster_reader import read_cluster
 from krzem.plan.answer import Progress, plan_of
 from krzem.plan.plan import Plan
 from krzem.plan.request import Asked, Question, settle
-from krzem.quantity import parse_count, parse_length, parse_money, parse_rate
+from krzem.quantity import parse_count, parse_devices, parse_length, parse_money, parse_rate
 
 MOST = 64
 """Points of a sweep."""
@@ -62,15 +62,16 @@ def _field(name: str) -> Callable[[Question, Cluster, float], Question]:
 def _cluster(name: str) -> Callable[[Question, Cluster, float], Question]:
     def put(question: Question, cluster: Cluster, value: float) -> Question:
         facts = {key: fact for key, fact in cluster.facts.items() if key != name}
+        assumed = {key: bounds for key, bounds in cluster.assumed.items() if key != name}
         changed: dict[str, Any] = {name: round(value) if name == "devices" else value}
-        return replace(question, on=replace(cluster, facts=facts, **changed))
+        return replace(question, on=replace(cluster, facts=facts, assumed=assumed, **changed))
 
     return put
 
 
 QUANTITIES = {
     "devices": Quantity(
-        label="devices", unit="devices", read=parse_count, put=_cluster("devices")
+        label="devices", unit="devices", read=parse_devices, put=_cluster("devices")
     ),
     "batch": Quantity(
         label="global batch", unit="sequences", read=parse_count, put=_field("global_batch")

@@ -103,6 +103,11 @@ def _catalogued(what: str, value: float, unit: str, device: Device) -> dict[str,
 def _rate(cluster: Cluster, what: str, field: str, factor: float, unit: str) -> dict[str, Any]:
     value = getattr(cluster, field)
     listed = getattr(cluster.device, field)
+    bounds = cluster.assumed.get(field)
+    if bounds is not None:
+        entry = _entry(what, value / factor, unit, bounds.source, bounds.date, "assumed",
+                       bounds.why)  # fmt: skip
+        return entry | {"low": bounds.low / factor, "high": bounds.high / factor}
     if value == listed:
         return _catalogued(what, value / factor, unit, cluster.device)
     return _entry(what, value / factor, unit, cluster.name, "", "given")

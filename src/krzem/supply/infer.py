@@ -12,6 +12,7 @@ counts beside (restarts, other phases).
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -175,11 +176,12 @@ def _check(evidence: Evidence) -> None:
 
 def _curves(evidence: Evidence, progress: Progress | None) -> tuple[list[_Curve], dict[str, str]]:
     curves, left_out = [], {}
+    latest = _latest_start(evidence)
     for name in evidence.candidates:
         device = find_id(name)
         released = device_row(device)["released"]
-        if evidence.done and released[:7] > evidence.done:
-            left_out[device] = f"released {released}, after the run"
+        if latest and released[:7] > latest:
+            left_out[device] = f"released {released}, after the run had to start ({latest})"
             continue
         if progress is not None:
             progress(device)
@@ -188,6 +190,15 @@ def _curves(evidence: Evidence, progress: Progress | None) -> tuple[list[_Curve]
         except (ClusterError, GoalError, UnknownFactError) as error:
             left_out[device] = str(error)
     return curves, left_out
+
+
+def _latest_start(evidence: Evidence) -> str:
+    """Year-month in which the run started at the latest: its end less the fewest days it took."""
+    if not evidence.done or evidence.days is None:
+        return evidence.done
+    year, month = (int(part) for part in evidence.done.split("-")[:2])
+    start = dt.date(year, month, 1) - dt.timedelta(days=min(evidence.days[0], 3650.0))
+    return f"{start:%Y-%m}"
 
 
 def _curve(evidence: Evidence, device: str) -> _Curve:
@@ -209,7 +220,7 @@ def _speed(evidence: Evidence, device: str, cards: int) -> Speed:
     parts = round(1 / load_device(device).fraction)
     given = {"device": device, "devices": cards * parts}
     cluster = cluster_of(given, device)
-    if cluster.failures_per_device_day is None:
+    if cluster.facts["failures_per_device_day"].basis == "class":
         cluster = cluster_of(given | dict(evidence.assumed), device)
     run = dict(evidence.run)
     if evidence.done:

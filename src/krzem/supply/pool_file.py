@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from krzem.errors import GoalError, InputError, KrzemError
+from krzem.errors import GoalError, InputError, KrzemError, UnknownNameError
 from krzem.estimate import Basis, Estimate
 from krzem.facts.fact import Fact
 from krzem.facts.prices import RENTAL, price
 from krzem.hardware.catalogue import device_row, find_id, load_device
 from krzem.hardware.cluster_keys import KEYS, read_devices, read_keys
+from krzem.hardware.cluster_reader import cluster_of, short_form
+from krzem.hardware.machines import Machine, check_size, known_machine, machine
 from krzem.quantity import (
     parse_count,
     parse_date,
@@ -23,7 +25,7 @@ from krzem.quantity import (
 )
 from krzem.supply.fields import Faults, Field, flag, read_table, text
 from krzem.supply.goal import FAR, Delivery, Grant, Pool
-from krzem.supply.machines import Machine, call_of, machine
+from krzem.supply.machines import call_of
 from krzem.supply.months import add_months
 from krzem.supply.readers import place, share
 
@@ -89,7 +91,7 @@ def read_pool(table: object, index: int, context: Mapping[str, Any], faults: Fau
 
 
 def _pool(found: dict[str, Any], label: str, context: Mapping[str, Any], faults: Faults) -> Pool:
-    where = machine(found["machine"]) if "machine" in found else None
+    where = machine(found["machine"]) if "machine" in found else _place(found.get("on", ""))
     given, most = _hardware(found, where, label)
     device = find_id(str(given["device"]))
     grants = _grants(found.get("grant", []), where, context, label, faults)
@@ -128,15 +130,38 @@ def _hardware(
             raise GoalError('nothing says what it is: write on = "h800:4096"')
         return _cluster(found["cluster"], label)
     more = _overrides(found.get("cluster", {}), label)
+    if "on" in found:
+        return _named(found["on"], where, more)
+    assert where is not None
+    nodes = found.get("nodes", where.nodes)
+    if nodes > where.nodes:
+        raise GoalError(f"{nodes:,} nodes, but {where.name} has {where.nodes:,}")
+    return dict(where.cluster) | more, nodes * where.devices_per_node
+
+
+def _place(on: str) -> Machine | None:
+    """The public machine that ``on`` names in place of a device."""
+    name = on.partition(":")[0].strip()
+    try:
+        find_id(name)
+    except UnknownNameError:
+        return known_machine(name)
+    return None
+
+
+def _named(on: str, where: Machine | None, more: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """``h800:4096``, ``leonardo:64 nodes``: keys of a cluster file, and the number of devices."""
+    if not on.partition(":")[2].strip():
+        raise GoalError(f'on = "{on}": write the number of devices too, as in "h800:4096"')
+    counted = short_form(on)
+    given: dict[str, Any] = {"device": find_id(on.partition(":")[0])} if where is None else {}
+    given |= {} if where is None else where.cluster
+    given |= more
+    size = {key: counted[key] for key in ("devices", "cards", "nodes") if key in counted}
+    cluster = cluster_of(given | size, on)
     if where is not None:
-        nodes = found.get("nodes", where.nodes)
-        if nodes > where.nodes:
-            raise GoalError(f"{nodes:,} nodes, but {where.name} has {where.nodes:,}")
-        return dict(where.cluster) | more, nodes * where.devices_per_node
-    device, _, count = (part.strip() for part in found["on"].partition(":"))
-    if not count:
-        raise GoalError(f'on = "{device}": write the number of devices too, as in "h800:4096"')
-    return {"device": find_id(device)} | more, read_devices(count)
+        check_size(where, cluster.devices, cluster.devices_per_node, on)
+    return given, cluster.devices
 
 
 def _overrides(table: Any, label: str) -> dict[str, Any]:
