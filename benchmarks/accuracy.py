@@ -14,12 +14,13 @@ import numpy as np
 from krzem.accuracy.evaluate import evaluate
 from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import fitted
-from krzem.engine.description import engine_named
-from krzem.engine.setup import Choices, Setup
 from krzem.cost.layers import layer_seconds
-from krzem.cost.memory import fits_probability, memory_bytes
+from krzem.cost.memory import memory_bytes
+from krzem.cost.memory_error import fits_probability
 from krzem.cost.sizes import StateSizes
 from krzem.cost.step import Optim, step_seconds
+from krzem.engine.description import engine_named
+from krzem.engine.setup import Choices, Setup
 from krzem.facts.table import read_table
 from krzem.hardware.catalogue import load_device
 from krzem.layout.arrays import cells, pack
@@ -49,7 +50,9 @@ def situation(device: str, engine: str, year: float, precision: Precision,
     assert d.scale_up_domain is not None
     assert d.scale_up_bytes_per_s is not None
     assert d.scale_out_bytes_per_s is not None
-    setup = Setup(engine=engine_named(engine).name, year=year, stack=d.software, precision=precision)
+    setup = Setup(
+        engine=engine_named(engine).name, year=year, stack=d.software, precision=precision
+    )
     return Situation(
         device=d, devices_per_node=d.devices_per_node, memory_bytes=d.memory_bytes,
         memory_bytes_per_s=d.memory_bytes_per_s, scale_up_domain=d.scale_up_domain,

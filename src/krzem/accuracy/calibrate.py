@@ -23,6 +23,7 @@ from krzem.accuracy.case import Case, UnusableRowError
 from krzem.accuracy.cells import Row
 from krzem.accuracy.fit import Fit, fit, shared
 from krzem.accuracy.held_back import GROUPS, HeldBack, held_back
+from krzem.accuracy.memory_fit import memory_part
 from krzem.accuracy.reader import read_case
 from krzem.accuracy.spread_fit import fit_spread, sigma_of
 from krzem.cost.assemble import machine
@@ -206,7 +207,7 @@ def main() -> None:
     start = _previous(path).get("logs")
     found = calibrate(published(), start)
     kept = {k: v for k, v in _previous(path).items() if k not in found["coefficients"]}
-    document = {**found["coefficients"], **kept}
+    document = {**found["coefficients"], **kept, "memory": memory_part()}
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     (FOLDER / "held_back.csv").write_text(table_text(found["held_back"]), encoding="utf-8")
     json.dump(found["coefficients"]["summary"], sys.stdout, indent=1)

@@ -47,8 +47,8 @@ RIDGE = 0.3
 """Prior standard deviation of a feature's weight."""
 HELD = {"loss": 0.1, "shown": 0.15, "unseen-engine": 0.15}
 """The same where only one or two organisations tell: what they state is not why they are right."""
-SHIFT_SPREAD = 0.03
-"""Prior standard deviation of a shift."""
+SHIFT_SPREAD = (0.002, 0.03, 0.03, 0.03)
+"""Prior standard deviation of each of :data:`SHIFTS`: tensors are counted, others estimated."""
 NEEDED = frozenset({"micro-batch", "zero stage", "ep", "global batch", "ffn width", "vocab"})
 """Guesses with which a peak says little."""
 
@@ -147,7 +147,7 @@ def fit_memory(data: Points, used: np.ndarray) -> MemorySpread:
     """The scale and shifts that make the rows of ``used`` likeliest."""
     start = np.array([PRIOR[name] for name in FEATURES] + [0.0] * len(SHIFTS))
     free = [HELD.get(name, RIDGE) for name in FEATURES]
-    ridge = np.array(free + [SHIFT_SPREAD] * len(SHIFTS)) ** -2.0
+    ridge = np.array([*free, *SHIFT_SPREAD]) ** -2.0
     ridge[0] = 1.0
     measured = used & np.isfinite(data.error)
     out = used & ~data.ran
