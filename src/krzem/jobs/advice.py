@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from types import MappingProxyType
 
 from krzem.cost.uncertainty import Z80
@@ -28,6 +29,8 @@ from krzem.plan.search import SURE, search
 
 WORTH = 0.01
 """Gain below which a change is not offered."""
+SURE_OF_GAIN = 0.6
+"""Chance of any gain below which a change is not offered."""
 LIKELY = 0.5
 """Chance of fitting below which a change is not offered (unless it fits better than the job)."""
 NOT_OFFERED = frozenset({"routing", "attention=eager"})
@@ -64,6 +67,13 @@ class Suggestion:
     """Standard deviation of the logarithm of the ratio."""
     fits: float
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def chance(self) -> float:
+        """Chance that it gains anything."""
+        if self.sigma <= 0.0:
+            return float(self.gain.mid > 0.0)
+        return NormalDist().cdf(math.log1p(self.gain.mid) / self.sigma)
 
     @property
     def memory_gib(self) -> float:
@@ -104,7 +114,8 @@ def spelled(change: Change, posed: Posed) -> bool:
 def _worth(s: Suggestion, found: Check) -> bool:
     if found.priced.fits < LIKELY <= s.fits:
         return True
-    return s.gain.mid >= WORTH and s.fits >= min(LIKELY, found.priced.fits)
+    gains = s.gain.mid >= WORTH and s.chance >= SURE_OF_GAIN
+    return gains and s.fits >= min(LIKELY, found.priced.fits)
 
 
 def _distinct(found: Sequence[Suggestion]) -> Iterator[Suggestion]:

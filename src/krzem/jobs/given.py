@@ -87,6 +87,8 @@ def completed(job: Job, given: Mapping[str, Value], log: Mapping[str, Setting]) 
     if not given and not told:
         return job
     gone = {other for name in given for other in GIVES_WAY.get(name, ())} - set(given)
+    if "accumulation" in gone and not _batch_is_said(job) and "global_batch" not in given:
+        gone = (gone - {"accumulation"}) | {"global_batch", "train_tokens"}
     kept, derived = {}, {}
     for name, setting in job.settings.items():
         arithmetic = setting.basis is Basis.DERIVED and not setting.line
@@ -105,6 +107,14 @@ def completed(job: Job, given: Mapping[str, Value], log: Mapping[str, Setting]) 
             builder.derive(name, setting.value, setting.text)
     found = builder.job()
     return _with_faults(job, found)
+
+
+def _batch_is_said(job: Job) -> bool:
+    """Whether the files state the global batch, rather than the passes that make one."""
+    batch, passes = job.settings.get("global_batch"), job.settings.get("accumulation")
+    if passes is None:
+        return True
+    return batch is not None and (batch.basis is Basis.STATED or passes.basis is Basis.DERIVED)
 
 
 _CLOSED = frozenset({

@@ -177,6 +177,7 @@ def _suggestion(proved: Proved) -> dict[str, Any]:
         "kind": s.change.kind,
         "fields": {n: list(v) if isinstance(v, tuple) else v for n, v in s.change.fields.items()},
         "gain": s.gain,
+        "chance_of_gain": s.chance,
         "step_time_s": s.priced.seconds,
         "memory_gib": s.memory_gib,
         "fits_probability": s.fits,

@@ -112,8 +112,8 @@ def _suggestions(document: Document) -> Iterator[str]:
     rows = document["suggestions"]
     if not rows:
         yield from paragraph(
-            "What to change: no other switch, degree, micro-batch or recomputation on these devices"
-            " gains more than 1 %."
+            "What to change: of no other switch, degree, micro-batch or recomputation on these"
+            " devices a gain of 1 % or more is likely."
         )
         return
     proved = [s for s in rows if s["proved"]]
