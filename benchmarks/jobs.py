@@ -1,11 +1,12 @@
 """How well the job readers read public training jobs: right, wrong and open fields per engine.
 
-    python benchmarks/jobs.py --mirrors DIR [--half develop] [--write docs/engines.md]
+    python -m benchmarks.jobs --mirrors DIR [--half develop] [--logs] [--write docs/engines.md]
 
 ``DIR`` holds bare git copies of the repositories that ``benchmarks/jobs/collection.csv`` names, as
 ``owner+name/repo`` or ``owner+name.git``.  A field counts only where ``labels.csv`` has a row for
 it; one labelled ``open`` must be left open.  With ``--write`` the table goes between the markers
-``jobs:begin`` and ``jobs:end`` of a page.
+``jobs:begin`` and ``jobs:end`` of a page.  With ``--logs`` the logs of ``logs.csv`` are judged
+instead; their table goes between ``logs:begin`` and ``logs:end``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from benchmarks.job_logs import (
+    LOGS_BEGIN,
+    LOGS_END,
+    Found,
+    judge_log,
+    left_out,
+    log_text,
+    logs_table,
+    read_text_of_log,
+    stored,
+)
 
 from krzem.errors import KrzemError
 from krzem.jobs.job import FIELDS, Job, Value
@@ -63,11 +76,19 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def mirror(folder: Path, repository: str) -> Path:
     """The bare copy of a repository."""
+    found = copy(folder, repository)
+    if found is None:
+        raise SystemExit(f"no copy of {repository} in {folder}")
+    return found
+
+
+def copy(folder: Path, repository: str) -> Path | None:
+    """The bare copy of a repository, or None."""
     owner, _, name = repository.partition("/")
     for candidate in (f"{owner}+{name}/repo", f"{owner}+{name}.git", f"{owner}/{name}.git"):
         if (folder / candidate).is_dir():
             return folder / candidate
-    raise SystemExit(f"no copy of {repository} in {folder}")
+    return None
 
 
 def texts(row: dict[str, str], folder: Path) -> dict[str, str]:
@@ -172,14 +193,36 @@ def _row(engine: str, half: str, jobs: int, score: Score) -> str:
     )
 
 
-def write(page: Path, text: str) -> None:
+def write(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Put the table between the markers of a page."""
     before = page.read_text(encoding="utf-8") if page.exists() else ""
-    if BEGIN not in before or END not in before:
-        raise SystemExit(f"{page} has no markers {BEGIN} and {END}")
-    head, rest = before.split(BEGIN, 1)
-    tail = rest.split(END, 1)[1]
-    page.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+    if begin not in before or end not in before:
+        raise SystemExit(f"{page} has no markers {begin} and {end}")
+    head, rest = before.split(begin, 1)
+    tail = rest.split(end, 1)[1]
+    page.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
+
+
+def logs(options: argparse.Namespace) -> str:
+    """The table of logs, and what is not right on the way."""
+    scores: dict[tuple[str, str], Found] = defaultdict(Found)
+    out: Counter[str] = Counter()
+    for row in rows(FOLDER / "logs.csv"):
+        chosen = options.half in ("all", row["half"]) and row["id"].startswith(options.only)
+        if not chosen:
+            continue
+        git = copy(options.mirrors, row["repository"]) if stored(row) else None
+        content = None if git is None else log_text(row, git)
+        if content is None:
+            out["without a copy" if stored(row) else "in threads or stored without a name"] += 1
+            continue
+        log, why = read_text_of_log(content)
+        score = judge_log(log, row)
+        scores[row["engine"], row["half"]].add(score)
+        if not options.quiet:
+            print(f"{row['id']}: {score.right} right, {score.wrong} wrong {why}")
+            print("".join(f"    {line}\n" for line in score.errors), end="")
+    return f"{logs_table(scores)}\n\n{left_out(out)}".rstrip()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -190,7 +233,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="only jobs whose id begins so")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--quiet", action="store_true", help="no list of what was not right")
+    parser.add_argument("--logs", action="store_true", help="judge logs instead of jobs")
     options = parser.parse_args(argv)
+    if options.logs:
+        text = logs(options)
+        print(text)
+        if options.write is not None:
+            write(options.write, text, LOGS_BEGIN, LOGS_END)
+        return
     labels: dict[str, list[dict[str, str]]] = defaultdict(list)
     wanted = ("labels.csv",) if options.half == "develop" else ("labels.csv", "labels_aside.csv")
     for name in wanted:
