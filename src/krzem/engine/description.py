@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,16 @@ class Refusal:
     def in_force(self, year: float) -> bool:
         """Whether software of ``year`` refuses it."""
         return self.since <= year < self.until
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Omission:
+    """A part of a model that an engine trains without."""
+
+    part: str
+    when: str
+    why: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +131,7 @@ class Engine:
     releases: tuple[Release, ...]
     runs: Runs
     refuses: tuple[Refusal, ...]
+    without: tuple[Omission, ...]
     switches: Mapping[str, EngineSwitch]
     habits: Habits
     design: Mapping[str, Any]
@@ -168,20 +180,55 @@ def _design_at(name: str, year: float, precision: str, zero: int, stack: str) ->
     return engines()[name]._numbers(year, precision, zero, stack)
 
 
-@cache
+class _Engines(Mapping[str, Engine]):
+    """All engines by name; a file is read when its engine is first asked for."""
+
+    def __getitem__(self, name: str) -> Engine:
+        if name not in _files():
+            raise KeyError(name)
+        return _loaded(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_files())
+
+    def __len__(self) -> int:
+        return len(_files())
+
+
+_ALL = _Engines()
+
+
 def engines() -> Mapping[str, Engine]:
     """All engines by name."""
-    files = sorted(p for p in FOLDER.glob("*.toml") if p.stem != "support")
-    found = [_engine(tomllib.loads(p.read_text(encoding="utf-8")), p.name) for p in files]
-    return MappingProxyType({engine.name: engine for engine in found})
+    return _ALL
+
+
+@cache
+def _files() -> Mapping[str, Path]:
+    return {p.stem: p for p in sorted(FOLDER.glob("*.toml")) if p.stem != "support"}
+
+
+@cache
+def _loaded(name: str) -> Engine:
+    path = _files()[name]
+    engine = _engine(tomllib.loads(path.read_text(encoding="utf-8")), path.name)
+    if engine.name != name:
+        raise DataError(f"{path.name} describes {engine.name!r}: name the file after its engine")
+    return engine
+
+
+_ALIASES = re.compile(r"^aliases\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
 
 
 @cache
 def _names() -> Mapping[str, str]:
-    """Every way of writing an engine's name."""
-    return MappingProxyType(
-        {word: e.name for e in engines().values() for word in (*e.aliases, e.name)}
-    )
+    """Every way of writing an engine's name, from the heads of the files."""
+    found: dict[str, str] = {}
+    for name, path in _files().items():
+        match = _ALIASES.search(path.read_text(encoding="utf-8")[:4000])
+        words = re.findall(r'"([^"]*)"', match.group(1)) if match else []
+        found.update(dict.fromkeys((*words, name), name))
+    return found
 
 
 def engine_named(written: str) -> Engine:
@@ -211,9 +258,9 @@ USUAL = MappingProxyType(
 
 def usual_engine(stack: str, parts: frozenset[str] = frozenset()) -> Engine:
     """The engine that runs a model with ``parts`` on a stack where nobody names one."""
-    found = [engines()[name] for name in USUAL.get(stack, ())]
-    able = (e for e in found if parts <= e.runs.models)
-    return next(able, found[0] if found else engines()["other"])
+    names = USUAL.get(stack, ("other",))
+    able = (engines()[name] for name in names if parts <= engines()[name].runs.models)
+    return next(able, engines()[names[0]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +323,9 @@ def _engine(raw: Mapping[str, Any], file: str) -> Engine:
         runs=_runs(raw["runs"]),
         habits=Habits(**raw.get("habits", {})),
         refuses=tuple(_refusal(r, file) for r in raw.get("refuses", ())),
+        without=tuple(
+            Omission(**{**r, "when": _checked(r["when"], file)}) for r in raw.get("without", ())
+        ),
         switches=MappingProxyType(
             {name: _switch(name, r, file) for name, r in raw.get("switch", {}).items()}
         ),

@@ -74,10 +74,11 @@ PARTS = (
 
 
 def model_values(arch: Architecture) -> dict[str, Any]:
-    """Which parts a model has: ``moe``, ``mla``, ``hyper_connections``, …, each true or false; ``mtp`` counts modules."""
+    """Which parts a model has (``moe``, ``mla``, …: true or false); ``mtp`` counts modules."""
     found = parts_of(arch)
     words = {name.replace("-", "_"): name in found for name in PARTS}
-    return {**words, "mtp": arch.mtp_layers}
+    kinds = len(arch.kinds())
+    return {**words, "mtp": arch.mtp_layers, "kinds": kinds, "model_type": arch.model_type}
 
 
 def parts_of(arch: Architecture) -> frozenset[str]:
