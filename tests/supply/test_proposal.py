@@ -76,6 +76,11 @@ def test_bands_of_a_public_machine(plan: dict[str, Any]) -> None:
     assert proposal(plan, "eurohpc", nodes="8", machine="leonardo-booster")["bands"]
 
 
+def test_a_plan_for_another_accelerator_is_refused(plan: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="plan is for nvidia-a100-sxm-80, and LUMI-G has amd"):
+        proposal(plan, "eurohpc", nodes="8", machine="lumi")
+
+
 def _lumi() -> Any:
     from krzem.hardware.cluster_reader import cluster_of
     from krzem.supply.machines import machine

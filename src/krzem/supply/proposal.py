@@ -20,12 +20,13 @@ from typing import Any
 
 from krzem.errors import ClusterError, DataError, GoalError, InputError, UnknownNameError, shorten
 from krzem.estimate import Estimate
+from krzem.hardware.catalogue import find_id
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.model.catalogue import load_model
 from krzem.plan.request import Asked, Question, settle
 from krzem.quantity import parse_devices, parse_ratio
-from krzem.supply.machines import calls, machines
+from krzem.supply.machines import Machine, calls, machines
 from krzem.supply.machines import machine as find_machine
 from krzem.supply.speed import Progress, Speed, speed_of
 
@@ -115,7 +116,7 @@ def proposal(
     own = [] if measured is None else read_measured(measured)
     fit = _correction(own, rows, question, asked)
     main = rows[asked.task.cluster.nodes]
-    place = _machine(asked.task.cluster) if machine is None else find_machine(machine).id
+    place = _machine(asked.task.cluster) if machine is None else _asked(machine, asked).id
     wanted = _resources(main, asked, fit, share)
     return {
         "schema": SCHEMA,
@@ -348,6 +349,19 @@ def _storage(speed: Speed, asked: Asked, copies: int) -> Document:
         "data_bytes": tokens * width,
         "total_bytes": speed.checkpoint_bytes * copies + tokens * width,
     }
+
+
+def _asked(name: str, asked: Asked) -> Machine:
+    """The machine applied for; raises InputError where the plan is for another accelerator."""
+    found, cluster = find_machine(name), asked.task.cluster
+    there = find_id(str(found.cluster["device"]))
+    if cluster.device.id != there:
+        raise InputError(
+            f"--machine {found.id}: the plan is for {cluster.device.id}, and {found.name} has"
+            f" {there}: plan on it first, krzem plan {asked.task.architecture.name} --on"
+            f" {found.id}:{cluster.devices} ... --json"
+        )
+    return found
 
 
 def _machine(cluster: Cluster) -> str | None:

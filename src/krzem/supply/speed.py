@@ -17,6 +17,7 @@ from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.layout.space import Space
 from krzem.model.parameters import count
+from krzem.plan.assumed import decided, ends_of
 from krzem.plan.forecast import WholeRun, forecast
 from krzem.plan.money import ENERGY_FIELDS
 from krzem.plan.operation import quantity
@@ -123,7 +124,7 @@ def speed_of(asked: Asked) -> Speed:
         watts_per_device=_watts(task.cluster),
         precision=str(task.goal.precision),
         engine=task.engine,
-        notes=(*asked.notes, *run.notes),
+        notes=(*asked.notes, *task.cluster.notes, *run.notes),
     )
 
 
@@ -195,7 +196,9 @@ def _planned(asked: Asked) -> tuple[LayoutPlan, WholeRun]:
             f"{task.architecture.name} does not fit {task.cluster.devices:,} x"
             f" {task.cluster.device.id}: the leanest layout needs {need:.1f} GiB of {have:.1f}"
         )
-    described = describe(pricer, found.layouts.at(int(best[0])))
+    ends = ends_of(pricer)
+    decided(ends, found, asked.sure)
+    described = describe(pricer, found.layouts.at(int(best[0])), ends)
     run = forecast(
         described.step_seconds,
         goal=task.goal,
