@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +98,17 @@ def test_a_near_miss_offers_machines_too() -> None:
         read_cluster("leonardo-boster:64")
     with pytest.raises(UnknownNameError, match="jupiter-booster"):
         machine("jupyter")
+
+
+def test_the_page_has_every_machine() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "machines.md").read_text(encoding="utf-8")
+    for place in machines().values():
+        device = find_id(place.cluster["device"])
+        size = f"{place.nodes:,} x {place.devices_per_node}"
+        assert any(
+            line.startswith(f"| `{place.id}` |") and size in line and device in line
+            for line in page.splitlines()
+        ), place.id
 
 
 def test_a_file_overrules_the_machine() -> None:
