@@ -17,7 +17,6 @@ from krzem.accuracy.evaluate import COLUMNS, evaluate, rows_csv
 from krzem.accuracy.figures import mean_spearman, memory_figures, spearman, time_figures
 from krzem.accuracy.outcome import Outcome
 from krzem.cost.coefficients import fitted
-from krzem.cost.shipped import shipped
 from krzem.facts.table import read_table
 
 Row = dict[str, str]

@@ -7,6 +7,7 @@ out.  Read from ``facts/held_back.csv``, which ``python -m krzem.accuracy.calibr
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,8 @@ Row = Mapping[str, str]
 PEERS = (
     ("SIM-", "eight B200, models cut to 4 to 12 layers (MooreThreads/SimuMax)",
      "SimuMax 5.6 % mean, with every shape measured on that machine; rule of thumb below"),
-    ("KOR-", "Megatron 22B to 1T (arXiv 2205.05198, table 5)", "Calculon 3.7 %, SimuMax 5.1 % mean"),
+    ("KOR-", "Megatron 22B to 1T (arXiv 2205.05198, table 5)",
+     "Calculon 3.7 %, SimuMax 5.1 % mean"),
 )  # fmt: skip
 """Rows on which other planners have published or measured figures."""
 
@@ -65,7 +67,9 @@ def _head(rows: Sequence[Row]) -> list[str]:
     near = covered(rows)
     kinds = {
         "an organisation": ("organisation", rows),
-        "… chip family and engine known from others": ("organisation", [r for r in rows if near(r)]),
+        "… chip family and engine known from others": (
+            "organisation", [r for r in rows if near(r)]
+        ),
         "… of these, dense models": (
             "organisation", [r for r in rows if near(r) and r["model"] == "dense"]
         ),
@@ -83,11 +87,11 @@ def _head(rows: Sequence[Row]) -> list[str]:
     return [
         "# Scoreboard",
         "",
-        "Predicted against measured seconds of a training step, each row predicted by a calibration",
-        "that had not seen it. Written by `make scoreboard`; the rows are"
-        " `src/krzem/facts/held_back.csv`.",
-        "An error is predicted over measured, less one; `ln` is the logarithm of that ratio, which",
-        "counts too slow and too fast alike. `high / low` is the median ratio of an interval's ends.",
+        "Predicted against measured seconds of a training step, each row predicted by a",
+        "calibration that had not seen it. Written by `make scoreboard`; the rows are",
+        "`src/krzem/facts/held_back.csv`. An error is predicted over measured, less one; `ln` is",
+        "the logarithm of that ratio, which counts too slow and too fast alike. `high / low` is",
+        "the median ratio of an interval's ends.",
         "",
         f"| left out | {HEAD}",
         *(f"| {name} | {figures(some, trial)} |" for name, (trial, some) in kinds.items() if some),
@@ -99,11 +103,11 @@ def _head(rows: Sequence[Row]) -> list[str]:
 
 
 def _distance(rows: Sequence[Row]) -> list[str]:
-    """Cover by how much of the step is communication, and by the width promised."""
+    """Cover by the width that was promised."""
     sigma = np.array([float(r["organisation_sigma"]) for r in rows])
     ends = np.quantile(sigma, [0.0, 0.25, 0.5, 0.75, 1.0])
     lines = ["## By the width that was promised", "", f"| interval, high / low | {HEAD}"]
-    for low, high in zip(ends, ends[1:], strict=False):
+    for low, high in itertools.pairwise(ends):
         some = [r for r, s in zip(rows, sigma, strict=True) if low <= s <= high]
         name = f"{np.exp(2 * Z80 * low):.2f} to {np.exp(2 * Z80 * high):.2f}"
         lines.append(f"| {name} | {figures(some, 'organisation')} |")
