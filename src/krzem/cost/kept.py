@@ -55,7 +55,8 @@ def usual_states(design: Design, kept: Kept) -> StateBytes:
     if kept.finetune == "full" and design.master_bytes == 0.0:
         # One device trains the 16-bit weights that it loads; sharding loops do, or train in 32.
         wide = 3.0 if kept.sharded else 2.0
-        return StateBytes(weight=wide, gradient=wide, master=0.0, moments=0.25 * wide * moments)
+        moments = moments * min(1.0, 2.0 * wide / design.moment_bytes)
+        return StateBytes(weight=wide, gradient=wide, master=0.0, moments=moments)
     return StateBytes(weight=weight, gradient=gradient, master=design.master_bytes, moments=moments)
 
 

@@ -236,7 +236,9 @@ def describe(pricer: Pricer, layout: Layout, ends: Sequence[Ends] | None = None)
         step_seconds=seconds,
         tokens_per_s_per_device=seconds.inverse(tokens),
         mfu=seconds.inverse(flops),
-        memory_bytes=Estimate.lognormal(peak, memory_sigma(peak), Basis.CALIBRATED),
+        memory_bytes=Estimate.lognormal(
+            peak, memory_sigma(peak, pricer.memory_scale(memory)), Basis.CALIBRATED
+        ),
         fits_probability=fitting(ends, x, _one(pricer.fits(memory))),
         terms=_terms(step),
         ranks=tuple(

@@ -10,18 +10,18 @@ import numpy as np
 
 from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import Coefficients, fitted
-from krzem.cost.kept import Kept, sizes_of
+from krzem.cost.kept import ADAPTERS, Kept, sizes_of
 from krzem.cost.layers import layer_seconds
 from krzem.cost.local import Local
 from krzem.cost.machine import Machine, side_by_side
 from krzem.cost.memory import (
     MemoryBytes,
-    StateSizes,
-    fits_probability,
     low_bytes,
     memory_bytes,
 )
+from krzem.cost.memory_error import MemoryStanding, memory_spread
 from krzem.cost.parts import LayerSeconds
+from krzem.cost.sizes import StateSizes
 from krzem.cost.step import Optim, StepSeconds, step_seconds
 from krzem.engine.conditions import holds
 from krzem.engine.description import Engine, engine_named, usual_engine
@@ -55,6 +55,8 @@ class Task:
     """Age of the software."""
     stated: Choices = ()
     """Switches that somebody stated; the others are chosen layout by layout."""
+    emitted: bool = False
+    """Whether launch files are wanted: what they cannot say is not searched."""
     local: Local | None = None
     """What runs of this cluster say over the shipped calibration."""
 
@@ -69,6 +71,7 @@ class Task:
             optimizer=self.goal.optimizer,
             states=self.goal.states,
             stated=self.stated,
+            emitted=self.emitted,
         )
 
     @property
@@ -158,6 +161,11 @@ class Pricer:
             muon=float(task.goal.optimizer is Optimizer.MUON),
         )
         self.low = low_bytes(task.goal.precision)
+        self.standing = MemoryStanding(
+            unseen_engine=float(task.engine not in memory_spread().engines),
+            experts=float(task.architecture.is_moe),
+            adapters=float(self.setup.finetune in ADAPTERS),
+        )
 
     def machine_of(self, choices: Choices) -> Machine:
         """The cluster under an engine with these switches."""
@@ -176,6 +184,13 @@ class Pricer:
         other = object.__new__(Pricer)
         other.__dict__.update(self.__dict__)
         other.factors, other._machines = factors, {}
+        return other
+
+    def with_batch(self, global_batch: int) -> Pricer:
+        """The same task with another number of sequences a step; its machines are shared."""
+        other = object.__new__(Pricer)
+        other.__dict__.update(self.__dict__)
+        other.task = replace(self.task, goal=replace(self.task.goal, global_batch=global_batch))
         return other
 
     def choose(self, x: Layouts) -> Chosen:
@@ -213,7 +228,11 @@ class Pricer:
     def fits(self, memory: MemoryBytes, capacity: float | None = None) -> np.ndarray:
         """Chance of fitting into the device (or into ``capacity`` bytes)."""
         limit = self.task.cluster.memory_bytes if capacity is None else capacity
-        return np.asarray(fits_probability(memory, limit))
+        return np.asarray(memory_spread().fits(memory, limit, self.standing))
+
+    def memory_scale(self, memory: MemoryBytes) -> float:
+        """How far the peak of one layout may be off (:mod:`krzem.cost.memory_error`)."""
+        return float(np.ravel(memory_spread().scale(memory, self.standing))[0])
 
     def step(self, x: Layouts, chosen: Chosen | None = None) -> StepSeconds:
         """Seconds per step; layouts that share a cell share its price."""
