@@ -344,6 +344,56 @@ def test_trainings_that_differ_leave_open_what_differs() -> None:
     assert job.get("model.layers") == 32
 
 
+def test_of_trainings_in_turn_the_first_is_read_with_its_own_header() -> None:
+    inner = "sbatch <<EOF\n#SBATCH --nodes=$NODES\n#SBATCH --ntasks-per-node=4\n"
+    inner += "srun " + script("--tensor-model-parallel-size $TP").partition("torchrun ")[2]
+    inner = inner.replace("--nnodes 1 --nproc_per_node 8 ", "python ") + "EOF\n"
+    text = "NODES=2 TP=2 bash inner.sh\nNODES=4 TP=4 bash inner.sh\n"
+    job = read_job(text={"train.sh": text, "inner.sh": inner})
+    assert (job.get("tp"), job.get("nodes"), job.get("devices"), job.get("dp")) == (2, 2, 8, 4)
+    assert any("2 trainings" in note for note in job.notes)
+
+
+def test_what_the_scheduler_counts_is_not_what_stands_in_for_it() -> None:
+    text = "N=${SLURM_NNODES:-1}\n" + script(nodes="$N")  # type: ignore[arg-type]
+    job = read_job(text={"train.sh": text})
+    assert job.get("nodes") is None
+    assert "nodes" in asked(job)
+    job = read_job(text={"train.sh": "#!/bin/bash\n#SBATCH -N 2\n" + text})
+    assert job.get("nodes") == 2
+
+
+def test_the_memory_of_a_chip_is_kept() -> None:
+    for header in ("-C v100-32g", "--constraint=v100-32g"):
+        job = read_job(text={"train.sh": f"#!/bin/bash\n#SBATCH {header}\n" + script()})
+        assert job.get("device") == "V100-32G"
+
+
+def test_a_variable_that_no_option_takes_fills_what_is_open() -> None:
+    text = "NUM_GPUS=64\nVOCAB_SIZE=50257\n" + script(vocab_size=None).replace(
+        "torchrun --nnodes 1 --nproc_per_node 8", "deepspeed"
+    )
+    job = read_job(text={"train.sh": text})
+    assert (job.get("devices"), job.get("model.vocab")) == (64, 50257)
+    few = read_job(text={"train.sh": text.replace("=64", "=8")})
+    assert few.get("devices") is None
+
+
+@pytest.mark.parametrize(("flags", "ends"), [
+    ("--account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split", (7, 7)),
+    ("--account-for-loss-in-pipeline-split", (None, None)),
+    ("", (None, None)),
+])  # fmt: skip
+def test_ends_that_count_as_layers(flags: str, ends: tuple[int | None, int | None]) -> None:
+    job = read(f"--pipeline-model-parallel-size 4 {flags}", num_layers="30")
+    assert (job.get("first"), job.get("last")) == ends
+
+
+def test_no_leading_dense_layer_by_a_negative_count() -> None:
+    job = read(f"{MOE} --first-k-dense-replace -1 --reuse-fp32-param --use-fused-rmsnorm")
+    assert job.get("model.dense_layers") == 0
+
+
 def test_a_helper_that_is_missing_leaves_tuning_open() -> None:
     text = "source helpers.sh\n" + script("$TUNING")
     job = read_job(text={"train.sh": text})

@@ -163,7 +163,7 @@ def _launch(command: Command, script: Script) -> Launch | None:
         launchers=tuple(kinds),
         options=_options(before),
         command=command,
-        headers=script.headers,
+        headers=command.headers or script.headers,
     )
 
 
@@ -333,15 +333,16 @@ def _visible(job: JobBuilder, launch: Launch, sources: Sources) -> None:
 
 _CHIP = re.compile(
     r"(?<![a-z0-9])(gb200|gb300|b200|b300|h100|h200|h800|h20|a100|a800|v100|l40s?|mi2[15]0x?|"
-    r"mi300[xa]|mi325x|mi355x|gaudi-?[23]|hl-?2[02]5|910b[1-4]?|910c|910_93)(?![a-z0-9])"
+    r"mi300[xa]|mi325x|mi355x|gaudi-?[23]|hl-?2[02]5|910b[1-4]?|910c|910_93)"
+    r"(?![a-z0-9])(-\d{2,3}gb?(?![a-z0-9]))?"
 )
 
 
 def chips(text: str) -> Iterator[str]:
-    """Names of chips in a text, as the vendors write them."""
+    """Names of chips in a text, as the vendors write them, with their memory where it stands."""
     for match in _CHIP.finditer(text.lower()):
-        name = match[1].upper()
-        yield name.replace("X", "X") if not name.startswith("GAUDI") else match[1].capitalize()
+        name = match[1].capitalize() if match[1].startswith("gaudi") else match[1].upper()
+        yield name + (match[2] or "").upper()
 
 
 def state_device(job: JobBuilder, launch: Launch, sources: Sources) -> None:

@@ -109,12 +109,24 @@ def read(sources: Sources, job: JobBuilder) -> None:
     words = [word for w in launch.args for word in (
         tabled(w, launch.command.environment, sources) or [w])]  # fmt: skip
     arguments = _arguments(words, sources, job)
-    if len(found) > 1:
+    if len(found) > 1 and _in_turn(found):
+        job.note(f"{len(found)} trainings are started one after another; the first is read")
+    elif len(found) > 1:
         arguments = _agreed(arguments, [pair[1] for pair in found[1:]], sources, job)
     state_devices(job, launch, sources)
     state_device(job, launch, sources)
     fill(arguments, job, (script, launch, sources))
     _surroundings(script, launch, sources, job)
+
+
+def _in_turn(found: Sequence[tuple[Script, Launch]]) -> bool:
+    """Whether one script starts all of them, each by a command of its own that does run.
+
+    What a loop starts is a sweep: one of its turns is no more the job than another.
+    """
+    commands = [launch.command for _, launch in found]
+    alone = len({id(script) for script, _ in found}) == 1
+    return alone and all(c.certain and not c.repeated for c in commands)
 
 
 def _arguments(words: Sequence[ShellWord], sources: Sources, job: JobBuilder) -> list[Argument]:
@@ -209,6 +221,7 @@ def _surroundings(script: Script, launch: Launch, sources: Sources, job: JobBuil
         if word is not None and word.known and re.match(r"\d+\.\d+", word.text):
             job.state("engine_version", word.text, at(word.origin, sources.files))
             job.version = word.text
+    _unused(script, launch, sources, job)
     for command in script.commands:
         _edits(command, sources, job)
     for name, origin in script.missing.items():
@@ -220,6 +233,31 @@ def _surroundings(script: Script, launch: Launch, sources: Sources, job: JobBuil
                 f"the command before ends here, so {command.words[0].text} starts a new one:"
                 " a line before it lacks its backslash or holds a comment",
             )
+
+
+_WORLDS = ("WORLD_SIZE", "NUM_GPUS", "N_GPUS", "NGPUS", "GPU_NUM", "NUM_DEVICES")
+LARGEST_NODE = 16
+"""Devices of a node; a larger count is that of the job."""
+
+
+def _unused(script: Script, launch: Launch, sources: Sources, job: JobBuilder) -> None:
+    """Variables that the script sets and no option takes, where the options leave it open."""
+    rows = script.variables.get("VOCAB_SIZE")
+    if rows is not None and job.get("model.vocab") is None and _is_count(rows):
+        place = at(rows.origin, sources.files)
+        job.derive("model.vocab", int(rows.text), f"VOCAB_SIZE={rows.text}", place)
+    if launch.launchers[-1:] != ("deepspeed",) or job.get("devices") or job.get("nodes"):
+        return
+    for name in _WORLDS:
+        count = script.variables.get(name)
+        if count is not None and _is_count(count) and int(count.text) > LARGEST_NODE:
+            place = at(count.origin, sources.files)
+            job.derive("devices", int(count.text), f"{name}={count.text}", place)
+            return
+
+
+def _is_count(word: ShellWord) -> bool:
+    return word.known and re.fullmatch(r"[1-9]\d{0,6}", word.text) is not None
 
 
 def _edits(command: Command, sources: Sources, job: JobBuilder) -> None:

@@ -129,10 +129,23 @@ def _virtual(args: Arguments, job: JobBuilder, pp: int, layers: int | None) -> N
         else:
             why = f"{counted} layers / {pp} stages / {size} per virtual stage"
             job.derive("vpp", counted // pp // size, why, place)
+    if layers and pp > 1:
+        _counted_ends(args, job, pp, layers)
     if count is None and each is None and job.uneven is None and layers and layers % pp:
         job.fault(
             job.line("pp", "model.layers"), f"{layers} layers do not divide by pp = {pp} stages"
         )
+
+
+def _counted_ends(args: Arguments, job: JobBuilder, pp: int, layers: int) -> None:
+    """Layers of the end stages where the embedding, the loss or both count as one."""
+    ends = {"first": "embedding", "last": "loss"}
+    counted = {f: n for f, n in ends.items() if args.has(f"--account-for-{n}-in-pipeline-split")}
+    total = layers + len(counted)
+    if total % pp or job.number("first") is not None or job.number("last") is not None:
+        return
+    for field, name in counted.items():
+        job.derive(field, total // pp - 1, f"{total} / {pp} stages, the {name} counted as a layer")
 
 
 def stage_sizes(text: str) -> list[int] | None:

@@ -210,7 +210,7 @@ def _dense_layers(args: Arguments, job: JobBuilder, place: Place) -> None:
     first = args.number("model.dense_layers", "--first-k-dense-replace")
     frequency = args.text("model.dense_layers", "--moe-layer-freq")
     if first is not None:
-        job.state("model.dense_layers", *first)
+        job.state("model.dense_layers", max(first[0], 0), first[1])
         return
     if frequency is None:
         if not args.open("--moe-layer-freq", "--first-k-dense-replace"):

@@ -291,6 +291,9 @@ def _recompute(tree: Tree, job: JobBuilder) -> None:
         job.default("recompute", "none", "checkpoint_activations is false")
         return
     job.state("recompute", "full" if said else "none", tree.place("checkpoint_activations"))
+    layers, stages = job.number("model.layers"), job.number("pp") or 1
+    if said and layers and layers % stages == 0:
+        job.derive("rlayers", layers // stages, f"all of {layers} layers on {stages} stages")
     if not said:
         job.drop("switch.partition-activations")
         job.default("switch.partition-activations", "off", "nothing is checkpointed")

@@ -214,12 +214,15 @@ class Shell(Builtins):
 
     def _turn(self, body: tree.Body) -> bool:
         """One turn of a loop; False where it breaks out."""
+        outer, self.repeated = self.repeated, True
         try:
             self.body(body)
         except Break:
             return False
         except Continue:
             pass
+        finally:
+            self.repeated = outer
         return True
 
     def count(self, node: tree.Count) -> bool | None:

@@ -179,8 +179,9 @@ class Commands(Machine):
             environment[name] = word_of(scalar(self.names[name]), node.origin)
         words = tuple(word_of(value, node.origin) for value in values)
         self.script.commands.append(
-            Command(self.prefix + words, environment, node.origin, self.certain, self.file)
-        )
+            Command(self.prefix + words, environment, node.origin, self.certain, self.file,
+                    self.script.headers, self.repeated)
+        )  # fmt: skip
 
     def _inner(self, node: tree.Simple, values: list[Value]) -> bool:
         """A script inside the command: ``bash file``, ``bash -c text``, ``srun script.sh``."""

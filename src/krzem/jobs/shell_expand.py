@@ -37,6 +37,8 @@ _OUTSIDE = re.compile(
     r"TMPDIR|RANDOM|SECONDS|BASH|LINENO|UID|PPID|SHELL|LOGNAME|PYTHONPATH|SCRATCH|WORK$"
 )
 """Variables that a scheduler, a launcher or the login sets: never taken as empty."""
+_COUNTED = re.compile(r"SLURM_(JOB_NUM_NODES|N?NODES|JOB_NODES|NTASKS|NPROCS)|PBS_NUM_NODES")
+"""Sizes of the job that a scheduler sets: what stands in for them elsewhere is not the job."""
 _BRACES = re.compile(r"\{(-?\d{1,9})\.\.(-?\d{1,9})\}")
 _Field = tuple[Value, bool]
 """A run of pieces and whether it was quoted."""
@@ -314,7 +316,7 @@ class Expander:
         if there:
             assert found is not None
             return found
-        if p.op.endswith("?"):
+        if p.op.endswith("?") or (found is None and _COUNTED.fullmatch(p.name)):
             return unknown(p.source, p.origin)
         value = self.value(p.argument)
         if p.op.endswith("=") and p.index is None:

@@ -10,7 +10,7 @@ from krzem.jobs.shell_words import Origin, ShellWord
 _HEADER = re.compile(r"^#(SBATCH|PBS|BSUB|FLUX:?)[ \t]+(.+?)[ \t]*$", re.M)
 _SHORT = {
     "-N": "nodes", "-n": "ntasks", "-G": "gpus", "-c": "cpus-per-task", "-J": "job-name",
-    "-p": "partition", "-t": "time",
+    "-p": "partition", "-t": "time", "-C": "constraint",
 }  # fmt: skip  # fmt: skip
 
 

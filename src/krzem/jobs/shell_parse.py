@@ -457,12 +457,16 @@ class Parser(WordParser):
         self.cut(end, min(at, len(self.text)))
 
     def document_line(self, waiting: tree.Waiting, begin: int, line: str) -> None:
+        slashes = len(line) - len(line.rstrip("\\"))
+        goes_on = not waiting.quoted and slashes % 2 == 1
+        line = line[:-1] if goes_on else line
         if waiting.quoted or not re.search(r"[$`\\]", line):
             waiting.parts.append(Lit(line, True, self.origin(begin)))
         else:
             part = self.nested(line, begin)
             waiting.parts.extend(part.until((), True, document=True))
-        waiting.parts.append(Lit("\n", True, self.origin(begin)))
+        if not goes_on:
+            waiting.parts.append(Lit("\n", True, self.origin(begin)))
 
     def cut(self, start: int, end: int) -> None:
         """Take characters out of the script; lines keep their numbers."""

@@ -35,6 +35,10 @@ class Command:
     """False where it stands under a condition that is not known."""
     script: str = ""
     """Name of the file whose evaluation led here."""
+    headers: Mapping[str, ShellWord] = field(default_factory=dict)
+    """Options of the scheduler's lines that were read before it."""
+    repeated: bool = False
+    """Whether a loop runs it, perhaps with other values at each turn."""
 
 
 @dataclass(slots=True)
@@ -87,6 +91,7 @@ class Machine(Expander):
         self.functions: dict[str, tree.Body] = {}
         self.exported: set[str] = set()
         self.certain = True
+        self.repeated = False
         self.captured: list[Value] | None = None
         self.stdin: Value | None = None
         self.silent = False

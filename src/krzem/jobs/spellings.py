@@ -114,7 +114,9 @@ def _targets(
     elif name == "zero":
         yield from _zero(engine, int(str(value)))
     elif name == "offload" and megatron:
-        on = [("--optimizer-cpu-offload", ""), ("--optimizer-offload-fraction", "1.0")]
+        on: list[Target] = [
+            ("--optimizer-cpu-offload", ""), ("--optimizer-offload-fraction", "1.0"),
+        ]  # fmt: skip
         yield on if value else [("--optimizer-cpu-offload", None)]
     for table in NUMBERS.get(engine, ()):
         if name in table:
