@@ -167,6 +167,14 @@ def test_all_verbs_use_it_and_say_so(krzem: Callable[..., Any], tmp_path: Path) 
     planned = krzem("plan", "qwen3-0.6b", "--on", "h100:16", "--batch", "64", "--tokens", "1B",
                     "--calibration", path, "--json")  # fmt: skip
     assert any("calibrated by" in note for note in json.loads(planned.out)["notes"])
+    (tmp_path / "cluster.toml").write_text(
+        'device = "h100"\ndevices = 16\ncalibration = "mine.toml"'
+    )
+    own = krzem("check", run_sh, "--on", str(tmp_path / "cluster.toml"), "--top", "0", "--json")
+    assert any("calibrated by" in note for note in json.loads(own.out)["notes"])
+    also = krzem("explain", *(str(tmp_path / "cluster.toml") if a == "h100:16" else a
+                              for a in layout))  # fmt: skip
+    assert any("calibrated by" in note for note in json.loads(also.out)["notes"])
     other = krzem("plan", "qwen3-0.6b", "--on", "a100:16", "--batch", "64", "--calibration", path)
     assert other.code == 2
     assert "is of nvidia-h100-sxm" in other.err

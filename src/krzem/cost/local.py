@@ -73,6 +73,14 @@ class Local:
         """``base`` moved by the factors."""
         return moved(base, self.offsets(engine))
 
+    @property
+    def note(self) -> str:
+        """That an answer rests on these factors."""
+        return (
+            f"calibrated by {self.source} on {self.runs} runs of {self.cluster}: for {self.engine}"
+            f" intervals are {self.narrowed:.0%} as wide as without"
+        )
+
     def narrowing(self, engine: str) -> float:
         """Factor on the standard deviation of a step time."""
         if engine == self.engine:

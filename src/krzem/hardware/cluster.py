@@ -66,6 +66,8 @@ class Cluster:
     """Aggregate rate into storage, whole job."""
     host_memory_bytes_per_device: float | None = None
     name: str = ""
+    calibration: str = ""
+    """File of local factors that belongs to this cluster; empty: the shipped ones alone."""
     measured: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """What probes measured on this cluster, in base units (``bf16_flops``, ``launch_seconds``)."""
     site: Site = field(default_factory=Site)

@@ -63,6 +63,7 @@ def build_cluster(given: Mapping[str, Any], where: str) -> Cluster:
         rails=given.get("rails"),
         host_memory_bytes_per_device=host_memory and host_memory / known["devices_per_node"],
         name=given.get("name", f"{device.id}:{devices}"),
+        calibration=given.get("calibration", ""),
         measured=MappingProxyType(dict(given.get("measured", {}))),
         site=Site(**given.get("launch", {})),
         facts=MappingProxyType({**peaks, **facts}),

@@ -77,6 +77,7 @@ KEYS: Mapping[str, Key] = {
     "family": Key(_text, '"nvidia-hopper"', "family of the catalogue whose calibration it takes"),
     "device_fraction": Key(parse_ratio, "0.5", "part of a card that one device is; 1: whole cards"),
     "name": Key(_text, '"my cluster"', "how reports call it"),
+    "calibration": Key(_text, '"mine.toml"', "local factors, as `krzem check --calibrate` wrote"),
     "devices": Key(read_devices, "2048", "devices as software sees them"),
     "cards": Key(read_devices, "1024", "cards, where a card holds several devices"),
     "nodes": Key(read_devices, "256", "full nodes"),

@@ -22,6 +22,7 @@ All keys, with examples: ``KEYS``, ``PEAK``, ``MEASURED`` and ``LAUNCH`` in clus
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ def read_cluster(text_or_path: str | Path) -> Cluster:
     text = str(text_or_path).strip()
     if isinstance(text_or_path, Path) or text.lower().endswith(".toml"):
         where = shorten(Path(text).name, 60)
-        return build_cluster(read_keys(read_toml(Path(text), hint=HINT), where), where)
+        found = build_cluster(read_keys(read_toml(Path(text), hint=HINT), where), where)
+        if not found.calibration:
+            return found
+        return replace(found, calibration=str(Path(text).parent / found.calibration))
     return build_cluster(short_form(text), shorten(text, 60))
 
 

@@ -17,7 +17,6 @@ from krzem.jobs.logs import read_log
 from krzem.jobs.proof import Proved, prove, reposing
 from krzem.jobs.question import Posed, pose
 from krzem.jobs.reading import LARGEST_FILE, MOST_FILES, read_job
-from krzem.plan.request import calibrated_by
 
 HINT = "give the files of a training job: its script and the configurations it names"
 
@@ -140,7 +139,7 @@ def _notes(found: Check) -> tuple[str, ...]:
     local = posed.task.local
     notes = [*posed.notes, *posed.job.notes]
     if local is not None:
-        notes.append(calibrated_by(local))
+        notes.append(local.note)
     if log is not None:
         notes += [str(c) for c in log.checks if not c.closes]
         notes += log.notes

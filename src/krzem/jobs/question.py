@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from krzem.accuracy.batch import IMPOSSIBLE, STEPS
-from krzem.cost.local import read_local
+from krzem.cost.local import Local, read_local
 from krzem.engine.description import Engine, engines
 from krzem.engine.legal import software_year
+from krzem.engine.setup import Choices
 from krzem.engine.switches import switches
 from krzem.errors import GoalError, InputError, KrzemError, LayoutError, UnknownNameError, shorten
 from krzem.hardware.catalogue import find_id, load_device
@@ -38,6 +39,8 @@ from krzem.plan.search import SURE
 from krzem.quantity import parse_date
 
 ADAPTERS = ("lora", "qlora")
+QUANTISED = 0.55
+"""Bytes per frozen weight in 4 bits with its scales."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,28 +112,41 @@ def pose(
     year = _year(job, engine, cluster, assumed)
     layout = replace(degrees, dp=_replicas(job, degrees, cluster.devices))
     layout = _memory_policy(values, layout, engine)
-    finetune = str(job.get("finetune") or "none")
-    task = Task(
-        architecture=architecture, cluster=cluster,
-        goal=Goal(
-            tokens=float(_tokens(job, batch * sequence)), sequence=sequence, global_batch=batch,
-            precision=precision, optimizer=values.optimizer(),
-            states=_states(job, engine, cluster, year, precision, finetune),
-        ),
-        engine=job.engine, year=year,
-        stated=tuple((n, str(job.get(f"switch.{n}"))) for n in switches()
-                     if job.get(f"switch.{n}") is not None),
-        local=None if calibration is None else read_local(calibration, cluster.device.id),
+    goal = Goal(
+        tokens=float(_tokens(job, batch * sequence)), sequence=sequence, global_batch=batch,
+        precision=precision, optimizer=values.optimizer(),
+        states=_states(job, engine, cluster, year, precision),
     )  # fmt: skip
+    task = Task(
+        architecture=architecture, cluster=cluster, goal=goal, engine=job.engine, year=year,
+        stated=_stated(job), local=_local(calibration or cluster.calibration, cluster),
+    )  # fmt: skip
+    return _finished(job, task, layout, assumed, (*values.notes, *cluster.notes))
+
+
+def _stated(job: Job) -> Choices:
+    """What the files and the engine's defaults decide of its switches."""
+    found = ((name, job.get(f"switch.{name}")) for name in switches())
+    return tuple((name, str(choice)) for name, choice in found if choice is not None)
+
+
+def _finished(
+    job: Job, task: Task, layout: Layout, assumed: list[str], notes: tuple[str, ...]
+) -> Posed:
+    """The question, with recomputation where nobody says it, and with its doubts."""
     known = job.get("recompute") is not None
     posed = Posed(
-        job=job, task=task, layout=layout, finetune=finetune, recompute_known=known,
+        job=job, task=task, layout=layout, finetune=_finetune(job), recompute_known=known,
         whole=job.get("train_tokens") is not None, assumed=tuple(dict.fromkeys(assumed)),
-        doubts=(), notes=tuple(values.notes),
+        doubts=(), notes=notes,
     )  # fmt: skip
     if not known:
         posed = _least_recompute(posed)
-    return replace(posed, doubts=_doubts(posed))
+    return replace(posed, doubts=tuple(_doubt(posed)))
+
+
+def _finetune(job: Job) -> str:
+    return str(job.get("finetune") or "none")
 
 
 def _cannot_run(job: Job) -> str:
@@ -264,6 +280,11 @@ def device_id(name: str) -> str:
         except KrzemError:
             continue
     return find_id(name)
+
+
+def _local(path: str | Path, cluster: Cluster) -> Local | None:
+    """The local factors asked for, or of the cluster's own file."""
+    return read_local(path, cluster.device.id) if path else None
 
 
 # -- date
@@ -475,7 +496,7 @@ def _tokens(job: Job, of_a_step: int) -> int:
 
 
 def _states(
-    job: Job, engine: Engine, cluster: Cluster, year: float, precision: Precision, finetune: str
+    job: Job, engine: Engine, cluster: Cluster, year: float, precision: Precision
 ) -> StateBytes:
     """Bytes per parameter; weights in 32 bits are 16-bit ones and the rest beside the states."""
     design = engine.design_at(year, precision.value, stack=cluster.device.software)
@@ -489,17 +510,13 @@ def _states(
         found["master"] = 0.0
     extra = max(found["weight"] - design.weight_bytes, 0.0)
     found |= {"weight": found["weight"] - extra, "master": found["master"] + extra}
-    if finetune in ADAPTERS:
-        weight = 0.55 if finetune == "qlora" else found["weight"]
+    if _finetune(job) in ADAPTERS:
+        weight = QUANTISED if _finetune(job) == "qlora" else found["weight"]
         return StateBytes(weight=weight, gradient=0.0, master=0.0, moments=0.0)
     return StateBytes(**found)
 
 
 # -- doubts
-
-
-def _doubts(posed: Posed) -> tuple[str, ...]:
-    return tuple(_doubt(posed))
 
 
 def _doubt(posed: Posed) -> Iterator[str]:

@@ -251,20 +251,13 @@ def _software(picker: _Picker, engine: Engine, cluster: Cluster, year: float) ->
 
 
 def _local(picker: _Picker, path: str | Path | None, cluster: Cluster) -> Local | None:
-    """The local factors asked for, and the note that says so."""
+    """The local factors asked for, or of the cluster's own file, and the note that says so."""
+    path = path or cluster.calibration or None
     if path is None:
         return None
     local = read_local(path, cluster.device.id)
-    picker.notes.append(calibrated_by(local))
+    picker.notes.append(local.note)
     return local
-
-
-def calibrated_by(local: Local) -> str:
-    """That an answer rests on local factors."""
-    return (
-        f"calibrated by {local.source} on {local.runs} runs of {local.cluster}: for"
-        f" {local.engine} intervals are {local.narrowed:.0%} as wide as without"
-    )
 
 
 def _emitting(engine: str | None, emits: str | None) -> str | None:
