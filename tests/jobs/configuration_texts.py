@@ -137,6 +137,56 @@ if __name__ == "__main__":
     run.cli.main(llm.pretrain, default_factory=recipe)
 """
 
+NEMO_1_IN_2 = """
+trainer:
+  devices: 8
+  num_nodes: 2
+  precision: bf16
+model:
+  base_config: 8b
+  megatron_amp_O2: false
+  tensor_model_parallel_size: 2
+  micro_batch_size: 1
+  fp8: true
+  fp8_param: false
+  ub_tp_comm_overlap: true
+  optim: {overlap_grad_reduce: true, fp8_params: true}
+"""
+NEMO_2_PROGRAM = """
+from nemo.collections import llm
+
+def idle(config):
+    return Callback(config.model.ub_tp_comm_overlap, config.model.optim.overlap_grad_reduce)
+
+def main(config):
+    model = llm.Llama31Config8B(amp=config.model.megatron_amp_O2)
+    return train(model, config.model.optim.overlap_grad_reduce)
+
+main(load())
+"""
+MLPERF = """
+source $(dirname ${BASH_SOURCE[0]})/config_common.sh
+export MINIBS=4
+export TENSOR_MODEL_PARALLEL=2
+export SEQ_PARALLEL=True
+export PIPELINE_MODEL_PARALLEL=4
+export INTERLEAVED_PIPELINE=null
+export CONTEXT_PARALLEL=1
+export MICRO_BATCH_SIZE=1
+export DGXNNODES=2
+export DGXNGPU=8
+export MAX_STEPS=100
+export DGXSYSTEM=$(basename $(readlink -f ${BASH_SOURCE[0]}) | sed 's/^config_//')
+"""
+MLPERF_COMMON = """
+export USE_DIST_OPTIMIZER=True
+export FP8=True
+export FP8_RECIPE="tensorwise"
+export OVERLAP_GRAD_REDUCE=True
+export OVERWRITTEN_NUM_LAYERS=32
+export CE_FUSION_IMPL=te
+"""
+
 PRIMUS = """
 exp_name: ${PRIMUS_EXP_NAME:x}
 modules:

@@ -223,7 +223,7 @@ def _eight_bits(tree: Tree, job: JobBuilder) -> None:
     job.state("precision", precision, place, override=True)
     if scaling:
         job.state("switch.fp8-scaling", scaling, tree.place(*keys("fp8_recipe")), override=True)
-    for name in ("fp8_param_gather", "fp8_param", "fp8_params"):
+    for name in ("fp8_param_gather", "fp8_params", "fp8_param"):
         said = _truth(tree, name)
         if said is not None:
             job.state("switch.fp8-params", "on" if said else "off", tree.place(*keys(name)),

@@ -113,9 +113,3 @@ def _named(tree: Tree, prefix: str, job: JobBuilder) -> None:
         for field in _OPEN:
             why = f"the recipe {name} in NeMo's own code decides it"
             job.ask(field, why, "give its value")
-
-
-def class_of(name: str) -> str:
-    """The configuration class of a recipe: ``llama31_8b`` is ``llama31config8b``."""
-    match = re.fullmatch(r"(llama\d+)_(\d+b).*", name)
-    return f"{match[1]}config{match[2]}" if match is not None else name

@@ -16,7 +16,7 @@ from krzem.jobs.hydra import compose
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.nemo import read_settings
-from krzem.jobs.nemo_helpers import class_of, translate
+from krzem.jobs.nemo_helpers import translate
 from krzem.jobs.recipe import Recipe
 from krzem.jobs.recipe_nodes import Node
 from krzem.jobs.registry import Claim, Reader, Sources
@@ -83,6 +83,7 @@ def read(sources: Sources, job: JobBuilder) -> None:
         tree.update(_overrides(start))
     state_machine(job, start, sources)
     _constants(sources, tree)
+    _unread(sources, tree, job)
     read_settings(tree, job)
     _shape(sources, tree, job)
     fall_back(job, _DEFAULTS)
@@ -159,17 +160,63 @@ def _constants(sources: Sources, tree: Tree) -> None:
                 tree.put(Entry(key=key, value=value, place=lines.place(line)))
 
 
+_NEMO_2 = re.compile(
+    r"^\s*(from|import)\s+nemo\.(lightning|collections\.llm)\b"
+    r"|^\s*from\s+nemo(\.collections)?\s+import\s+(lightning|llm)\b",
+    re.M,
+)
+
+
+def _unread(sources: Sources, tree: Tree, job: JobBuilder) -> None:
+    """Settings without effect: NeMo 1's under NeMo 2, and what only uncalled functions read."""
+    for name, text in sources.with_suffix(".py").items():
+        if not _NEMO_2.search(text) or len(text) > 400_000:
+            continue
+        for key in [k for k in tree.entries if k.endswith("megatron_amp_O2")]:
+            job.note(f"{key} does nothing in NeMo 2")
+            del tree.entries[key]
+        idle = _idle_names(text)
+        for key in [k for k in tree.entries if k.rpartition(".")[2] in idle]:
+            job.note(f"{key}: only a function of {name} that is never called reads it")
+            place = tree.entries[key].place
+            del tree.entries[key]
+            if key.endswith("tp_comm_overlap"):
+                job.derive("switch.overlap-tp", "off", "what reads it is never called", place)
+
+
+def _idle_names(text: str) -> set[str]:
+    """Attributes that only functions read which nothing in the module calls or hands on."""
+    try:
+        module = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    idle = [
+        node for node in module.body
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list
+        and not any(_reads(other, node.name) for other in module.body if other is not node)
+    ]  # fmt: skip
+    live = {a for n in module.body if n not in idle for a in _attributes(n)}
+    return {a for n in idle for a in _attributes(n)} - live
+
+
+def _reads(node: ast.AST, name: str) -> bool:
+    return any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(node))
+
+
+def _attributes(node: ast.AST) -> set[str]:
+    return {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+
+
 def _shape(sources: Sources, tree: Tree, job: JobBuilder) -> None:
     """The shape of a configuration class that is named, in a recipe or by its size."""
     names = [str(e.value) for k, e in tree.entries.items() if k.endswith("_target_")]
     names += [str(e.value) for k, e in tree.entries.items() if k.endswith((".config", ".0"))]
-    said = job.get("model.name")
-    if isinstance(said, str):
-        names.append(class_of(said))
     size = word_of(tree, "model.base_config")
     program = "".join(sources.with_suffix(".py").values())
     if size and "Llama31Config" in program:
         names.append(f"Llama31Config{size}")
+        why = f"the configuration that the program takes for {size}"
+        job.derive("model.name", names[-1], why, tree.place("model.base_config"))
     for name in names:
         shape = _SHAPES.get(name.rpartition(".")[2].lower())
         if shape is not None:
