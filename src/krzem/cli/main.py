@@ -97,6 +97,7 @@ Examples:
   krzem plan deepseek-v3 --on nvidia-h800-sxm:2048 --tokens 14.8T
   krzem compare deepseek-v3 --on h800:2048 --on ascend-910c:4096
   krzem explain deepseek-v3 --on h800:2048 --layout tp=1,pp=16,ep=64,mbs=1
+  krzem check run.sh --log train.log --on h100
   krzem models          krzem devices h800
 
 Every verb has --help with examples, and --json."""

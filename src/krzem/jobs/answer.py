@@ -84,9 +84,8 @@ def answer(asking: Asking) -> Answer:
     def read(files: Mapping[str, str]) -> Job:
         return read_job(text=files, engine=asking.engine)
 
-    suggestions = _proved(
-        advise(found, pricer, TRIED), lambda s: prove(s, posed, texts, read, repose), asking.most
-    )
+    advice = advise(found, pricer, TRIED) if asking.most else ()
+    suggestions = _proved(advice, lambda s: prove(s, posed, texts, read, repose), asking.most)
     return Answer(
         asking=asking, check=found, suggestions=suggestions,
         explanations=explanations(found, pricer), calibration=_calibration(asking, found),

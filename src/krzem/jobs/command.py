@@ -87,7 +87,7 @@ def check_command(
     found = answer(
         Asking(
             files=files, logs=logs, on=on, model=model, engine=engine, given=given,
-            calibration=calibration, calibrate=calibrate, most=top,
+            calibration=calibration, calibrate=calibrate, most=0 if quiet and not (as_json or html) else top,
         )
     )  # fmt: skip
     document = check_document(found)
