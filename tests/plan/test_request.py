@@ -32,7 +32,7 @@ def test_everything_comes_from_the_recipe_and_is_said() -> None:
     assert goal.optimizer is Optimizer.ADAMW
     assert goal.states.moments == 4.0
     assert set(asked.from_recipe) == {
-        "tokens", "sequence", "global_batch", "precision", "optimizer", "state_bytes",
+        "tokens", "sequence", "global_batch", "precision", "optimizer", "state_bytes", "ramp",
     }  # fmt: skip
     assert "arXiv 2412.19437" in notes(asked)
 

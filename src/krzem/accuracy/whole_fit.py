@@ -1,9 +1,10 @@
 """Published totals against forecasts: ``python -m krzem.accuracy.whole_fit [--write]``.
 
-Each total is planned as its row says (:mod:`krzem.accuracy.whole_runs`), the distance between
-forecast and total is fitted (:class:`krzem.plan.calendar.Distance`), and every total is judged by
-a distance that was fitted without its organisation.  ``--write`` puts the distance of all totals
-into ``facts/coefficients.json``.
+Each total is planned as its row says (:mod:`krzem.accuracy.whole_runs`): once with the layout that
+is published, where one is, and once with the best layout of a search, as a user without one plans.
+The distance between forecast and total is fitted on both (:class:`krzem.plan.calendar.Distance`),
+and every total is judged by a distance that was fitted without its organisation.  ``--write`` puts
+the distance of all totals into ``facts/coefficients.json``.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ OTHER = "other"
 """Engine of published layouts that the usual one refuses."""
 LEAST = 0.05
 """Residuals below this weigh alike; the distance is never taken to be surer."""
-MOST, WITHIN = 0.75, 1.1503
-"""Three quarters of a normal distribution, and the standard deviations within which they lie."""
+MOST, WITHIN = 0.6827, 1.0
+"""Two thirds of a normal distribution, and the standard deviations within which they lie."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +58,20 @@ class Forecasted:
     plan: Plan
     given: bool
     """Whether the parallel degrees were held to the published ones."""
-    hours: float
+    free: bool
+    """Whether nothing of the layout was held."""
+    hours: Estimate
     """Device-hours without the distance, of the same kind as the total."""
 
     @property
     def sigma(self) -> float:
-        """Standard deviation of the logarithm of the step time."""
-        step = self.plan.best.step_seconds
-        return math.log(step.high / step.low) / (2.0 * Z80)
+        """Standard deviation of the logarithm of ``hours``."""
+        return math.log(self.hours.high / self.hours.low) / (2.0 * Z80)
 
     @property
     def ratio(self) -> float:
         """Logarithm of published over forecast."""
-        return math.log(self.total.device_hours / self.hours)
+        return math.log(self.total.device_hours / self.hours.mid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +93,27 @@ class Judged:
 
 
 def forecasts(found: Iterable[Total]) -> list[Forecasted]:
-    """Every total planned; those that cannot be are left out."""
-    done = (_forecasted(total) for total in found)
-    return [one for one in done if one is not None]
+    """Every total planned, free and with what is published of its layout.
+
+    What cannot be planned is left out, and so is what is published where nothing of it holds.
+    """
+    done = []
+    for total in found:
+        free = _forecasted(replace(total, held=()))
+        held = _forecasted(total) if total.held else None
+        done += [one for one in (free, held) if one is not None and (one is free or not one.free)]
+    return done
+
+
+def as_published(found: Sequence[Judged]) -> list[Judged]:
+    """One of each total: with its published layout where there is one."""
+    best = {one.forecasted.total.id: one for one in found}
+    return [one for one in found if one is best[one.forecasted.total.id]]
+
+
+def as_planned(found: Sequence[Judged]) -> list[Judged]:
+    """One of each total: with the best layout of a search."""
+    return [one for one in found if one.forecasted.free]
 
 
 def _forecasted(total: Total) -> Forecasted | None:
@@ -106,6 +126,7 @@ def _forecasted(total: Total) -> Forecasted | None:
                     total=total,
                     plan=answer,
                     given=any(name in ("tp", "pp") for name, _ in held),
+                    free=not held,
                     hours=_hours(answer, total.kind),
                 )
     return None
@@ -140,7 +161,7 @@ def _settings(total: Total) -> Iterator[tuple[list[tuple[str, str]], float]]:
             yield held, POSSIBLE
 
 
-def _hours(answer: Plan, kind: str) -> float:
+def _hours(answer: Plan, kind: str) -> Estimate:
     """Device-hours without a distance; of the steps alone where the total counts nothing else."""
     cluster = answer.task.cluster
     run = forecast(
@@ -151,16 +172,16 @@ def _hours(answer: Plan, kind: str) -> float:
         more=without_distance(cluster.nodes),
     )
     if kind in FROM_STEPS or run.device_hours is None:
-        return run.training_days.mid * 24.0 * cluster.devices
-    return run.device_hours.mid
+        return run.training_days.scaled(24.0 * cluster.devices)
+    return run.device_hours
 
 
 def fit(found: Sequence[Forecasted]) -> Distance:
     """The distance between forecasts and totals.
 
     Least absolute residuals, so that totals nobody can explain pull little; an organisation with
-    many totals weighs as the root of their number.  The spread is what three quarters of the
-    residuals show beside the errors of their step times.
+    many totals weighs as the root of their number.  The spread is what two thirds of the
+    residuals show beside the errors of their forecasts.
     """
     y = np.array([one.ratio for one in found])
     x = np.array([(not one.given, one.given) for one in found], dtype=float)
@@ -248,7 +269,14 @@ def whole_run_part(found: Sequence[Forecasted] | None = None) -> dict[str, Any]:
     found = forecasts(totals()) if found is None else found
     far = fit(found)
     part: dict[str, Any] = {name: getattr(far, name) for name in Distance.__slots__}
-    return {**part, "without_organisation": figures(judged(found))}
+    seen = judged(found)
+    return {
+        **part,
+        "without_organisation": {
+            "published_layouts": figures(as_published(seen)),
+            "planned_layouts": figures(as_planned(seen)),
+        },
+    }
 
 
 def write(path: Path = FILE) -> Mapping[str, Any]:
@@ -278,7 +306,7 @@ def lines(found: Sequence[Judged]) -> Iterable[str]:
 def main() -> None:
     """Print every total and the figures; ``--write`` merges the fit into the coefficients."""
     found = forecasts(totals())
-    print(*lines(judged(found)), sep="\n")
+    print(*lines(as_published(judged(found))), sep="\n")
     part = write() if "--write" in sys.argv[1:] else whole_run_part(found)
     json.dump(part, sys.stdout, indent=1)
     print()

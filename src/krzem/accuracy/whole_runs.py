@@ -103,8 +103,8 @@ def _engine(row: Row) -> str | None:
 def _usual_devices(arch: Architecture, sequence: int, tokens: float, peak: float) -> int:
     """A power of two of devices that trains for about :data:`USUAL_DAYS`."""
     seconds = flops_per_token(arch, sequence) * tokens / (0.4 * peak)
-    wanted = seconds / (USUAL_DAYS * 86_400.0)
-    return int(2 ** min(max(round(math.log2(wanted)), 6), 14))
+    wanted = math.log2(seconds / (USUAL_DAYS * 86_400.0))
+    return 1 << min(max(round(wanted), 6), 14)
 
 
 def _usual_batch(sequence: int, devices: int) -> int:
@@ -112,7 +112,7 @@ def _usual_batch(sequence: int, devices: int) -> int:
     odd = devices
     while odd % 2 == 0:
         odd //= 2
-    return odd * 2 ** max(0, math.floor(math.log2(max(1.0, USUAL_BATCH / sequence / odd))))
+    return odd << math.floor(math.log2(max(1.0, USUAL_BATCH / sequence / odd)))
 
 
 def _held(row: Row, layers: int) -> tuple[tuple[str, str], ...]:

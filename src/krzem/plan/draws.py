@@ -32,6 +32,11 @@ _SOURCES = (
     "system_power_ratio",
     "pue",
     "usd_per_device_hour",
+    "evaluation_share",
+    "slow_share",
+    "rollback_share",
+    "stop_share",
+    "distance",
 )
 
 

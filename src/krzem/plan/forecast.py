@@ -20,6 +20,7 @@ from krzem.errors import GoalError
 from krzem.estimate import Estimate
 from krzem.hardware.cluster import Cluster
 from krzem.plan import money
+from krzem.plan.calendar import Beyond, Part, Times, parts, stepping, stopped
 from krzem.plan.draws import Draws, draw, normal, summary
 from krzem.plan.goal import Goal
 from krzem.plan.goodput import goodput, lost_variance, optimal_interval
@@ -81,6 +82,8 @@ class WholeRun:
     """Of costing at most ``goal.budget_usd``; None without a budget."""
     unknown: tuple[str, ...]
     notes: tuple[str, ...]
+    parts: tuple[Part, ...] = ()
+    """Where the days go; their middles add up to the middle of ``days``.  Empty without days."""
 
 
 def forecast(
@@ -92,12 +95,14 @@ def forecast(
     ramp: Sequence[Phase] = (),
     start: datetime.date | None = None,
     checkpoint_interval_seconds: float | None = None,
+    more: Beyond | None = None,
 ) -> WholeRun:
     """Forecast a run of ``goal.tokens`` whose full-batch step takes ``step_seconds``.
 
     ``parameters`` is the total count, for the size of a checkpoint.  ``ramp`` holds what is
     trained before, with smaller batches; its tokens count towards ``goal.tokens``.  The errors of
     all step times are taken as one: if the full batch is slower than predicted, so is the ramp.
+    ``more`` is what a real run takes beyond steps, checkpoints and interruptions; None: nothing.
 
     Raises GoalError where the ramp has more tokens than the goal, a batch above the goal's, or
     the checkpoint interval is not above zero.
@@ -109,14 +114,16 @@ def forecast(
     phases = _phases(step_seconds, goal, ramp)
     steps = sum(count for count, _ in phases)
     training = np.sum([count * draw(time, "step_seconds") for count, time in phases], axis=0)
-    faults = _faults(training, step_seconds.mid, goal, cluster, parameters,
+    stepped = stepping(training, more)
+    faults = _faults(stepped, step_seconds.mid, goal, cluster, parameters,
                      checkpoint_interval_seconds)  # fmt: skip
-    hours = None if faults.wall is None else faults.wall / 3600.0 * cluster.devices
+    wall = None if faults.wall is None else stopped(faults.wall, more)
+    hours = None if wall is None else wall / 3600.0 * cluster.devices
     # What is known of prices and power is used whatever else is not: then for the steps alone.
-    paid = training / 3600.0 * cluster.devices if hours is None else hours
+    paid = stepped / 3600.0 * cluster.devices if hours is None else hours
     energy = money.energy_mwh(paid, cluster)
     cost = money.cost_usd(paid, cluster)
-    days = None if faults.wall is None else faults.wall / DAY
+    days = None if wall is None else wall / DAY
     middle = _summary(days)
     return WholeRun(
         steps=steps,
@@ -135,6 +142,7 @@ def forecast(
         budget_probability=_share(cost, goal.budget_usd),
         unknown=_unknown(cluster),
         notes=(*_notes(faults, cluster), *by_class(cluster, FAULT_FIELDS)),
+        parts=_parts(step_seconds, goal, training, stepped, faults, wall, more),
     )
 
 
@@ -147,6 +155,27 @@ class _Faults:
     goodput: Draws | None = None
     interruptions: Draws | None = None
     recovery: Draws | None = None
+    saving: Draws | None = None
+    """Seconds that checkpoints stop the run."""
+
+
+def _parts(
+    step: Estimate, goal: Goal, training: Draws, stepped: Draws, faults: _Faults,
+    wall: Draws | None, more: Beyond | None,
+) -> tuple[Part, ...]:  # fmt: skip
+    """Where the days go; nothing where they are not known."""
+    if wall is None or faults.wall is None or faults.saving is None:
+        return ()
+    steps = _steps(goal.tokens, goal.tokens_per_step)
+    times = Times(
+        full=steps * draw(step, "step_seconds"),
+        training=training,
+        stepping=stepped,
+        saving=faults.saving,
+        wall=faults.wall,
+        total=wall,
+    )
+    return parts(times, more, summary(wall / DAY))
 
 
 def _phases(step: Estimate, goal: Goal, ramp: Sequence[Phase]) -> tuple[tuple[int, Estimate], ...]:
@@ -206,6 +235,7 @@ def _faults(
         goodput=kept,
         interruptions=wall * per_second,
         recovery=recovery,
+        saving=training * writing / interval,
     )
 
 

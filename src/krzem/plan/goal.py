@@ -9,6 +9,14 @@ from krzem.layout.precision import Optimizer, Precision, StateBytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A stretch of a batch ramp: ``tokens`` trained with ``global_batch`` sequences a step."""
+
+    tokens: float
+    global_batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
     """The run that is asked for."""
 
@@ -19,6 +27,8 @@ class Goal:
     precision: Precision = Precision.BF16
     optimizer: Optimizer = Optimizer.ADAMW
     states: StateBytes = field(default_factory=StateBytes)
+    ramp: tuple[Stage, ...] = ()
+    """What is trained first, with smaller batches; its tokens count towards ``tokens``."""
     deadline_days: float | None = None
     budget_usd: float | None = None
 
@@ -42,4 +52,4 @@ class Goal:
         return self.global_batch * self.sequence
 
 
-__all__ = ["Goal", "Optimizer", "Precision", "StateBytes"]
+__all__ = ["Goal", "Optimizer", "Precision", "Stage", "StateBytes"]

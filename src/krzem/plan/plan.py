@@ -31,11 +31,12 @@ from krzem.plan.assumed import (
     remarks,
     widening,
 )
-from krzem.plan.forecast import WholeRun, forecast
+from krzem.plan.forecast import WholeRun
 from krzem.plan.interval import memory_sigma, step_sigma
 from krzem.plan.price import Pricer, Task
 from krzem.plan.search import SURE, Found, front, search
 from krzem.plan.wall import Gain, binding, gains
+from krzem.plan.whole import whole_run
 
 GIB = 2.0**30
 TIE = 0.03
@@ -162,7 +163,7 @@ def plan(
     ties = int(np.sum(found.seconds[best] <= found.seconds[best[0]] * (1.0 + TIE)))
     resources = gains(pricer, found, first.layout, sure)
     total = count(task.architecture)
-    run = _forecast(task, first, total.total, start)
+    run = whole_run(pricer, first.layout, first.step_seconds, parameters=total.total, start=start)
     return Plan(
         task=task,
         parameters=total.total,
@@ -201,7 +202,11 @@ def explain(
         plan=described,
         wall=binding(resources),
         gains=resources,
-        whole_run=_forecast(task, described, total.total, start) if whole else None,
+        whole_run=whole_run(
+            pricer, layout, described.step_seconds, parameters=total.total, start=start, given=True
+        )
+        if whole
+        else None,
         notes=(*_notes(task), *remarks(effects(ends, pack([layout])))),
         refused=pricer.judge.reasons(layout),
     )
@@ -219,8 +224,8 @@ def describe(pricer: Pricer, layout: Layout, ends: Sequence[Ends] | None = None)
     memory = pricer.memory(x, chosen)
     task = pricer.task
     known = max(
-        step_sigma(task, step),
-        least_known(ends, lambda end: step_sigma(end.task, end.step(x))),
+        step_sigma(task, layout, step),
+        least_known(ends, lambda end: step_sigma(end.task, layout, end.step(x))),
     )
     sigma = math.hypot(known, widening(effects(ends, x)))
     seconds = Estimate.lognormal(_one(step.total), sigma, Basis.CALIBRATED)
@@ -346,18 +351,6 @@ def _front(found: Found, most: int = 40) -> tuple[FrontPoint, ...]:
             fits_probability=float(found.fits[i]),
         )
         for i in index
-    )
-
-
-def _forecast(
-    task: Task, described: LayoutPlan, parameters: int, start: datetime.date | None
-) -> WholeRun:
-    return forecast(
-        described.step_seconds,
-        goal=task.goal,
-        cluster=task.cluster,
-        parameters=float(parameters),
-        start=start,
     )
 
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from krzem.facts.table import read_table
+from krzem.plan.goal import Stage
 
 TABLE = "recipes.csv"
+STEPS = 4
+"""Stages that a steady growth of the batch is cut into."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +24,8 @@ class Recipe:
     """Tokens per sequence in the longest phase."""
     global_batch: int | None
     """Sequences per optimiser step, the largest of a ramp."""
+    ramp: tuple[Stage, ...]
+    """Smaller batches before it, in their order; empty where none is published."""
     precision: str | None
     optimizer: str | None
     state_bytes: Mapping[str, float]
@@ -56,6 +61,7 @@ def _recipe(row: Mapping[str, str]) -> Recipe:
         tokens=_whole(row["tokens"]),
         sequence=_whole(row["sequence"]),
         global_batch=_whole(row["global_batch"]),
+        ramp=tuple(stage for part in row["ramp"].split() for stage in _stages(part)),
         precision=row["precision"] or None,
         optimizer=row["optimizer"] or None,
         state_bytes={name: float(row[cell]) for name, cell in states.items() if row[cell]},
@@ -68,3 +74,16 @@ def _recipe(row: Mapping[str, str]) -> Recipe:
 
 def _whole(cell: str) -> int | None:
     return round(float(cell)) if cell else None
+
+
+def _stages(part: str) -> list[Stage]:
+    """``512/252e6`` is one stage; ``2304-9216/225e9`` grows in :data:`STEPS` of equal tokens."""
+    sizes, _, tokens = part.partition("/")
+    low, _, high = sizes.partition("-")
+    if not high:
+        return [Stage(tokens=float(tokens), global_batch=int(low))]
+    grown = (int(high) - int(low)) / STEPS
+    return [
+        Stage(tokens=float(tokens) / STEPS, global_batch=round(int(low) + (i + 0.5) * grown))
+        for i in range(STEPS)
+    ]

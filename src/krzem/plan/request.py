@@ -14,7 +14,7 @@ from typing import Any
 
 from krzem.cost.local import Local, read_local
 from krzem.engine.description import Engine, engine_named, engines
-from krzem.engine.legal import check_engine, software_year
+from krzem.engine.legal import check_engine, check_refusals, software_year, trained_without
 from krzem.engine.setup import check_stated
 from krzem.engine.switches import parse_switches, switches
 from krzem.errors import (
@@ -34,7 +34,7 @@ from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
 from krzem.plan.constraints import parse_constraints
-from krzem.plan.goal import Goal, Optimizer, Precision, StateBytes
+from krzem.plan.goal import Goal, Optimizer, Precision, Stage, StateBytes
 from krzem.plan.price import Task, engine_for
 from krzem.plan.recipe import Recipe, recipe_of
 from krzem.plan.search import SURE
@@ -148,9 +148,10 @@ def settle(question: Question) -> Asked:
         engine=engine.name,
         year=year,
         stated=_stated(question),
+        emitted=bool(engine.emitter) and engine.emitter == question.emits,
         local=_local(picker, question.calibration, cluster),
     )
-    check_engine(task.setup, architecture, cluster.device.family)
+    task = _runnable(picker, task)
     check_stated(task.setup, task.values)
     space = replace(
         task.space,
@@ -170,6 +171,55 @@ def settle(question: Question) -> Asked:
         notes=tuple(picker.sentences()),
         whole="tokens" not in picker.lacking,
     )
+
+
+def _runnable(picker: _Picker, task: Task) -> Task:
+    """The task as the engine can run it.
+
+    What was asked for is kept or refused; a published optimiser or published bytes of states that
+    the engine (or what is emitted for it) lacks give way to the usual ones, and parts of the model
+    that it trains without are left out, all of it noted.
+
+    Raises ModelError and GoalError with the reason and its place in the engine's source.
+    """
+    for omission in trained_without(task.setup, task.values):
+        if omission.part == "mtp":
+            task = replace(task, architecture=replace(task.architecture, mtp_layers=0))
+            picker.notes.append(
+                f"multi-token prediction is left out: {omission.why} ({omission.source})"
+            )
+    while True:
+        try:
+            check_engine(task.setup, task.architecture, task.cluster.device.family)
+            check_refusals(task.setup, task.values)
+            return task
+        except GoalError as error:
+            other = _usual(picker, task.goal)
+            if other is None:
+                raise
+            picker.notes.append(f"the published {other[0]}: {error}")
+            task = replace(task, goal=other[1])
+
+
+def _usual(picker: _Picker, goal: Goal) -> tuple[str, Goal] | None:
+    """The goal with the next published choice given up; None where all is as asked."""
+    kept = goal.states.gradient
+    if "state_bytes" in picker.taken:
+        picker.taken.remove("state_bytes")
+        moments = 8.0 if goal.optimizer is Optimizer.ADAMW else 4.0
+        usual = StateBytes(gradient=kept, moments=moments)
+        given = _state_bytes(picker.question.state_bytes)
+        return "bytes of states give way to the usual ones", replace(
+            goal, states=replace(usual, **given)
+        )
+    if "optimizer" in picker.taken and goal.optimizer is not Optimizer.ADAMW:
+        picker.taken.remove("optimizer")
+        given = _state_bytes(picker.question.state_bytes)
+        states = replace(StateBytes(gradient=kept, moments=8.0), **given)
+        return f"{goal.optimizer} gives way to adamw", replace(
+            goal, optimizer=Optimizer.ADAMW, states=states
+        )
+    return None
 
 
 class _Picker:
@@ -315,9 +365,21 @@ def _goal(
         precision=precision,
         optimizer=optimizer,
         states=states,
+        ramp=_ramp(picker, sequence, tokens),
         deadline_days=_deadline(question.deadline, start),
         budget_usd=_budget(question.budget),
     )
+
+
+def _ramp(picker: _Picker, sequence: int, tokens: int) -> tuple[Stage, ...]:
+    """The recipe's ramp, where its batch is planned at its length and the run goes beyond it."""
+    recipe = picker.recipe
+    if recipe is None or "global_batch" not in picker.taken or recipe.sequence != sequence:
+        return ()
+    if not recipe.ramp or sum(stage.tokens for stage in recipe.ramp) >= tokens:
+        return ()
+    picker.taken.append("ramp")
+    return recipe.ramp
 
 
 def _tokens(picker: _Picker, of_a_step: int) -> int:

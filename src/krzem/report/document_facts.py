@@ -80,6 +80,8 @@ def _recipe(asked: Asked) -> list[dict[str, Any]]:
 def _shown(value: Any) -> Any:
     if isinstance(value, dict):
         return ", ".join(f"{name} {number:g}" for name, number in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(f"{s.global_batch:,} for {s.tokens:.3g} tokens" for s in value)
     return value
 
 

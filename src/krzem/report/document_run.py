@@ -23,6 +23,10 @@ def whole_run(run: WholeRun) -> dict[str, Any]:
         "node_hours": run.node_hours,
         "energy_mwh": run.energy_mwh,
         "cost_usd": run.cost_usd,
+        "parts": [
+            {"part": part.name.removesuffix("_share"), "label": part.label, "days": part.days}
+            for part in run.parts
+        ],
         "goodput": run.goodput,
         "interruptions": run.interruptions,
         "recovery_s": run.recovery_seconds,

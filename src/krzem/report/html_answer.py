@@ -14,7 +14,7 @@ from krzem.report.text_numbers import count, energy, given, interval, money, per
 Document = dict[str, Any]
 _ROWS: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
     ("training_days", "days in steps alone", plain, "step time, tokens, batch"),
-    ("days", "days, with everything", plain, "and failures, restarts, checkpoints"),
+    ("days", "days, with everything", plain, "the parts below"),
     ("device_hours", "device-hours", count, "days, devices"),
     ("node_hours", "node-hours", count, "days, nodes"),
     ("energy_mwh", "energy", energy, "device-hours, power"),
@@ -154,6 +154,11 @@ def _run_rows(run: Document) -> list[dict[str, str]]:
     known = [
         {"label": label, "basis": basis} | ends(run[name], form)
         for name, label, form, basis in _ROWS
+    ]
+    after = 1 + next(i for i, row in enumerate(_ROWS) if row[0] == "days")
+    known[after:after] = [
+        {"label": f"· {part['label']}", "basis": "days"} | ends(part["days"], plain)
+        for part in run["parts"]
     ]
     saved = run["checkpoint"]
     every = {"low": "", "mid": "unknown", "high": ""}

@@ -264,7 +264,8 @@ def run_part(document: Document) -> Iterator[str]:
     saved = run["checkpoint"]
     rows = [
         ("  time in steps", f"{interval(run['training_days'])} days in {run['steps']:,} steps"),
-        ("  with failures", f"{interval(run['days'])} days"),
+        ("  on the calendar", f"{interval(run['days'])} days"),
+        *((f"    {part['label']}", f"{interval(part['days'])} days") for part in run["parts"]),
         ("  goodput", interval(run["goodput"], percent)),
         ("  interruptions", interval(run["interruptions"])),
         ("  device-hours", interval(run["device_hours"], count)),

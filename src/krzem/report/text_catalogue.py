@@ -93,7 +93,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {v:g}" for k, v in value.items()) or "unknown"
     if isinstance(value, list):
-        return ", ".join(value) or "none"
+        plain_words = all(isinstance(item, str) for item in value)
+        return (", " if plain_words else "; ").join(map(_shown, value)) or "none"
     return value if isinstance(value, str) else given(value, lambda number: f"{number:,.15g}")
 
 
