@@ -1,6 +1,6 @@
 """``krzem check`` over the public jobs: what is asked, what is suggested, and whether it holds.
 
-    python benchmarks/check.py --mirrors DIR [--half develop]
+    python -m benchmarks.check --mirrors DIR [--half develop]
 
 Every job of the collection (``benchmarks/jobs/collection.csv``) is made a question, on its own chip
 or on ``--on`` where its files name none.  Every suggestion is applied to the files, the files are
@@ -15,7 +15,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import jobs as collection
+from benchmarks import jobs as collection
+
 from krzem.errors import KrzemError
 from krzem.jobs.advice import advise
 from krzem.jobs.check import check

@@ -83,11 +83,12 @@ def check_command(
     from krzem.report.document_check import check_document
     from krzem.report.text_check import format_check, format_check_sentence
 
+    one_sentence = quiet and not (as_json or html)
     check_files(html, None if calibrate is None else str(calibrate))
     found = answer(
         Asking(
             files=files, logs=logs, on=on, model=model, engine=engine, given=given,
-            calibration=calibration, calibrate=calibrate, most=0 if quiet and not (as_json or html) else top,
+            calibration=calibration, calibrate=calibrate, most=0 if one_sentence else top,
         )
     )  # fmt: skip
     document = check_document(found)
