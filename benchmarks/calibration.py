@@ -77,7 +77,8 @@ def judge(name: str, cases: list[Case], base: Coefficients) -> Judged:
 
 def _sigma(batch: Batch, base: Coefficients) -> np.ndarray:
     step, variance = predict_open(batch, base)
-    return np.hypot(log_sigma(step, standing(batch)), np.sqrt(np.maximum(variance, 0.0)))
+    spread = log_sigma(step, standing(batch))
+    return np.asarray(np.hypot(spread, np.sqrt(np.maximum(variance, 0.0))))
 
 
 def held_back(full: Fit, batch: Batch, organisation: str) -> Coefficients:
