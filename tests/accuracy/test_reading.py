@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from krzem.accuracy.batch import predict, prepare
@@ -10,7 +12,7 @@ from krzem.accuracy.conventions import forward_flops, published_flops
 from krzem.accuracy.reader import read_case
 from krzem.accuracy.shapes import read_architecture
 from krzem.accuracy.stated import COLUMNS, state_bytes_of, switches_of
-from krzem.cost.coefficients import fitted
+from krzem.cost.coefficients import Coefficients, fitted
 from krzem.engine.switches import switches
 from krzem.layout.layout import ContextParallel, Recompute, Schedule
 from krzem.model import load_model
@@ -261,3 +263,29 @@ def test_layouts_that_the_row_states(llama: Row) -> None:
     assert modules.recompute_modules == ("mlp", "norm")
     assert modules.recompute_known
     assert read_case(llama | {"memory_kind": "nvidia-smi"}).memory_kind == "shown"
+
+
+@pytest.mark.parametrize(
+    ("said", "maker"),
+    [
+        ({}, False),
+        ({"organisation": "NVIDIA"}, True),
+        ({"organisation": "Huawei"}, False),
+        ({"organisation": "", "source": "NVIDIA/dgxc-benchmarking README"}, False),
+        ({"source": "NVIDIA/dgxc-benchmarking README"}, True),
+        ({"source": "a blog about NVIDIA", "url_or_repo": "https://example.org/nvidia"}, False),
+        ({"url_or_repo": "https://docs.nvidia.com/nemo-framework/performance.html"}, True),
+        ({"url_or_repo": "https://github.com/NVIDIA-NeMo/Megatron-Bridge"}, True),
+        ({"url_or_repo": "https://github.com/ROCm/Megatron-LM"}, False),
+        ({"source": "MLPerf Training v4.1 Dell"}, True),
+    ],
+)
+def test_what_a_chips_maker_publishes_has_a_pace_of_its_own(
+    llama: Row, said: Row, maker: bool
+) -> None:
+    case = read_case({**llama, **said})
+    assert case.by_maker is maker
+    users, theirs = Coefficients({}), Coefficients({"maker": -0.2})
+    batch = prepare([case])
+    ratio = float(predict(batch, theirs).total[0] / predict(batch, users).total[0])
+    assert ratio == pytest.approx(math.exp(-0.2) if maker else 1.0)

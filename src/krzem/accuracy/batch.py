@@ -239,7 +239,15 @@ def predict_open(batch: Batch, coefficients: Coefficients) -> tuple[StepSeconds,
     parts = layer_seconds(batch.table, cells(batch.layouts), mc)
     optim = Optim(weight_bytes=2.0, state_bytes=12.0, muon=0.0)
     step = step_seconds(batch.table, batch.layouts, parts, mc, batch.global_batch, optim)
+    step = _paced(step, _flags(c.by_maker for c in batch.cases)[batch.case], coefficients)
     return _averaged(batch, step), _variance(batch, step)
+
+
+def _paced(step: StepSeconds, by_maker: np.ndarray, coefficients: Coefficients) -> StepSeconds:
+    """The step at the pace of a chip's maker where ``by_maker`` is 1."""
+    pace = coefficients.common("maker") ** by_maker
+    names = [f.name for f in fields(StepSeconds) if f.name != "micro_batches"]
+    return replace(step, **{name: getattr(step, name) * pace for name in names})
 
 
 def _moved(batch: Batch, values: np.ndarray) -> np.ndarray:

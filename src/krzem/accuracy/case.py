@@ -23,6 +23,8 @@ class Case:
     source: str
     organisation: str = "?"
     """Who ran it, or whose code it was; sister repositories and their submitters are one."""
+    by_maker: bool = False
+    """Whether the chip's maker published it."""
     family: str
     date: float
     """Year with fraction."""

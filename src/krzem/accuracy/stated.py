@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from krzem.accuracy.cells import Row, number, text, whole
@@ -143,3 +144,37 @@ def network_of(row: Row) -> float | None:
 def organisation_of(row: Row) -> str:
     """Who ran it; the source where the row does not say."""
     return (row.get("organisation") or "").strip() or (row.get("source") or "?")
+
+
+MAKERS = {
+    "NVIDIA": {"nvidia", "nvidia-nemo"},
+    "AMD": {"amd", "amd-agi", "rocm"},
+    "Huawei": {"huawei", "ascend", "mindspore-lab", "mindspore-ai", "pangu-tech", "torchtitan-npu"},
+    "Google": {"google", "ai-hypercomputer"},
+    "AWS": {"aws", "amazon", "aws-neuron"},
+    "Intel": {"intel", "habana", "habanaai"},
+    "Moore Threads": {"moorethreads", "mthreads"},
+    "Iluvatar": {"iluvatar", "deep-spark"},
+}
+"""Words of a source's first name and of its address that stand for a maker of chips."""
+FORGES = {"github.com", "gitlab.com", "gitee.com", "huggingface.co"}
+"""Hosts whose addresses begin with an owner."""
+SUBMISSIONS = {"mlperf", "mlcommons"}
+"""Words of benchmarks to which a maker's tuned code is submitted, whoever submits."""
+
+
+def from_the_maker(row: Row, device: Device) -> bool:
+    """Whether a figure is its chip's maker's own: a benchmark, tuned by who knows the chip best.
+
+    The column ``organisation`` says it; in a table without one, the address and the first name of
+    the source.
+    """
+    if "organisation" in row:
+        said = row["organisation"].strip()
+        return bool(said) and device.vendor.casefold().startswith(said.casefold())
+    address = text(row, "url_or_repo").partition("://")[2] or text(row, "url_or_repo")
+    host, _, path = address.partition("/")
+    words = {*host.split("."), path.partition("/")[0] if host in FORGES else ""}
+    words |= set(re.split(r"[/\s,:]+", text(row, "source"))[:1])
+    maker = next((n for n in MAKERS if device.vendor.startswith(n)), "")
+    return bool(words & (MAKERS.get(maker, set()) | SUBMISSIONS))
