@@ -98,7 +98,7 @@ def test_every_switch_is_written() -> None:
     assert taken["v overlap-a2a"] == {"off", "on"}
     assert taken["h dispatcher"] == {"alltoall", "allgather"}
     assert taken["v compile"] == {"on"}
-    assert "v fp8-scaling" not in taken
+    assert taken["v fp8-scaling"] == {"tensor"}
     flags = {f.name: f.value for f in maxtext("dp=256,zero=3", on="h100:256",
                                               overlap_grad_reduce="on").environment}  # fmt: skip
     assert flags["XLA_FLAGS"] == "--xla_gpu_enable_latency_hiding_scheduler=true"

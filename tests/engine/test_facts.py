@@ -23,7 +23,7 @@ SUPPORT = tomllib.loads((FACTS / "engines" / "support.toml").read_text(encoding=
 SWITCHES = tomllib.loads((FACTS / "switches.toml").read_text(encoding="utf-8"))
 
 TEXTS = {"name", "title", "repository", "read", "emitter", "fits"}
-TABLES = {"aliases", "stacks", "release", "design", "runs", "habits", "refuses", "switch"}
+TABLES = {"aliases", "stacks", "release", "design", "runs", "habits", "refuses", "switch", "without"}
 DESIGN = {
     "elementwise", "host_us", "gap_us", "turn_ms", "cut_turn_ms", "tp_overlap", "tp_backward",
     "dp_overlap", "gradient_bytes", "state_gradient_bytes", "logit_bytes", "bucket_bytes",
@@ -100,7 +100,8 @@ def test_a_design_is_numbers(engine: dict[str, Any]) -> None:
 def test_what_it_runs_is_in_known_words(engine: dict[str, Any]) -> None:
     runs = engine["runs"]
     limits = {"max_tp", "max_pp", "max_ep"}
-    assert not set(runs) - set(WORDS) - FLAGS - limits - {"etp_default", "selective"}
+    texts = {"etp_default", "selective", "lacks_source"}
+    assert not set(runs) - set(WORDS) - FLAGS - limits - texts
     assert set(runs) >= set(WORDS) | FLAGS | {"etp_default", "selective"}
     for name, words in WORDS.items():
         assert set(runs[name]) <= words, name
@@ -120,6 +121,13 @@ def test_every_refusal_has_its_reason_and_source(engine: dict[str, Any]) -> None
         assert set(refusal) <= {"when", "why", "source", "since", "until"}
         assert all(refusal[key].strip() for key in ("when", "why", "source"))
         assert all(DATE.fullmatch(refusal[k]) for k in ("since", "until") if k in refusal)
+
+
+def test_what_it_trains_without_has_its_reason_and_source(engine: dict[str, Any]) -> None:
+    for row in engine.get("without", []):
+        assert set(row) == {"part", "when", "why", "source"}
+        assert row["part"] in PARTS
+        assert all(text.strip() for text in row.values())
 
 
 def test_switches_have_known_names_and_choices(engine: dict[str, Any]) -> None:

@@ -102,18 +102,25 @@ def _joined(all_of: bool, parts: list[Condition]) -> Condition:
             if isinstance(found, bool):
                 if found is not all_of:
                     return found
-                found = one if isinstance(one, np.ndarray) else bool(one)
+                found = _truth(one)
             else:
-                found = (found & one) if all_of else (found | one)
+                found = (found & _truth(one)) if all_of else (found | _truth(one))
         return found
 
     return judge
 
 
+def _truth(found: Any) -> Any:
+    """A bool or an array of them: a number is true where it is not zero."""
+    if not isinstance(found, np.ndarray):
+        return bool(found)
+    return found if found.dtype == bool else found != 0
+
+
 def _negated(inner: Condition) -> Condition:
     def judge(values: Values) -> Any:
         found = inner(values)
-        return ~found if isinstance(found, np.ndarray) else not found
+        return np.logical_not(found) if isinstance(found, np.ndarray) else not found
 
     return judge
 

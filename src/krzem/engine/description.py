@@ -91,6 +91,8 @@ class Runs:
     optimizers: tuple[str, ...]
     precisions: tuple[str, ...]
     models: frozenset[str]
+    lacks_source: str = ""
+    """Where its source lists models, optimisers and precisions."""
     etp_default: str = "1"
     """``tp`` or ``1``: expert tensor parallelism where nobody says."""
     offload: bool = False

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from krzem.engine.conditions import holds, names_in
-from krzem.engine.description import Engine, Refusal, supported_until
+from krzem.engine.description import Engine, Omission, Refusal, supported_until
 from krzem.engine.setup import Setup
 from krzem.engine.switches import switches
 from krzem.engine.values import layout_values, parts_of
@@ -111,8 +111,8 @@ def check_engine(setup: Setup, arch: Architecture, family: str) -> None:
     lacks = sorted(parts_of(arch) - engine.runs.models) if engine.runs.models else []
     if lacks:
         raise ModelError(
-            f"{engine.title} ({engine.read}) has no {', '.join(lacks)}, which {arch.name} needs:"
-            " choose another --engine, or write the model in this one yourself"
+            f"{engine.title} ({engine.read}) has no {', '.join(lacks)}, which {arch.name} needs"
+            f"{_place(engine)}: choose another --engine, or write the model in this one yourself"
         )
     for what, value, known in (
         ("precision", setup.precision.value, engine.runs.precisions),
@@ -120,9 +120,23 @@ def check_engine(setup: Setup, arch: Architecture, family: str) -> None:
     ):
         if known and value not in known:
             raise GoalError(
-                f"{engine.title} ({engine.read}) has no {what} {value}; it has {', '.join(known)}:"
-                f" choose one with --{what}, or another --engine"
+                f"{engine.title} ({engine.read}) has no {what} {value}{_place(engine)}; it has"
+                f" {', '.join(known)}: choose one with --{what}, or another --engine"
             )
+
+
+def _place(engine: Engine) -> str:
+    return f" (see {engine.runs.lacks_source})" if engine.runs.lacks_source else ""
+
+
+def trained_without(setup: Setup, values: Mapping[str, Any]) -> tuple[Omission, ...]:
+    """Parts of the model that the engine (or what is emitted for it) trains without."""
+    asked = _with_switches(setup, values)
+    return tuple(
+        o
+        for o in setup.description.without
+        if asked.get(o.part.replace("-", "_")) and bool(holds(o.when, asked))
+    )
 
 
 def check_refusals(setup: Setup, values: Mapping[str, Any]) -> None:

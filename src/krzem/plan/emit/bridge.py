@@ -322,7 +322,6 @@ _WHAT = {
     "ROTARY_BASE": "rope_theta of config.json",
     "NORM_EPSILON": "rms_norm_eps of config.json",
     "ROUTER_SCALE": "routed_scaling_factor of config.json",
-    "CAPACITY": "factor of expert capacity",
 }
 
 

@@ -92,7 +92,7 @@ def _choices(request: Request) -> Choices:
             "real": (("model.moe_router_force_load_balancing", "False"),),
             "balanced": (("model.moe_router_force_load_balancing", "True"),),
             "capacity": (
-                ("model.moe_expert_capacity_factor", 'float(os.environ["CAPACITY"])'),
+                ("model.moe_expert_capacity_factor", "1.0"),
                 ("model.moe_pad_expert_input_to_capacity", "True"),
             ),
         },

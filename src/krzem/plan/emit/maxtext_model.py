@@ -44,8 +44,8 @@ def block_of(arch: Architecture) -> str:
         return "gpt3"
     raise ModelError(
         f"{ENGINE} has no decoder block for {arch.name} (model_type {arch.model_type}): it builds"
-        " llama2, qwen3, qwen3_moe, mixtral, deepseek, deepseek4, gpt_oss and gpt3. Write a block,"
-        " or emit for another engine"
+        " llama2, qwen3, qwen3_moe, mixtral, deepseek, deepseek4, gpt_oss and gpt3"
+        " (src/maxtext/configs/types.py, decoder_block). Write a block, or emit for another engine"
     )
 
 

@@ -86,7 +86,7 @@ def switches(request: Request) -> Iterator[Flag]:
 
 def _choices(request: Request) -> Choices:
     tpu, x = is_tpu(request), request.layout
-    scales: Choices = {} if tpu else {"fp8-scaling": {"tensor": (), "delayed": ()}}
+    scales: Choices = {"fp8-scaling": {"tensor": ()} if tpu else {"tensor": (), "delayed": ()}}
     sync = "every" if x.zero == 3 else "last"
     return {
         "dispatcher": {
@@ -120,7 +120,7 @@ def _choices(request: Request) -> Choices:
             "real": (("use_random_routing", "false"), ("capacity_factor", "-1.0")),
             "balanced": (("use_random_routing", "true"),),
             "capacity": (("sparse_matmul", "false"), ("megablox", "false"),
-                         ("capacity_factor", "${CAPACITY:?factor of expert capacity}")),
+                         ("capacity_factor", "1.0")),
         },
         "offload-activations": {
             "off": (),

@@ -79,7 +79,7 @@ def _choices(request: Request) -> Choices:
             "real": (("moe_router_force_load_balancing", "false"),),
             "balanced": (("moe_router_force_load_balancing", "true"),
                          ("moe_router_force_load_balancing_type", '"even"')),
-            "capacity": (("moe_expert_capacity_factor", "${CAPACITY:?factor of expert capacity}"),
+            "capacity": (("moe_expert_capacity_factor", "1.0"),
                          ("moe_pad_expert_input_to_capacity", "true")),
         },
         "offload-activations": {

@@ -57,7 +57,8 @@ def recipe_of(arch: Architecture) -> Recipe:
         raise ModelError(
             f"torchtitan 0.3.0 builds no model of the shape of {arch.name} (model_type"
             f" {arch.model_type}, hidden {arch.hidden}, {arch.layers} layers, vocabulary"
-            f" {arch.vocab}, {experts} experts); it builds {known}. Write a ModelSpec for it, or"
+            f" {arch.vocab}, {experts} experts); it builds {known}"
+            " (torchtitan/models/*/config_registry.py @0.3.0). Write a ModelSpec for it, or"
             " emit for another engine"
         )
     return found
