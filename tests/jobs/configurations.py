@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+from tests.jobs.cases import Case
 from tests.jobs.configuration_texts import (
     ACCELERATE,
     AUTOMODEL,
@@ -14,9 +13,9 @@ from tests.jobs.configuration_texts import (
     MAXTEXT,
     MAXTEXT_MODEL,
     MINDFORMERS,
-    NANOTRON,
     MLPERF,
     MLPERF_COMMON,
+    NANOTRON,
     NEMO_1,
     NEMO_1_IN_2,
     NEMO_2,
@@ -33,25 +32,10 @@ from tests.jobs.configuration_texts import (
     TITAN_LAUNCH,
     TITAN_RECIPE,
 )
+from tests.jobs.launched import LAUNCHED
 
-from krzem.jobs.job import Value
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """Files of a job and the fields that they settle."""
-
-    engine: str
-    files: dict[str, str]
-    fields: dict[str, Value]
-    open: tuple[str, ...] = ()
-    """Fields that the files do not decide."""
-    asks: tuple[str, ...] = ()
-    unknown: tuple[str, ...] = field(default=())
-    """Parts of the lines that are not understood."""
-
-
-CASES = {
+CASES: dict[str, Case] = {
+    **LAUNCHED,
     "titan 2024": Case(
         engine="torchtitan",
         files={"a.toml": TITAN_2024},
@@ -107,7 +91,16 @@ CASES = {
                " n_layers=32, n_heads=32, n_kv_heads=8, ffn_dim_multiplier=1.3, multiple_of=1024),"
                ' "debug": ModelArgs(dim=1)}\n'},
         fields={"model.hidden": 4096, "model.layers": 32, "model.ffn": 14336,
-                "model.attention": "gqa"},
+                "model.attention": "gqa", "model.tied": False, "model.qk_norm": False},
+    ),
+    "titan all layers": Case(
+        engine="torchtitan",
+        files={"a.toml": TITAN_2024.replace('mode = "selective"', 'mode = "full"'),
+               "train.slurm": "#!/bin/bash\n#SBATCH --nodes=8\nsrun torchrun --nnodes $SLURM_NNODES"
+               " --nproc_per_node 8 ./train.py --job.config_file a.toml\n",
+               "titan/models/__init__.py": 'ARGS = {"8B": ModelArgs(dim=4096, n_layers=32,'
+               ' n_heads=32)}\n'},
+        fields={"recompute": "full", "rlayers": 32, "nodes": 8, "devices": 64},
     ),
     "bridge recipe": Case(
         engine="megatron-bridge",

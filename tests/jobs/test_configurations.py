@@ -9,7 +9,8 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.jobs.configurations import CASES, Case
+from tests.jobs.cases import Case
+from tests.jobs.configurations import CASES
 
 from krzem.errors import InputError, KrzemError
 from krzem.jobs.job import Job

@@ -82,6 +82,13 @@ def test_multimodal_trainer() -> None:
     assert {name: job.get(name) for name in expected} == expected
 
 
+def test_multimodal_trainer_by_its_model_table() -> None:
+    extra = "\ntraining: {gradient_accumulation_no_sync: true}\nmodel: {enable_chunk_loss: true}\n"
+    script = f"{LAUNCH} mindspeed_mm/fsdp/train/trainer.py a.yaml\n"
+    job = read_job(text={"run.sh": script, "a.yaml": extra})
+    assert (job.get("switch.grad-sync"), job.get("switch.loss")) == ("last", "chunked")
+
+
 ZOO = """MODEL_ARGS:
   # sizes
   --num-layers: 4

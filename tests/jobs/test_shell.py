@@ -208,7 +208,8 @@ CASES = {
     "and without test": ("X=1\n[[ $X -eq 1 ]] && T=5 || T=6\nprog $T", ["5"]),
     "set --": ("set -- a b\nshift\nprog $1 $#", ["b", "1"]),
     "braces in a word": ("prog ${A:-{}}", ["{}"]),
-    "line that goes on in a document": ("bash <<EOF\nprog --a \\\n 1 --b\nEOF", ["--a", "1", "--b"]),
+    "document line that goes on": ("prog $(cat <<EOF\n--a \\\n1\nEOF\n)", ["--a", "1"]),
+    "monitor beside it": ("(while true; do X=1; date; done) &\nprog 2", ["2"]),
     "squeezed": ('A="prog   --a \\\n  1"\nB=$(echo "$A" | sed -e \'s/  */ /g\')\neval "$B"',
                  ["--a", "1"]),
 }  # fmt: skip

@@ -13,7 +13,7 @@ def close(job: JobBuilder) -> None:
     """
     for _ in range(4):
         _product(job, "devices", ("nodes", "devices_per_node"))
-        _product(job, "devices", ("tp", "cp", "pp", "dp"))
+        _product(job, "devices", ("tp", "cp", "pp", "dp"), job.same_data)
         _product(job, "global_batch", ("mbs", "dp", "accumulation"))
     if job.whole_batch and job.number("global_batch") is None:
         job.default("accumulation", 1, job.whole_batch)
@@ -27,19 +27,20 @@ def close(job: JobBuilder) -> None:
     _length(job)
 
 
-def _product(job: JobBuilder, whole: str, parts: tuple[str, ...]) -> None:
-    """``whole`` is the product of ``parts``: find the one that is missing, or check all."""
+def _product(job: JobBuilder, whole: str, parts: tuple[str, ...], times: int = 1) -> None:
+    """``whole`` is ``times`` the product of ``parts``: find one that is missing, or check all."""
     values = {name: job.number(name) for name in parts}
     total = job.number(whole)
     missing = [name for name, value in values.items() if value is None]
-    known = 1
+    known = times
     for value in values.values():
         known *= 1 if value is None else value
     if known <= 0 or (total is not None and total <= 0):
         return
-    text = " * ".join(f"{n} = {v}" for n, v in values.items() if v is not None)
+    factor = [] if times == 1 else [f"{times} that read the same data"]
+    text = " * ".join([*(f"{n} = {v}" for n, v in values.items() if v is not None), *factor])
     if total is None and not missing:
-        job.derive(whole, known, f"{' * '.join(parts)} = {known}")
+        job.derive(whole, known, f"{' * '.join((*parts, *factor))} = {known}")
     elif total is not None and len(missing) <= 1:
         if total % known or (not missing and total != known):
             _mismatch(job, whole, parts, f"{whole} = {total} is not a multiple of {text}"

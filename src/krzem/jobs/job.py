@@ -191,6 +191,10 @@ class JobBuilder:
         """Layers with those that do nothing, where an engine pads its pipeline."""
         self.instances: tuple[int, Place] | None = None
         """Copies of the sharded state, where more than one; ``shard`` follows from it."""
+        self.every = 0
+        """Of so many layers one is computed again; 0: none, or it is not known which."""
+        self.same_data = 1
+        """Ranks that read the same data although no tensor, context or pipeline degree says so."""
         self.doubtful = ""
         """Why settings may be missing from what was read; tuning is then not taken as default."""
         self.helpers = ""

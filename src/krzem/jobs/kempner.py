@@ -98,12 +98,28 @@ def read(sources: Sources, job: JobBuilder) -> None:
     job.note("the engine is KempnerForge, a trainer on PyTorch's FSDP2")
     apply(tree, _TABLE, job)
     read_shape(tree.sub("model"), job)
+    _experts(tree, job)
     _shards(tree, job)
     if job.get("precision") == "fp8":
         job.default("switch.fp8-scaling", "tensor", "torchao's float8 scales by tensor")
     fall_back(job, _DEFAULTS)
     state_machine(job, next(iter(starts_of(sources).find(r"train\.py$")), None), sources)
     describe(sources, job)
+
+
+def _experts(tree: Tree, job: JobBuilder) -> None:
+    """Experts have the width of a dense layer, and drop nothing without a capacity."""
+    if job.number("model.experts") is None:
+        return
+    top, width = number(tree, "model.moe_top_k"), job.number("model.ffn")
+    if top:
+        job.state("model.top_k", top, tree.place("model.moe_top_k"))
+    if width and not tree.has("model.moe_expert_ffn_multiplier"):
+        job.default("model.moe_ffn", width, "moe_expert_ffn_multiplier is 1")
+    factor = tree.value("model.moe_capacity_factor")
+    if isinstance(factor, int | float) and not isinstance(factor, bool):
+        choice = "capacity" if factor > 0 else "real"
+        job.state("switch.routing", choice, tree.place("model.moe_capacity_factor"))
 
 
 def _shards(tree: Tree, job: JobBuilder) -> None:
@@ -116,7 +132,8 @@ def _shards(tree: Tree, job: JobBuilder) -> None:
         job.derive("zero", 3, "FSDP2 drops weights after forward", place)
     if shard is not None and shard > 0:
         job.derive("dp", shard * copies, f"dp_replicate {copies} * dp_shard {shard}", place)
-        if copies > 1 and shard > 1:
+        job.same_data = job.number("ep") or 1
+        if copies * job.same_data > 1 and shard > 1:
             job.derive("shard", shard, "dp_shard", place)
 
 

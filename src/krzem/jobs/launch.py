@@ -172,7 +172,8 @@ def _program(words: Sequence[ShellWord]) -> int | None:
     for index, word in enumerate(words):
         text = word.text
         if text.endswith(".py") and not text.startswith("-"):
-            return index
+            inner = _handed_on(words, index)
+            return index if inner is None else inner
         if text == "-m" and index + 1 < len(words) and index > 0:
             name = words[index + 1].text
             other = name not in _MODULES and not name.startswith("-")
@@ -181,6 +182,18 @@ def _program(words: Sequence[ShellWord]) -> int | None:
         if text.startswith("--module=") and index > 0:
             return index
     return None
+
+
+def _handed_on(words: Sequence[ShellWord], at: int) -> int | None:
+    """The program after ``--``, where the file before it only submits what follows."""
+    marks = [i for i in range(at + 1, len(words) - 1) if words[i].text == "--"]
+    if not marks or posixpath.basename(words[marks[0] + 1].text) not in (*_LAUNCHERS, *_PYTHONS):
+        return None
+    inner = _program(words[marks[0] + 1 :])
+    return None if inner is None else marks[0] + 1 + inner
+
+
+_PYTHONS = ("python", "python3")
 
 
 def _is_python(before: Sequence[ShellWord]) -> bool:

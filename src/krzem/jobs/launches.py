@@ -182,11 +182,18 @@ def _token(text: str, word: ShellWord) -> ShellWord:
 
 
 def _other(command: Command, script: Script) -> Launch | None:
-    """A start of one of the programs that are no Python file."""
+    """A start of one of the programs that are no Python file, or of an experiment (``EXP``)."""
     for index, word in enumerate(command.words):
         name = posixpath.basename(word.text)
         if name.endswith(".py") or word.text == "-m":
             return None
+        experiment = command.environment.get("EXP")
+        if name in ("bash", "sh") and experiment is not None and len(command.words) > index + 1:
+            if not experiment.text.endswith((".yaml", ".yml")):
+                return None
+            return Launch(program=command.words[index + 1], args=command.words[index + 2 :],
+                          launchers=(), options=launcher_options(command.words[:index]),
+                          command=command, headers=script.headers)  # fmt: skip
         if name in _PROGRAMS:
             before = command.words[:index]
             return Launch(program=word, args=command.words[index + 1 :], launchers=(),
@@ -213,15 +220,29 @@ def _embedded(sources: Sources) -> Iterator[tuple[str, str]]:
             yield f"{name}.sh", "\n" * before + body
 
 
-_FENCE = re.compile(r"^[ \t]*```(?:bash|sh|shell|console)?[ \t]*\n(.*?)^[ \t]*```", re.M | re.S)
+_ENGINES = re.compile(
+    r"(?i)maxtext|torchtitan|megatron|pretrain_\w+\.py|deepspeed|accelerate launch|torchrun"
+    r"|llamafactory|swift (sft|pt)|axolotl|nemo|automodel|primus|msrun|mindformer|deepy\.py"
+)
+_WORK = re.compile(r"train|finetune|benchmark|\bsft\b|sft\.py")
+_FENCE = re.compile(r"^[ \t]*```+[ \t]*([\w+-]*)[^\n`]*\n(.*?)^[ \t]*```", re.M | re.S)
+_SHELLS = ("", "bash", "sh", "shell", "console")
+
+
+def _less_a_job(match: re.Match[str]) -> int:
+    """A demonstration on the way to a job names no batch; other tools name no engine."""
+    engine = _ENGINES.search(match[2]) is not None
+    return 0 if engine and "batch" in match[2] else 1 if engine else 2
 
 
 def _fenced(name: str, text: str) -> Iterator[tuple[str, str]]:
-    """The first piece of shell on a page that starts a training."""
-    for match in _FENCE.finditer(text):
-        if _TRAINS.search(match[1]) and re.search(r"train|pretrain|finetune|benchmark", match[1]):
-            yield f"{name}.sh", "\n" * text[: match.start(1)].count("\n") + match[1]
-            return
+    """The piece of shell on a page that starts a training: of an engine, with its batch, first."""
+    found = [
+        m for m in _FENCE.finditer(text)
+        if m[1] in _SHELLS and _TRAINS.search(m[2]) and _WORK.search(m[2])
+    ]  # fmt: skip
+    for match in sorted(found, key=_less_a_job)[:1]:
+        yield f"{name}.sh", "\n" * text[: match.start(2)].count("\n") + match[2]
 
 
 def _body(tree: Tree) -> str | None:

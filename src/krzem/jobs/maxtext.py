@@ -216,6 +216,9 @@ def _model(tree: Tree, job: JobBuilder) -> None:
     block = (word_of(tree, "decoder_block") or "").lower()
     if block and block not in ("gpt3", "simple", "simple_mlp"):
         job.default("model.positions", "rope", f"decoder_block {block}")
+    if truth_of(tree, "use_random_routing"):
+        job.state("switch.routing", "balanced", tree.place("use_random_routing"), override=True)
+        return
     factor = tree.value("capacity_factor")
     if experts and not unset(factor) and not isinstance(factor, Open):
         try:
@@ -223,8 +226,6 @@ def _model(tree: Tree, job: JobBuilder) -> None:
         except ValueError:
             return
         choice = "capacity" if dropping else "real"
-        if truth_of(tree, "use_random_routing"):
-            choice = "balanced"
         job.state("switch.routing", choice, tree.place("capacity_factor"), override=True)
 
 

@@ -63,6 +63,7 @@ def read(sources: Sources, job: JobBuilder) -> None:
     if start is not None:
         state_machine(job, start, sources)
         _slices(start, job)
+        _told(start, sources, job)
     _values(sources, job)
     _topology(merged, job)
     if start is not None and re.search(r"benchmark_runner(\.py)?$", start.program):
@@ -181,6 +182,25 @@ def _slices(start: Start, job: JobBuilder) -> None:
     if name is not None:
         number = int(slices) if slices and re.fullmatch(r"[1-9]\d{0,4}", slices) else 1
         _chips(name, number, job, start.place)
+
+
+def _told(start: Start, sources: Sources, job: JobBuilder) -> None:
+    """The slice that a page names in the section of the command, where it names one."""
+    page = sources.files.get(start.place.file, "")
+    if not start.place.file.endswith(".md") or job.get("devices") is not None:
+        return
+    lines = page.splitlines()[: start.place.line]
+    heads = [n for n, line in enumerate(lines) if re.match(r"#{1,6} ", line)]
+    section = lines[heads[-1] if heads else 0 :]
+    named = {m[0]: n for n, line in enumerate(section) for m in _SLICE.finditer(line)}
+    if len(named) == 1:
+        name, at_line = next(iter(named.items()))
+        number = (heads[-1] if heads else 0) + at_line + 1
+        place = Place(file=start.place.file, line=number, text=section[at_line].strip()[:200])
+        _chips(name, 1, job, place)
+
+
+_SLICE = re.compile(r"(?<![\w-])(v\d+[a-z]*|tpu7x|v5litepod)-\d+(?:x\d+)*(?![\w-])")
 
 
 def _topology(tree: Tree, job: JobBuilder) -> None:

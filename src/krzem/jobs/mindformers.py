@@ -5,8 +5,13 @@ Defaults are those of ``mindformers/trainer`` and ``models/llama/llama_config.py
 
 from __future__ import annotations
 
+import re
+
 from krzem.jobs.documents import keys_of, yaml_tree
+from krzem.jobs.interpolation import literal
 from krzem.jobs.job import JobBuilder, Place
+from krzem.jobs.launch import at
+from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.mindformers_keys import TABLE
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.tree import (
@@ -49,18 +54,25 @@ _DEFAULTS: Defaults = {
 
 def claim(sources: Sources) -> Claim | None:
     """MindFormers' own tables beside each other."""
-    for name, content in sources.with_suffix(".yaml", ".yml").items():
-        if {"runner_config", "parallel_config", "model_config"} <= keys_of(content):
+    keys = {n: keys_of(t) for n, t in sources.with_suffix(".yaml", ".yml").items()}
+    everywhere = set().union(*keys.values()) if keys else set()
+    for name, own in keys.items():
+        if {"runner_config", "parallel_config"} <= own and "model_config" in everywhere:
             return Claim(engine=ENGINE, strength=80, why=f"runner and parallel_config in {name}")
     return None
 
 
 def read(sources: Sources, job: JobBuilder) -> None:
-    """The YAML files in the order given, the later wins."""
+    """The YAML files, bases first, then in the order given; the command line wins."""
+    trees = [yaml_tree(t, n) for n, t in sources.with_suffix(".yaml", ".yml").items()]
     tree = Tree()
-    for name, content in sources.with_suffix(".yaml", ".yml").items():
-        tree.update(yaml_tree(content, name))
+    for part in sorted(trees, key=lambda t: "base_config" in t.entries):
+        tree.update(part)
+    start = next(iter(starts_of(sources).find(r"run_mindformer\.py$")), None)
+    if start is not None:
+        _started(start, tree, sources, job)
     apply(_chosen(tree), TABLE, job)
+    _length(tree, job)
     _batch(tree, job)
     _model(tree, job)
     _experts(tree, job)
@@ -78,6 +90,23 @@ def read(sources: Sources, job: JobBuilder) -> None:
     _states(tree, job)
 
 
+_ARGUMENTS = ("use_parallel", "run_mode", "load_checkpoint")
+
+
+def _started(start: Start, tree: Tree, sources: Sources, job: JobBuilder) -> None:
+    """Options of the program, and the ranks that its launcher sets or the script exports."""
+    for name in _ARGUMENTS:
+        entry = start.options.entries.get(name)
+        if entry is not None and not isinstance(entry.value, Open):
+            value = literal(entry.value) if isinstance(entry.value, str) else entry.value
+            tree.put(Entry(key=name, value=value, place=entry.place))
+    state_machine(job, start, sources)
+    ranks = start.launch.command.environment.get("RANK_SIZE")
+    known = ranks is not None and ranks.known and re.fullmatch(r"[1-9]\d{0,5}", ranks.text)
+    if ranks is not None and known and job.number("devices") is None:
+        job.state("devices", int(ranks.text), at(ranks.origin, sources.files))
+
+
 def _chosen(tree: Tree) -> Tree:
     """``use_parallel: False`` runs on one device whatever the degrees say."""
     if truth_of(tree, "use_parallel") is not False:
@@ -87,6 +116,14 @@ def _chosen(tree: Tree) -> Tree:
         key = f"parallel_config.{name}"
         tree.put(Entry(key=key, value=1, place=place))
     return tree
+
+
+def _length(tree: Tree, job: JobBuilder) -> None:
+    """The data set gives the length where the model's table has none."""
+    key = "train_dataset.data_loader.config.seq_length"
+    found = number(tree, key)
+    if found and job.number("seq") is None:
+        job.state("seq", found, tree.place(key))
 
 
 def _batch(tree: Tree, job: JobBuilder) -> None:
@@ -115,6 +152,8 @@ def _batch(tree: Tree, job: JobBuilder) -> None:
 def _model(tree: Tree, job: JobBuilder) -> None:
     at = "model.model_config."
     kind = word_of(tree, f"{at}type") or ""
+    if kind == "GPT2Config":
+        _gpt2(tree, job)
     act = (word_of(tree, f"{at}hidden_act") or "").lower()
     llama = kind in ("LlamaConfig", "DeepseekV3Config", "TelechatConfig", "DeepseekV2Config")
     if act:
@@ -135,6 +174,20 @@ def _model(tree: Tree, job: JobBuilder) -> None:
     _bias(tree, job)
 
 
+def _gpt2(tree: Tree, job: JobBuilder) -> None:
+    """GPT-2: every head has keys and values, learned positions, a width by ``expand_ratio``."""
+    hidden, heads = job.number("model.hidden"), job.number("model.heads")
+    ratio = size_of(tree, "model.model_config.expand_ratio") or 4
+    if hidden:
+        place = tree.place("model.model_config.expand_ratio")
+        job.derive("model.ffn", ratio * hidden, f"expand_ratio {ratio} * {hidden}", place)
+    if heads:
+        job.default("model.kv_heads", heads, "GPT-2")
+    for name, value in (("gated", False), ("tied", True), ("bias", True)):
+        job.default(f"model.{name}", value, "GPT-2")
+    job.default("model.positions", "learned", "GPT-2")
+
+
 def _inner_width(tree: Tree, job: JobBuilder, hidden: int) -> None:
     """4h, times the multiplier, times 2/3, up to a multiple."""
     key = "model.model_config.ffn_dim_multiplier"
@@ -153,10 +206,12 @@ def _inner_width(tree: Tree, job: JobBuilder, hidden: int) -> None:
 
 def _bias(tree: Tree, job: JobBuilder) -> None:
     at = "model.model_config."
-    keys = (f"{at}qkv_has_bias", f"{at}attention_bias")
+    keys = (f"{at}qkv_has_bias", f"{at}attention_bias", f"{at}add_qkv_bias")
     said = truth_of(tree, *keys)
     if said is not None:
         job.state("model.bias", said, tree.place(*keys))
+    elif truth_of(tree, f"{at}add_bias_linear") is False:
+        job.state("model.bias", False, tree.place(f"{at}add_bias_linear"))
     elif word_of(tree, f"{at}type") == "LlamaConfig":
         job.default("model.bias", False, "qkv_has_bias is false")
 
@@ -172,6 +227,9 @@ def _experts(tree: Tree, job: JobBuilder) -> None:
     chosen, place = _first(tree, "num_experts_chosen", "num_experts_per_tok")
     if chosen:
         job.state("model.top_k", chosen, place)
+    dense = job.number("model.ffn")
+    if dense:
+        job.derive("model.moe_ffn", dense, "no moe_intermediate_size: that of a dense layer")
     shared, place = _first(tree, "shared_expert_num", "n_shared_experts")
     width = job.number("model.moe_ffn")
     if shared is not None:
@@ -181,6 +239,14 @@ def _experts(tree: Tree, job: JobBuilder) -> None:
     keys = [f"{at}use_gmm" for at in ("model.model_config.", "moe_config.")]
     if truth_of(tree, *keys):
         job.state("switch.routing", "real", tree.place(*keys))
+        return
+    keys = [f"{at}capacity_factor" for at in ("model.model_config.", "moe_config.")]
+    factor = tree.value(*keys)
+    if isinstance(factor, int | float) and factor > 0 and truth_of(tree, *_DROPS) is not False:
+        job.state("switch.routing", "capacity", tree.place(*keys))
+
+
+_DROPS = ("moe_config.enable_sdrop", "model.model_config.enable_sdrop")
 
 
 def _shards(tree: Tree, job: JobBuilder) -> None:
@@ -265,6 +331,8 @@ def _states(tree: Tree, job: JobBuilder) -> None:
     if kind == "float32":
         for name, size in (("weight", 4), ("gradient", 4), ("master", 0), ("moments", 8)):
             job.derive(f"state.{name}", size, "weights and moments in float32", place)
+    elif kind in ("float16", "bfloat16"):
+        job.derive("state.weight", 2, f"weights in {kind}", place)
 
 
 READERS = (Reader(kind="MindFormers", engines=(ENGINE,), claim=claim, read=read),)

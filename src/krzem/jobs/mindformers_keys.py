@@ -30,6 +30,8 @@ def _shapes(prefix: str) -> dict[str, Read]:
     both = {
         "seq_length": count("seq"),
         "hidden_size": count("model.hidden"),
+        "embedding_size": count("model.hidden"),
+        "expand_ratio": KEPT,
         "num_layers": count("model.layers"),
         "num_hidden_layers": count("model.layers"),
         "num_heads": count("model.heads"),
@@ -126,6 +128,7 @@ TABLE = Table(
         "parallel.parallel_mode": KEPT,
         "parallel.parallel_optimizer_config.optimizer_weight_shard_size": KEPT,
         "use_parallel": KEPT,
+        "base_config": KEPT,
         "swap_config.swap": switch("offload-activations"),
         "optimizer.type": words("optimizer", _OPTIMIZERS),
         "optimizer.swap": yes_no("offload"),

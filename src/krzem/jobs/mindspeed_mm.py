@@ -73,6 +73,8 @@ _TABLE = Table(
         "parallel.fsdp_plan.cpu_offload": KEPT,
         "parallel.recompute": Read(("recompute",), _recompute),
         "features.recompute": Read(("recompute",), _recompute),
+        "model.enable_chunk_loss": Read(("switch.loss",), _chunked),
+        "training.gradient_accumulation_no_sync": switch("grad-sync", "last", "every"),
         "features.enable_chunk_loss": Read(("switch.loss",), _chunked),
         "features.enable_dynamic_chunk_loss": Read(("switch.loss",), _chunked),
         "features.enable_activation_offload": switch("offload-activations"),

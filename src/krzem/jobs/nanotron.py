@@ -147,6 +147,11 @@ def _model(tree: Tree, job: JobBuilder) -> None:
     if tree.has("model.model_config.rope_theta"):
         place = tree.place("model.model_config.rope_theta")
         job.state("model.positions", "rope", place)
+    elif truth_of(tree, "model.model_config.is_llama_config"):
+        job.default("model.positions", "rope", "a Llama's positions are rotary")
+    fused = "optimizer.torch_adam_is_fused"
+    if tree.has(fused) and not tree.has("optimizer.optimizer_factory"):
+        job.derive("optimizer", "adamw", "AdamW with decay, fused or not", tree.place(fused))
 
 
 def _parallel(tree: Tree, job: JobBuilder) -> None:

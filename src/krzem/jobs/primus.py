@@ -6,6 +6,7 @@ The order is module, model, overrides, command line.
 
 from __future__ import annotations
 
+import math
 import posixpath
 import re
 from collections.abc import Mapping
@@ -13,14 +14,15 @@ from collections.abc import Mapping
 from krzem.errors import InputError, shorten
 from krzem.jobs.documents import yaml_tree
 from krzem.jobs.interpolation import literal
-from krzem.jobs.job import JobBuilder
-from krzem.jobs.launches import starts_of, state_machine
+from krzem.jobs.job import PRECISIONS, JobBuilder
+from krzem.jobs.launch import at
+from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.maxtext import read_settings as read_maxtext
 from krzem.jobs.megatron_dests import fill_from
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.surroundings import describe
 from krzem.jobs.titan import read_settings as read_titan
-from krzem.jobs.tree import Entry, Open, Tree, truth_of, word_of
+from krzem.jobs.tree import Entry, Open, Tree, count, settle, truth_of, word_of
 
 ENGINE = "primus"
 _MODULES = ("pre_trainer", "post_trainer", "sft_trainer")
@@ -36,11 +38,31 @@ def claim(sources: Sources) -> Claim | None:
             r"^\s+framework:\s*\w+", text, re.M
         ):
             return Claim(engine=ENGINE, strength=100, why=f"modules of a framework in {name}")
+    start = _launched(sources)
+    if start is not None:
+        return Claim(engine=ENGINE, strength=95, why=f"{start.program} is started with EXP")
+    return None
+
+
+def _launched(sources: Sources) -> Start | None:
+    """The start of Primus's script with an experiment that is not among the files."""
+    for start in starts_of(sources).programs:
+        word = start.launch.command.environment.get("EXP")
+        options = sum(key in start.options.entries for key in _PLAIN)
+        if word is not None and re.search(r"\.ya?ml$", word.text) and options >= 2:
+            return start
     return None
 
 
 def read(sources: Sources, job: JobBuilder) -> None:
     """The experiment, what it stands on, and the engine that it names."""
+    alone = not any(
+        re.search(r"^modules:\s*$", t, re.M) for t in sources.with_suffix(".yaml", ".yml").values()
+    )
+    start = _launched(sources)
+    if alone and start is not None:
+        _command(start, sources, job)
+        return
     main, text = next(
         (n, t) for n, t in sources.with_suffix(".yaml", ".yml").items()
         if re.search(r"^modules:\s*$", t, re.M)
@@ -62,6 +84,44 @@ def read(sources: Sources, job: JobBuilder) -> None:
                 tree.put(Entry(key=key, value=entry.value, place=entry.place))
     _engine(framework, tree, own, job)
     describe(sources, job)
+
+
+def _command(start: Start, sources: Sources, job: JobBuilder) -> None:
+    """What the command line alone decides; the experiment leaves the rest open."""
+    word = start.launch.command.environment["EXP"]
+    name = posixpath.basename(word.text)
+    why = f"the experiment {shorten(name, 60)}, which was not given, may set it"
+    job.state("model.name", name, at(word.origin, sources.files))
+    job.doubtful = why
+    state_machine(job, start, sources)
+    for key, field in _PLAIN.items():
+        entry = start.options.entries.get(key)
+        if entry is not None:
+            settle(entry, count(field), job)
+    variables = starts_of(sources).variables
+    kind = variables.get("PRECISION")
+    if kind is not None and kind.known and kind.text in PRECISIONS:
+        job.derive("precision", kind.text, f"PRECISION={kind.text}", at(kind.origin, sources.files))
+    ranks = variables.get("DP")
+    if ranks is not None and ranks.known and re.fullmatch(r"[1-9]\d{0,5}", ranks.text):
+        job.derive("dp", int(ranks.text), f"DP={ranks.text}", at(ranks.origin, sources.files))
+    total, each = variables.get("NUM_GPUS"), [job.number(n) or 1 for n in ("tp", "pp", "cp", "dp")]
+    if total is not None and total.known and total.text == str(math.prod(each)):
+        job.derive("devices", int(total.text), f"NUM_GPUS={total.text}",
+                   at(total.origin, sources.files))  # fmt: skip
+    if "finetune" not in name and "sft" not in name:
+        job.derive("finetune", "none", f"{start.program} pre-trains")
+    for field in ("model.layers", "recompute"):
+        job.ask(field, why, "give the experiment's YAML too")
+    describe(sources, job)
+
+
+_PLAIN = {
+    "train_iters": "train_steps", "global_batch_size": "global_batch", "micro_batch_size": "mbs",
+    "seq_length": "seq", "tensor_model_parallel_size": "tp", "context_parallel_size": "cp",
+    "pipeline_model_parallel_size": "pp", "expert_model_parallel_size": "ep",
+}  # fmt: skip
+"""Options of Primus's command line that stand for themselves."""
 
 
 def _stack(

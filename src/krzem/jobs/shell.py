@@ -246,8 +246,13 @@ class Shell(Builtins):
                 if _asks_arguments(node.test):
                     return True
                 return self.either([lambda: self._turn(node.body) and True, lambda: True])
-            if test is node.until or not self._turn(node.body):
+            if test is node.until:
                 return True
+            before = dict(self.names)
+            if not self._turn(node.body):
+                return True
+            if self.names == before:
+                return None  # a monitor beside the job: every turn is like this one
         self.script.notes.append(f"{node.origin.file}:{node.origin.line}: a loop without end")
         return None
 

@@ -125,6 +125,7 @@ def _checkpointing(tree: Tree, job: JobBuilder, complete: bool) -> None:
         kind = _CLASSES.get(name)
         if kind:
             job.state("recompute", kind, place, override=True)
+            job.every = int(kind == FULL)
             return
         if kind == "" or not name.startswith("activationcheckpoint"):
             job.ask("recompute", f"{made} decides what is recomputed", "say recompute=…")
@@ -156,10 +157,18 @@ def _by_mode(tree: Tree, job: JobBuilder, mode: str, place: Place, *, stated: bo
         job.default("recompute", kind, "activation checkpointing that is not set is selective")
     if every > 1:
         job.note(f"activations of every {every}nd layer are recomputed; the others are kept")
-        layers, pp = job.number("model.layers"), job.number("pp")
-        if layers and pp:
-            some = layers // pp // every
-            job.derive("rlayers", some, f"every {every}nd of {layers // pp} layers", place)
+    job.every = every
+
+
+def recomputed_layers(tree: Tree, job: JobBuilder) -> None:
+    """Layers of a stage that are recomputed, once the number of layers is known."""
+    layers, pp, every = job.number("model.layers"), job.number("pp"), job.every
+    place = tree.place("activation_checkpoint.mode", "activation_checkpoint._target_")
+    if layers and pp and every > 1:
+        some = layers // pp // every
+        job.derive("rlayers", some, f"every {every}nd of {layers // pp} layers", place)
+    elif layers and pp and every == 1 and layers % pp == 0:
+        job.derive("rlayers", layers // pp, f"all of {layers // pp} layers", place)
 
 
 def _compile(tree: Tree, job: JobBuilder, complete: bool) -> None:

@@ -14,7 +14,7 @@ from krzem.jobs.recipe_nodes import Node
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.shape import read_shape
 from krzem.jobs.surroundings import describe, read_card
-from krzem.jobs.titan import read_settings
+from krzem.jobs.titan import read_settings, recomputed_layers
 from krzem.jobs.tree import Entry, Open, Tree, count, settle, word_of
 
 ENGINE = "torchtitan"
@@ -71,22 +71,27 @@ def read(sources: Sources, job: JobBuilder) -> None:
         _asked_devices(job, launch)
     read_settings(tree, job, complete=complete)
     _flavor(sources, job, tree)
-    if complete and job.number("model.experts"):
+    recomputed_layers(tree, job)
+    if complete and (job.number("model.experts") or (job.number("ep") or 1) > 1):
         job.default("switch.routing", "real", "moe_force_load_balance is false")
     describe(sources, job)
 
 
 def _launch(sources: Sources, starts: Starts) -> Start | None:
     """The program that trains: one whose configuration is given, else the first."""
-    found = starts.find(_PROGRAM)
+    loops = starts.find(r"(^|/)train\.py$")
+    found = (*starts.find(_PROGRAM), *(x for x in loops if word_of(x.options, *_FILES)))
     tomls = sources.with_suffix(".toml")
     given = [x for x in found if (c := _config_of(x)) and sources.find(c) in sources.files]
     old = [x for x in found if _config_of(x)] if tomls else []
     return next(iter(given or old or found), None)
 
 
+_FILES = ("job.config_file", "config_file", "job.config-file")
+
+
 def _config_of(launch: Start) -> str | None:
-    path = word_of(launch.options, "job.config_file", "config_file", "job.config-file")
+    path = word_of(launch.options, *_FILES)
     return path or launch.word("CONFIG_FILE")
 
 
@@ -208,6 +213,10 @@ def _flavor(sources: Sources, job: JobBuilder, tree: Tree) -> None:
         found = [v for t in tables if isinstance(v := t.fields.get(name), Node)]
         if len(found) == 1:
             read_shape(recipe.tree(found[0]), job)
+            if not re.search(r"tying|tie_", text):
+                job.default("model.tied", False, "the model has an output matrix of its own")
+            if "qk_norm" not in text:
+                job.default("model.qk_norm", False, "no flavor normalises queries and keys")
             return
 
 

@@ -73,6 +73,10 @@ _NAMES = ("model_name_or_path", "model", "base_model", "model_id_or_path",
           "pretrained_model_name_or_path", "model_dir")  # fmt: skip
 
 
+_FOLDER = re.compile(r"[/.~]|(models?|checkpoints?|ckpts?|weights|pretrained(_models)?)/")
+"""How a path to a folder of weights begins; a Hub id names an organisation."""
+
+
 def _model(tree: Tree, job: JobBuilder) -> None:
     """A Hub id as it stands; of a path its last part."""
     for key in _NAMES:
@@ -84,7 +88,7 @@ def _model(tree: Tree, job: JobBuilder) -> None:
             return
         if isinstance(entry.value, str):
             path = entry.value.rstrip("/")
-            name = path.rpartition("/")[2] if path.startswith(("/", ".", "~")) else path
+            name = path.rpartition("/")[2] if _FOLDER.match(path) else path
             job.state("model.name", name, entry.place)
             return
     kind = word_of(tree, "model_type")

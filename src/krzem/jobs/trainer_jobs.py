@@ -19,7 +19,7 @@ from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.shell_words import ShellWord
 from krzem.jobs.surroundings import describe
 from krzem.jobs.trainer import read_settings
-from krzem.jobs.tree import Entry, Open, Tree, count, settle, word_of
+from krzem.jobs.tree import Entry, Open, Tree, count, settle, unset, word_of
 
 _OWN = ("per_device_train_batch_size", "per_gpu_train_batch_size")
 _OPTIONS = (*_OWN, "gradient_accumulation_steps", "model_name_or_path", "deepspeed",
@@ -61,7 +61,8 @@ def _engine(tree: Tree, start: Start | None) -> str:
     named = {"use_deepspeed", "deepspeed_config_file", "zero_stage"} & set(launcher)
     started = start is not None and "deepspeed" in start.launch.launchers
     kind = (word_of(tree, "accelerate.distributed_type") or "").lower()
-    if tree.has("deepspeed") or named or started or kind == "deepspeed":
+    file = tree.any_below("deepspeed") or not unset(tree.value("deepspeed"))
+    if file or named or started or kind == "deepspeed":
         return "deepspeed"
     return "fsdp"
 
