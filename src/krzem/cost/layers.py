@@ -149,8 +149,8 @@ def _gathering(t: ModelTable, c: Cells, mc: Machine) -> _Pair:
     return _Pair(2.0 * exposed, backward * exposed)
 
 
-def _context(t: ModelTable, c: Cells, mc: Machine, core: _Pair) -> _Pair:
-    """Exposed context-parallel communication of one attention block."""
+def _context(t: ModelTable, c: Cells, mc: Machine, core: _Pair) -> tuple[_Pair, _Pair]:
+    """Context-parallel communication of one attention block: what is exposed, what is hidden."""
     m = tokens(t, c)
     kv = 2.0 * m * t.kv_stored / np.minimum(c.tp, np.maximum(t.kv_stored / 128.0, 1.0))
     around = collectives.ring(kv * c.cp, c.cp, c.tp, mc)
@@ -160,7 +160,11 @@ def _context(t: ModelTable, c: Cells, mc: Machine, core: _Pair) -> _Pair:
     hidden_b = np.maximum(2.0 * around - 0.9 * core.b, 0.1 * around)
     f = np.where(c.ring > 0, hidden_f, np.where(c.gather > 0, around, turned))
     b = np.where(c.ring > 0, hidden_b, np.where(c.gather > 0, 2.0 * around, turned))
-    return _Pair(np.where(c.cp > 1, f, 0.0), np.where(c.cp > 1, b, 0.0))
+    exposed = _Pair(np.where(c.cp > 1, f, 0.0), np.where(c.cp > 1, b, 0.0))
+    rings = (c.cp > 1) & (c.ring > 0)
+    return exposed, _Pair(
+        np.where(rings, around - hidden_f, 0.0), np.where(rings, 2.0 * around - hidden_b, 0.0)
+    )
 
 
 def _residual(t: ModelTable, c: Cells) -> Array:
@@ -171,8 +175,8 @@ def _residual(t: ModelTable, c: Cells) -> Array:
     return 2.0 * t.hidden * own * (5.0 + streams)
 
 
-def _attention(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Array, _Pair]:
-    """Attention block; also its core and its cheap part, forward, and its communication."""
+def _attention(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Array, _Pair, _Pair]:
+    """Attention block; its core and its cheap part, forward; its communication, open and hidden."""
     m = tokens(t, c)
     proj, up = _projections(t, c, mc)
     core = _core(t, c, mc)
@@ -184,8 +188,9 @@ def _attention(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Arra
     bare = _hosted(rest, launches, mc)
     block = _hosted(rest + core, launches, mc)
     # A ring hides behind the time the core takes, which is less than its own where the host binds.
-    comm = _gathering(t, c, mc) + _context(t, c, mc, _Pair(block.f - bare.f, block.b - bare.b))
-    return block + comm, core.f, up + 0.6 * norm.f, comm
+    turns, covered = _context(t, c, mc, _Pair(block.f - bare.f, block.b - bare.b))
+    comm = _gathering(t, c, mc) + turns
+    return block + comm, core.f, up + 0.6 * norm.f, comm, covered
 
 
 def _dense(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
@@ -299,7 +304,7 @@ def _weight_share(t: ModelTable) -> Array:
 
 def layer_seconds(t: ModelTable, c: Cells, mc: Machine) -> LayerSeconds:
     """Price every part of the model for every cell."""
-    attention, core, cheap, comm = _attention(t, c, mc)
+    attention, core, cheap, comm, covered = _attention(t, c, mc)
     dense, dense_cheap, dense_comm = _dense(t, c, mc)
     moe, moe_cheap, moe_comm = _moe(t, c, mc)
     dispatch = _dispatch(t, c, mc)
@@ -334,4 +339,6 @@ def layer_seconds(t: ModelTable, c: Cells, mc: Machine) -> LayerSeconds:
         dense_comm_b=dense_comm.b,
         moe_comm_f=moe_comm.f,
         moe_comm_b=moe_comm.b,
+        covered_f=covered.f,
+        covered_b=covered.b,
     )

@@ -47,3 +47,6 @@ class LayerSeconds:
     moe_comm_f: Array
     """The same of a mixture-of-experts network."""
     moe_comm_b: Array
+    covered_f: Array
+    """Of an attention block, what runs beside context-parallel communication and hides it."""
+    covered_b: Array

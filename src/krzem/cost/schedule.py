@@ -66,13 +66,14 @@ def weight_copies(codes: Array) -> Array:
 def joined_ends(codes: Array, first: Array, middle: Array, last: Array) -> tuple[Array, Array]:
     """What the first and the last rank carry, given what the ends and the middle of a pipe cost.
 
-    In a V the first rank holds the first and the last chunk; DualPipe's ranks each hold a stage
-    and its mirror image and work half of the time for either.
+    In a V the first rank holds the first and the last chunk, at least a half of either end;
+    DualPipe's ranks each hold a stage and its mirror image and work half of the time for either.
     """
     v = is_schedule(codes, Schedule.ZB_V, Schedule.DUALPIPE_V)
     both = is_schedule(codes, Schedule.DUALPIPE)
     mean = 0.5 * (first + last)
-    front = np.where(v, first + last - middle, np.where(both, mean, first))
+    folded = np.maximum(first + last - middle, 0.5 * np.maximum(first, last))
+    front = np.where(v, folded, np.where(both, mean, first))
     return front, np.where(v, middle, np.where(both, mean, last))
 
 

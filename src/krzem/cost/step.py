@@ -161,17 +161,20 @@ def _rank(
     dual = overlaps_dispatch(x.schedule)
     hidden = np.where(dual, 0.95, mc.ep_overlap)
     sent = moe * (parts.dispatch_f * (1.0 + share) + parts.dispatch_b)
-    covered = np.minimum(hidden * sent, HIDE * (f + b))
+    # One second of computation hides one second of communication, once.
+    left_f, left_b = f - n * parts.covered_f, b - n * parts.covered_b
+    covered = np.minimum(hidden * sent, HIDE * (left_f + left_b))
     # What runs beside the computation takes compute units and memory bandwidth from it.
     exposed = sent - covered + mc.beside * covered
     part = parts.dispatch_f / np.maximum(parts.dispatch_f + parts.dispatch_b, 1e-30)
     forward = f + exposed * part + extra[0]
     backward = b + again + exposed * (1.0 - part) + extra[1]
     comm = comm_f * (1.0 + share) + comm_b
+    taken = covered / np.maximum(left_f + left_b, 1e-30)
     return _Rank(
         forward, backward, again - share * comm_f, exposed, comm, np.zeros_like(comm),
-        np.maximum(f - comm_f - covered * part, 0.0),
-        np.maximum(b - comm_b - covered * (1.0 - part), 0.0),
+        np.maximum(left_f * (1.0 - taken) - comm_f, 0.0),
+        np.maximum(left_b * (1.0 - taken) - comm_b, 0.0),
     )  # fmt: skip
 
 
