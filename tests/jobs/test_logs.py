@@ -600,3 +600,31 @@ def test_nothing_is_invented(write: Write) -> None:
     assert log.convention == ""
     assert "seq" not in log.fields
     assert log.fields["global_batch"].value == 128
+
+
+BROKEN = """ iteration {n}/ 100 | elapsed time per iteration (ms): 1460.8/1450.4 |
+   TFLOP/s/GPU: 633.7 | tokens per GPU (tokens/s/GPU): 1807.5 | lm loss: 3.3632
+"""
+
+
+@pytest.mark.parametrize("first", [7, 90])
+def test_a_record_that_a_terminal_broke(tmp_path: Path, first: int) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("".join(BROKEN.format(n=first + n) for n in range(6)), encoding="utf-8")
+    log = read_log(path)
+    assert log.tokens is not None
+    assert log.tflops is not None
+    assert (log.tokens.value, log.tokens_of, log.tflops.value) == (1807.5, "device", 633.7)
+
+
+@pytest.mark.parametrize(("numbers", "steady"), [((1, 2), False), ((8, 9), True), ((9,), True)])
+def test_the_first_step_of_a_job_leaves_one_line_and_no_value(
+    tmp_path: Path, numbers: tuple[int, ...], steady: bool
+) -> None:
+    line = " iteration {n}/ 100 | elapsed time per iteration (ms): 150{n}.0 | lm loss: 1.0 |\n"
+    path = tmp_path / "log.txt"
+    path.write_text("".join(line.format(n=n) for n in numbers), encoding="utf-8")
+    log = read_log(path)
+    assert log.seconds is not None
+    assert (log.seconds.value is not None) is steady
+    assert bool(log.seconds.refused) is not steady

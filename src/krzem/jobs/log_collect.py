@@ -20,6 +20,7 @@ FORMATS: tuple[Format, ...] = (
     Format(
         name="Megatron", engine="megatron-lm", reader=forms.megatron, convention="megatron",
         needles=(
+            b"TFLOP/s/GPU: ", b"tokens per GPU (tokens/s/GPU): ",
             b"elapsed time per iteration", b"elapsed_time_per_iteration_ms=", b"Step Time : ",
             b"Tera Flops per GPU: ",
         ),

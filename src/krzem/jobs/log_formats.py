@@ -125,11 +125,17 @@ _MEGATRON: Mapping[str, str] = {
 def megatron() -> Read:
     """``iteration 10/ 500 | … | elapsed time per iteration (ms): 812.3 | … |``, any generation.
 
+    A record that a terminal broke goes on in the next line, which begins with a blank.
     A value counts only where its bar follows, so that a number cut short never does.
     """
     before: Values = {}
+    broken = [False]
 
     def read(text: str) -> Iterator[Values]:
+        if broken[0] and text[:1].isspace() and "|" in text and not _ITERATION.search(text):
+            rest = _megatron_values(f"|{text.rstrip().rstrip('|')}|")
+            yield from [{**rest, "amend": 1.0}] if rest else []
+        broken[0] = text.rstrip().endswith("|")
         timed = _STEP_TIME.search(text) if "Step Time" in text else None
         if timed:
             before.update(seconds=float(timed[1]), tflops=float(timed[2]))

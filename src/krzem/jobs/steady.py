@@ -12,15 +12,17 @@ from krzem.jobs.log_series import Step
 
 RULE = (
     "Lines of another global batch or sequence length than the last lines are left out (ramp-up);"
-    " then, after every start, the first line (of two only where they differ) and all lines up to"
-    " the first that agrees with the second half of that start, slow (compilation, tuning) or fast"
-    " (a time of dispatch) alike, but never more than half; then lines with an evaluation, a save"
+    " then, after every start, the first line (of two only where they differ, or where it is the"
+    " job's first step) and all lines up to the first that agrees with the second half of that"
+    " start, slow (compilation, tuning) or fast (a time of dispatch) alike, but never more than"
+    " half; then lines with an evaluation, a save"
     " or a profile since the line"
     " before; then lines further from the median than 5 robust standard deviations and than 5 %,"
     " where they are at most a fifth. The value is the median, each line weighted by the steps it"
     " speaks for. No value is given where it moves by more than 5 % and one way from the first"
-    " line left to the last, where two starts differ by more than 5 %, or where fewer than five"
-    " lines are left and differ by more than 20 %."
+    " line left to the last, where two starts differ by more than 5 %, where one line is left"
+    " after the first of a start, or where fewer than five lines are left and differ by more than"
+    " 20 %."
 )
 """What :func:`steady` does."""
 
@@ -100,7 +102,7 @@ def steady(
     refused = (
         _apart(kept, name, unit, factor)
         or _drift(kept, name, unit, factor)
-        or _too_few(values, middle)
+        or _too_few(values, middle, dropped)
     )
     return Steady(
         unit=unit, value=None if refused else middle * factor, spread=spread * factor,
@@ -139,7 +141,10 @@ def _warm(steps: Sequence[Step], name: str) -> list[int]:
     for end in range(1, len(steps) + 1):
         if end < len(steps) and steps[end].start == steps[begin].start:
             continue
-        out += [begin + i for i in range(_head([s.values[name] for s in steps[begin:end]]))]
+        head = _head([s.values[name] for s in steps[begin:end]])
+        if end - begin == 2 and steps[begin].number <= 1 and steps[end - 1].interval == 1:
+            head = 1
+        out += [begin + i for i in range(head)]
         begin = end
     return out
 
@@ -185,8 +190,10 @@ def _apart(steps: Sequence[Step], name: str, unit: str, factor: float) -> str:
     return f"its starts run at different speeds ({told} {unit}): read them one by one"
 
 
-def _too_few(values: Sequence[float], middle: float) -> str:
+def _too_few(values: Sequence[float], middle: float, dropped: Mapping[str, int]) -> str:
     """Why a few lines give no value at all, or ''."""
+    if len(values) == 1 and dropped.get("after a start"):
+        return "only one line is left after the first of the job"
     apart = (max(values) - min(values)) / middle
     if len(values) >= FEW or apart <= DISAGREE:
         return ""
