@@ -18,13 +18,14 @@ from krzem.hardware.cluster_reader import cluster_of
 from krzem.layout.space import Space
 from krzem.model.parameters import count
 from krzem.plan.assumed import decided, ends_of
-from krzem.plan.forecast import WholeRun, forecast
+from krzem.plan.forecast import WholeRun
 from krzem.plan.money import ENERGY_FIELDS
 from krzem.plan.operation import quantity
 from krzem.plan.plan import LayoutPlan, describe
 from krzem.plan.price import Pricer
 from krzem.plan.request import Asked, Question, settle
 from krzem.plan.search import search
+from krzem.plan.whole import whole_run
 from krzem.supply.goal import FleetGoal, Pool
 
 
@@ -37,7 +38,7 @@ class Speed:
     tokens: float
     """Of the whole run."""
     days: Estimate
-    """Wall clock of the whole run, failures and checkpoints included."""
+    """Wall clock of the whole run, everything included as in a plan."""
     step_seconds: Estimate
     tokens_per_s: Estimate
     mfu: Estimate
@@ -199,10 +200,10 @@ def _planned(asked: Asked) -> tuple[LayoutPlan, WholeRun]:
     ends = ends_of(pricer)
     decided(ends, found, asked.sure)
     described = describe(pricer, found.layouts.at(int(best[0])), ends)
-    run = forecast(
+    run = whole_run(
+        pricer,
+        described.layout,
         described.step_seconds,
-        goal=task.goal,
-        cluster=task.cluster,
         parameters=float(_parameters(asked)),
         start=asked.start,
     )
