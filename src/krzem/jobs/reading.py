@@ -11,6 +11,7 @@ from krzem.files import read_text
 from krzem.jobs.closing import close
 from krzem.jobs.job import Job, JobBuilder
 from krzem.jobs.registry import Claim, Reader, Sources
+from krzem.jobs.written import written_files
 
 LARGEST_FILE = 2_000_000
 """Bytes of one file of a job."""
@@ -45,6 +46,7 @@ def read_job(
     cannot be read, InputError where no engine (or more than one) is found in them.
     """
     files = {**dict(_texts(paths)), **(text or {})}
+    files |= written_files(files)
     if not files:
         raise InputError(f"no file of a job was given: {_HINT}")
     sources = Sources(files=files, engine=None if engine is None else canonical(engine))
