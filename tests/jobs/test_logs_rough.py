@@ -340,3 +340,15 @@ def test_a_large_file_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert log.seconds is not None
     assert log.seconds.value == pytest.approx(4.0, rel=0.002)
     assert log.lines == 3000 + 600_000
+
+
+@pytest.mark.parametrize("lead", [0, 1 << 13, 3 << 30])
+def test_a_hole_of_any_length_is_skipped(tmp_path: Path, lead: int) -> None:
+    line = " iteration {n}/ 100 | elapsed time per iteration (ms): 1500.0 | lm loss: 1.0 |\n"
+    path = tmp_path / "log.txt"
+    with path.open("wb") as file:
+        file.seek(lead)
+        file.write("".join(line.format(n=n) for n in range(1, 9)).encode())
+        file.truncate(2 * lead + 10_000)
+    log = read_log(path)
+    assert (log.seen, log.lines) == (8, 9)

@@ -165,7 +165,7 @@ f() {
 
 
 @pytest.mark.skipif(BASH is None, reason="needs bash to compare with")
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(statement(), max_size=4), st.lists(word(), min_size=1, max_size=3))
 def test_reads_what_bash_runs(body: list[str], last: list[str]) -> None:
     text = HEAD + "\n".join(body) + f'\nprog {" ".join(last)} "$A" "$B" "$C" $N "${{L[@]}}" |'

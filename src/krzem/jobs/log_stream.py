@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import errno
+import os
 import stat
 import zlib
 from collections.abc import Collection, Iterator
@@ -78,7 +80,7 @@ class Stream:
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):
                 raise DataError(f"{name} is not a file: give the log of a training job")
-            with self.path.open("rb") as raw:
+            with self.path.open("rb", buffering=0) as raw:
                 yield from self._decoded(raw)
         except FileNotFoundError:
             raise DataError(f"{name} does not exist: give the log of a training job") from None
@@ -90,7 +92,7 @@ class Stream:
     def _decoded(self, raw: BinaryIO) -> Iterator[bytes]:
         magic = raw.read(2)
         raw.seek(0)
-        stream = self._unpacked(raw) if magic == _GZIP else iter(lambda: raw.read(CHUNK), b"")
+        stream = self._unpacked(raw) if magic == _GZIP else _without_holes(raw)
         decoder: codecs.IncrementalDecoder | None = None
         first = True
         for chunk in stream:
@@ -122,6 +124,27 @@ class Stream:
             else:
                 begun = True
         self.cut = begun
+
+
+def _without_holes(raw: BinaryIO) -> Iterator[bytes]:
+    """The bytes of a file; a hole that was never written, however long, is one zero."""
+    while True:
+        at = raw.tell()
+        try:
+            data = os.lseek(raw.fileno(), at, os.SEEK_DATA)
+        except OSError as error:
+            data = at if error.errno != errno.ENXIO else -1
+        if data < 0 or data > at:
+            if data < 0 and raw.seek(0, os.SEEK_END) <= at:
+                return
+            yield b"\0"
+        if data < 0:
+            return
+        raw.seek(data)
+        chunk = raw.read(CHUNK)
+        if not chunk:
+            return
+        yield chunk
 
 
 def _binary(head: bytes) -> bool:
