@@ -1,5 +1,5 @@
 # Everything here makes its own virtual environment in .venv: Python 3.11+, pip, git and make do.
-.PHONY: demo test engines check bench studies clean
+.PHONY: demo test engines check bench studies scoreboard clean
 .DELETE_ON_ERROR:
 
 PINS := pyproject.toml constraints.txt scripts/setup
@@ -36,6 +36,9 @@ engines: .venv/test.done
 studies: .venv/test.done  ## write the three worked studies anew (some minutes)
 	@.venv/bin/python -m krzem.supply.studies docs/studies
 	@.venv/bin/python -m krzem.outlook.study docs/studies/outlook.md
+
+scoreboard: .venv/demo.done  ## the page of errors on rows that calibration had not seen
+	@.venv/bin/python -m krzem.accuracy.scoreboard docs/scoreboard.md
 
 clean:
 	rm -rf .venv .venv-engines out
