@@ -116,6 +116,8 @@ def _filled(tree: Tree, job: JobBuilder) -> Tree:
         outside = devices // inside
     if devices and outside and inside is None and devices % outside == 0:
         inside = devices // outside
+    if devices is None and inside and outside and "ici_fsdp_parallelism" in tree.entries:
+        job.derive("devices", inside * outside, "the product of all axes of the mesh")
     inside = inside or per_slice
     found = Tree(dict(tree.entries))
     for level, total in (("ici", inside), ("dcn", outside)):

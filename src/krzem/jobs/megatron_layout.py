@@ -315,7 +315,7 @@ def _depth(
     layers, pp = job.number("model.layers"), job.number("pp")
     if layers is None or not pp:
         return
-    rank = job.number("first") or -(-layers // pp)
+    rank = max(job.number("first") or 0, -(-layers // pp))
     if method == "block" and count is not None:
         chunks = 1 if args.has("--enable-recompute-layers-per-pp-rank") else job.number("vpp") or 1
         each = min(count[0] * chunks, rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from krzem.jobs.job import JobBuilder
+from krzem.jobs.megatron_layout import stage_sizes
 from krzem.jobs.nemo_keys import TABLE
 from krzem.jobs.tree import (
     Call,
@@ -42,6 +43,7 @@ def read_settings(tree: Tree, job: JobBuilder) -> None:
     _precision(tree, job)
     _states(tree, job)
     _graphs(tree, job)
+    _routing(tree, job)
     _dispatch(tree, job)
     _sharding(tree, job)
 
@@ -122,8 +124,24 @@ def _pipeline(tree: Tree, job: JobBuilder) -> None:
         job.derive("schedule", "interleaved", f"{vpp} stages on a rank")
     names = ("pipeline_model_parallel_layout", "account_for_embedding_in_pipeline_split",
              "account_for_loss_in_pipeline_split")  # fmt: skip
+    _laid_out(tree, job)
     if any(tree.value(*keys(n)) for n in names) or job.number("first") or job.number("last"):
         job.uneven = "the split of the layers is given"
+
+
+def _laid_out(tree: Tree, job: JobBuilder) -> None:
+    """Chunks and end stages of a layout such as ``Ett|(ttt|)*6ttL``."""
+    said, pp = tree.value(*keys("pipeline_model_parallel_layout")), job.number("pp")
+    sizes = stage_sizes(said) if isinstance(said, str) else None
+    if sizes is None or not pp or len(sizes) % pp:
+        return
+    place, chunks = tree.place(*keys("pipeline_model_parallel_layout")), len(sizes) // pp
+    job.derive("vpp", chunks, f"{len(sizes)} chunks on {pp} stages", place)
+    job.derive("schedule", "interleaved" if chunks > 1 else "1f1b", f"{chunks} chunks", place)
+    ranks = [sum(sizes[rank::pp]) for rank in range(pp)]
+    if len(set(ranks)) > 1:
+        job.derive("first", ranks[0], "layers of the chunks of the first rank", place)
+        job.derive("last", ranks[-1], "layers of the chunks of the last rank", place)
 
 
 def _sequence(tree: Tree, job: JobBuilder) -> None:
@@ -148,7 +166,9 @@ def _recompute(tree: Tree, job: JobBuilder) -> None:
         layers = _number(tree, "recompute_num_layers", "activations_checkpoint_num_layers")
         method = word_of(tree, *keys("recompute_method"), *keys("activations_checkpoint_method"))
         if method == "block" and layers:
-            job.state("rlayers", layers, place, override=True)
+            chunks = job.number("vpp") or 1
+            rank = -(-(job.number("model.layers") or layers * chunks) // (job.number("pp") or 1))
+            job.state("rlayers", min(layers * chunks, rank), place, override=True)
     elif value == "selective":
         _modules(tree, job, said[0])
     else:
@@ -270,6 +290,8 @@ def _graphs(tree: Tree, job: JobBuilder) -> None:
         kind = "none" if impl.lower() in ("none", "null") else "partial"
         if impl == "local" and "full_iteration" in scope:
             kind = "full"
+        if impl == "full_iteration":
+            kind = "full"
         job.state("switch.cuda-graphs", kind, place, override=True)
         return
     own, outer = _truth(tree, "enable_cuda_graph"), _truth(tree, "external_cuda_graph")
@@ -278,6 +300,15 @@ def _graphs(tree: Tree, job: JobBuilder) -> None:
         job.state("switch.cuda-graphs", kind, place, override=True)
     elif own is False or outer is False:
         job.state("switch.cuda-graphs", "none", place, override=True)
+
+
+def _routing(tree: Tree, job: JobBuilder) -> None:
+    """Tokens beyond a capacity are dropped where a factor is given and balance is not forced."""
+    value = tree.value(*keys("moe_expert_capacity_factor"))
+    known = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    if known and job.get("switch.routing") != "balanced":
+        place = tree.place(*keys("moe_expert_capacity_factor"))
+        job.state("switch.routing", "capacity", place, override=True)
 
 
 def _dispatch(tree: Tree, job: JobBuilder) -> None:

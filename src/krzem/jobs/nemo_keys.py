@@ -134,7 +134,7 @@ _SWITCHES = {
     "moe_token_dispatcher_type": KEPT,
     "moe_flex_dispatcher_backend": KEPT,
     "moe_enable_deepep": KEPT,
-    "moe_router_force_load_balancing": when_true({"switch.routing": "balanced"}),
+    "moe_router_force_load_balancing": switch("routing", "balanced", "real"),
     "moe_expert_capacity_factor": KEPT,
     "cpu_offloading": switch("offload-activations"),
     "fine_grained_activation_offloading": switch("offload-activations"),

@@ -22,7 +22,7 @@ from krzem.jobs.megatron_dests import fill_from
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.surroundings import describe
 from krzem.jobs.titan import read_settings as read_titan
-from krzem.jobs.tree import Entry, Open, Tree, count, settle, truth_of, word_of
+from krzem.jobs.tree import Entry, Open, Tree, count, number, settle, truth_of, word_of
 
 ENGINE = "primus"
 _MODULES = ("pre_trainer", "post_trainer", "sft_trainer")
@@ -35,7 +35,7 @@ def claim(sources: Sources) -> Claim | None:
     """``modules`` with a trainer that names a framework."""
     for name, text in sources.with_suffix(".yaml", ".yml").items():
         if re.search(r"^modules:\s*$", text, re.M) and re.search(
-            r"^\s+framework:\s*\w+", text, re.M
+            r"^\s+framework:\s*[\"']?\w+", text, re.M
         ):
             return Claim(engine=ENGINE, strength=100, why=f"modules of a framework in {name}")
     start = _launched(sources)
@@ -222,6 +222,9 @@ def _megatron(tree: Tree, own: Tree, job: JobBuilder) -> None:
         job.state("switch.routing", "balanced", place)
     if truth_of(tree, "use_torch_fsdp2"):
         job.state("zero", 3, tree.place("use_torch_fsdp2"))
+    algorithm = word_of(tree, "pp_algorithm") if truth_of(tree, "patch_primus_pipeline") else None
+    if algorithm in _ALGORITHMS and (number(tree, "pipeline_model_parallel_size") or 1) > 1:
+        job.state("schedule", _ALGORITHMS[algorithm], tree.place("pp_algorithm"))
     rest = Tree({k: e for k, e in tree.entries.items() if not _IGNORED.fullmatch(k)})
     for key, entry in tree.entries.items():
         if key not in rest.entries:
@@ -229,8 +232,10 @@ def _megatron(tree: Tree, own: Tree, job: JobBuilder) -> None:
     fill_from(rest, job)
 
 
+_ALGORITHMS = {"zero-bubble": "zb-h1", "zbv-formatted": "zb-v"}
+"""Schedules of Primus' own pipeline runtime."""
 _IGNORED = re.compile(
-    r"(use_turbo|turbo_|enable_primus_turbo|enable_turbo|mlflow|disable_|torch_profiler|log_avg"
+    r"(use_turbo|turbo_|patch_primus_pipeline|pp_algorithm|enable_primus_turbo|enable_turbo|mlflow|disable_|torch_profiler|log_avg"
     r"|stderr_|sink_|file_sink|mock_|retro_|dino_|rl_|grpo_|odc_|enable_odc|langrl_|inference_"
     r"|generate_tracelens|use_rocm|wandb|auto_continue|trainable|weight_deosc|pp_warmup|dump_pp"
     r"|muon_|hybrid_|mamba_|vision_|ict_|bert_|biencoder_|overlap_cpu|one_logger|mxfp4_|img_"

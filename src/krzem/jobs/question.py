@@ -32,6 +32,7 @@ from krzem.layout.rules import check as check_rules
 from krzem.model.architecture import Architecture
 from krzem.model.config_file import load_config
 from krzem.model.reader import read_config
+from krzem.plan.emit.stages import rank_layers
 from krzem.plan.goal import Goal
 from krzem.plan.price import Pricer, Task
 from krzem.plan.request import Asked
@@ -388,12 +389,10 @@ class _Values:
         schedule = Schedule(str(stated)) if stated else Schedule.ONE_F_ONE_B
         if schedule in (Schedule.ONE_F_ONE_B, Schedule.INTERLEAVED):
             schedule = Schedule.INTERLEAVED if vpp > 1 else Schedule.ONE_F_ONE_B
+        found = replace(layout, vpp=vpp, schedule=schedule)
         first, last = self.job.get("first"), self.job.get("last")
-        return replace(
-            layout, vpp=vpp, schedule=schedule,
-            first_stage_layers=first if isinstance(first, int) else None,
-            last_stage_layers=last if isinstance(last, int) else None,
-        )  # fmt: skip
+        ends = (first if isinstance(first, int) else None, last if isinstance(last, int) else None)
+        return found if self.arch is None else _with_ends(found, self.arch.layers, *ends)
 
     def precision(self) -> Precision:
         """Arithmetic of the products."""
@@ -415,6 +414,17 @@ class _Values:
             return Optimizer(word)
         self.notes.append(f"optimiser {word}: priced as adamw with the bytes that it keeps")
         return Optimizer.ADAMW
+
+
+def _with_ends(layout: Layout, layers: int, first: int | None, last: int | None) -> Layout:
+    """The layout with these end stages, unsaid where stages are so anyway."""
+    tries = [replace(layout, first_stage_layers=f, last_stage_layers=e)
+             for f, e in ((None, None), (None, last), (first, None), (first, last))]  # fmt: skip
+    try:
+        wanted = rank_layers(layers, tries[-1])
+        return next(x for x in tries if rank_layers(layers, x) == wanted)
+    except LayoutError:
+        return tries[-1]
 
 
 def _replicas(job: Job, layout: Layout, devices: int) -> int:
@@ -463,7 +473,8 @@ def _recomputed(values: _Values, layout: Layout, engine: Engine) -> Layout:
             "selective recomputation runs every second product again: priced as half of the layers"
         )
         return replace(layout, recompute=Recompute.FULL, recompute_layers=max(1, round(most / 2)))
-    if mode is Recompute.FULL and isinstance(layers, int) and layers < most:
+    if mode is Recompute.FULL and isinstance(layers, int):
+        layers = min(layers, most)
         if layers == 0:
             return replace(layout, recompute=Recompute.NONE)
         return replace(layout, recompute=mode, recompute_layers=layers)

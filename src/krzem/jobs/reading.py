@@ -11,7 +11,7 @@ from krzem.files import read_text
 from krzem.jobs.closing import close
 from krzem.jobs.job import Job, JobBuilder
 from krzem.jobs.registry import Claim, Reader, Sources
-from krzem.jobs.written import written_files
+from krzem.jobs.written import name_model, written_files
 
 LARGEST_FILE = 2_000_000
 """Bytes of one file of a job."""
@@ -54,6 +54,7 @@ def read_job(
     builder = JobBuilder(claim.engine)
     builder.note(f"engine {claim.engine}: {claim.why}")
     reader.read(sources, builder)
+    name_model(sources.files, builder)
     close(builder)
     return builder.job()
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from krzem.jobs.job import JobBuilder, Place
+
 _START = re.compile(r"^write (?P<name>[\w./-]+) <<(?P<quote>'?)(?P<mark>[A-Z]+)(?P=quote)$", re.M)
+_ASKED = re.compile(r"(?<![\w\"/])\$\{[A-Z_]+\}(?![\w\"/])")
+"""A variable that stands alone: a value that the script asks for."""
+_NAMED = re.compile(r"^# .*, emitted by krzem\n# Model: (?P<name>[\w. /-]{1,100})$", re.M)
 MOST = 20
 """Files of one script."""
 
@@ -23,6 +28,20 @@ def written_files(files: Mapping[str, str]) -> dict[str, str]:
                 continue
             body = text[start.end() + 1 : end.start()]
             if not start["quote"]:
-                body = re.sub(r"\\([\\$`])", r"\1", body)
+                body = re.sub(r"\\([\\$`])", r"\1", _ASKED.sub(r'"\g<0>"', body))
             found.setdefault(start["name"], body)
     return {name: body for name, body in found.items() if name not in files}
+
+
+def name_model(files: Mapping[str, str], job: JobBuilder) -> None:
+    """The model whose name an emitted script bears, where nothing else names one.
+
+    Files hold a shape; the name stands for what no argument says.
+    """
+    for file, text in files.items():
+        found = _NAMED.search(text)
+        if found is not None and job.get("model.name") is None:
+            line = text.count("\n", 0, found.start("name")) + 1
+            place = Place(file=file, line=line, text=f"# Model: {found['name']}")
+            job.state("model.name", found["name"], place)
+            return

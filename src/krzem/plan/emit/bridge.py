@@ -85,15 +85,16 @@ _PREAMBLE = (
     "    )",
     "",
     "",
-    "def main():",
+    "def plan_config():",
+    '    """The plan\'s values."""',
     "    config = configured()",
 )
 _ENDING = (
-    "    pretrain(config, forward_step_func=forward_step)",
+    "    return config",
     "",
     "",
     'if __name__ == "__main__":',
-    "    main()",
+    "    pretrain(plan_config(), forward_step_func=forward_step)",
 )
 _RECIPES = {
     Precision.BF16: "bf16_mixed",

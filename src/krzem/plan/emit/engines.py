@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from krzem.errors import LayoutError, UnknownNameError
@@ -74,4 +75,4 @@ def emit(
         layout=layout, goal=goal, arch=arch, cluster=cluster, config=config or {},
         save_steps=save_steps, switches=switches,
     )  # fmt: skip
-    return ENGINES[engine](request)
+    return replace(ENGINES[engine](request), model=arch.name)

@@ -97,6 +97,8 @@ class Launch:
     """Lines of Python before a recipe."""
     command: str = ""
     """What starts the processes; ``"${args[@]}"`` in it stands for the flags."""
+    model: str = ""
+    """Name of the model, for people and for who reads the files back."""
     notes: tuple[str, ...] = ()
     """What the engine cannot express, and what was emitted instead."""
     parts: tuple[Part, ...] = ()

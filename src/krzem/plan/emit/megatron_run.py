@@ -182,6 +182,8 @@ def precision(request: Request) -> Iterator[Flag]:
         yield Flag("--fp4-recipe", "nvfp4", "a scale per 16 values")
     if states.gradient <= 2:
         yield Flag("--grad-reduce-in-bf16", "", "gradients of 2 bytes")
+    elif kind is Precision.FP16:
+        yield Flag("--accumulate-allreduce-grads-in-fp32", "", "gradients of 4 bytes")
 
 
 def check_states(request: Request) -> None:

@@ -78,6 +78,8 @@ def _toml(launch: Launch, explain: bool) -> Iterator[str]:
 
 def _head(launch: Launch) -> Iterator[str]:
     yield from _comment(f"{launch.engine} {launch.version}, emitted by krzem")
+    if launch.model and launch.engine != "krzem":
+        yield f"# Model: {launch.model}"
     if launch.asked:
         yield from _comment(f"Set first: {', '.join(launch.asked)}")
     for note in launch.notes:
