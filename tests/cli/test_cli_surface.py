@@ -17,7 +17,7 @@ GOAL = {
 }  # fmt: skip
 ENGINE = {"--engine", "--with", "--without", "--date"}
 SEARCH = {"--layout", "--schedules", "--sure", "--offload", "--top"}
-EMIT = {"--emit", "--emit-to"}
+EMIT = {"--emit", "--emit-to", "--scheduler"}
 OUTPUT = {"--json", "--html", "--quiet"}
 SURFACE = {
     "plan": {"model", "--on", "--sweep", "--calibration"} | GOAL | ENGINE | SEARCH | EMIT | OUTPUT,

@@ -40,7 +40,7 @@ def test_arrays_round_trip(layouts: list[Layout]) -> None:
 @given(st.lists(LAYOUTS, min_size=1, max_size=8))
 def test_unique_cells_lose_nothing(layouts: list[Layout]) -> None:
     packed = pack(layouts)
-    cells, index = unique_cells(packed)
+    cells, index, _ = unique_cells(packed)
     assert (cells.tp[index] == packed.tp).all()
     assert (cells.micro_batch[index] == packed.micro_batch).all()
     assert (cells.etp[index] == packed.etp).all()

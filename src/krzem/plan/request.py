@@ -7,7 +7,7 @@ is not published either is asked for.  Nothing is guessed silently.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from krzem.engine.switches import parse_switches, switches
 from krzem.errors import (
     GoalError,
     InputError,
-    QuantityError,
     UnknownNameError,
     nearest,
     shorten,
@@ -35,6 +34,7 @@ from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
 from krzem.plan.constraints import parse_constraints
 from krzem.plan.goal import Goal, Optimizer, Precision, Stage, StateBytes
+from krzem.plan.picker import Picker, read
 from krzem.plan.price import Task, engine_for
 from krzem.plan.recipe import Recipe, recipe_of
 from krzem.plan.search import SURE
@@ -137,7 +137,7 @@ def settle(question: Question) -> Asked:
     start = None if question.start is None else _day("--start", question.start)
     config = config_of(question.model, architecture)
     recipe = recipe_of(architecture.name) if is_built_in(architecture) else None
-    picker = _Picker(question, architecture, recipe)
+    picker = Picker(question, architecture.name, recipe)
     engine = engine_for(cluster, _emitting(question.engine, question.emits), architecture)
     year = _software(picker, engine, cluster, _year(date))
     goal = _goal(picker, architecture, cluster, start or date, engine, year)
@@ -173,7 +173,7 @@ def settle(question: Question) -> Asked:
     )
 
 
-def _runnable(picker: _Picker, task: Task) -> Task:
+def _runnable(picker: Picker, task: Task) -> Task:
     """The task as the engine can run it.
 
     What was asked for is kept or refused; a published optimiser or published bytes of states that
@@ -201,7 +201,7 @@ def _runnable(picker: _Picker, task: Task) -> Task:
             task = replace(task, goal=other[1])
 
 
-def _usual(picker: _Picker, goal: Goal) -> tuple[str, Goal] | None:
+def _usual(picker: Picker, goal: Goal) -> tuple[str, Goal] | None:
     """The goal with the next published choice given up; None where all is as asked."""
     kept = goal.states.gradient
     if "state_bytes" in picker.taken:
@@ -222,65 +222,9 @@ def _usual(picker: _Picker, goal: Goal) -> tuple[str, Goal] | None:
     return None
 
 
-class _Picker:
-    """Picks each part of the goal from the question or the recipe, and keeps account of it."""
-
-    def __init__(
-        self, question: Question, architecture: Architecture, recipe: Recipe | None
-    ) -> None:
-        self.question = question
-        self.name = architecture.name
-        self.recipe = recipe
-        self.taken: list[str] = []
-        self.notes: list[str] = []
-        self.wanting: list[str] = []
-        self.lacking: list[str] = []
-
-    def published(self, field: str) -> Any:
-        """The recipe's value, noted as taken; None where it is not published."""
-        value = None if self.recipe is None else getattr(self.recipe, field)
-        if value is not None:
-            self.taken.append(field)
-        return value
-
-    def number(self, field: str, written: Written | None, read: Any, option: str) -> int:
-        """The number given, else published; 1 stands in for what will be asked for."""
-        if written is not None:
-            return int(_read(option, read, written))
-        value = self.published(field)
-        if value is None:
-            self.wanting.append(option)
-            return 1
-        return int(value)
-
-    def ask_for_the_rest(self) -> None:
-        """Raise GoalError that names every option that is wanting."""
-        if self.wanting:
-            whose = f"the training recipe of {shorten(self.name, 60)} is not published"
-            if self.recipe is not None:
-                whose = f"not all of {self.name}'s training recipe is published"
-            raise GoalError(f"{whose}: give {' and '.join(self.wanting)}")
-
-    def sentences(self) -> list[str]:
-        """The notes, first what the recipe supplied."""
-        if not self.taken or self.recipe is None:
-            return self.notes
-        names = ", ".join(name.replace("_", " ") for name in self.taken)
-        first = f"{names}: as published for {self.name} ({self.recipe.source})"
-        return [first, *self.notes]
-
-
-def _read(option: str, read: Callable[[Any], Any], written: Any) -> Any:
-    """``read(written)``; where it cannot be read, the message starts with the option."""
-    try:
-        return read(written)
-    except QuantityError as error:
-        raise QuantityError(f"{option.partition(' ')[0]}: {error}") from None
-
-
 def _day(option: str, written: str) -> datetime.date:
     """A day in the years that accelerators train in; raises QuantityError, GoalError."""
-    day: datetime.date = _read(option, parse_date, written)
+    day: datetime.date = read(option, parse_date, written)
     if not FIRST_YEAR <= day.year <= LAST_YEAR:
         raise GoalError(
             f"{option} {day}: a day from {FIRST_YEAR} to {LAST_YEAR} is needed, such as 2026-11-23"
@@ -292,7 +236,7 @@ def _architecture(model: str | Path | Architecture) -> Architecture:
     return model if isinstance(model, Architecture) else load_model(model)
 
 
-def _software(picker: _Picker, engine: Engine, cluster: Cluster, year: float) -> float:
+def _software(picker: Picker, engine: Engine, cluster: Cluster, year: float) -> float:
     """The age of the software: never newer than the last that supports the chips."""
     found, why = software_year(year, engine.name, cluster.device.family)
     if why is not None:
@@ -300,7 +244,7 @@ def _software(picker: _Picker, engine: Engine, cluster: Cluster, year: float) ->
     return found
 
 
-def _local(picker: _Picker, path: str | Path | None, cluster: Cluster) -> Local | None:
+def _local(picker: Picker, path: str | Path | None, cluster: Cluster) -> Local | None:
     """The local factors asked for, or of the cluster's own file, and the note that says so."""
     path = path or cluster.calibration or None
     if path is None:
@@ -337,7 +281,7 @@ def _stated(question: Question) -> tuple[tuple[str, str], ...]:
 
 
 def _goal(
-    picker: _Picker,
+    picker: Picker,
     architecture: Architecture,
     cluster: Cluster,
     start: datetime.date,
@@ -371,7 +315,7 @@ def _goal(
     )
 
 
-def _ramp(picker: _Picker, sequence: int, tokens: int) -> tuple[Stage, ...]:
+def _ramp(picker: Picker, sequence: int, tokens: int) -> tuple[Stage, ...]:
     """The recipe's ramp, where its batch is planned at its length and the run goes beyond it."""
     recipe = picker.recipe
     if recipe is None or "global_batch" not in picker.taken or recipe.sequence != sequence:
@@ -382,7 +326,7 @@ def _ramp(picker: _Picker, sequence: int, tokens: int) -> tuple[Stage, ...]:
     return recipe.ramp
 
 
-def _tokens(picker: _Picker, of_a_step: int) -> int:
+def _tokens(picker: Picker, of_a_step: int) -> int:
     """Tokens of the run; those of one step where a step alone is asked for and none are known."""
     question, option = picker.question, "--tokens (such as 15T)"
     known = question.tokens is not None or (picker.recipe is not None and picker.recipe.tokens)
@@ -396,7 +340,7 @@ def _tokens(picker: _Picker, of_a_step: int) -> int:
     return found
 
 
-def _positions(picker: _Picker, architecture: Architecture, sequence: int) -> None:
+def _positions(picker: Picker, architecture: Architecture, sequence: int) -> None:
     """A sequence beyond a learned table of positions is refused, beyond the config's it is said."""
     learned, most = architecture.learned_positions, architecture.max_positions
     if learned and sequence > learned:
@@ -410,13 +354,13 @@ def _positions(picker: _Picker, architecture: Architecture, sequence: int) -> No
         )
 
 
-def _batch(picker: _Picker, sequence: int) -> int:
+def _batch(picker: Picker, sequence: int) -> int:
     """Sequences per step, from sequences, from tokens, or from the recipe at this length."""
     given, tokens = picker.question.global_batch, picker.question.batch_tokens
     if given is not None and tokens is not None:
         raise GoalError("--batch (sequences) and --batch-tokens say the same: keep one of them")
     if tokens is not None:
-        return _sequences(_read("--batch-tokens", parse_count, tokens), sequence, picker.notes)
+        return _sequences(read("--batch-tokens", parse_count, tokens), sequence, picker.notes)
     recipe = picker.recipe
     other = recipe is not None and recipe.sequence not in (None, sequence)
     if given is None and other and recipe is not None and recipe.global_batch:
@@ -458,7 +402,7 @@ def _sequences(tokens: int, sequence: int, notes: list[str]) -> int:
     return chosen
 
 
-def _precision(picker: _Picker, cluster: Cluster, engine: Engine) -> Precision:
+def _precision(picker: Picker, cluster: Cluster, engine: Engine) -> Precision:
     """What is asked for if the device has it; the recipe's, else the widest 16-bit type it has."""
     known = [p.value for p in Precision]
     asked = picker.question.precision
@@ -519,7 +463,7 @@ def _on_device(precision: Precision, cluster: Cluster) -> Precision:
     )
 
 
-def _optimizer(picker: _Picker) -> Optimizer:
+def _optimizer(picker: Picker) -> Optimizer:
     known = [o.value for o in Optimizer]
     asked = picker.question.optimizer
     if asked is not None:
@@ -534,7 +478,7 @@ def _optimizer(picker: _Picker) -> Optimizer:
     return Optimizer(published)
 
 
-def _states(picker: _Picker, optimizer: Optimizer, gradient: float) -> StateBytes:
+def _states(picker: Picker, optimizer: Optimizer, gradient: float) -> StateBytes:
     """Bytes per parameter: those given, over those published, over those that the engine keeps."""
     moments = 8.0 if optimizer is Optimizer.ADAMW else 4.0
     usual = StateBytes(gradient=gradient, moments=moments)
@@ -596,7 +540,7 @@ def _budget(written: Written | None) -> float | None:
     """US dollars, above zero."""
     if written is None:
         return None
-    usd: float = _read("--budget", parse_money, written)
+    usd: float = read("--budget", parse_money, written)
     if usd <= 0:
         raise GoalError("--budget must be above zero: write $5M")
     return usd
@@ -611,7 +555,7 @@ def _deadline(text: str | None, start: datetime.date) -> float | None:
         if days <= 0:
             raise GoalError(f"the deadline {text.strip()} is not after the start {start}")
         return days
-    days = float(_read("--deadline", parse_duration, text)) / DAY
+    days = float(read("--deadline", parse_duration, text)) / DAY
     if days <= 0:
         raise GoalError("--deadline must be later than the start: write 60d, or a date")
     return days

@@ -222,7 +222,8 @@ def _speed(evidence: Evidence, device: str, cards: int) -> Speed:
     cluster = cluster_of(given, device)
     if cluster.facts["failures_per_device_day"].basis == "class":
         cluster = cluster_of(given | dict(evidence.assumed), device)
-    run = dict(evidence.run)
+    # What others train with is seldom known: an engine that refuses nothing, unless it is given.
+    run = {"engine": "other"} | dict(evidence.run)
     if evidence.done:
         run.setdefault("date", f"{evidence.done}-01")
     asked = settle(Question(model=evidence.model, on=cluster, **run))
