@@ -136,7 +136,7 @@ def _calibration(asking: Asking, found: Check) -> Calibration | None:
 def _notes(found: Check) -> tuple[str, ...]:
     posed, log = found.posed, found.log
     local = posed.task.local
-    notes = [*posed.notes, *posed.job.notes]
+    notes = [*posed.notes, *posed.task.cluster.notes, *posed.job.notes]
     if local is not None:
         notes.append(local.note)
     if log is not None:

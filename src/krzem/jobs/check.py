@@ -17,10 +17,11 @@ from krzem.jobs.priced import RANKS, Priced, price_all
 from krzem.jobs.question import Posed
 from krzem.model.flops import flops_per_token
 from krzem.model.parameters import count
-from krzem.plan.forecast import WholeRun, forecast
+from krzem.plan.forecast import WholeRun
 from krzem.plan.interval import memory_sigma, step_sigma
 from krzem.plan.plan import LayoutPlan, RankMemory
 from krzem.plan.price import Pricer
+from krzem.plan.whole import whole_run
 
 GIB = 2.0**30
 DAY = 86_400.0
@@ -133,8 +134,8 @@ def check(posed: Posed, log: Measured | None = None, pricer: Pricer | None = Non
         memory=None if log is None else _memory(priced, log), conflicts=conflicts,
         impossible=impossible,
         verdict=_verdict(log, speed, bool(conflicts or impossible), plan, sigma),
-        whole_run=forecast(step, goal=posed.task.goal, cluster=posed.task.cluster,
-                           parameters=float(counted.total), start=None) if posed.whole else None,
+        whole_run=whole_run(posed.pricer(), posed.layout, step, parameters=float(counted.total),
+                            given=True) if posed.whole else None,
         parameters=counted.total, active_parameters=counted.active,
     )  # fmt: skip
 

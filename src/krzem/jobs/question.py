@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from krzem.accuracy.batch import IMPOSSIBLE, STEPS
+from krzem.accuracy.batch import ROOM, STEPS
 from krzem.cost.local import Local, read_local
 from krzem.engine.description import Engine, engines
 from krzem.engine.legal import software_year
@@ -482,7 +482,7 @@ def _recomputed(values: _Values, layout: Layout, engine: Engine) -> Layout:
 
 
 def _least_recompute(posed: Posed) -> Posed:
-    """The least recomputation that has a chance to fit, as engines are tuned."""
+    """The least recomputation that fits, as engines are tuned and as rows of tables are read."""
     pricer, layers = posed.pricer(), posed.task.architecture.layers
     tries = [posed.layout]
     for mode, share in STEPS:
@@ -490,7 +490,7 @@ def _least_recompute(posed: Posed) -> Posed:
         tries.append(replace(posed.layout, recompute=mode, recompute_layers=count))
     chosen = tries[-1]
     for layout in tries:
-        if float(pricer.fits(pricer.memory(pack([layout])))[0]) >= IMPOSSIBLE:
+        if float(pricer.memory(pack([layout])).peak[0]) <= ROOM * posed.task.cluster.memory_bytes:
             chosen = layout
             break
     word = f"recompute={chosen.recompute.value}: nothing says what is recomputed, and this is the"
