@@ -23,7 +23,9 @@ SUPPORT = tomllib.loads((FACTS / "engines" / "support.toml").read_text(encoding=
 SWITCHES = tomllib.loads((FACTS / "switches.toml").read_text(encoding="utf-8"))
 
 TEXTS = {"name", "title", "repository", "read", "emitter", "fits"}
-TABLES = {"aliases", "stacks", "release", "design", "runs", "habits", "refuses", "switch", "without"}
+TABLES = {
+    "aliases", "stacks", "release", "design", "runs", "habits", "refuses", "switch", "without",
+}  # fmt: skip
 DESIGN = {
     "elementwise", "host_us", "gap_us", "turn_ms", "cut_turn_ms", "tp_overlap", "tp_backward",
     "dp_overlap", "gradient_bytes", "state_gradient_bytes", "logit_bytes", "bucket_bytes",

@@ -39,7 +39,8 @@ def test_each_measured_figure_reaches_its_place(tmp_path: Path) -> None:
 
 def test_a_bare_launch_does_not_make_an_engine_faster(tmp_path: Path) -> None:
     assumed = pricer(tmp_path, "").machine_of(())
-    assert pricer(tmp_path, 'launch_time = "1ns"').machine_of(()).host_seconds == assumed.host_seconds
+    found = pricer(tmp_path, 'launch_time = "1ns"').machine_of(())
+    assert found.host_seconds == assumed.host_seconds
 
 
 def test_narrow_products_keep_what_was_not_measured(tmp_path: Path) -> None:

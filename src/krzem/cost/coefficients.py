@@ -71,9 +71,9 @@ COMMON: Mapping[str, Prior] = MappingProxyType(
         "ep-hide": Prior(value=0.6, sigma=0.4, meaning="hidden share where all-to-all overlaps"),
         "pp-exposed": Prior(value=0.7, sigma=0.5, meaning="exposed share of pipeline transfers"),
         "turn": Prior(value=1.0, sigma=0.5, meaning="pipeline host time per turn, relative"),
-        "maker": Prior(value=1.0, sigma=0.15, meaning="time of runs that the chip's maker publishes,"
-                       " relative to a user's: best of many tries, balanced routing, no other"
-                       " work on the machine; plans are for users"),
+        "maker": Prior(value=1.0, sigma=0.15, meaning="time of runs that the chip's maker"
+                       " publishes, relative to a user's: best of many tries, balanced routing,"
+                       " no other work on the machine; plans are for users"),
         "fixed": Prior(value=0.02, sigma=0.7, meaning="fixed seconds per step"),
     }
 )  # fmt: skip

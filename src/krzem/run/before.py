@@ -203,7 +203,7 @@ def _judged(
         speed, basis = _stated(pool.tokens_per_s), "stated in the run file"
     # Neither a stated speed nor processors have the failures and overheads of a large cluster.
     plain = pool.tokens_per_s is not None or found.task.cluster.device.id == CPU
-    whole = found.whole_run
+    whole = None if plain else found.whole_run
     return _in_time(
         settings,
         PoolPlan(
@@ -211,12 +211,12 @@ def _judged(
             tokens_per_s=speed,
             basis=basis,
             layout=str(best.layout),
-            days=speed.inverse(tokens_left / DAY) if plain else whole.days,
+            days=speed.inverse(tokens_left / DAY) if whole is None else whole.days,
             wall=found.wall,
             refused=_too_large(best),
         ),
         days,
-        None if plain else whole.deadline_probability,
+        None if whole is None else whole.deadline_probability,
     )
 
 
