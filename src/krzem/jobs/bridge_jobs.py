@@ -93,6 +93,8 @@ def read(sources: Sources, job: JobBuilder) -> None:
     _version(sources, job)
     if common:
         fall_back(job, _COMMON)
+    if word_of(tree, "model._target_") in ("GPTModelProvider", "MLAModelProvider"):
+        job.default("recompute", "none", "the provider recomputes nothing unless it is told")
     if not tree.has("model._target_") and not common:
         for name in _BY_RECIPE:
             why = "the recipe in Megatron-Bridge's own code decides it"

@@ -139,7 +139,8 @@ def _configurations(sources: Sources) -> list[Tree]:
     """Files with the engine's settings that are neither its base nor a model's."""
     found: list[Tree] = []
     for name, content in sources.with_suffix(".yaml", ".yml").items():
-        if posixpath.basename(name) == "base.yml" or "base_emb_dim" in content:
+        shape_alone = "base_emb_dim" in content and "per_device_batch_size" not in content
+        if posixpath.basename(name) == "base.yml" or shape_alone:
             continue
         try:
             tree = yaml_tree(content, name)

@@ -207,6 +207,7 @@ def _schedule(args: Arguments, job: JobBuilder) -> None:
     method = args.text("schedule", "--schedules-method")
     if method is not None and method[0] == "dualpipev":
         job.state("schedule", "dualpipev", method[1])
+        job.derive("vpp", 2, "DualPipeV holds two chunks on every rank", method[1])
         return
     if args.has("--enable-zbh1-pipeline", "--use-zb-h1"):
         job.derive("schedule", "zb-h1", "--enable-zbh1-pipeline")

@@ -258,7 +258,10 @@ def _shards(tree: Tree, job: JobBuilder) -> None:
     if said is None:
         job.default("zero", 0, "enable_parallel_optimizer is false")
         return
-    job.state("zero", 1 if said else 0, place)
+    sharded = truth_of(tree, "parallel.parallel_optimizer_config.gradient_accumulation_shard")
+    again = truth_of(tree, "recompute_config.parallel_optimizer_comm_recompute")
+    stage = (3 if again else 2) if sharded else 1
+    job.state("zero", stage if said else 0, place)
     size = number(tree, "parallel.parallel_optimizer_config.optimizer_weight_shard_size")
     dp = job.number("dp") or 0
     if said and size and 0 < size < dp:
@@ -318,8 +321,13 @@ def _offsets(tree: Tree, job: JobBuilder) -> None:
     if value is None or value == 0 or not layers or not pp or pp == 1:
         return
     job.uneven = "offset gives each stage its number of layers"
-    if isinstance(value, list) and len(value) == pp and all(type(n) is int for n in value):
-        counts = [layers // pp + n for n in value]
+    chunks = job.number("vpp") or 1
+    rows = value if chunks > 1 and isinstance(value, list) else [value]
+    flat = [n for row in rows if isinstance(row, list) for n in row]
+    if len(flat) == pp * len(rows) and all(type(n) is int for n in flat):
+        each = layers // (pp * len(rows))
+        counts = [sum(each + n for n in flat[rank::pp]) for rank in range(pp)]
+        value = [count - layers // pp for count in counts]
         job.derive("first", counts[0], f"{layers} // {pp} + {value[0]}", place)
         job.derive("last", counts[-1], f"{layers} // {pp} + {value[-1]}", place)
 

@@ -71,7 +71,9 @@ def _shapes(prefix: str) -> dict[str, Read]:
         "param_init_dtype": KEPT,
         "pp_interleave_num": positive("vpp"),
         "offset": KEPT,
-        "use_ring_attention": Read(("cpkind",), lambda v: {"cpkind": "ring"} if truth(v) else {}),
+        "use_ring_attention": Read(
+            ("cpkind",), lambda v: {"cpkind": "ring" if truth(v) else "allgather"}
+        ),
         "fine_grain_interleave": KEPT,
         "use_fused_swiglu": KEPT,
         "type": KEPT,

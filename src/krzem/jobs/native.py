@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from krzem.engine.switches import switches
 from krzem.errors import DataError, KrzemError, shorten
 from krzem.jobs.documents import toml_tree
 from krzem.jobs.job import JobBuilder, Place
@@ -76,6 +77,8 @@ _TABLE = Table(
         "cluster.devices": count("devices"),
         "cluster.devices_per_node": count("devices_per_node"),
         "train.compile": switch("compile"),
+        **{f"switches.{name}": words(f"switch.{name}", _same(s.choices))
+           for name, s in switches().items()},
         "layout": KEPT, "layout.text": KEPT, "layout.devices": KEPT, "pool": KEPT,
     },
     ignored=(

@@ -335,3 +335,6 @@ def _sharding(tree: Tree, job: JobBuilder) -> None:
         level = _STRATEGIES.get(strategy or "optim_grads_params", 3)
         place = tree.place(*keys("data_parallel_sharding_strategy"), *keys("use_megatron_fsdp"))
         job.state("zero", level, place, override=True)
+    copies = _number(tree, "num_distributed_optimizer_instances")
+    if copies is not None and copies > 1:
+        job.instances = (copies, tree.place(*keys("num_distributed_optimizer_instances")))

@@ -134,12 +134,33 @@ def _sharding(tree: Tree, job: JobBuilder) -> None:
     _fsdp_words(tree, job)
     for prefix in ("accelerate.", "fsdp_config."):
         _fsdp_keys(tree, job, prefix)
+    _mesh(tree, job)
     if job.engine == "fsdp":
         if tree.has("fsdp") or tree.any_below("fsdp_config") or tree.any_below("accelerate"):
             job.default("offload", False, "no offload of parameters")
         else:
             job.default("zero", 0, "every rank holds the whole state")
             job.default("offload", False, "states stay on the device")
+
+
+_ROTATIONS = {"allgather": "allgather", "alltoall": "ring"}
+"""Accelerate's words for how keys and values travel; its all-to-all is a rotation."""
+
+
+def _mesh(tree: Tree, job: JobBuilder) -> None:
+    """Accelerate's ``parallelism_config``: ranks of a sequence, shards and their copies."""
+    key = "accelerate.parallelism_config.parallelism_config_"
+    cp, shards = number(tree, f"{key}cp_size"), number(tree, f"{key}dp_shard_size")
+    copies = number(tree, f"{key}dp_replicate_size")
+    if cp is not None and cp > 0:
+        job.state("cp", cp, tree.place(f"{key}cp_size"))
+    if cp is not None and cp > 1:
+        kind = _ROTATIONS.get((word_of(tree, f"{key}cp_comm_strategy") or "allgather").lower())
+        if kind is not None:
+            job.state("cpkind", kind, tree.place(f"{key}cp_comm_strategy", f"{key}cp_size"))
+    if shards and copies and copies > 1:
+        place = tree.place(f"{key}dp_shard_size")
+        job.derive("shard", shards * (cp or 1), f"dp_shard_size = {shards} times cp", place)
 
 
 def _fsdp_words(tree: Tree, job: JobBuilder) -> None:

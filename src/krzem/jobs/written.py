@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from krzem.jobs.job import JobBuilder, Place
+from krzem.engine.switches import switches
+from krzem.jobs.job import Basis, JobBuilder, Place
 
 _START = re.compile(r"^write (?P<name>[\w./-]+) <<(?P<quote>'?)(?P<mark>[A-Z]+)(?P=quote)$", re.M)
 _ASKED = re.compile(r"(?<![\w\"/])\$\{[A-Z_]+\}(?![\w\"/])")
 """A variable that stands alone: a value that the script asks for."""
-_NAMED = re.compile(r"^# .*, emitted by krzem\n# Model: (?P<name>[\w. /-]{1,100})$", re.M)
+_HEAD = re.compile(
+    r"^# .*, emitted by krzem\n(?:# (?:Model|Length|Switches|States): .{1,2000}\n)+", re.M
+)
+_LENGTH = re.compile(r"[1-9]\d{0,8}")
+_STATES = ("weight", "gradient", "master", "moments")
+_BYTES = re.compile(r"\d{1,2}(\.\d{1,3})?")
 MOST = 20
 """Files of one script."""
 
@@ -34,14 +40,42 @@ def written_files(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def name_model(files: Mapping[str, str], job: JobBuilder) -> None:
-    """The model whose name an emitted script bears, where nothing else names one.
+    """What the head of an emitted script says and no other line does.
 
-    Files hold a shape; the name stands for what no argument says.
+    It names the model, the switches and the bytes of states that were priced.  Files hold a shape
+    and settings; they win wherever they say anything.
     """
     for file, text in files.items():
-        found = _NAMED.search(text)
-        if found is not None and job.get("model.name") is None:
-            line = text.count("\n", 0, found.start("name")) + 1
-            place = Place(file=file, line=line, text=f"# Model: {found['name']}")
-            job.state("model.name", found["name"], place)
-            return
+        found = _HEAD.search(text)
+        if found is None:
+            continue
+        for number, line in enumerate(text[: found.end()].splitlines(), 1):
+            title, _, said = line.removeprefix("# ").partition(": ")
+            place = Place(file=file, line=number, text=line)
+            if title == "Model" and job.get("model.name") is None:
+                job.state("model.name", said, place)
+            elif title == "Length" and job.get("seq") is None and _LENGTH.fullmatch(said):
+                job.state("seq", int(said), place)
+            elif title in ("Switches", "States"):
+                _priced(said, "switch" if title == "Switches" else "state", job, place)
+        return
+
+
+def _priced(said: str, table: str, job: JobBuilder, place: Place) -> None:
+    known = switches()
+    # Weights of 32 bits are weight and master at once: the head says how they were counted.
+    whole = job.get("state.weight") == 4 and job.get("state.master") == 0
+    for part in said.split():
+        name, _, value = part.partition("=")
+        setting = job.setting(f"{table}.{name}")
+        derived = (
+            setting is not None and setting.basis is Basis.DERIVED and whole and table == "state"
+        )
+        if setting is not None and setting.basis is not Basis.DEFAULT and not derived:
+            continue
+        if derived:
+            job.drop(f"state.{name}")
+        if table == "switch" and name in known and value in known[name].choices:
+            job.state(f"switch.{name}", value, place)
+        elif table == "state" and name in _STATES and _BYTES.fullmatch(value):
+            job.state(f"state.{name}", float(value), place)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from types import MappingProxyType
 
 from krzem.errors import LayoutError, UnknownNameError
@@ -75,4 +75,13 @@ def emit(
         layout=layout, goal=goal, arch=arch, cluster=cluster, config=config or {},
         save_steps=save_steps, switches=switches,
     )  # fmt: skip
-    return replace(ENGINES[engine](request), model=arch.name)
+    return replace(ENGINES[engine](request), model=arch.name, priced=tuple(_priced(request)))
+
+
+def _priced(request: Request) -> Iterator[tuple[str, str]]:
+    """Tokens of a sequence, switches and bytes of states, in one line each."""
+    yield "Length", str(request.goal.sequence)
+    if request.switches:
+        yield "Switches", " ".join(f"{name}={choice}" for name, choice in request.switches.items())
+    states = request.goal.states
+    yield "States", " ".join(f"{f.name}={getattr(states, f.name):g}" for f in fields(states))

@@ -99,6 +99,8 @@ class Launch:
     """What starts the processes; ``"${args[@]}"`` in it stands for the flags."""
     model: str = ""
     """Name of the model, for people and for who reads the files back."""
+    priced: tuple[tuple[str, str], ...] = ()
+    """What was priced and no key may say: lines of the head, by their titles."""
     notes: tuple[str, ...] = ()
     """What the engine cannot express, and what was emitted instead."""
     parts: tuple[Part, ...] = ()

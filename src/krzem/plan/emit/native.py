@@ -11,6 +11,7 @@ from krzem.engine.setup import Setup
 from krzem.engine.values import problem_values
 from krzem.layout.rules import Problem
 from krzem.plan.emit.launch import Flag, Launch, Request, Section, section
+from krzem.plan.emit.switches import MEANS
 
 SCHEMA = "plan file, schema 1"
 TODAY = 9999.0
@@ -28,6 +29,7 @@ def launch(request: Request) -> Launch:
             section("layout", _layout(request)),
             section("goal", _goal(request)),
             Section(title="cluster", flags=_cluster(request)),
+            Section(title="switches", flags=tuple(_switches(request))),
         ),
     )
 
@@ -75,6 +77,11 @@ def _goal(request: Request) -> Iterator[Flag]:
         yield Flag("deadline_days", repr(goal.deadline_days), "days from the first step")
     if goal.budget_usd is not None:
         yield Flag("budget_usd", repr(goal.budget_usd), "money for device-hours")
+
+
+def _switches(request: Request) -> Iterator[Flag]:
+    for name, choice in request.switches.items():
+        yield Flag(name, json.dumps(choice), MEANS.get(name, "as priced"))
 
 
 def _cluster(request: Request) -> tuple[Flag, ...]:

@@ -80,6 +80,8 @@ def _head(launch: Launch) -> Iterator[str]:
     yield from _comment(f"{launch.engine} {launch.version}, emitted by krzem")
     if launch.model and launch.engine != "krzem":
         yield f"# Model: {launch.model}"
+        for title, text in launch.priced:
+            yield f"# {title}: {text}"
     if launch.asked:
         yield from _comment(f"Set first: {', '.join(launch.asked)}")
     for note in launch.notes:
