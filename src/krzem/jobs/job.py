@@ -189,6 +189,8 @@ class JobBuilder:
         """Why stages may hold unequal numbers of layers; None: they must be equal."""
         self.padded_layers: int | None = None
         """Layers with those that do nothing, where an engine pads its pipeline."""
+        self.empty_layers: frozenset[int] = frozenset()
+        """Places of those that do nothing."""
         self.instances: tuple[int, Place] | None = None
         """Copies of the sharded state, where more than one; ``shard`` follows from it."""
         self.every = 0

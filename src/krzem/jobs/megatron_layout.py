@@ -74,6 +74,23 @@ def _pipeline(args: Arguments, job: JobBuilder, mindspeed: bool) -> None:
     elif not args.open(_LAYOUT, *_CHUNKS) and pp:
         _virtual(args, job, pp, layers)
     _schedule(args, job)
+    _emptied(args, job, pp)
+
+
+def _emptied(args: Arguments, job: JobBuilder, pp: int | None) -> None:
+    """Layers of the end ranks, where layers that do nothing make chunks equally deep."""
+    found, padded, vpp = args.find("--noop-layers"), job.padded_layers, job.number("vpp")
+    if found is None or not padded or not pp or not vpp or padded % (pp * vpp):
+        return
+    deep, folded = padded // (pp * vpp), job.get("schedule") == "dualpipev"
+    ranks = [0] * pp
+    for place in set(range(padded)) - job.empty_layers:
+        stage = place // deep
+        back = folded and stage >= pp
+        ranks[2 * pp - 1 - stage if back else stage % pp] += 1
+    if len(set(ranks)) > 1:
+        job.derive("first", ranks[0], "layers of the first rank that do something", found.place)
+        job.derive("last", ranks[-1], "layers of the last rank that do something", found.place)
 
 
 def _ends(args: Arguments, job: JobBuilder) -> None:

@@ -39,6 +39,7 @@ def _layers(args: Arguments, job: JobBuilder) -> None:
     empty = [part for part in found.text.split(",") if part.strip()]
     job.uneven = "layers that do nothing fill the pipeline"
     job.padded_layers = layers.value
+    job.empty_layers = frozenset(int(part) for part in empty if part.strip().isdigit())
     job.state("model.layers", layers.value - len(empty), found.place, override=True)
     job.note(f"{len(empty)} of {layers.value} layers do nothing (--noop-layers {found.text[:60]})")
 
