@@ -92,6 +92,8 @@ def _mesh(tree: Tree, job: JobBuilder) -> None:
             job.state(field, total, tree.place(*said), override=field != "dp")
         elif field != "dp":
             job.default(field, total, f"no {names[0]} axis")
+    if (job.number("model.experts") or 0) > 1 and job.number("tp"):
+        job.default("etp", job.number("tp") or 1, "experts are cut over the tensor axis")
     _shards(tree, job, known)
 
 
@@ -153,6 +155,9 @@ def _shards(tree: Tree, job: JobBuilder, known: dict[str, int | None]) -> None:
         job.derive("zero", 3, "weights are cut over the fsdp axis that takes what is left", place)
         return
     total = math.prod(w or 1 for w in ways)
+    if total == 1 and truth_of(tree, "shard_optimizer_over_data"):
+        job.derive("zero", 1, "shard_optimizer_over_data", tree.place("shard_optimizer_over_data"))
+        return
     if total == 1:
         job.derive("zero", 0, "no fsdp axis: weights are copied", place)
         return
@@ -188,6 +193,8 @@ def _batch(tree: Tree, job: JobBuilder) -> None:
     if (job.number("pp") or 1) > 1:
         if pieces is None or pieces < 1 or rank % pieces:
             return
+        if (number(tree, "gradient_accumulation_steps") or 1) == 1:
+            job.drop("accumulation")
         job.derive("accumulation", pieces, f"num_pipeline_microbatches = {pieces}", place)
         rank /= pieces
     if rank >= 1 and rank == int(rank):

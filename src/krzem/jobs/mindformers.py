@@ -76,6 +76,8 @@ def read(sources: Sources, job: JobBuilder) -> None:
     _batch(tree, job)
     _model(tree, job)
     _experts(tree, job)
+    if word_of(tree, "parallel_config.context_parallel_algo") == "colossalai_cp":
+        job.default("cpkind", "ring", "context_parallel_algo is colossalai_cp")
     _shards(tree, job)
     _recompute(tree, job)
     _finetune(tree, job)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from krzem.jobs.job import Value
 from krzem.jobs.tree import (
     KEPT,
     Read,
     Table,
+    chosen,
     count,
     positive,
     some,
     switch,
     text,
     truth,
+    word,
     words,
     yes_no,
 )
@@ -97,6 +100,13 @@ def _shapes(prefix: str) -> dict[str, Read]:
     return {f"{prefix}{name}": read for name, read in {**both, **experts}.items()}
 
 
+def _context(value: object) -> dict[str, Value]:
+    """How keys and values travel; Colossal-AI's way leaves it to ``use_ring_attention``."""
+    if word(value).lower() == "colossalai_cp":
+        return {}
+    return {"cpkind": chosen(value, {"ring_cp": "ring", "ulysses_cp": "a2a"})}
+
+
 TABLE = Table(
     keys={
         **_shapes("model.model_config."),
@@ -117,8 +127,8 @@ TABLE = Table(
         "parallel_config.data_parallel": positive("dp"),
         "parallel_config.model_parallel": positive("tp"),
         "parallel_config.context_parallel": positive("cp"),
-        "parallel_config.context_parallel_algo": words(
-            "cpkind", {"colossalai_cp": "ring", "ring_cp": "ring", "ulysses_cp": "a2a"}),
+        "parallel_config.context_parallel_algo": Read(
+            ("cpkind",), _context),
         "parallel_config.pipeline_stage": positive("pp"),
         "parallel_config.expert_parallel": positive("ep"),
         "parallel_config.use_seq_parallel": KEPT,

@@ -54,9 +54,14 @@ def _stages(tree: Tree, job: JobBuilder, pp: int, looped: bool) -> None:
         job.derive("vpp", parts // pp, f"{parts} stages on pp = {pp} ranks", place)
     elif per_stage is None and not parts:
         job.derive("vpp", 2 if looped else 1, "stages on a rank of this schedule", place)
-    if counts and len(counts) == pp:
-        job.derive("first", counts[0], "layers of the first stage", place)
-        job.derive("last", counts[-1], "layers of the last stage", place)
+    if counts and len(counts) % pp == 0:
+        folded = len(counts) == 2 * pp and job.get("schedule") in ("zb-v", "dualpipev")
+        ranks = [sum(counts[rank::pp]) for rank in range(pp)]
+        if folded:
+            ranks = [counts[rank] + counts[-1 - rank] for rank in range(pp)]
+        if len(set(ranks)) > 1 or len(counts) == pp:
+            job.derive("first", ranks[0], "layers of the first rank's stages", place)
+            job.derive("last", ranks[-1], "layers of the last rank's stages", place)
 
 
 def _layers_of_parts(tree: Tree) -> list[int]:

@@ -27,6 +27,7 @@ _ONE: Defaults = {
     "tp": (1, "no tensor parallelism"),
     "pp": (1, "no pipeline"),
     "cp": (1, "no sequence parallelism"),
+    "ep": (1, "the Trainer spreads no experts"),
     "accumulation": (1, "gradient_accumulation_steps is 1"),
     "optimizer": ("adamw", "optim is AdamW"),
     "switch.compile": ("off", "torch_compile is false"),

@@ -52,13 +52,18 @@ def name_model(files: Mapping[str, str], job: JobBuilder) -> None:
         for number, line in enumerate(text[: found.end()].splitlines(), 1):
             title, _, said = line.removeprefix("# ").partition(": ")
             place = Place(file=file, line=number, text=line)
-            if title == "Model" and job.get("model.name") is None:
-                job.state("model.name", said, place)
+            if title == "Model" and _nameless(job.get("model.name")):
+                job.state("model.name", said, place, override=True)
             elif title == "Length" and job.get("seq") is None and _LENGTH.fullmatch(said):
                 job.state("seq", int(said), place)
             elif title in ("Switches", "States"):
                 _priced(said, "switch" if title == "Switches" else "state", job, place)
         return
+
+
+def _nameless(name: object) -> bool:
+    """Whether a name is none, or only a size such as ``8B``."""
+    return name is None or re.fullmatch(r"[\d.]+[BbMmTt](-A[\d.]+[Bb])?", str(name)) is not None
 
 
 def _priced(said: str, table: str, job: JobBuilder, place: Place) -> None:

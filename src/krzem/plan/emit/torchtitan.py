@@ -71,7 +71,7 @@ _STAGES = (
     "    starts = [sum(counts[:i]) for i in range(len(counts))]",
     '    names = [[f"layers.{s + i}" for i in range(n)] for s, n in zip(starts, counts)]',
     '    names[0].insert(0, "tok_embeddings")',
-    '    names[-1] += ["norm", "lm_head"]',
+    '    names[-1].extend(["norm", "lm_head"])',
     "    return names",
 )
 
