@@ -32,7 +32,8 @@ from krzem.engine.setup import Choices, Setup, mixture
 from krzem.engine.switches import switches
 from krzem.engine.values import layout_values, problem_values
 from krzem.errors import UnknownFactError
-from krzem.hardware.device import domain_in_node
+from krzem.hardware.assumed import assumed_of
+from krzem.hardware.device import Device, domain_in_node
 from krzem.layout.arrays import Layouts, cells, pack
 from krzem.layout.layout import Layout, Recompute
 from krzem.layout.rules import Problem
@@ -154,7 +155,7 @@ def situation(case: Case, choices: Choices | None = None) -> Situation:
     node = case.devices_per_node or d.devices_per_node or 8
     domain = domain_in_node(d, node) or node
     up = d.scale_up_bytes_per_s or 1.0
-    out = case.network_bytes_per_s or d.scale_out_bytes_per_s or up
+    out = case.network_bytes_per_s or d.scale_out_bytes_per_s or _assumed_network(d) or up
     return Situation(
         device=d,
         devices_per_node=node,
@@ -168,6 +169,12 @@ def situation(case: Case, choices: Choices | None = None) -> Situation:
         year=case.date,
         finetune=case.finetune,
     )
+
+
+def _assumed_network(device: Device) -> float | None:
+    """Network of a chip of which nobody published it, as a plan assumes it."""
+    found = assumed_of(device, {}, ["scale_out_bandwidth"])
+    return found[0].mid if found else None
 
 
 def prepare(cases: Sequence[Case]) -> Batch:

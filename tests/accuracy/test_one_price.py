@@ -1,0 +1,74 @@
+"""What is validated is what plans: a packaged row costs the same in ``accuracy`` and ``explain``.
+
+Every row's switches are stated, those that it states itself and the likeliest of the others, so
+that neither side has anything to choose; both then price the same device, links, engine, layout
+and batch, each by its own way from what was written to the cost model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from krzem.accuracy.batch import packed, predict, prepare, situation, variants_of
+from krzem.accuracy.calibrate import TABLES, timed_cases
+from krzem.accuracy.case import Case
+from krzem.cost.coefficients import fitted
+from krzem.facts.table import read_table
+from krzem.hardware.cluster import Cluster
+from krzem.hardware.cluster_reader import cluster_of
+from krzem.layout.arrays import pack
+from krzem.plan.goal import Goal
+from krzem.plan.price import Pricer, Task
+
+
+def stated_whole(case: Case) -> Case:
+    """The case with every switch stated, run by a user."""
+    base = variants_of(case)[0]
+    return replace(
+        case, switches=dict(base.choices), layout=base.layout, by_maker=False,
+        unknown=(), recompute_known=True, global_batch=float(max(1, round(case.global_batch))),
+    )  # fmt: skip
+
+
+def cluster_for(case: Case) -> Cluster:
+    """The row's machine as a cluster file would say it."""
+    s = situation(case)
+    given = {"device": case.device.id, "devices": case.devices,
+             "devices_per_node": s.devices_per_node}  # fmt: skip
+    if case.network_bytes_per_s is not None:
+        given["scale_out_bandwidth"] = f"{case.network_bytes_per_s / 1e9!r} GB/s"
+    return cluster_of(given, case.id)
+
+
+def task_of(case: Case) -> Task:
+    goal = Goal(tokens=1e17, sequence=case.sequence, global_batch=int(case.global_batch),
+                precision=case.precision)  # fmt: skip
+    return Task(
+        architecture=case.architecture, cluster=cluster_for(case), goal=goal, engine=case.engine,
+        year=case.date, stated=tuple(case.switches.items()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_accuracy_and_explain_give_the_same_seconds(table: str) -> None:
+    # A plan is for full training on whole nodes.
+    cases = [
+        stated_whole(case)
+        for case in prepare(timed_cases(read_table(table))).cases
+        if case.finetune in ("", "none", "full")
+        and case.devices % (case.devices_per_node or 1) == 0
+    ]
+    validated = predict(packed(cases), fitted()).total
+    planned = [
+        float(np.ravel(Pricer(task_of(case)).step(pack([case.layout])).total)[0]) for case in cases
+    ]
+    assert len(cases) > 90
+    different = [
+        (case.id, there, here)
+        for case, there, here in zip(cases, validated, planned, strict=True)
+        if here != pytest.approx(there, rel=1e-9)
+    ]
+    assert different == []
