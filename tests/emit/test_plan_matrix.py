@@ -120,7 +120,7 @@ def test_v4_is_emitted_where_it_is_trained(emitter: str, model: str) -> None:
         asked(emitter, chip, model)
 
 
-PLANS = (
+PLANS: tuple[tuple[str, str, str, dict[str, str | int]], ...] = (
     # Once the best layout of each of these was refused by the emitter.
     ("deepseek-v3.2", "h800:2048", "megatron-lm", {}),
     ("kimi-k2", "h800:2048", "megatron-lm", {}),

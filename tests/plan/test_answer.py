@@ -7,8 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krzem.errors import ClusterError, LayoutError, UnknownNameError
-from krzem.layout.layout import Layout
-from krzem.plan.answer import candidates_of, complete, explanation_of, script_of
+from krzem.layout.layout import Layout, parse_layout
+from krzem.plan.answer import (
+    candidates_of,
+    complete,
+    explanation_of,
+    fitting_batch,
+    plan_of,
+    script_of,
+)
 from krzem.plan.request import Asked, Question, settle
 
 
@@ -83,3 +90,28 @@ def test_a_script_holds_the_layout() -> None:
     assert "--tensor-model-parallel-size 2" in script_of(question, found, "megatron-lm")
     with pytest.raises(UnknownNameError, match="megatron-lm"):
         script_of(question, found, "megatron")
+
+
+def test_a_batch_that_no_layout_divides_gives_way_to_the_nearest() -> None:
+    question = Question(model="llama-3.1-8b", on="h100:64", sequence="4k", tokens="1T",
+                        global_batch=1009, limits="dp>=8")  # fmt: skip
+    asked = settle(question)
+    found = fitting_batch(asked)
+    assert found.task.goal.global_batch == 1008
+    assert "1,008" in found.batch_notes[0]
+    assert fitting_batch(found) == found
+    assert plan_of(asked, alternatives=0).notes[0] == found.batch_notes[0]
+
+
+@pytest.mark.parametrize(("batch", "taken"), [(1000, 992), (1009, 1024), (1024, 1024), (3, 3)])
+def test_explaining_takes_the_nearest_whole_number_of_micro_batches(batch: int, taken: int) -> None:
+    asked = settle(Question(model="llama-3.1-8b", on="h100:64", sequence="4k", tokens="1T",
+                            global_batch=batch))  # fmt: skip
+    layout = parse_layout("tp=2,dp=32")
+    if taken == batch == 3:
+        with pytest.raises(LayoutError):
+            explanation_of(asked, layout)
+        return
+    found = explanation_of(asked, layout)
+    assert found.task.goal.global_batch == taken
+    assert any("instead" in note for note in found.notes) == (taken != batch)

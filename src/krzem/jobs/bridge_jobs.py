@@ -86,7 +86,7 @@ def read(sources: Sources, job: JobBuilder) -> None:
         tree.update(_command(start))
     if start is not None and "setup_experiment" in start.program:
         _perf_options(start, job)
-    state_machine(job, start, sources)
+    state_machine(job, start or _own_program(sources), sources)
     read_settings(tree, job)
     if start is not None:
         _names(start, job)
@@ -100,6 +100,13 @@ def read(sources: Sources, job: JobBuilder) -> None:
             why = "the recipe in Megatron-Bridge's own code decides it"
             job.ask(name, why, "give the recipe's file, or the value")
     describe(sources, job)
+
+
+def _own_program(sources: Sources) -> Start | None:
+    """The start of a program of the job's own that imports the engine."""
+    own = {n.rsplit("/", 1)[-1] for n, t in sources.with_suffix(".py").items() if _IMPORT.search(t)}
+    starts = starts_of(sources).programs
+    return next((s for s in starts if s.program.rsplit("/", 1)[-1] in own), None)
 
 
 def _command(start: Start) -> Tree:

@@ -124,7 +124,9 @@ def _micro_batches(job: JobBuilder) -> None:
 
 def _attention(job: JobBuilder) -> None:
     heads, kv = job.number("model.heads"), job.number("model.kv_heads")
-    if heads and kv:
+    if job.number("model.kv_lora_rank"):
+        job.derive("model.attention", "mla", "keys and values have a latent rank")
+    elif heads and kv:
         kind = "mha" if kv == heads else "mqa" if kv == 1 else "gqa"
         job.derive("model.attention", kind, f"{kv} key-value heads for {heads} heads")
 

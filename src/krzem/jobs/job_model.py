@@ -60,6 +60,10 @@ def model_of(job: Job, name: str | None = None) -> ModelFound:
         known, notes = _alike(stated, notes)
     if known is not None and _agrees(stated, shape_of(known), exactly=True):
         return ModelFound(architecture=known, notes=tuple(notes))
+    if known is not None and isinstance(mtp := stated.get("mtp"), int):
+        other = replace(known, mtp_layers=mtp)
+        if _agrees(stated, shape_of(other), exactly=True):
+            return ModelFound(architecture=other, notes=tuple(notes))
     shape = {**({} if known is None else shape_of(known)), **stated}
     _usual(shape, notes)
     missing = tuple(f"model.{n}" for n in _missing(shape))

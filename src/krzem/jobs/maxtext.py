@@ -164,7 +164,8 @@ def _shards(tree: Tree, job: JobBuilder, known: dict[str, int | None]) -> None:
     job.derive("zero", 3, f"weights are cut over fsdp = {total} ranks", place)
     dp = job.number("dp") or _data_ranks(job)
     if known["data"] != 1 and (dp is None or (total < dp and dp % total == 0)):
-        job.derive("shard", total, "ranks of the fsdp axes", place)
+        along = (job.number("cp") or 1) * (job.number("ep") or 1)
+        job.derive("shard", total * along, "ranks of the fsdp, context and expert axes", place)
 
 
 def _data_ranks(job: JobBuilder) -> int | None:

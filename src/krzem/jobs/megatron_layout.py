@@ -77,10 +77,15 @@ def _pipeline(args: Arguments, job: JobBuilder, mindspeed: bool) -> None:
     _emptied(args, job, pp)
 
 
+_MOST_LAYERS = 10_000
+
+
 def _emptied(args: Arguments, job: JobBuilder, pp: int | None) -> None:
     """Layers of the end ranks, where layers that do nothing make chunks equally deep."""
     found, padded, vpp = args.find("--noop-layers"), job.padded_layers, job.number("vpp")
-    if found is None or not padded or not pp or not vpp or padded % (pp * vpp):
+    if found is None or not padded or padded < 1 or not pp or pp < 1 or not vpp or vpp < 1:
+        return
+    if padded > _MOST_LAYERS or padded % (pp * vpp):
         return
     deep, folded = padded // (pp * vpp), job.get("schedule") == "dualpipev"
     ranks = [0] * pp

@@ -78,6 +78,11 @@ def read(sources: Sources, job: JobBuilder) -> None:
     job.note(f"Primus starts {framework}")
     start = next(iter(starts_of(sources).find(r"primus|run_pretrain")), None)
     state_machine(job, start, sources)
+    for name, variable in (("nodes", "NNODES"), ("devices_per_node", "GPUS_PER_NODE")):
+        if job.number(name) is None and re.fullmatch(
+            r"[1-9]\d{0,5}", environment.get(variable, "")
+        ):
+            job.derive(name, int(environment[variable]), f"{variable}={environment[variable]}")
     if start is not None:
         for key, entry in start.options.entries.items():
             if key in tree.entries:
@@ -222,6 +227,9 @@ def _megatron(tree: Tree, own: Tree, job: JobBuilder) -> None:
         job.state("switch.routing", "balanced", place)
     if truth_of(tree, "use_torch_fsdp2"):
         job.state("zero", 3, tree.place("use_torch_fsdp2"))
+        copies = number(tree, "data_parallel_replicate_degree")
+        if copies is not None and copies > 1:
+            job.instances = (copies, tree.place("data_parallel_replicate_degree"))
     algorithm = word_of(tree, "pp_algorithm") if truth_of(tree, "patch_primus_pipeline") else None
     if algorithm in _ALGORITHMS and (number(tree, "pipeline_model_parallel_size") or 1) > 1:
         job.state("schedule", _ALGORITHMS[algorithm], tree.place("pp_algorithm"))
@@ -230,6 +238,11 @@ def _megatron(tree: Tree, own: Tree, job: JobBuilder) -> None:
         if key not in rest.entries:
             job.ignore(entry.place, "Primus's own: logging, kernels or data")
     fill_from(rest, job)
+    heads = number(tree, "num_query_groups")
+    if number(tree, "hc_mult") and heads:  # DeepSeek-V4, a model type of Primus' own
+        job.state("model.kv_heads", heads, tree.place("num_query_groups"), override=True)
+        job.state("model.positions", "rope", tree.place("hc_mult"), override=True)
+        job.drop("model.attention")
 
 
 _ALGORITHMS = {"zero-bubble": "zb-h1", "zbv-formatted": "zb-v"}

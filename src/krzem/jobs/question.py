@@ -473,8 +473,7 @@ def _recomputed(values: _Values, layout: Layout, engine: Engine) -> Layout:
             "selective recomputation runs every second product again: priced as half of the layers"
         )
         return replace(layout, recompute=Recompute.FULL, recompute_layers=max(1, round(most / 2)))
-    if mode is Recompute.FULL and isinstance(layers, int):
-        layers = min(layers, most)
+    if mode is Recompute.FULL and isinstance(layers, int) and layers < most:
         if layers == 0:
             return replace(layout, recompute=Recompute.NONE)
         return replace(layout, recompute=mode, recompute_layers=layers)

@@ -41,6 +41,7 @@ def read_settings(tree: Tree, job: JobBuilder, tool: str) -> None:
     _precision(tree, job)
     _sharding(tree, job)
     _optimizer(tree, job)
+    _liger(tree, job)
     _tuning(tree, job)
     _length(tree, job)
     _recompute(tree, job, tool)
@@ -162,6 +163,18 @@ def _mesh(tree: Tree, job: JobBuilder) -> None:
     if shards and copies and copies > 1:
         place = tree.place(f"{key}dp_shard_size")
         job.derive("shard", shards * (cp or 1), f"dp_shard_size = {shards} times cp", place)
+
+
+def _liger(tree: Tree, job: JobBuilder) -> None:
+    """``liger_kernel_config`` says which of Liger's kernels stand in; one of them is the loss."""
+    said = tree.sub("liger_kernel_config")
+    if not said.entries or not truth_of(tree, "use_liger_kernel"):
+        return
+    chunked, fused = (truth_of(said, n) for n in ("fused_linear_cross_entropy", "cross_entropy"))
+    if chunked is None or fused is None:
+        return
+    choice = "chunked" if chunked else "fused" if fused else "plain"
+    job.state("switch.loss", choice, next(iter(said.entries.values())).place, override=True)
 
 
 def _fsdp_words(tree: Tree, job: JobBuilder) -> None:

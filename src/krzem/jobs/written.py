@@ -7,12 +7,15 @@ from collections.abc import Mapping
 
 from krzem.engine.switches import switches
 from krzem.jobs.job import Basis, JobBuilder, Place
+from krzem.jobs.job_model import by_name
 
 _START = re.compile(r"^write (?P<name>[\w./-]+) <<(?P<quote>'?)(?P<mark>[A-Z]+)(?P=quote)$", re.M)
 _ASKED = re.compile(r"(?<![\w\"/])\$\{[A-Z_]+\}(?![\w\"/])")
 """A variable that stands alone: a value that the script asks for."""
 _HEAD = re.compile(
-    r"^# .*, emitted by krzem\n(?:# (?:Model|Length|Switches|States): .{1,2000}\n)+", re.M
+    r"^# .*, emitted by krzem\n"
+    r"(?:# (?:Model|Length|Prediction modules|Switches|States): .{1,2000}\n)+",
+    re.M,
 )
 _LENGTH = re.compile(r"[1-9]\d{0,8}")
 _STATES = ("weight", "gradient", "master", "moments")
@@ -56,14 +59,16 @@ def name_model(files: Mapping[str, str], job: JobBuilder) -> None:
                 job.state("model.name", said, place, override=True)
             elif title == "Length" and job.get("seq") is None and _LENGTH.fullmatch(said):
                 job.state("seq", int(said), place)
+            elif title == "Prediction modules" and job.get("model.mtp") is None and said.isdigit():
+                job.state("model.mtp", int(said[:3]), place)
             elif title in ("Switches", "States"):
                 _priced(said, "switch" if title == "Switches" else "state", job, place)
         return
 
 
 def _nameless(name: object) -> bool:
-    """Whether a name is none, or only a size such as ``8B``."""
-    return name is None or re.fullmatch(r"[\d.]+[BbMmTt](-A[\d.]+[Bb])?", str(name)) is not None
+    """Whether a name is none, or none that is known: a size such as ``8B``, or a preset's."""
+    return name is None or by_name(str(name)) is None
 
 
 def _priced(said: str, table: str, job: JobBuilder, place: Place) -> None:

@@ -233,5 +233,5 @@ def _recompute(p: Problem, s: Space, pp: int) -> list[tuple[int, int]]:
         kinds = min(per_rank, _COUNTS_MOE if p.experts else _COUNTS)
         counts = {round(per_rank * (i + 1) / kinds) for i in range(kinds)}
         code = RECOMPUTES.index(Recompute.FULL)
-        found += [(code, c) for c in sorted(counts)]
+        found += [(code, -1 if c == per_rank else c) for c in sorted(counts)]
     return found

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
 
 from krzem.errors import ClusterError, GoalError, KrzemError, LayoutError, shorten
 from krzem.layout.layout import Layout, parse_layout
 from krzem.layout.space import layouts
 from krzem.plan.plan import Explanation, Plan, explain, plan
-from krzem.plan.price import Pricer
+from krzem.plan.price import Pricer, Task
 from krzem.plan.request import Asked
 
 Progress = Callable[[int], None]
@@ -27,8 +31,12 @@ class Candidate:
 
 
 def plan_of(asked: Asked, *, alternatives: int = 5, progress: Progress | None = None) -> Plan:
-    """The best layouts; raises GoalError and ClusterError as :func:`krzem.plan.plan.plan`."""
-    return plan(
+    """The best layouts; raises GoalError and ClusterError as :func:`krzem.plan.plan.plan`.
+
+    A batch that no layout divides gives way to the nearest one that some layout does, noted.
+    """
+    asked = fitting_batch(asked)
+    found = plan(
         asked.task,
         space=asked.space,
         alternatives=alternatives,
@@ -36,6 +44,50 @@ def plan_of(asked: Asked, *, alternatives: int = 5, progress: Progress | None = 
         start=asked.start,
         progress=progress,
     )
+    return replace(found, notes=(*asked.batch_notes, *found.notes))
+
+
+BATCH_SHARE = 0.25
+"""How far from the batch that was asked for another one may lie."""
+BATCHES = 12
+"""How many other batches are tried."""
+
+
+def fitting_batch(asked: Asked) -> Asked:
+    """The question with the nearest batch, within a quarter, that some layout divides.
+
+    It is unchanged where its own batch is divided, or where no batch near it is.
+    """
+    if _divided(asked, asked.task):
+        return asked
+    goal = asked.task.goal
+    for batch in islice(_near(goal.global_batch, asked.task.cluster.devices), BATCHES):
+        task = replace(asked.task, goal=replace(goal, global_batch=batch))
+        if _divided(asked, task):
+            note = _instead(goal.global_batch, batch, "no legal layout divides that many")
+            return replace(asked, task=task, batch_notes=(note,))
+    return asked
+
+
+def _near(batch: int, devices: int) -> Iterator[int]:
+    """Batches within a quarter, nearest first, that share more factors with the devices."""
+    shared = math.gcd(batch, devices)
+    for away in range(1, int(batch * BATCH_SHARE) + 1):
+        for other in (batch - away, batch + away):
+            if math.gcd(other, devices) > shared:
+                shared = math.gcd(other, devices)
+                yield other
+
+
+def _divided(asked: Asked, task: Task) -> bool:
+    """Whether some layout that the engine runs divides the batch of ``task``."""
+    pricer = Pricer(task)
+    blocks = layouts(task.problem, asked.space)
+    return any(bool(np.any(pricer.allowed(block, asked.space.limits))) for block in blocks)
+
+
+def _instead(wanted: int, taken: int, why: str) -> str:
+    return f"a batch of {taken:,} sequences is planned instead of {wanted:,}: {why}"
 
 
 def explanation_of(asked: Asked, layout: str | Layout) -> Explanation:
@@ -43,8 +95,22 @@ def explanation_of(asked: Asked, layout: str | Layout) -> Explanation:
     notes: list[str] = []
     if isinstance(layout, str):
         layout = complete(layout, asked.task.cluster.devices, notes)
+    asked = _whole_micro_batches(asked, layout, notes)
     found = explain(asked.task, layout, start=asked.start, whole=asked.whole)
     return replace(found, notes=(*notes, *found.notes))
+
+
+def _whole_micro_batches(asked: Asked, layout: Layout, notes: list[str]) -> Asked:
+    """The batch as the nearest multiple of ``dp * mbs``, noted where that is another one."""
+    goal, ranks = asked.task.goal, layout.dp * layout.micro_batch
+    if goal.global_batch % ranks == 0:
+        return asked
+    taken = max(1, round(goal.global_batch / ranks)) * ranks
+    if abs(taken - goal.global_batch) > goal.global_batch * BATCH_SHARE:
+        return asked
+    why = f"dp * mbs = {layout.dp} * {layout.micro_batch} = {ranks} has to divide it"
+    notes.append(_instead(goal.global_batch, taken, why))
+    return replace(asked, task=replace(asked.task, goal=replace(goal, global_batch=taken)))
 
 
 def candidates_of(
@@ -80,7 +146,7 @@ def script_of(
     from krzem.plan.emit import batch, emit, render
 
     layout = answer.best.layout if isinstance(answer, Plan) else answer.plan.layout
-    task = asked.task
+    task = answer.task
     launch = emit(
         engine,
         layout,

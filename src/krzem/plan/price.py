@@ -29,7 +29,8 @@ from krzem.engine.legal import layout_judge
 from krzem.engine.setup import Choices, Chosen, Setup, choose
 from krzem.engine.values import layout_values, parts_of, problem_values
 from krzem.hardware.cluster import Cluster
-from krzem.layout.arrays import Layouts, unique_cells
+from krzem.layout.arrays import RECOMPUTES, Layouts, unique_cells
+from krzem.layout.layout import Recompute
 from krzem.layout.rules import Problem
 from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
@@ -38,6 +39,7 @@ from krzem.model.table import ModelTable, tabulate
 from krzem.plan.goal import Goal, Optimizer
 from krzem.plan.measured import as_measured
 
+_MODULES, _FULL = RECOMPUTES.index(Recompute.MODULES), RECOMPUTES.index(Recompute.FULL)
 BLOCK = 16384
 """Layouts priced at once: their arrays stay in the processor's cache."""
 
@@ -161,6 +163,7 @@ class Pricer:
             muon=float(task.goal.optimizer is Optimizer.MUON),
         )
         self.low = low_bytes(task.goal.precision)
+        self.halves = task.description.runs.selective == "half-layers"
         self.standing = MemoryStanding(
             unseen_engine=float(task.engine not in memory_spread().engines),
             experts=float(task.architecture.is_moe),
@@ -209,6 +212,22 @@ class Pricer:
             fine = fine & self.choose(x).allowed
         return np.asarray(fine)
 
+    def _as_run(self, x: Layouts) -> Layouts:
+        """Layouts as the engine runs them.
+
+        Selective recomputation that runs every second product again is half of the layers.
+        """
+        modules = x.recompute == _MODULES if self.halves else np.zeros(0, dtype=bool)
+        if not np.any(modules):
+            return x
+        most = -(-self.task.architecture.layers // x.pp)
+        half = np.maximum(1, np.rint(most / 2).astype(np.int64))
+        return replace(
+            x,
+            recompute=np.where(modules, _FULL, x.recompute),
+            recompute_layers=np.where(modules, half, x.recompute_layers),
+        )
+
     def sizes(self, choices: Choices) -> StateSizes:
         """Bytes that the engine keeps under these switches."""
         kept = Kept(states=self.task.goal.states, finetune=self.setup.finetune)
@@ -218,6 +237,7 @@ class Pricer:
     def memory(self, x: Layouts, chosen: Chosen | None = None) -> MemoryBytes:
         """Bytes on the first, fullest middle and last pipeline rank."""
         chosen = chosen or self.choose(x)
+        x = self._as_run(x)
         sizes = side_by_side([self.sizes(c) for c in chosen.settings], chosen.which)
         eager = side_by_side([self.machine_of(c) for c in chosen.settings], chosen.which)
         return memory_bytes(
@@ -237,6 +257,7 @@ class Pricer:
     def step(self, x: Layouts, chosen: Chosen | None = None) -> StepSeconds:
         """Seconds per step; layouts that share a cell share its price."""
         chosen = chosen or self.choose(x)
+        x = self._as_run(x)
         machines = [self.machine_of(c) for c in chosen.settings]
         cells, index, first = unique_cells(x, chosen.which)
         there = chosen.which if np.ndim(chosen.which) == 0 else chosen.which[first]

@@ -115,6 +115,8 @@ class Asked:
     sure: float
     notes: tuple[str, ...]
     """Every choice that was made for the user."""
+    batch_notes: tuple[str, ...] = ()
+    """That another batch is planned than the one that was asked for."""
     whole: bool = True
     """Whether the tokens of the run are known; without them there is a step and no run."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from krzem.estimate import Estimate
@@ -40,6 +40,7 @@ TERMS = {
 
 def plan_document(plan: Plan, asked: Asked) -> dict[str, Any]:
     """A plan as JSON-ready data, schema ``krzem.plan/1``."""
+    asked = replace(asked, task=plan.task)
     best = plan.best.step_seconds.mid
     return cleaned(
         {
@@ -66,6 +67,7 @@ def plan_document(plan: Plan, asked: Asked) -> dict[str, Any]:
 
 def explain_document(explanation: Explanation, asked: Asked) -> dict[str, Any]:
     """One layout as JSON-ready data, schema ``krzem.explain/1``."""
+    asked = replace(asked, task=explanation.task)
     return cleaned(
         {
             "schema": EXPLAIN,

@@ -79,8 +79,9 @@ def emit(
 
 
 def _priced(request: Request) -> Iterator[tuple[str, str]]:
-    """Tokens of a sequence, switches and bytes of states, in one line each."""
+    """Tokens of a sequence, prediction modules, switches and bytes of states, in one line each."""
     yield "Length", str(request.goal.sequence)
+    yield "Prediction modules", str(request.arch.mtp_layers)
     if request.switches:
         yield "Switches", " ".join(f"{name}={choice}" for name, choice in request.switches.items())
     states = request.goal.states
