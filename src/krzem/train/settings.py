@@ -22,7 +22,7 @@ from krzem.train.batches import Batches
 from krzem.train.optim.schedule import KINDS
 
 Values = TypeVar("Values")
-_OTHERS = frozenset({"pool", "gates", "qualify", "recovery", "trainer", "witness"})
+_OTHERS = frozenset({"pool", "gates", "qualify", "recovery", "switches", "trainer", "witness"})
 """Tables that the controller or the planner reads."""
 _RUN_KEYS = ("name", "folder")
 PRECISIONS = ("bf16", "fp32", "fp8-block")

@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
 # megatron-lm core 0.19.2, emitted by krzem
+# Model: deepseek-v3
+# Length: 4096
+# Prediction modules: 1
+# States: weight=2 gradient=4 master=4 moments=4
 # Set first: AUX_LOSS, LR, TOKENIZER, DATA, CHECKPOINTS, RDZV
 # NOTE: Megatron-LM has no dualpipe schedule. Emitted instead: interleaved with 2 chunk(s) per rank;
 # its bubble and memory differ, so explain the plan again with schedule=interleaved,vpp=2

@@ -71,7 +71,7 @@ def test_a_plan_for_krzem_searches_what_the_trainer_runs(folder: Path) -> None:
     ring = krzem.explain(
         "qwen3-8b", on="h100:64", layout="cp=2,cpkind=ring,offload=1", **asking
     ).script("krzem")  # type: ignore[arg-type]
-    assert "NOTE: krzem train does not run context parallelism by ring" in ring
+    assert "NOTE: krzem train does not run this: it has no cpkind=ring" in ring
 
 
 def test_built_in_models_are_trained_by_name(folder: Path) -> None:
