@@ -59,8 +59,10 @@ _SHAPE = {
     "logits_via_embedding": yes_no("model.tied"),
     "use_qk_norm": yes_no("model.qk_norm"),
     "context_parallel_strategy": words(
-        "cpkind", {"all_gather": "allgather", "ring": "ring", "ulysses": "a2a"}),
-    "shard_optimizer_over_data": KEPT, "context_parallel_load_balance": KEPT,
+        "cpkind", {"all_gather": "allgather", "ring": "ring", "ulysses": "a2a"}
+    ),
+    "shard_optimizer_over_data": KEPT,
+    "context_parallel_load_balance": KEPT,
     "normalization_layer_epsilon": KEPT,
     "attention_bias": KEPT,
     "num_experts": some("model.experts", 2),
