@@ -69,7 +69,6 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "layout beyond count": (("explain", *SMALL, *ON, "--layout", "mbs=" + "9" * 30), "10,000,000"),
     "layout twice": (("explain", *SMALL, *ON, "--layout", "tp=1,tp=2"), "twice"),
     "layout devices": (("explain", *SMALL, *ON, "--layout", "tp=3"), "= 3 does not divide"),
-    "layout batch": (("explain", *SMALL, *ON, "--layout", "mbs=3"), "16*3 = 48"),
     "layout experts": (("explain", *SMALL, *ON, "--layout", "ep=2"), "dense"),
     "verb": (("pln",), "nearest: plan"),
     "option": (("plan", *SMALL, *ON, "--token", "1T"), "--tokens"),
