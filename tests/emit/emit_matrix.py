@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from krzem.engine.switches import switches
 from krzem.errors import GoalError, LayoutError, ModelError
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import read_cluster
@@ -34,24 +35,7 @@ GOALS = (
     replace(GOAL, precision=Precision.FP8),
     replace(GOAL, precision=Precision.MXFP8, states=StateBytes(gradient=2, moments=4)),
 )
-EVERY: Mapping[str, tuple[str, ...]] = {
-    "dispatcher": ("alltoall", "allgather", "deepep", "hybridep"),
-    "overlap-a2a": ("off", "on"),
-    "overlap-tp": ("off", "on"),
-    "overlap-grad-reduce": ("off", "on"),
-    "overlap-param-gather": ("off", "on"),
-    "cuda-graphs": ("none", "partial", "full"),
-    "loss": ("plain", "fused", "chunked"),
-    "fused-accumulation": ("off", "on"),
-    "attention": ("fused", "eager"),
-    "fp8-scaling": ("tensor", "delayed", "row"),
-    "fp8-params": ("off", "on"),
-    "grad-sync": ("every", "last"),
-    "compile": ("off", "on"),
-    "routing": ("real", "balanced", "capacity"),
-    "offload-activations": ("off", "on"),
-    "partition-activations": ("off", "on"),
-}
+EVERY: Mapping[str, tuple[str, ...]] = {name: switch.choices for name, switch in switches().items()}
 """The canonical switches with all their choices."""
 assert set(EVERY) == set(MEANS)
 

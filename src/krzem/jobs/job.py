@@ -7,26 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from krzem.engine.switches import switches
+
 Value = bool | int | float | str | tuple[str, ...]
 
-SWITCHES: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    "dispatcher": ("alltoall", "allgather", "deepep", "hybridep"),
-    "overlap-a2a": ("off", "on"),
-    "overlap-tp": ("off", "on"),
-    "overlap-grad-reduce": ("off", "on"),
-    "overlap-param-gather": ("off", "on"),
-    "cuda-graphs": ("none", "partial", "full"),
-    "loss": ("plain", "fused", "chunked"),
-    "fused-accumulation": ("off", "on"),
-    "attention": ("fused", "eager"),
-    "fp8-scaling": ("tensor", "delayed", "row"),
-    "fp8-params": ("off", "on"),
-    "grad-sync": ("every", "last"),
-    "compile": ("off", "on"),
-    "routing": ("real", "balanced", "capacity"),
-    "offload-activations": ("off", "on"),
-    "partition-activations": ("off", "on"),
-})  # fmt: skip
+SWITCHES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {name: switch.choices for name, switch in switches().items()}
+)
 """What an engine may do one way or another, and the choices; the first is off or plain."""
 
 PRECISIONS = ("bf16", "fp16", "fp8", "fp8-block", "mxfp8", "nvfp4", "fp32", "int8")

@@ -30,15 +30,16 @@ from krzem.jobs.tree import (
 
 ENGINE = "mindspeed-llm"
 _PROGRAM = r"(^|/)train_fsdp2\.py$"
-_TYPES = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
+TYPES = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
 
 
-def _name(value: object) -> Found:
+def name_of(value: object) -> Found:
     """The last part of a path is the name of the model."""
     return {"model.name": word(value).rstrip("/").rpartition("/")[2] or word(value)}
 
 
-def _recompute(value: object) -> Found:
+def recompute_of(value: object) -> Found:
+    """Whole layers again, or none."""
     return {"recompute": "full" if truth(value) else "none"}
 
 
@@ -52,7 +53,7 @@ def _chunked(value: object) -> Found:
 
 _TABLE = Table(
     keys={
-        "model.model_name_or_path": Read(("model.name",), _name),
+        "model.model_name_or_path": Read(("model.name",), name_of),
         "model.quant_recipe_name": words("precision", {"mxfp8": "mxfp8"}),
         "data.cutoff_len": count("seq"),
         "parallel.tp_size": count("tp"),
@@ -63,8 +64,8 @@ _TABLE = Table(
         "parallel.ep_size": count("ep"),
         "parallel.fsdp_size": KEPT,
         "parallel.reshard_after_forward": KEPT,
-        "parallel.param_dtype": words("precision", _TYPES),
-        "parallel.recompute": Read(("recompute",), _recompute),
+        "parallel.param_dtype": words("precision", TYPES),
+        "parallel.recompute": Read(("recompute",), recompute_of),
         "training.per_device_train_batch_size": count("mbs"),
         "training.gradient_accumulation_steps": count("accumulation"),
         "training.max_steps": positive("train_steps"),

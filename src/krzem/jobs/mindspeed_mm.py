@@ -8,6 +8,7 @@ from __future__ import annotations
 from krzem.jobs.documents import yaml_tree
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import Start, starts_of, state_machine
+from krzem.jobs.mindspeed_fsdp import TYPES, name_of, recompute_of
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.tree import (
     KEPT,
@@ -30,18 +31,9 @@ from krzem.jobs.tree import (
 
 ENGINE = "mindspeed-llm"
 _PROGRAM = r"mindspeed_mm/.*train\w*\.py$"
-_TYPES = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
 _OPTIMIZERS = {"adamw": "adamw", "adamw_swap": "adamw", "muon": "muon"}
 _SFT = ("data.dataset_param.basic_parameters.template",
         "data.dataset_param.preprocess_parameters.template")  # fmt: skip
-
-
-def _name(value: object) -> Found:
-    return {"model.name": word(value).rstrip("/").rpartition("/")[2] or word(value)}
-
-
-def _recompute(value: object) -> Found:
-    return {"recompute": "full" if truth(value) else "none"}
 
 
 def _chunked(value: object) -> Found:
@@ -54,7 +46,7 @@ def _attention(value: object) -> Found:
 
 _TABLE = Table(
     keys={
-        "model.model_name_or_path": Read(("model.name",), _name),
+        "model.model_name_or_path": Read(("model.name",), name_of),
         "model.attn_implementation": Read(("switch.attention",), _attention),
         "model.freeze": KEPT,
         "parallel.tensor_parallel_size": count("tp"),
@@ -68,11 +60,11 @@ _TABLE = Table(
             "switch.dispatcher",
             {"alltoall": "alltoall", "allgather": "allgather", "mc2": "alltoall"},
         ),
-        "parallel.fsdp_plan.param_dtype": words("precision", _TYPES),
+        "parallel.fsdp_plan.param_dtype": words("precision", TYPES),
         "parallel.fsdp_plan.reshard_after_forward": KEPT,
         "parallel.fsdp_plan.cpu_offload": KEPT,
-        "parallel.recompute": Read(("recompute",), _recompute),
-        "features.recompute": Read(("recompute",), _recompute),
+        "parallel.recompute": Read(("recompute",), recompute_of),
+        "features.recompute": Read(("recompute",), recompute_of),
         "model.enable_chunk_loss": Read(("switch.loss",), _chunked),
         "training.gradient_accumulation_no_sync": switch("grad-sync", "last", "every"),
         "features.enable_chunk_loss": Read(("switch.loss",), _chunked),
