@@ -39,10 +39,23 @@ class Plant:
     name: str
     plant: Callable[[TrainerSubject], AbstractContextManager[None]]
     direction: str
-    at: str
-    """Beginning of the name of the module or tensor."""
+    at: str | tuple[str, ...]
+    """Beginning of the name of the module or tensor; several where one fault begins at once in
+    more than one of them."""
     models: tuple[str, ...] = ALL_MODELS
     dtypes: tuple[str, ...] = BOTH
+    """Arithmetic in which it is a fault at all."""
+    source: str = ""
+    """Where a fault of this kind was published."""
+
+    def is_found_by(self, first: Any) -> bool:
+        """Whether a departure names this fault's place."""
+        at = (self.at,) if isinstance(self.at, str) else self.at
+        return (
+            first is not None
+            and first.direction == self.direction
+            and any(first.name.startswith(place) for place in at)
+        )
 
 
 @contextlib.contextmanager
