@@ -12,16 +12,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from krzem.accuracy.batch import packed, predict, prepare, situation, variants_of
+from krzem.accuracy.batch import memory, packed, predict, prepare, situation, variants_of
 from krzem.accuracy.calibrate import TABLES, timed_cases
 from krzem.accuracy.case import Case
+from krzem.accuracy.memory_fit import memory_cases, memory_rows
 from krzem.cost.coefficients import fitted
 from krzem.facts.table import read_table
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.layout.arrays import pack
-from krzem.plan.goal import Goal
+from krzem.plan.goal import Goal, Tuning
 from krzem.plan.price import Pricer, Task
+from krzem.plan.tuning import EVERYWHERE
 
 
 def stated_whole(case: Case) -> Case:
@@ -43,9 +45,17 @@ def cluster_for(case: Case) -> Cluster:
     return cluster_of(given, case.id)
 
 
+def tuning_of(case: Case) -> Tuning:
+    if case.finetune not in ("lora", "qlora"):
+        return Tuning(kind=case.finetune or "none")
+    return Tuning(kind=case.finetune, rank=case.lora_rank or 16, targets=EVERYWHERE)
+
+
 def task_of(case: Case) -> Task:
-    goal = Goal(tokens=1e17, sequence=case.sequence, global_batch=int(case.global_batch),
-                precision=case.precision)  # fmt: skip
+    goal = Goal(
+        tokens=1e17, sequence=case.sequence, global_batch=int(case.global_batch),
+        precision=case.precision, tuning=tuning_of(case),
+    )  # fmt: skip
     return Task(
         architecture=case.architecture, cluster=cluster_for(case), goal=goal, engine=case.engine,
         year=case.date, stated=tuple(case.switches.items()),
@@ -54,12 +64,11 @@ def task_of(case: Case) -> Task:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_accuracy_and_explain_give_the_same_seconds(table: str) -> None:
-    # A plan is for full training on whole nodes.
+    # A plan is for whole nodes.
     cases = [
         stated_whole(case)
         for case in prepare(timed_cases(read_table(table))).cases
-        if case.finetune in ("", "none", "full")
-        and case.devices % (case.devices_per_node or 1) == 0
+        if case.devices % (case.devices_per_node or 1) == 0
     ]
     validated = predict(packed(cases), fitted()).total
     planned = [
@@ -72,3 +81,22 @@ def test_accuracy_and_explain_give_the_same_seconds(table: str) -> None:
         if here != pytest.approx(there, rel=1e-9)
     ]
     assert different == []
+
+
+ADAPTED = [
+    case
+    for case in memory_cases(memory_rows())
+    if case.finetune in ("lora", "qlora") and case.states is None and not case.offload
+    and not case.step_in_backward and case.devices % (case.devices_per_node or 1) == 0
+]  # fmt: skip
+
+
+def test_accuracy_and_plan_give_the_same_bytes_with_adapters() -> None:
+    cases = [stated_whole(case) for case in ADAPTED]
+    validated = np.asarray(memory(packed(cases)).peak)
+    planned = [
+        float(np.ravel(Pricer(task_of(case)).memory(pack([case.layout])).peak)[0]) for case in cases
+    ]
+    assert {case.finetune for case in cases} == {"lora", "qlora"}
+    assert len(cases) > 150
+    assert planned == pytest.approx(list(validated), rel=1e-9)

@@ -37,6 +37,16 @@ GOAL = (
         "--optimizer", metavar="NAME", help=f"adamw or muon. {_RECIPE}, else adamw."
     ),
     click.option(
+        "--finetune", metavar="KIND",
+        help="Tune weights that exist instead of pre-training: full (all weights), lora (adapters"
+        " beside 16-bit weights) or qlora (beside 4-bit ones).",
+    ),
+    click.option("--lora-rank", metavar="R", help="Rank of the adapters. Default: 16."),
+    click.option(
+        "--lora-targets", metavar="LIST",
+        help="Matrices with adapters: all, attention, mlp, or q_proj,v_proj,... Default: all.",
+    ),
+    click.option(
         "--state-bytes", metavar="K=B,...",
         help="Bytes per parameter of weight, gradient, master, moments (all moments together):"
         " moments=4. Default: the recipe over weight=2,gradient=4,master=4,moments=8.",

@@ -31,6 +31,8 @@ class Situation:
     """Age of the software."""
     finetune: str = "none"
     """``lora`` and ``qlora``: only adapters beside the weights are trained."""
+    adapted: tuple[float, float] = (4.0, 3.0)
+    """Matrices of attention and of the dense network with adapters beside them."""
 
 
 ADAPTERS = ("lora", "qlora")
@@ -134,6 +136,8 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         synchronised=e.host_waits,
         expert_pace=_expert_pace(s, c),
         trained=float(s.finetune not in ADAPTERS),
+        adapted_attention=s.adapted[0],
+        adapted_mlp=s.adapted[1],
         dequantised=DEQUANTISED_BYTES if s.finetune == "qlora" else 0.0,
         jitter=c.common("jitter"),
         overhead=c.engine_overhead(e.fits, s.year),

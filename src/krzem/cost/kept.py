@@ -38,6 +38,9 @@ class Kept:
     optimizer: str = ""
     rank: float | None = None
     """Of adapters."""
+    on_attention: float = 1.0
+    """Share of the width of attention's matrices that has adapters."""
+    on_mlp: float = 1.0
     in_backward: bool = False
     """The optimiser steps inside the backward pass: gradients never stand together."""
     offload: bool = False
@@ -110,6 +113,8 @@ def sizes_of(
         step=step,
         least_stage=design.least_stage,
         rank=rank,
+        on_attention=kept.on_attention,
+        on_mlp=kept.on_mlp,
         adapter=adapter,
         host=1.0 - design.kept_share,
         rematerialised=design.rematerialised,

@@ -81,7 +81,7 @@ KERNELS_ADAPTER = 5.0
 """Launches that an adapter adds to a matrix, forward: dropout, two products, scaling, sum."""
 
 
-def _adapters(matrices: float, mc: Machine) -> Array:
+def _adapters(matrices: Array, mc: Machine) -> Array:
     """Launches of the adapters beside ``matrices`` products."""
     return KERNELS_ADAPTER * matrices * (1.0 - mc.trained)
 
@@ -184,7 +184,7 @@ def _attention(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Arra
     small = _memory(rotary + 4.0 * m * t.latent_width, mc)
     norm = _memory(_residual(t, c), mc)
     rest = proj + small + norm + _restored((t.attention_split + t.attention_whole) / c.tp, mc)
-    launches = KERNELS_ATTENTION + _adapters(4.0, mc)
+    launches = KERNELS_ATTENTION + _adapters(mc.adapted_attention, mc)
     bare = _hosted(rest, launches, mc)
     block = _hosted(rest + core, launches, mc)
     # A ring hides behind the time the core takes, which is less than its own where the host binds.
@@ -202,7 +202,7 @@ def _dense(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
     norm = _memory(_residual(t, c), mc)
     comm = _gathering(t, c, mc)
     inner = up + down + cast + act + norm + _restored(t.dense_params / c.tp, mc)
-    block = _hosted(inner, KERNELS_DENSE + _adapters(3.0, mc), mc) + comm
+    block = _hosted(inner, KERNELS_DENSE + _adapters(mc.adapted_mlp, mc), mc) + comm
     return block, act.f + 0.6 * norm.f, comm
 
 

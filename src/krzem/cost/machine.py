@@ -120,6 +120,10 @@ class Machine:
     """Time of expert layers relative to software of the middle of 2025."""
     trained: Array
     """1 where weights are trained, 0 where only adapters beside them are."""
+    adapted_attention: Array
+    """Matrices of attention with adapters beside them, where only adapters are trained."""
+    adapted_mlp: Array
+    """The same of the dense network."""
     dequantised: Array
     """Bytes moved per weight and use to restore 16-bit weights from the 4 bits they are kept in."""
     jitter: Array

@@ -298,13 +298,15 @@ def _gradients(
 def _adapters(t: ModelTable, tp: Array, sizes: StateSizes, parts: Array) -> Array:
     """Bytes of a layer's adapters: a rank of each is as wide as its matrix has ins and outs.
 
-    Experts are left out: adapters on them are rare.
+    Matrices that the table holds as one (q, k and v; gate and up) share an adapter, as engines that
+    merge them have it.  Experts are left out: adapters on them are rare.
     """
     if not np.any(np.asarray(sizes.rank) > 0):
         return 0.0
     split = np.asarray(t.proj_count) * (np.asarray(t.proj_k) + np.asarray(t.proj_n))
     dense = np.where(np.asarray(t.dense_up) > 0, 2.0 * t.hidden + t.dense_up + t.dense_width, 0.0)
-    width = split.sum(axis=0) + np.where(np.asarray(t.experts) > 0, 0.0, dense)
+    dense = sizes.on_mlp * np.where(np.asarray(t.experts) > 0, 0.0, dense)
+    width = sizes.on_attention * split.sum(axis=0) + dense
     return sizes.adapter * sizes.rank * width / tp * parts
 
 

@@ -59,6 +59,10 @@ class StateSizes:
     """ZeRO stage that the engine uses at least (DeepSpeed's bf16 optimiser: 1)."""
     rank: Array = 0.0
     """Rank of adapters; 0 where the weights themselves are trained."""
+    on_attention: Array = 1.0
+    """Share of the width of attention's matrices that has adapters."""
+    on_mlp: Array = 1.0
+    """The same of the dense network's."""
     adapter: Array = 16.0
     """Of adapters, with gradients and states."""
     products: Array = 0.0

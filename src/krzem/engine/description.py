@@ -100,6 +100,8 @@ class Runs:
     empty_end_chunks: bool = False
     selective: str = "modules"
     """What its selective recomputation means: modules, half-layers or attention."""
+    finetune: tuple[str, ...] = ()
+    """Kinds of fine-tuning that it has, ``none`` included; empty: not read."""
     max_tp: int | None = None
     """1 where it has no tensor parallelism."""
     max_pp: int | None = None
@@ -258,9 +260,15 @@ USUAL = MappingProxyType(
 """Engines that large runs on a software stack use, the usual one first (published runs)."""
 
 
-def usual_engine(stack: str, parts: frozenset[str] = frozenset()) -> Engine:
+TUNERS = MappingProxyType({"cuda": "fsdp", "hip": "fsdp"})
+"""Engines that fine-tuning runs on, where they differ (almost all rows of the tables of runs)."""
+
+
+def usual_engine(stack: str, parts: frozenset[str] = frozenset(), finetune: str = "none") -> Engine:
     """The engine that runs a model with ``parts`` on a stack where nobody names one."""
     names = USUAL.get(stack, ("other",))
+    if finetune != "none" and stack in TUNERS:
+        names = (TUNERS[stack], *names)
     able = (engines()[name] for name in names if parts <= engines()[name].runs.models)
     return next(able, engines()[names[0]])
 
@@ -337,7 +345,7 @@ def _engine(raw: Mapping[str, Any], file: str) -> Engine:
 
 
 def _runs(raw: Mapping[str, Any]) -> Runs:
-    lists = {"schedules", "zero", "contexts", "recompute", "optimizers", "precisions"}
+    lists = {"schedules", "zero", "contexts", "recompute", "optimizers", "precisions", "finetune"}
     values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in raw.items()}
     values["models"] = frozenset(raw.get("models", ()))
     return Runs(**values)

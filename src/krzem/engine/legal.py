@@ -117,6 +117,7 @@ def check_engine(setup: Setup, arch: Architecture, family: str) -> None:
     for what, value, known in (
         ("precision", setup.precision.value, engine.runs.precisions),
         ("optimizer", setup.optimizer.value, engine.runs.optimizers),
+        ("finetune", setup.finetune, engine.runs.finetune),
     ):
         if known and value not in known:
             raise GoalError(

@@ -17,6 +17,23 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """Whether a run trains all weights from the start, or tunes those that there are, and how."""
+
+    kind: str = "none"
+    """``none`` (pre-training), ``full``, ``lora`` or ``qlora``."""
+    rank: int = 0
+    """Of adapters (lora, qlora); 0 without them."""
+    targets: tuple[str, ...] = ()
+    """Matrices that have adapters: ``attention``, ``mlp`` or names such as ``q_proj``."""
+
+    @property
+    def adapters(self) -> bool:
+        """Whether adapters beside frozen weights are all that is trained."""
+        return self.kind in ("lora", "qlora")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
     """The run that is asked for."""
 
@@ -31,6 +48,7 @@ class Goal:
     """What is trained first, with smaller batches; its tokens count towards ``tokens``."""
     deadline_days: float | None = None
     budget_usd: float | None = None
+    tuning: Tuning = Tuning()
 
     def __post_init__(self) -> None:
         for name in ("sequence", "global_batch"):
@@ -52,4 +70,4 @@ class Goal:
         return self.global_batch * self.sequence
 
 
-__all__ = ["Goal", "Optimizer", "Precision", "Stage", "StateBytes"]
+__all__ = ["Goal", "Optimizer", "Precision", "Stage", "StateBytes", "Tuning"]

@@ -35,6 +35,7 @@ from krzem.plan.forecast import WholeRun
 from krzem.plan.interval import memory_sigma, step_sigma
 from krzem.plan.price import Pricer, Task
 from krzem.plan.search import SURE, Found, front, search
+from krzem.plan.tuning import adapter_parameters
 from krzem.plan.wall import Gain, binding, gains
 from krzem.plan.whole import whole_run
 
@@ -155,6 +156,19 @@ def plan(
     """
     pricer = Pricer(task)
     found = search(pricer, space, progress)
+    return planned(pricer, found, alternatives=alternatives, sure=sure, start=start)
+
+
+def planned(
+    pricer: Pricer,
+    found: Found,
+    *,
+    alternatives: int = 5,
+    sure: float = SURE,
+    start: datetime.date | None = None,
+) -> Plan:
+    """The plan that a finished search gives; raises what :func:`plan` raises."""
+    task = pricer.task
     best = _choose(task, found, sure)
     ends = ends_of(pricer)
     open_ = decided(ends, found, sure)
@@ -163,7 +177,9 @@ def plan(
     ties = int(np.sum(found.seconds[best] <= found.seconds[best[0]] * (1.0 + TIE)))
     resources = gains(pricer, found, first.layout, sure)
     total = count(task.architecture)
-    run = whole_run(pricer, first.layout, first.step_seconds, parameters=total.total, start=start)
+    run = whole_run(
+        pricer, first.layout, first.step_seconds, parameters=trained(task, total.total), start=start
+    )
     return Plan(
         task=task,
         parameters=total.total,
@@ -203,13 +219,24 @@ def explain(
         wall=binding(resources),
         gains=resources,
         whole_run=whole_run(
-            pricer, layout, described.step_seconds, parameters=total.total, start=start, given=True
+            pricer,
+            layout,
+            described.step_seconds,
+            parameters=trained(task, total.total),
+            start=start,
+            given=True,
         )
         if whole
         else None,
         notes=(*_notes(task), *remarks(effects(ends, pack([layout])))),
         refused=pricer.judge.reasons(layout),
     )
+
+
+def trained(task: Task, parameters: int) -> int:
+    """Parameters that are trained and saved: all, or those of the adapters."""
+    tuning = task.goal.tuning
+    return adapter_parameters(tuning, task.architecture) if tuning.adapters else parameters
 
 
 def describe(pricer: Pricer, layout: Layout, ends: Sequence[Ends] | None = None) -> LayoutPlan:

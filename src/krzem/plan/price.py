@@ -10,7 +10,7 @@ import numpy as np
 
 from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import Coefficients, fitted
-from krzem.cost.kept import ADAPTERS, Kept, sizes_of
+from krzem.cost.kept import sizes_of
 from krzem.cost.layers import layer_seconds
 from krzem.cost.local import Local
 from krzem.cost.machine import Machine, side_by_side
@@ -34,10 +34,10 @@ from krzem.layout.layout import Recompute
 from krzem.layout.rules import Problem
 from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
-from krzem.model.flops import flops_per_token
 from krzem.model.table import ModelTable, tabulate
 from krzem.plan.goal import Goal, Optimizer
 from krzem.plan.measured import as_measured
+from krzem.plan.tuning import adapted, kept_of, trained_flops
 
 _MODULES, _FULL = RECOMPUTES.index(Recompute.MODULES), RECOMPUTES.index(Recompute.FULL)
 BLOCK = 16384
@@ -73,6 +73,7 @@ class Task:
             optimizer=self.goal.optimizer,
             states=self.goal.states,
             stated=self.stated,
+            finetune=self.goal.tuning.kind,
             emitted=self.emitted,
         )
 
@@ -125,20 +126,25 @@ class Task:
             precision=self.goal.precision,
             design=self.setup.design(choices, zero),
             year=self.year,
+            finetune=self.goal.tuning.kind,
+            adapted=adapted(self.goal.tuning),
         )
 
 
 def engine_for(
-    cluster: Cluster, name: str | None = None, architecture: Architecture | None = None
+    cluster: Cluster,
+    name: str | None = None,
+    architecture: Architecture | None = None,
+    finetune: str = "none",
 ) -> Engine:
-    """The engine asked for, or the usual one of the software stack that can build the model.
+    """The engine asked for, or the usual one of the software stack that can build and tune it.
 
     Raises UnknownNameError with the names that are known.
     """
     if name is not None:
         return engine_named(name)
     parts = frozenset() if architecture is None else parts_of(architecture)
-    return usual_engine(cluster.device.software, parts)
+    return usual_engine(cluster.device.software, parts, finetune)
 
 
 class Pricer:
@@ -167,7 +173,7 @@ class Pricer:
         self.standing = MemoryStanding(
             unseen_engine=float(task.engine not in memory_spread().engines),
             experts=float(task.architecture.is_moe),
-            adapters=float(self.setup.finetune in ADAPTERS),
+            adapters=float(task.goal.tuning.adapters),
         )
 
     def machine_of(self, choices: Choices) -> Machine:
@@ -230,7 +236,7 @@ class Pricer:
 
     def sizes(self, choices: Choices) -> StateSizes:
         """Bytes that the engine keeps under these switches."""
-        kept = Kept(states=self.task.goal.states, finetune=self.setup.finetune)
+        kept = kept_of(self.task.goal, self.task.architecture)
         extra = self.setup.extra_bytes(choices)
         return sizes_of(self.setup.design(choices), self.task.goal.precision, kept, extra)
 
@@ -278,8 +284,7 @@ class Pricer:
     def step_flops(self) -> float:
         """Model FLOPs of one step: causal attention counted once, nothing recomputed."""
         goal = self.task.goal
-        per_token = flops_per_token(self.task.architecture, goal.sequence)
-        return per_token * goal.tokens_per_step
+        return trained_flops(goal, self.task.architecture) * goal.tokens_per_step
 
 
 def _gather(values: Any, index: np.ndarray) -> Any:

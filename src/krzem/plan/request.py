@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,15 @@ from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
 from krzem.plan.constraints import parse_constraints
-from krzem.plan.goal import Goal, Optimizer, Precision, Stage, StateBytes
+from krzem.plan.goal import Goal, Optimizer, Precision, Stage, StateBytes, Tuning
 from krzem.plan.picker import Picker, read
 from krzem.plan.price import Task, engine_for
 from krzem.plan.recipe import Recipe, recipe_of
 from krzem.plan.search import SURE
 from krzem.plan.sensible import check_batch, check_software_date
 from krzem.plan.source import config_of, is_built_in
+from krzem.plan.states import read_state_bytes, states_of
+from krzem.plan.tuning import check_targets, read_tuning
 from krzem.quantity import (
     Written,
     parse_count,
@@ -69,6 +71,11 @@ class Question:
     """The same in tokens."""
     precision: str | None = None
     optimizer: str | None = None
+    finetune: str | None = None
+    """``full``, ``lora`` or ``qlora``; None: pre-training."""
+    lora_rank: Written | None = None
+    lora_targets: str | None = None
+    """``all``, or names separated by commas (:data:`krzem.plan.tuning.TARGETS`)."""
     state_bytes: str | None = None
     """``weight=2,gradient=4,master=4,moments=8``; bytes per parameter."""
     engine: str | None = None
@@ -140,7 +147,10 @@ def settle(question: Question) -> Asked:
     config = config_of(question.model, architecture)
     recipe = recipe_of(architecture.name) if is_built_in(architecture) else None
     picker = Picker(question, architecture.name, recipe)
-    engine = engine_for(cluster, _emitting(question.engine, question.emits), architecture)
+    engine = engine_for(
+        cluster, _emitting(question.engine, question.emits), architecture,
+        (question.finetune or "none").strip().lower(),
+    )  # fmt: skip
     year = _software(picker, engine, cluster, _year(date))
     goal = _goal(picker, architecture, cluster, start or date, engine, year)
     task = Task(
@@ -210,13 +220,13 @@ def _usual(picker: Picker, goal: Goal) -> tuple[str, Goal] | None:
         picker.taken.remove("state_bytes")
         moments = 8.0 if goal.optimizer is Optimizer.ADAMW else 4.0
         usual = StateBytes(gradient=kept, moments=moments)
-        given = _state_bytes(picker.question.state_bytes)
+        given = read_state_bytes(picker.question.state_bytes)
         return "bytes of states give way to the usual ones", replace(
             goal, states=replace(usual, **given)
         )
     if "optimizer" in picker.taken and goal.optimizer is not Optimizer.ADAMW:
         picker.taken.remove("optimizer")
-        given = _state_bytes(picker.question.state_bytes)
+        given = read_state_bytes(picker.question.state_bytes)
         states = replace(StateBytes(gradient=kept, moments=8.0), **given)
         return f"{goal.optimizer} gives way to adamw", replace(
             goal, optimizer=Optimizer.ADAMW, states=states
@@ -298,11 +308,12 @@ def _goal(
     picker.notes += [] if large is None else [large]
     tokens = _tokens(picker, batch * sequence)
     precision = _precision(picker, cluster, engine)
+    tuning = _tuning(picker, architecture)
     optimizer = _optimizer(picker)
     kept = engine.design_at(
         year, precision.value, stack=cluster.device.software
     ).state_gradient_bytes
-    states = _states(picker, optimizer, kept)
+    states = states_of(picker, optimizer, kept, tuning, cluster.devices)
     picker.ask_for_the_rest()
     return Goal(
         tokens=tokens,
@@ -314,7 +325,24 @@ def _goal(
         ramp=_ramp(picker, sequence, tokens),
         deadline_days=_deadline(question.deadline, start),
         budget_usd=_budget(question.budget),
+        tuning=tuning,
     )
+
+
+def _tuning(picker: Picker, architecture: Architecture) -> Tuning:
+    """Pre-training, or the fine-tuning that is asked for.
+
+    Raises GoalError as well where launch files are wanted, which no emitter writes for it.
+    """
+    asked = picker.question
+    found = read_tuning(asked.finetune, asked.lora_rank, asked.lora_targets, picker.notes)
+    check_targets(found, architecture)
+    if found.kind != "none" and asked.emits is not None:
+        raise GoalError(
+            f"--emit {asked.emits} writes files of pre-training, and --finetune {found.kind} is"
+            " asked for: plan without --emit, and put layout and micro-batch into your own files"
+        )
+    return found
 
 
 def _ramp(picker: Picker, sequence: int, tokens: int) -> tuple[Stage, ...]:
@@ -478,39 +506,6 @@ def _optimizer(picker: Picker) -> Optimizer:
         picker.notes.append("no optimiser is given or published: AdamW is planned (--optimizer)")
         return Optimizer.ADAMW
     return Optimizer(published)
-
-
-def _states(picker: Picker, optimizer: Optimizer, gradient: float) -> StateBytes:
-    """Bytes per parameter: those given, over those published, over those that the engine keeps."""
-    moments = 8.0 if optimizer is Optimizer.ADAMW else 4.0
-    usual = StateBytes(gradient=gradient, moments=moments)
-    published: Mapping[str, float] = {} if picker.recipe is None else picker.recipe.state_bytes
-    if picker.question.optimizer not in (None, picker.recipe and picker.recipe.optimizer):
-        published = {}
-    given = _state_bytes(picker.question.state_bytes)
-    if set(published) - set(given):
-        picker.taken.append("state_bytes")
-    return replace(usual, **{**published, **given})
-
-
-def _state_bytes(text: str | None) -> dict[str, float]:
-    names = [f.name for f in fields(StateBytes)]
-    found: dict[str, float] = {}
-    for part in filter(None, (piece.strip() for piece in (text or "").split(","))):
-        name, _, raw = (piece.strip() for piece in part.partition("="))
-        try:
-            value = float(raw)
-        except ValueError:
-            value = -1.0
-        if name not in names or name in found or not 0 <= value <= 64:
-            raise GoalError(
-                f"--state-bytes {shorten(part, 40)!r}: write each of {', '.join(names)} at most"
-                " once, with bytes per parameter from 0 to 64, such as weight=2,moments=4"
-            )
-        found[name] = value
-    if found.get("weight", 1.0) <= 0:
-        raise GoalError("--state-bytes weight=0: a weight takes bytes, such as weight=2")
-    return found
 
 
 def _schedules(text: str | None) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 from krzem.estimate import Estimate
 from krzem.layout.layout import Layout
 from krzem.model.parameters import count
-from krzem.plan.plan import TIE, Explanation, FrontPoint, LayoutPlan, Plan, RankMemory
+from krzem.plan.plan import TIE, Explanation, FrontPoint, LayoutPlan, Plan, RankMemory, trained
+from krzem.plan.price import Task
 from krzem.plan.request import Asked
 from krzem.plan.wall import Gain
 from krzem.report.document_facts import facts
@@ -172,11 +173,25 @@ def _goal(asked: Asked) -> dict[str, Any]:
         "precision": goal.precision,
         "optimizer": goal.optimizer,
         "state_bytes": goal.states,
+        "finetune": _finetune(asked.task),
         "deadline_days": goal.deadline_days,
         "budget_usd": goal.budget_usd,
         "start": None if asked.start is None else asked.start.isoformat(),
         "sure": asked.sure,
         "from_recipe": list(asked.from_recipe),
+    }
+
+
+def _finetune(task: Task) -> dict[str, Any] | None:
+    """What is tuned, and how many parameters that trains; None for pre-training."""
+    tuning = task.goal.tuning
+    if tuning.kind == "none":
+        return None
+    return {
+        "kind": tuning.kind,
+        "rank": tuning.rank or None,
+        "targets": list(tuning.targets),
+        "trained_parameters": trained(task, count(task.architecture).total),
     }
 
 

@@ -141,10 +141,20 @@ def setting_part(document: Document) -> Iterator[str]:
     )
     yield from paragraph(
         f"{goal['global_batch']:,} sequences of {goal['sequence']:,} tokens per step = "
-        f"{count(goal['tokens_per_step'])} tokens; {goal['precision']}, {goal['optimizer']}",
+        f"{count(goal['tokens_per_step'])} tokens; {goal['precision']}, {goal['optimizer']}"
+        f"{_finetune(goal.get('finetune'))}",
         "Goal     ",
     )
     yield from paragraph(_engine(document), "Engine   ")
+
+
+def _finetune(tuned: Document | None) -> str:
+    if tuned is None:
+        return ""
+    if tuned["rank"] is None:
+        return "; full fine-tuning"
+    trained = f"{count(tuned['trained_parameters'])} parameters trained"
+    return f"; {tuned['kind']} of rank {tuned['rank']} on {', '.join(tuned['targets'])}, {trained}"
 
 
 def _engine(document: Document) -> str:
