@@ -146,3 +146,17 @@ def _free(path: Path) -> str:
         if folder is not None:
             return f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB free)"
     return ""
+
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def lfs_pointer(path: Path) -> str:
+    """What to say where ``path`` is what Git LFS leaves in place of a large file; else nothing."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) != _LFS:
+            return ""
+    return (
+        f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull` in its "
+        "repository"
+    )

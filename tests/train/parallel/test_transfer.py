@@ -20,4 +20,4 @@ def test_export_and_import_under_layouts(tmp_path: Path) -> None:
         for i, layout in enumerate(layouts)
     ]
     for case, result in zip(cases, spawn("transfer_worker.py", 4, cases), strict=True):
-        assert result == {"unused": [], "out": True, "back": True}, case
+        assert result == {"absent": [], "out": True, "back": True}, case

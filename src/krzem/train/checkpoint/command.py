@@ -171,12 +171,15 @@ def import_command(
     read, by a reader that knows no other names.
     """
     _need_torch()
-    from krzem.train.checkpoint.transfer import WEIGHT, SafetensorsFolder, import_tensors
+    from krzem.train.checkpoint.published import SafetensorsFolder
+    from krzem.train.checkpoint.transfer import WEIGHT, import_tensors
 
     if not source.exists():
         raise DataError(f"no such file or folder: {source}")
     config = read_config(config_path or (source if source.is_dir() else source.parent))
-    sources: Mapping[str, Any] = {WEIGHT: SafetensorsFolder(source)} if kind != "torchtitan" else {}
+    sources: Mapping[str, Any] = {}
+    if kind == "huggingface":
+        sources = {WEIGHT: SafetensorsFolder(source, config)}
     if kind == "torchtitan":
         from krzem.train.checkpoint.titan import titan_sources, titan_step
 
@@ -191,9 +194,14 @@ def import_command(
             meta={"imported_from": f"{kind} {source.name}", "tokens": tokens},
             step=step or 0,
             progress=progress,
+            std=float(config.get("initializer_range") or 0.02),
         )
     manifest = read_manifest(folder)
-    _print(manifest_value(manifest), f"{folder}\n{format_manifest(manifest)}", as_json)
+    text = f"{folder}\n{format_manifest(manifest)}"
+    if "initialised" in manifest.meta:
+        parts = ", ".join(manifest.meta["initialised"])
+        text += f"\nnote         {source} has no {parts}: initial values were drawn (seed 0)"
+    _print(manifest_value(manifest), text, as_json)
 
 
 def _of_run(folder: Path) -> list[tuple[int, Path]]:

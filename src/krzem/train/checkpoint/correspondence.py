@@ -64,6 +64,10 @@ class Correspondence:
     """Types that our tensors keep whatever an import is asked for."""
     zeros: frozenset[str] = frozenset()
     """Their tensors that may be missing from a folder, and then are zero."""
+    groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Parts of ours that a folder may lack whole (MTP modules), each with the names of theirs."""
+    twice: Mapping[str, str] = field(default_factory=dict)
+    """Their names that hold another tensor of theirs once more, which has to be equal to it."""
     stateless: frozenset[str] = frozenset()
     """Names of ours that no optimiser updates (router biases): they have no moments."""
 
@@ -73,14 +77,16 @@ class Correspondence:
             "theirs", self.theirs, ((c.theirs, c.theirs_at, c.theirs_shape) for c in self.copies)
         )
 
-    def compare(self, where: str, found: Mapping[str, Shape]) -> None:
-        """Raise CheckpointError where ``found`` (names and shapes at ``where``) is not theirs."""
-        missing = [n for n in self.theirs if n not in found and n not in self.zeros]
-        unknown = [
-            n
-            for n in found
-            if n not in self.theirs and not any(fnmatchcase(n, p) for p in self.ignored)
-        ]
+    def compare(self, where: str, found: Mapping[str, Shape]) -> tuple[str, ...]:
+        """The parts of ours (``groups``) that ``found``, names and shapes at ``where``, lacks.
+
+        Raises:
+            CheckpointError: it is not theirs, or holds such a part by half.
+        """
+        absent = tuple(name for name, theirs in self.groups.items() if not theirs & found.keys())
+        optional = self.zeros.union(*(self.groups[name] for name in absent))
+        missing = [n for n in self.theirs if n not in found and n not in optional]
+        unknown = [n for n in found if n not in self.theirs and not self._passed_over(n)]
         wrong = [
             f"{n} is {list(found[n])} there, {list(s)} by the config"
             for n, s in self.theirs.items()
@@ -95,6 +101,10 @@ class Correspondence:
             raise CheckpointError(
                 f"{where} does not fit the model of its config: " + "; ".join(filter(None, faults))
             )
+        return absent
+
+    def _passed_over(self, name: str) -> bool:
+        return name in self.twice or any(fnmatchcase(name, p) for p in self.ignored)
 
     def of_moments(self) -> Correspondence:
         """The same for optimiser state, which has the shapes of what is trained."""
@@ -105,6 +115,7 @@ class Correspondence:
             theirs={n: s for n, s in self.theirs.items() if n in theirs},
             copies=kept,
             ignored=(*self.ignored, *(n for n in self.theirs if n not in theirs)),
+            groups={name: names & theirs for name, names in self.groups.items()},
         )
 
     def of_theirs(self) -> dict[str, list[Copy]]:

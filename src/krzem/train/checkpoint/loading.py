@@ -72,6 +72,18 @@ def _checked(
     return manifest
 
 
+_OF_FILES = {
+    "_name_or_path",
+    "dtype",
+    "expert_dtype",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+"""Keys of a config that tell how files were written or are served, not which model it is."""
+
+
 def check_config(folder: Path, manifest: Manifest, config: Mapping[str, Any] | None) -> None:
     """Raise CheckpointError where the checkpoint was made with another configuration."""
     if config is None or manifest.config_sha256 == config_hash(config):
@@ -82,7 +94,10 @@ def check_config(folder: Path, manifest: Manifest, config: Mapping[str, Any] | N
             "configuration given"
         )
     saved = manifest.config
-    differing = sorted(k for k in {*saved, *config} if saved.get(k) != config.get(k))
+    keys = {*saved, *config} - _OF_FILES
+    differing = sorted(k for k in keys if saved.get(k) != config.get(k))
+    if not differing:
+        return
     shown = "; ".join(
         f"{k}: {_brief(saved, k)} there, {_brief(config, k)} here" for k in differing[:_SHOWN]
     )

@@ -12,17 +12,21 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import CheckpointError, shorten
+from krzem.errors import CheckpointError, DataError, shorten
+from krzem.files import open_regular
 from krzem.train.durable import canonical_json, write_atomic
 
 FORMAT = "krzem.checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
+LARGEST = 1 << 30
+"""Bytes of a manifest that is still read: some million chunks."""
 
 ITEM_BYTES = {
     "float64": 8,
@@ -31,6 +35,7 @@ ITEM_BYTES = {
     "bfloat16": 2,
     "float8_e4m3fn": 1,
     "float8_e5m2": 1,
+    "float8_e8m0fnu": 1,
     "int64": 8,
     "int32": 4,
     "int16": 2,
@@ -145,16 +150,19 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest in ``folder``; CheckpointError where it is missing, altered or too new."""
     file = folder / MANIFEST
     try:
-        raw = file.read_bytes()
+        with os.fdopen(open_regular(file), "rb") as stream:
+            raw = stream.read(LARGEST + 1)
     except FileNotFoundError as error:
         raise CheckpointError(_missing(folder)) from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except (OSError, DataError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
+    if len(raw) > LARGEST:
+        raise CheckpointError(f"{file} has more than {LARGEST:,} bytes: that is no manifest")
     try:
         value = json.loads(raw)
         if value["format"] != FORMAT:
             raise KeyError("format")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} is not the manifest of a krzem checkpoint") from error
     if value.get("version") != VERSION:
         raise CheckpointError(
@@ -164,7 +172,40 @@ def read_manifest(folder: Path) -> Manifest:
     stated = value.pop("sha256", None)
     if stated != hashlib.sha256(canonical_json(value)).hexdigest():
         raise CheckpointError(f"{file} was altered: its content does not match its own checksum")
-    return _manifest(value)
+    try:
+        found = _manifest(value)
+        _check_places(found)
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not a manifest: {shorten(str(error), 200)}") from error
+    return found
+
+
+def _check_places(manifest: Manifest) -> None:
+    """Every file lies inside the checkpoint's folder, every chunk inside its file.
+
+    A checksum vouches for the bytes of a manifest, and for nothing that somebody wrote into it.
+    """
+    if type(manifest.step) is not int or not 0 <= manifest.step < 1 << 53:
+        raise ValueError(f"step {shorten(str(manifest.step), 40)} is no whole number")
+    if not isinstance(manifest.meta, dict):
+        raise ValueError("meta is no table")
+    for name, stored in manifest.files.items():
+        if not is_inside(name):
+            raise ValueError(f"file {shorten(name)!r} is not inside the checkpoint's folder")
+        if type(stored.bytes) is not int or stored.bytes < 0:
+            raise ValueError(f"file {shorten(name)!r} has no size")
+    for name, tensor in manifest.tensors.items():
+        for chunk in tensor.chunks:
+            if chunk.file not in manifest.files:
+                raise ValueError(f"{shorten(name)} is in a file that is not named among the files")
+            if not 0 <= chunk.start <= chunk.stop <= manifest.files[chunk.file].bytes:
+                raise ValueError(f"{shorten(name)} lies beyond its file")
+
+
+def is_inside(name: str) -> bool:
+    """Whether ``name`` is a relative path that leads nowhere but down."""
+    parts = name.split("/")
+    return bool(name) and name.isprintable() and not {"", ".", ".."} & set(parts)
 
 
 def _missing(folder: Path) -> str:

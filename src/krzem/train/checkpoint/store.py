@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -68,9 +69,13 @@ def size_fault(folder: Path, name: str, stored: StoredFile) -> str:
     """Whether a file is missing or has another size than it should."""
     path = folder / name
     try:
-        size = path.stat().st_size
+        found = path.lstat()
+        outside = not path.parent.resolve().is_relative_to(folder.resolve())
     except OSError:
         return f"{path} is missing"
+    if outside or not stat.S_ISREG(found.st_mode):
+        return f"{path} is not a regular file inside the checkpoint"
+    size = found.st_size
     if size != stored.bytes:
         return f"{path} has {size:,} bytes, the manifest says {stored.bytes:,}"
     return ""

@@ -15,10 +15,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from krzem.errors import CheckpointError
 from krzem.train.checkpoint.boxes import read_box
 from krzem.train.checkpoint.correspondence import Copy, Correspondence
 from krzem.train.checkpoint.manifest import ITEM_BYTES, Chunk, Manifest, Shape, StoredTensor
 from krzem.train.checkpoint.pieces import DTYPES, raw_bytes
+from krzem.train.model.initial import initial_values
 
 SLAB_BYTES = 16 << 20
 
@@ -151,6 +153,44 @@ class WithZeros:
         return torch.zeros(shape) if name in self._zeros else self._source.read(name, at, shape)
 
 
+class Initial:
+    """Tensors of ours at the values that training begins with, by name and ``seed``."""
+
+    def __init__(self, shapes: Mapping[str, Shape], std: float, seed: int = 0) -> None:
+        self._shapes, self._std, self._seed = shapes, std, seed
+
+    def tensors(self) -> dict[str, tuple[str, Shape]]:
+        """Type and shape of every tensor."""
+        return {name: ("float32", shape) for name, shape in self._shapes.items()}
+
+    def read(self, name: str, at: Shape, shape: Shape) -> Tensor:
+        """The box of ``name`` that begins at ``at``."""
+        region = tuple(slice(a, a + n) for a, n in zip(at, shape, strict=True))
+        return initial_values(name, torch.Size(self._shapes[name]), region, self._std, self._seed)
+
+
+def check_equal(source: Source, name: str, other: str) -> None:
+    """Refuse a ``source`` whose tensors ``name`` and ``other`` differ.
+
+    Raises:
+        CheckpointError: in shape, or in a number.
+    """
+    tensors = source.tensors()
+    (dtype, shape), (_, whole) = tensors[name], tensors[other]
+    rows = max(1, SLAB_BYTES // max(1, math.prod(shape[1:]) * ITEM_BYTES[dtype]))
+    starts = range(0, shape[0], rows) if shape == whole else ()
+    boxes = ((first, *(0 for _ in shape[1:])) for first in starts)
+    cut = [(at, (min(rows, shape[0] - at[0]), *shape[1:])) for at in boxes]
+    if shape != whole or any(
+        not torch.equal(source.read(name, *box).float(), source.read(other, *box).float())
+        for box in cut
+    ):
+        raise CheckpointError(
+            f"{name} differs from {other}, and by the config they are one tensor; if both were "
+            "trained, say so in the config (tie_word_embeddings = false), else remove the wrong one"
+        )
+
+
 def slabs(source: Source, shape: Shape, dtype: str, links: Sequence[Link]) -> Iterator[memoryview]:
     """The bytes of a tensor of ``shape``, row-major, in slabs along its first dimension."""
     if not shape:
@@ -176,7 +216,15 @@ def assemble(source: Source, links: Sequence[Link], at: Shape, shape: Shape, dty
         for dim, (start, size) in enumerate(zip(part.target_at, part.target_shape, strict=True)):
             place = place.narrow(dim, start - at[dim], size)
         place.copy_((box.mT if link.transpose else box).reshape(part.target_shape))
+        if place.is_floating_point() and not bool(place.isfinite().all()):
+            raise CheckpointError(_not_finite(part.source, box, dtype))
     return out
+
+
+def _not_finite(name: str, box: Tensor, dtype: str) -> str:
+    if bool(box.float().isfinite().all()):
+        return f"{name} holds numbers too large for {dtype}; choose a wider type"
+    return f"{name} holds values that are not finite numbers"
 
 
 def _within(link: Link, at: Shape, shape: Shape) -> Link | None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from krzem.errors import CheckpointError
 from krzem.train.checkpoint.manifest import ITEM_BYTES, Shape, StoredFile
-from krzem.train.durable import storing
+from krzem.train.durable import lfs_pointer, storing
 
 CODES = {
     "float64": "F64",
@@ -30,6 +30,7 @@ CODES = {
     "bfloat16": "BF16",
     "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
     "int64": "I64",
     "int32": "I32",
     "int16": "I16",
@@ -70,7 +71,9 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise CheckpointError(f"{path} is not a safetensors file, or it was cut short")
+                raise CheckpointError(
+                    lfs_pointer(path) or f"{path} is not a safetensors file, or it was cut short"
+                )
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
         entries = {name: _entry(value, 8 + length) for name, value in header.items()}
@@ -78,13 +81,29 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has a damaged safetensors header: {error}") from error
-    for name, entry in entries.items():
+    _check_places(path, entries, 8 + length, size)
+    return entries, metadata
+
+
+def _check_places(path: Path, entries: dict[str, Entry], first: int, size: int) -> None:
+    """Tensors lie one behind the other and fill the file, as the format demands."""
+    at = first
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
         if entry.stop > size or entry.stop - entry.start != entry.bytes:
             raise CheckpointError(
                 f"{path} was cut short or altered: {name} needs bytes {entry.start:,} to "
                 f"{entry.stop:,} of {size:,}"
             )
-    return entries, metadata
+        if entry.start != at:
+            raise CheckpointError(
+                f"{path} is no whole safetensors file: {name} begins at byte {entry.start:,}, and "
+                f"what lies before it ends at {at:,}"
+            )
+        at = entry.stop
+    if at != size:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file: its tensors end at byte {at:,} of {size:,}"
+        )
 
 
 def _entry(value: dict[str, Any], base: int) -> Entry:

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from krzem.errors import CheckpointError
-from krzem.train.checkpoint.boxes import read_box
-from krzem.train.checkpoint.correspondence import Correspondence
+from krzem.train.checkpoint.correspondence import Correspondence, identity
 from krzem.train.checkpoint.manifest import (
     MANIFEST,
     Chunk,
@@ -31,13 +29,15 @@ from krzem.train.checkpoint.manifest import (
     check_json,
     write_manifest,
 )
-from krzem.train.checkpoint.pieces import DTYPES
+from krzem.train.checkpoint.published import INDEX
 from krzem.train.checkpoint.store import step_folder
 from krzem.train.checkpoint.streaming import (
+    Initial,
     Link,
     Source,
     StoredTensors,
     WithZeros,
+    check_equal,
     exporting,
     importing,
     slabs,
@@ -46,94 +46,19 @@ from krzem.train.checkpoint.tensor_file import (
     Entry,
     TensorFileWriter,
     Written,
-    read_header,
 )
 from krzem.train.durable import fsync_folder, storing, write_atomic
 
 WEIGHT = "weight/"
 """How the names of weights begin in a checkpoint; optimiser state has prefixes of its own."""
 
-INDEX = "model.safetensors.index.json"
 FILE_BYTES = 5_000_000_000
 """Size at which a new file is begun, as Hugging Face does."""
 
+_OF_QUANTISED = ("quantization_config", "expert_dtype", "torch_dtype")
+
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
-
-
-class SafetensorsFolder:
-    """Tensors of a folder (or one file) of safetensors, read box by box.
-
-    Weights in FP8 with a scale per block of 128 x 128 (``*_scale_inv`` beside them, as DeepSeek
-    publishes them) read as float32.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._at: dict[str, tuple[Path, Entry]] = {}
-        for file in _files(path):
-            entries, _ = read_header(file)
-            self._at |= {name: (file, entry) for name, entry in entries.items()}
-        self._scaled = {
-            n.removesuffix("_scale_inv") for n in self._at if n.endswith("_scale_inv")
-        } & self._at.keys()
-
-    def tensors(self) -> dict[str, tuple[str, Shape]]:
-        """Type and shape of every tensor; scales are not tensors of their own."""
-        return {
-            name: ("float32" if name in self._scaled else entry.dtype, entry.shape)
-            for name, (_, entry) in self._at.items()
-            if name.removesuffix("_scale_inv") not in self._scaled or name in self._scaled
-        }
-
-    def read(self, name: str, at: Shape, shape: Shape) -> Tensor:
-        """The box of ``name`` that begins at ``at``."""
-        box = self._box(name, at, shape)
-        if name not in self._scaled:
-            return box
-        first = tuple(a // 128 for a in at)
-        last = tuple((a + n - 1) // 128 for a, n in zip(at, shape, strict=True))
-        blocks = tuple(z - a + 1 for a, z in zip(first, last, strict=True))
-        scale = self._box(f"{name}_scale_inv", first, blocks).float()
-        for dim, (start, size) in enumerate(zip(at, shape, strict=True)):
-            scale = scale.repeat_interleave(128, dim).narrow(dim, start % 128, size)
-        return box.float() * scale
-
-    def _box(self, name: str, at: Shape, shape: Shape) -> Tensor:
-        file, entry = self._at[name]
-        out = torch.empty(shape, dtype=DTYPES[entry.dtype])
-        chunk = Chunk(
-            offset=(0,) * len(entry.shape),
-            shape=entry.shape,
-            file=file.name,
-            start=entry.start,
-            stop=entry.stop,
-            crc32=0,
-        )
-        read_box(file.parent, chunk, entry.dtype, at, out)
-        return out
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    index = path / INDEX
-    try:
-        if index.is_file():
-            names = set(json.loads(index.read_bytes())["weight_map"].values())
-            missing = [n for n in sorted(names) if not (path / n).is_file()]
-            if missing:
-                raise CheckpointError(
-                    f"{path} is incomplete: {INDEX} names {len(names)} files, of which "
-                    f"{len(missing)} are missing, first {missing[0]}"
-                )
-            return [path / n for n in sorted(names)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"cannot read {index}: {error}") from error
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"no .safetensors files in {path}")
-    return files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,24 +82,28 @@ def import_tensors(
     dtype: str = "float32",
     file_bytes: int = FILE_BYTES,
     progress: Progress | None = None,
+    std: float = 0.02,
 ) -> Path:
     """Write a checkpoint under ``root`` from foreign tensors; returns its folder.
 
     ``sources`` maps a name prefix (``weight/``, ``exp_avg/`` ...) to tensors with their names; each
-    is put through ``correspondence``.  Raises CheckpointError where names or shapes do not fit.
+    is put through ``correspondence``.  Parts that a source lacks whole (``groups``) begin at the
+    initial values of seed 0 with ``std``, their moments at zero; ``meta`` lists them as
+    ``initialised``.
+
+    Raises:
+        CheckpointError: names or shapes do not fit, a value is not a finite number, or tensors
+            that have to be equal differ.
     """
     check_json("meta", meta)
     check_json("config", config)
-    plans = [
-        plan
-        for prefix, source in sources.items()
-        for plan in _import_plans(
-            prefix,
-            source,
-            correspondence if prefix == WEIGHT else correspondence.of_moments(),
-            dtype,
-        )
-    ]
+    plans: list[_Plan] = []
+    for prefix, source in sources.items():
+        pairs = correspondence if prefix == WEIGHT else correspondence.of_moments()
+        absent = check_source(f"the source of {prefix.rstrip('/')} tensors", source, pairs)
+        if prefix == WEIGHT and absent:
+            meta = {**meta, "initialised": list(absent)}
+        plans += _import_plans(prefix, source, pairs, dtype, absent, std)
     folder = _fresh(step_folder(root, step))
     names, written, files = _write(folder, plans, file_bytes, {}, progress)
     tensors = {p.name: _stored(p, names[p.name], written[p.name]) for p in plans}
@@ -191,17 +120,41 @@ def import_tensors(
     return folder
 
 
-def _import_plans(
-    prefix: str, source: Source, correspondence: Correspondence, dtype: str
-) -> Iterator[_Plan]:
+def check_source(where: str, source: Source, pairs: Correspondence) -> tuple[str, ...]:
+    """The parts of ours that ``source`` lacks whole.
+
+    Raises:
+        CheckpointError: names or shapes do not fit, or tensors that have to be equal differ.
+    """
     found = {name: shape for name, (_, shape) in source.tensors().items()}
-    correspondence.compare(f"the source of {prefix.rstrip('/')} tensors", found)
-    source = WithZeros(source, {n: correspondence.theirs[n] for n in correspondence.zeros})
-    copies = correspondence.of_ours()
-    for name, shape in correspondence.ours.items():
-        entry = Entry(dtype=correspondence.ours_dtype.get(name, dtype), shape=shape)
+    absent = pairs.compare(where, found)
+    for name, other in pairs.twice.items():
+        if name in found and other in found:
+            check_equal(source, name, other)
+    return absent
+
+
+def _import_plans(
+    prefix: str,
+    source: Source,
+    pairs: Correspondence,
+    dtype: str,
+    absent: tuple[str, ...],
+    std: float,
+) -> Iterator[_Plan]:
+    lacking = set().union(*(pairs.groups[name] for name in absent))
+    zeros = lacking if prefix != WEIGHT else pairs.zeros
+    source = WithZeros(source, {n: pairs.theirs[n] for n in zeros})
+    initial = Initial(pairs.ours, std)
+    copies = pairs.of_ours()
+    drawn = {n for n, found in copies.items() if {c.theirs for c in found} <= lacking - zeros}
+    for name, shape in pairs.ours.items():
+        entry = Entry(dtype=pairs.ours_dtype.get(name, dtype), shape=shape)
         links = [importing(c) for c in copies[name]]
-        yield _Plan(name=prefix + name, entry=entry, source=source, links=links)
+        if name in drawn:
+            links = [importing(c) for c in identity({name: shape}).copies]
+        chosen = initial if name in drawn else source
+        yield _Plan(name=prefix + name, entry=entry, source=chosen, links=links)
 
 
 def _fresh(folder: Path) -> Path:
@@ -263,7 +216,7 @@ def export_huggingface(
     ]
     names, _, files = _write(out, plans, file_bytes, {"format": "pt"}, progress)
     if manifest.config is not None:
-        text = json.dumps(manifest.config, indent=2, ensure_ascii=False)
+        text = json.dumps(exported_config(manifest.config, dtype), indent=2, ensure_ascii=False)
         write_atomic(out / "config.json", text.encode())
     size = sum(p.entry.bytes for p in plans)
     index = {"metadata": {"total_size": size}, "weight_map": names}
@@ -271,6 +224,12 @@ def export_huggingface(
         return size
     write_atomic(out / INDEX, json.dumps(index, indent=2).encode())
     return size
+
+
+def exported_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """``config`` for weights of ``dtype``: what it says of quantised weights no longer holds."""
+    kept = {k: v for k, v in config.items() if k not in _OF_QUANTISED}
+    return {**kept, "dtype": dtype}
 
 
 def _same_names(folder: Path, found: Mapping[str, Shape], ours: Mapping[str, Shape]) -> None:

@@ -2,69 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from krzem.errors import DataError
+from krzem.train.checkpoint.models import correspondence_of
+from krzem.train.checkpoint.published import SafetensorsFolder
+from krzem.train.checkpoint.transfer import check_source
 from krzem.train.engine import Engine
-from krzem.train.hf.format import TensorPlace
-from krzem.train.hf.state import Piece, pieces
-from krzem.train.hf.writing import read_places
-from krzem.train.model.initial import Region
-
-_SCALE_BLOCK = 128
-"""Rows and columns that share a scale in DeepSeek's float8 files."""
+from krzem.train.hf.state import pieces
 
 
 @torch.no_grad()
-def import_model(engine: Engine, folder: str | os.PathLike[str]) -> list[str]:
-    """Fill the model with the weights in ``folder``; returns names in the files that nothing used.
+def import_model(engine: Engine, folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Fill the model with the weights in ``folder``; returns the MTP modules that it lacks.
 
-    Float8 weights with block scales are read as DeepSeek-V3 publishes them.  MTP modules and
-    balancing biases that the files lack keep their values.
+    Low-precision weights are read with their scales, as ``config.json`` in ``folder`` states them.
+    MTP modules and balancing biases that the folder lacks keep their values.
 
     Raises:
-        DataError: a tensor is missing or has another shape.
+        CheckpointError: tensors are missing, of another shape, without their scale or not finite,
+            or tensors that have to be equal differ.
     """
-    places = read_places(Path(folder))
-    used: set[str] = set()
-    missing: list[str] = []
+    path = Path(folder)
+    source = SafetensorsFolder(path, _config(path))
+    found = source.tensors()
+    absent = check_source(str(path), source, correspondence_of(engine.spec, found))
     for piece in pieces(engine):
-        names = [n for n in (piece.tensor.disk, *piece.tensor.also) if n in places]
-        if not names:
-            if not piece.optional:
-                missing.append(piece.tensor.disk)
-            continue
-        used.add(names[0])
-        piece.values.copy_(_values(places, names[0], piece))
-    if missing:
-        raise DataError(
-            f"{folder} lacks {len(missing)} tensors of {engine.spec.arch.name}, the first is "
-            f"{missing[0]!r}; is it a checkpoint of this config?"
-        )
-    return sorted(n for n in places if n not in used and not n.endswith("_scale_inv"))
+        name = next((n for n in (piece.tensor.disk, *piece.tensor.also) if n in found), None)
+        if name is not None:
+            at = tuple(cut.start for cut in piece.region)
+            shape = tuple(cut.stop - cut.start for cut in piece.region)
+            piece.values.copy_(source.read(name, at, shape))
+    return absent
 
 
-def _values(places: dict[str, TensorPlace], name: str, piece: Piece) -> Tensor:
-    place = places[name]
-    if place.shape != piece.shape:
-        raise DataError(
-            f"{place.file}: {name} has shape {place.shape}, the config needs {piece.shape}"
-        )
-    values = place.read(piece.region)
-    scale = places.get(f"{name}_scale_inv")
-    if scale is None:
-        return values
-    return values.float() * _scales(scale, piece.region)
-
-
-def _scales(place: TensorPlace, region: Region) -> Tensor:
-    """The block scale of each element of ``region`` of a matrix."""
-    full = place.read(tuple(slice(0, n) for n in place.shape)).float()
-    for dim, cut in enumerate(region):
-        block = torch.arange(cut.start, cut.stop) // _SCALE_BLOCK
-        full = full.index_select(dim, block)
-    return full
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.exists():
+        return {}
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"cannot read {file}: {error}") from error

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from krzem.train.checkpoint.names import DiskTensor, disk_tensors
 from krzem.train.engine import Engine
-from krzem.train.hf.names import DiskTensor, disk_tensors
 from krzem.train.model.initial import Region
 
 

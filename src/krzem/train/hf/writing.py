@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 
 from krzem.errors import DataError
+from krzem.train.checkpoint.transfer import exported_config
 from krzem.train.durable import storing
 from krzem.train.engine import Engine
-from krzem.train.hf.format import TensorPlace, header, tensor_places
+from krzem.train.hf.format import header, tensor_places
 from krzem.train.hf.state import all_tensors, pieces
 
 SHARD_BYTES = 5 * 10**9
@@ -46,11 +47,12 @@ def export_model(
     if _is_first():
         with storing(part):
             _lay_out(part, {n: (types[n], shape) for n, shape, _ in tensors}, shard_bytes)
-            fields = {**config, "dtype": str(dtype).removeprefix("torch.")}
+            fields = exported_config(config, str(dtype).removeprefix("torch."))
             (part / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     _wait()
     with storing(part), torch.no_grad():
-        places = read_places(part)
+        files = sorted(part.glob("*.safetensors"))
+        places = {n: place for file in files for n, place in tensor_places(file).items()}
         for piece in pieces(engine):
             if piece.writes:
                 places[piece.tensor.disk].write(piece.region, piece.values)
@@ -60,25 +62,6 @@ def export_model(
             part.rename(target)
     _wait()
     return target
-
-
-def read_places(folder: Path) -> dict[str, TensorPlace]:
-    """Where every tensor of a model folder lies.
-
-    Raises:
-        DataError: no safetensors files, or an index that names a file that is not there.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise DataError(f"{folder} holds no safetensors files")
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        named = set(json.loads(index.read_text())["weight_map"].values())
-        missing = sorted(named - {file.name for file in files})
-        if missing:
-            raise DataError(f"{index} names {missing[0]}, which is not there ({len(missing)} such)")
-        files = [file for file in files if file.name in named]
-    return {name: place for file in files for name, place in tensor_places(file).items()}
 
 
 def _kept_type(name: str) -> torch.dtype:
