@@ -101,10 +101,16 @@ class Engine:
             placements.append(place(stage, meshes))
             stage.to_empty(device=self.device)
             values = {n: local_part(p) for n, p in stage.named_parameters()}
-            fill(stage, values, {n: p.region for n, p in placements[-1].items()}, seed)
+            self._fill(stage, values, placements[-1], seed)
             stages.append(stage)
         self._check_count(stages, placements, meshes)
         return stages, placements
+
+    def _fill(
+        self, stage: Transformer, parts: dict[str, Tensor], placed: dict[str, Placement], seed: int
+    ) -> None:
+        """Give this rank's parts of the parameters their initial values."""
+        fill(stage, parts, {n: p.region for n, p in placed.items()}, seed)
 
     def _check_count(
         self, stages: list[Transformer], placements: list[dict[str, Placement]], meshes: Meshes

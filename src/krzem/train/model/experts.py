@@ -21,6 +21,7 @@ from krzem.train.ops import (
     dispatch,
     float8_grouped_linear,
     grouped_network,
+    host_counts,
     permute,
     place,
     swiglu,
@@ -83,9 +84,10 @@ class Experts(nn.Module):
     def _spread(self, rows: Tensor, groups: Groups) -> Tensor:
         """Rows travel to the ranks of their experts, through them, and back."""
         ep = self.axes.ep
-        counts = torch.tensor(groups.sizes, device=rows.device).view(ep.size, self.own)
+        counts = torch.diff(groups.ends, prepend=groups.ends.new_zeros(1)).view(ep.size, self.own)
         received = exchange_counts(counts, ep)
-        send, receive = counts.sum(1).tolist(), received.sum(1).tolist()
+        send = [sum(groups.sizes[i : i + self.own]) for i in range(0, self.experts, self.own)]
+        receive = host_counts(received.sum(1), len(rows), incoming=True)
         arrived = dispatch(rows, ep, send, receive)
         y = self._arrived(arrived, received)
         return dispatch(y, ep, receive, send)
@@ -97,7 +99,7 @@ class Experts(nn.Module):
         together, padded to the longest, and afterwards sum their parts of the result.
         """
         etp, count = self.axes.etp, len(rows)
-        longest = int(max_over(torch.tensor(count, device=rows.device), etp))
+        longest = self._longest(rows)
         joined = gather(F.pad(rows, (0, 0, 0, longest - count)), etp, 0)
         tables = gather_no_grad(received.unsqueeze(0), etp, 0)
         expert = torch.cat([self._expert_of_rows(table, longest) for table in tables])
@@ -106,8 +108,17 @@ class Experts(nn.Module):
         y = self._compute(grouped, groups).index_select(0, position)
         return reduce_scatter(y, etp, 0)[:count]
 
+    def _longest(self, rows: Tensor) -> int:
+        """The most rows that a rank which shares these experts received."""
+        etp, count = self.axes.etp, len(rows)
+        if etp.size == 1:
+            return count
+        most = max_over(torch.tensor([count], device=rows.device), etp)
+        return host_counts(most, count)[0]
+
     def _expert_of_rows(self, received: Tensor, rows: int) -> Tensor:
         """[rows] the expert of each row: by source rank, then expert; padding goes to expert 0."""
-        experts = torch.arange(self.own, device=received.device).repeat(len(received))
-        known = experts.repeat_interleave(received.reshape(-1))
-        return F.pad(known, (0, rows - len(known)))
+        ends = received.reshape(-1).cumsum(0)
+        place = torch.arange(rows, device=received.device)
+        part = torch.searchsorted(ends, place, right=True)
+        return torch.where(part < len(ends), part % self.own, 0)

@@ -16,7 +16,7 @@ from krzem.train.config import ModelSpec
 from krzem.train.model.context import Context
 from krzem.train.model.recompute import recomputing
 from krzem.train.model.weights import local, weight
-from krzem.train.ops import linear
+from krzem.train.ops import count_choices, linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class Router(nn.Module):
         """Add the choices ``[M, K]`` to the load, once for a step."""
         if self.training and torch.is_grad_enabled() and not recomputing():
             with torch.no_grad():
-                self.load += torch.bincount(index.reshape(-1), minlength=self.shape.experts)
+                self.load += count_choices(index.reshape(-1), self.shape.experts)
 
 
 def _score(kind: RouterKind | None, logits: Tensor) -> Tensor:

@@ -26,9 +26,10 @@ from krzem.train.ops.heads import keys_values, rotate_tail
 from krzem.train.ops.linear import linear
 from krzem.train.ops.logits import logit_gradient, logit_sums
 from krzem.train.ops.norm import rms_norm
-from krzem.train.ops.permute import combine, permute, place
+from krzem.train.ops.permute import combine, count_choices, permute, place
 from krzem.train.ops.registry import OPERATORS, Operator, find_operator, operator, portable_only
 from krzem.train.ops.rope import rotate
+from krzem.train.ops.routes import host_counts
 from krzem.train.ops.swiglu import swiglu
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "ascend",
     "attention",
     "combine",
+    "count_choices",
     "cpu",
     "cpu_activation",
     "cpu_attention",
@@ -53,6 +55,7 @@ __all__ = [
     "float8_product",
     "grouped_linear",
     "grouped_network",
+    "host_counts",
     "keys_values",
     "linear",
     "logit_gradient",

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from krzem.train.ops.grouped import ALIGN, Groups
 from krzem.train.ops.registry import operator
+from krzem.train.ops.routes import host_counts
 
 
 def place(expert: Tensor, experts: int, align: int = ALIGN) -> tuple[Tensor, Groups]:
@@ -22,7 +23,7 @@ def place(expert: Tensor, experts: int, align: int = ALIGN) -> tuple[Tensor, Gro
     grouped array in which each group starts at a multiple of ``align``, and the groups.  Choices
     of one expert keep their order.
     """
-    counts = torch.bincount(expert, minlength=experts)
+    counts = count_choices(expert, experts)
     padded = (counts + align - 1) // align * align
     ends = padded.cumsum(0)
     order = torch.argsort(expert, stable=True)
@@ -30,8 +31,17 @@ def place(expert: Tensor, experts: int, align: int = ALIGN) -> tuple[Tensor, Gro
     position = torch.empty_like(order)
     rank = torch.arange(len(order), device=order.device)
     position[order] = rank + gap.gather(0, expert.gather(0, order))
-    sizes = tuple(int(size) for size in padded.tolist())
+    sizes = tuple(host_counts(padded, len(expert), align=align))
     return position, Groups(ends=ends.to(torch.int32), sizes=sizes)
+
+
+def count_choices(expert: Tensor, experts: int) -> Tensor:
+    """``[experts]`` int64: how often each number below ``experts`` occurs in ``expert [A]``.
+
+    Unlike ``bincount`` it never asks the host for the largest number.
+    """
+    counts = torch.zeros(experts, dtype=torch.int64, device=expert.device)
+    return counts.index_add_(0, expert, torch.ones_like(expert))
 
 
 @operator
