@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "supply": {"plan", "rules"},
     "outlook": {"plan", "rules", "supply"},
     "report": {"plan", "accuracy", "jobs", "supply", "outlook", "witness"},
-    "cli": {"report", "run"},
+    "ui": {"report"},
+    "cli": {"report", "run", "ui"},
 }
 """A room may import these, and what these may import."""
 COUNTED_TO = {

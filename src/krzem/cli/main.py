@@ -28,6 +28,7 @@ VERBS = {
         at="krzem.jobs.command:check_command",
         help="Your own job and its log: as fast as it can be, and what to change.",
     ),
+    "ui": Verb(at="krzem.cli.ui:ui_command", help="A page in the browser: what if?", extra="ui"),
     "accuracy": Verb(
         at="krzem.accuracy.command:accuracy_command",
         help="Predictions against measured runs: published ones or yours.",
