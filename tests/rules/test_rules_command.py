@@ -52,7 +52,7 @@ def test_table_has_every_chip_and_marks_those_to_come() -> None:
 
 
 def test_a_day_before_all_rules() -> None:
-    assert "No rule of this file was in force" in run("--on", "2020-01-01").output
+    assert "No rule of this file spoke of that buyer" in run("--on", "2020-01-01").output
 
 
 def test_json_is_versioned_and_complete() -> None:

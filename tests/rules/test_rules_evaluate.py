@@ -25,10 +25,10 @@ def export(chip: str, day: str = "2026-11-23", to: str = "CN", parent: str | Non
 @pytest.mark.parametrize(
     ("chip", "history"),
     [
-        ("nvidia-a800-sxm-80", ["free", "free", "denial", "denial", "case_by_case"]),
-        ("nvidia-h100-sxm", ["free", "denial", "denial", "denial", "case_by_case"]),
+        ("nvidia-a800-sxm-80", ["free", "denial", "denial", "denial", "case_by_case"]),
+        ("nvidia-h100-sxm", ["licence", "denial", "denial", "denial", "case_by_case"]),
         ("nvidia-h20-sxm-96", ["free", "free", "free", "licence", "licence"]),
-        ("nvidia-b200-sxm", ["free", "denial", "denial", "denial", "denial"]),
+        ("nvidia-b200-sxm", ["licence", "denial", "denial", "denial", "denial"]),
         ("nvidia-l40", ["free", "free", "exception", "exception", "exception"]),
         ("nvidia-rtx-4090", ["free", "free", "exception", "exception", "exception"]),
         ("nvidia-rtx-4090d", ["free", "free", "free", "free", "free"]),
@@ -70,8 +70,9 @@ def test_a_country_can_leave_a_group(day: str, expected: str) -> None:
     assert export("nvidia-h200-sxm", day, "KH") == expected
 
 
-def test_exception_without_notification_since_april_2024() -> None:
-    assert export("nvidia-l40", "2024-04-03", "SA") == "exception"
+def test_exception_without_notification_towards_d1_and_d4() -> None:
+    assert export("nvidia-l40", "2024-04-03", "SA") == "exception_aca"
+    assert export("nvidia-l40", "2024-04-03", "VE") == "exception"
     assert export("nvidia-l40", "2024-04-04", "SA") == "exception_aca"
 
 
@@ -119,7 +120,8 @@ def test_state_funds_bar_foreign_chips() -> None:
         ("google-tpu-v4", "CN", None),
         ("huawei-ascend-910c", "CN", True),
         ("huawei-ascend-910c", "DE", False),
-        ("huawei-ascend-910d", "DE", None),
+        ("huawei-ascend-910d", "DE", False),  # named in the guidance
+        ("biren-br106m", "DE", None),
         ("nvidia-v100-sxm2-16", "IR", False),  # no threshold, but an embargo
     ],
 )

@@ -76,26 +76,36 @@ def taxed(chip: Chip) -> bool:
 
 def to_china(chip: Chip, day: dt.date) -> str:
     """The status of an export to China, written out by hand."""
-    tpp, _, dram, io = numbers(chip)
-    if day < dt.date(2022, 10, 7):
-        return "free"
     if day < dt.date(2023, 11, 17):
-        return "denial" if tpp >= 4800 and io >= 600 else "free"
+        return before_2023_11_17(chip, day)
+    tpp, _, dram, _ = numbers(chip)
     where = paragraph(chip)
     if where == "a":
         reviewed = day >= dt.date(2026, 1, 15) and tpp < 21000 and dram < 6500
         return "case_by_case" if reviewed else "denial"
-    if where in ("a_other", "b"):
-        return "exception"
     if day >= dt.date(2025, 4, 9) and letters(chip):
         return "licence"
-    return "levy" if day >= dt.date(2026, 1, 14) and taxed(chip) else "free"
+    if where in ("a_other", "b"):
+        return "exception"
+    return "levy" if day >= dt.date(2026, 1, 15) and taxed(chip) else "free"
+
+
+def before_2023_11_17(chip: Chip, day: dt.date) -> str:
+    """3A090 of 2022, the letter before it and the one that brought its successor forward."""
+    tpp, _, _, io = numbers(chip)
+    nvidia, big = chip.vendor == "NVIDIA", tpp >= 4800 and io >= 600
+    if big and day >= dt.date(2022, 10, 21):
+        return "denial"
+    if nvidia and day >= dt.date(2023, 10, 23) and chip.data_centre and tpp >= 4800:
+        return "denial"
+    return "licence" if big and nvidia and day >= dt.date(2022, 8, 26) else "free"
 
 
 DAYS = st.one_of(
     st.dates(dt.date(2022, 1, 1), dt.date(2026, 12, 31)),
     st.sampled_from([
-        dt.date(2022, 10, 6), dt.date(2022, 10, 7), dt.date(2023, 11, 16), dt.date(2023, 11, 17),
+        dt.date(2022, 8, 25), dt.date(2022, 8, 26), dt.date(2022, 10, 20), dt.date(2022, 10, 21),
+        dt.date(2023, 10, 22), dt.date(2023, 10, 23), dt.date(2023, 11, 16), dt.date(2023, 11, 17),
         dt.date(2025, 4, 8), dt.date(2025, 4, 9), dt.date(2026, 1, 14), dt.date(2026, 1, 15),
     ]),
 )  # fmt: skip

@@ -72,9 +72,9 @@ def test_places() -> None:
 
 
 def test_open_outcomes_name_the_missing_figures() -> None:
-    words = outcome_words(verdict("910d", DAY, "DE").outcomes[Side.USE])
+    words = outcome_words(verdict("biren-br106m", DAY, "DE").outcomes[Side.USE])
     assert words.startswith("depends on TPP and performance density: ")
-    assert "use at risk (General Prohibition 10)" in words
+    assert "in breach of GP 10" in words
 
 
 def test_short_answer_in_all_three_cases() -> None:
@@ -95,7 +95,7 @@ def test_a_replaced_rule_says_so() -> None:
 
 
 def test_a_disagreement_that_decides_is_weighed() -> None:
-    decided = "With it: Use (US rules): use at risk where US law reaches"
+    decided = "With it: Use (US rules): use at home: risk under US law"
     assert decided in one_line(text_of("mlu590"))
     assert "The verdict is the same with it." in one_line(text_of("h100-pcie"))
 
@@ -104,13 +104,11 @@ def test_golden_rows_of_the_table() -> None:
     chips = ["nvidia-h20-sxm-96", "nvidia-b200-sxm", "huawei-ascend-910c", "google-tpu-v4"]
     lines = format_table([verdict(c, DAY) for c in chips], load_rules()).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("chip "))
-    assert lines[start + 2 : start + 6] == [
-        "nvidia-h20-sxm-96    2,368   2.91  licence                           "
-        "buyers told to avoid it",
-        "nvidia-b200-sxm     36,000  22.11  presumption of denial             "
-        "buyers told to avoid it",
-        "huawei-ascend-910c  12,032   9.04  use at risk where US law reaches  -",
-        "google-tpu-v4        4,400      ?  depends on PD                     -",
+    assert [line.replace("not barred", "...") for line in lines[start + 2 : start + 6]] == [
+        "nvidia-h20-sxm-96    2,368   2.91  licence                         discouraged, ...",
+        "nvidia-b200-sxm     36,000  22.11  presumption of denial           discouraged, ...",
+        "huawei-ascend-910c  12,032   9.04  use at home: risk under US law  -",
+        "google-tpu-v4        4,400      ?  depends on PD                   -",
     ]
 
 

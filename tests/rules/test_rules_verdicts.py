@@ -24,6 +24,12 @@ IDS = [row["id"] for row in ROWS]
 OTHER_TPP = {
     "huawei-ascend-910c": 12032,  # 752 of FP16 on the pod sheet in place of 800
 }
+# The January 2026 rule asks for chips on sale on its day; the script did not look at dates.  None:
+# the catalogue has the month of release only, and the day lies in it.
+LATE: dict[str, bool | None] = {
+    "huawei-ascend-950pr": False, "huawei-atlas-350": False, "huawei-ascend-950dt": False,
+    "cambricon-mlu690": None, "thead-ppu-m890": False, "thead-ppu-v900": False,
+}  # fmt: skip
 # One bandwidth is missing and the test is a sum, so that "no" was a guess.
 OPEN_LETTERS = {"hygon-k100-ai"}
 
@@ -112,6 +118,9 @@ def test_april_2025_letters(row: dict[str, str]) -> None:
 def test_january_2026_review(row: dict[str, str]) -> None:
     v = verdict_in(row["id"], "2026-02-01")
     review, controlled = finding(v, "us_2026"), finding(v, "us_3a090")
+    if row["id"] in LATE:
+        assert review.meets is LATE[row["id"]]
+        return
     match row["jan_2026"]:
         case "case-by-case":
             assert review.meets is True

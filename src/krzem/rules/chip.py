@@ -31,6 +31,7 @@ class Chip:
     country: str
     """Where its designer sits."""
     released: str
+    """Day on sale as far as it is known: ``2026``, ``2026-01`` or empty."""
     tpp: float | None
     die_area_mm2: float | None
     dram_gb_per_s: float | None
@@ -42,6 +43,15 @@ class Chip:
     tpp_reported: float | None
     sources: str
     confidence: str
+
+    @property
+    def first_sale(self) -> tuple[float, float]:
+        """The days between which it came on sale, as numbers such as 20260115."""
+        digits = self.released.replace("-", "")
+        if not digits:
+            return 0.0, float("inf")
+        known = len(digits) - len("2026")
+        return float(digits + "0101"[known:]), float(digits + "1231"[known:])
 
     @property
     def performance_density(self) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from krzem.rules.disagreement import Alternative
 from krzem.rules.ruleset import RuleSet
+from krzem.rules.text import outcome_words, summary
 from krzem.rules.verdicts import Finding, Outcome, Verdict
 
 SCHEMA = "krzem.rules/1"
@@ -20,6 +21,8 @@ def document(
         "schema": SCHEMA,
         "compiled": ruleset.compiled.isoformat(),
         "newest_text": ruleset.newest_text.isoformat(),
+        "newest_report": ruleset.newest_report.isoformat(),
+        "searched": ruleset.searched.isoformat(),
         "disclaimer": " ".join(ruleset.disclaimer.split()),
         "not_covered": list(ruleset.not_covered),
         "verdicts": [_verdict(v, others) for v, others in verdicts],
@@ -36,13 +39,19 @@ def _verdict(verdict: Verdict, others: Sequence[Alternative]) -> dict[str, Any]:
         "to": verdict.buyer.to,
         "parent": verdict.buyer.parent,
         "state_funded": verdict.buyer.state_funded,
+        "rents": verdict.buyer.rents,
+        "acquired": verdict.buyer.acquired.isoformat() if verdict.buyer.acquired else None,
         "clear": verdict.clear,
+        "certain": verdict.certain,
+        "text_age_days": verdict.text_age_days,
+        "words": summary(verdict),
         "figures": {
             "tpp": chip.tpp,
             "performance_density": chip.performance_density,
             "die_area_mm2": chip.die_area_mm2,
             "dram_gb_per_s": chip.dram_gb_per_s,
             "io_gb_per_s": chip.io_gb_per_s,
+            "released": chip.released or None,
             "data_centre": chip.data_centre,
         },
         "arithmetic": list(chip.arithmetic),
@@ -55,6 +64,7 @@ def _verdict(verdict: Verdict, others: Sequence[Alternative]) -> dict[str, Any]:
 def _outcome(outcome: Outcome) -> dict[str, Any]:
     return {
         "status": outcome.status.code if outcome.status else None,
+        "words": outcome_words(outcome),
         "possible": [s.code for s in outcome.possible],
         "depends_on": list(outcome.depends_on),
         "bands": [
@@ -80,7 +90,9 @@ def _finding(finding: Finding) -> Mapping[str, Any]:
         "status": finding.effect.status.code if finding.effect else None,
         "effect": finding.effect.text if finding.effect else None,
         "conditions": list(rule.conditions),
+        "bill": rule.bill,
         "source": list(rule.source),
+        "read": rule.read.isoformat(),
         "confidence": rule.confidence,
     }
 

@@ -41,6 +41,8 @@ class Test:
 
     def thresholds(self, name: str, values: Values) -> tuple[float, ...]:
         """The values of ``name`` at which a comparison of this test turns, the others as known."""
+        if name not in self.names:
+            return ()
         nodes = (node for node in ast.walk(self.tree) if isinstance(node, ast.Compare))
         found = (_turns_at(node, name, values) for node in nodes)
         return tuple(x for x in found if x is not None and x > 0)

@@ -8,12 +8,12 @@ from typing import Any
 from krzem.report.selfcontained import inline_svg, new_figure, page
 from krzem.rules.disagreement import Alternative
 from krzem.rules.ruleset import RuleSet, Side
-from krzem.rules.text import SIDES, mark, outcome_words, place, with_figures
+from krzem.rules.text import SIDES, age, mark, outcome_words, to_whom, with_figures
 from krzem.rules.verdicts import WORDS, Verdict
 
 _TEMPLATE = """
 <h1>Trade rules on accelerators</h1>
-<p>To a buyer in {{ place }}, on {{ on }}.</p>
+<p>{{ whom }}. {{ age }}</p>
 <p><strong>{{ ruleset.disclaimer }}</strong></p>
 <figure>{{ chart }}<figcaption>Total processing performance against performance density; lines are
 the thresholds of the October 2023 rule. Chips without a published die area are
@@ -50,14 +50,16 @@ missing here.</figcaption></figure>
 {% endif %}
 <h2>Rules in force that day</h2>
 <table><tr><th>Rule</th><th>From</th><th>Test</th><th>Sources</th></tr>
-{% for r in rules %}<tr><td>{{ r.title }}{% if r.note %}<br><span class="quiet">{{ r.note }}</span>
+{% for r in rules %}<tr><td>{{ r.title }}{% if r.bill %} (no law yet){% endif %}
+{% if r.note %}<br><span class="quiet">{{ r.note }}</span>
 {% endif %}</td><td>{{ r.period.first }}</td>
 <td>{% if r.test %}<code>{{ r.test.text }}</code>{% endif %}</td>
-<td>{{ r.source | join("; ") }} ({{ r.confidence }})</td></tr>{% endfor %}
+<td>{{ r.source | join("; ") }} ({{ r.confidence }}, read {{ r.read }})</td></tr>{% endfor %}
 </table>
 <h2>Not covered</h2>
 <ul>{% for line in ruleset.not_covered %}<li>{{ line }}</li>{% endfor %}</ul>
-<p class="quiet">Compiled {{ ruleset.compiled }}; newest text found {{ ruleset.newest_text }}.</p>
+<p class="quiet">Compiled {{ ruleset.compiled }}; newest text {{ ruleset.newest_text }}, newest
+report {{ ruleset.newest_report }}, last searched {{ ruleset.searched }}.</p>
 """
 
 
@@ -68,8 +70,8 @@ def rules_page(verdicts: Sequence[tuple[Verdict, Sequence[Alternative]]], rulese
         "krzem rules",
         _TEMPLATE,
         filters={"figure": _figure},
-        place=place(first),
-        on=first.buyer.on,
+        whom=to_whom(first),
+        age=age(first),
         ruleset=ruleset,
         rules=ruleset.in_force(first.buyer.on),
         verdicts=verdicts,

@@ -18,6 +18,10 @@ from krzem.rules.expression import Test, parse
 
 FILE = "rules.toml"
 
+QUANTITIES = (
+    "tpp", "performance_density", "dram_gb_per_s", "io_gb_per_s", "released", "data_centre",
+)  # fmt: skip
+
 
 class Side(enum.StrEnum):
     """Who a rule speaks to."""
@@ -93,14 +97,34 @@ class Rule:
     vendors: tuple[str, ...]
     vendor_countries: tuple[str, ...]
     not_vendor_countries: tuple[str, ...]
+    always: tuple[str, ...]
+    """Ids that the rule names: they meet its test whatever their figures."""
     state_funded: bool
     """Speaks of buyers with state funds only."""
+    rents: str
+    """``also`` or ``only``: reaches those who rent time too, or them alone; see ``misses``."""
+    bill: bool
+    """Before a parliament and not law."""
     replaces: tuple[str, ...]
     conditions: tuple[str, ...]
     effects: tuple[Effect, ...]
     source: tuple[str, ...]
+    read: dt.date
+    """When its source, or a report of it, was last read."""
     confidence: str
     note: str
+
+    def names(self, chip_id: str) -> bool:
+        """Whether the rule names this chip, so that its test is met whatever the figures."""
+        return any(fnmatch.fnmatchcase(chip_id, pattern) for pattern in self.always)
+
+    def misses(self, *, rents: bool) -> str:
+        """Why this rule does not reach a buyer who rents (or owns); empty where it does."""
+        if rents and not self.rents and self.side in (Side.EXPORT, Side.IMPORT):
+            return "no chip changes hands where time on it is rented"
+        if not rents and self.rents == "only":
+            return "speaks of those who rent time on chips of others"
+        return ""
 
     def out_of_scope(self, chip_id: str, vendor: str, country: str) -> str:
         """Why this rule does not speak of a chip; empty where it does."""
@@ -124,8 +148,14 @@ class RuleSet:
     statuses: Mapping[str, Status]
     bit_length: Mapping[str, int]
     chip_facts: tuple[Mapping[str, Any], ...]
+    unknowns: Mapping[str, str]
+    """What is true or false and not published, by name, in words."""
     compiled: dt.date
     newest_text: dt.date
+    """Day of the newest text of a rule."""
+    newest_report: dt.date
+    searched: dt.date
+    """When something newer was last looked for."""
     disclaimer: str
     not_covered: tuple[str, ...]
 
@@ -164,8 +194,11 @@ def read_rules(text: str) -> RuleSet:
             statuses=MappingProxyType(statuses),
             bit_length=MappingProxyType(data["bit_length"]),
             chip_facts=tuple(data.get("chip", ())),
+            unknowns=MappingProxyType({u["id"]: u["words"] for u in data.get("unknown", ())}),
             compiled=data["compiled"],
             newest_text=data["newest_text"],
+            newest_report=data["newest_report"],
+            searched=data["searched"],
             disclaimer=data["disclaimer"],
             not_covered=tuple(data["not_covered"]),
         )
@@ -205,11 +238,15 @@ def _rule(table: Mapping[str, Any], statuses: Mapping[str, Status]) -> Rule:
         vendors=words("vendors"),
         vendor_countries=words("vendor_countries"),
         not_vendor_countries=words("not_vendor_countries"),
+        always=words("always"),
         state_funded=table.get("state_funded", False),
+        rents=table.get("rents", ""),
+        bill=table.get("bill", False),
         replaces=words("replaces"),
         conditions=words("conditions"),
         effects=tuple(_effect(e, statuses) for e in table.get("effect", ())),
         source=tuple(table["source"]),
+        read=table["read"],
         confidence=table["confidence"],
         note=table.get("note", ""),
     )
@@ -230,8 +267,8 @@ def _period(table: Mapping[str, Any]) -> Period:
 
 
 def _check_names(ruleset: RuleSet) -> None:
-    """Every name in a test is a quantity or a rule above it, so that no test reads a ghost."""
-    known = {"tpp", "performance_density", "dram_gb_per_s", "io_gb_per_s", "data_centre"}
+    """Every name in a test is a quantity, an unknown or a rule above it: no test reads a ghost."""
+    known = {*QUANTITIES, *ruleset.unknowns}
     for rule in ruleset.rules:
         for test in (rule.test, rule.applies_if):
             unknown = sorted(test.names - known) if test else []

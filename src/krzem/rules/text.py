@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from krzem.rules.chip import Chip
 from krzem.rules.disagreement import Alternative
 from krzem.rules.places import names
-from krzem.rules.ruleset import Rule, RuleSet, Side
-from krzem.rules.verdicts import WORDS, Band, Finding, Outcome, Verdict
+from krzem.rules.ruleset import Rule, RuleSet, Side, load_rules
+from krzem.rules.verdicts import FIGURES, WORDS, Band, Finding, Outcome, Verdict
 
 WIDTH = 100
 
@@ -19,6 +19,10 @@ SIDES = {
     Side.USE: "Use (US rules)",
     Side.IMPORT: "Import (buyer's country)",
 }
+_SHORT = {
+    "performance_density": "PD", "tpp": "TPP", "dram_gb_per_s": "DRAM", "io_gb_per_s": "I/O",
+    "released": "date",
+}  # fmt: skip
 _UNITS = {
     "tpp": "", "performance_density": "", "dram_gb_per_s": " GB/s", "io_gb_per_s": " GB/s",
 }  # fmt: skip
@@ -48,13 +52,14 @@ def format_table(verdicts: Sequence[Verdict], ruleset: RuleSet) -> str:
     head = ("chip", "TPP", "PD", "export, or use where Chinese", "import")
     rows = _aligned([head, *map(_row, verdicts)])
     first = verdicts[0]
-    title = f"To a buyer in {place(first)}, on {first.buyer.on}. {_one_line(ruleset.disclaimer)}"
-    rules = [rule_line(r) for r in ruleset.in_force(first.buyer.on)]
+    title = f"{to_whom(first)}. {age(first)} {_one_line(ruleset.disclaimer)}"
+    rules = [rule_line(f.rule) for f in first.findings if f.effect or not f.rule.effects]
     blocks = [
         _wrap(title),
         "\n".join([rows[0], "-" * max(map(len, rows)), *rows[1:]]),
         "* not yet released that day" if any(map(_later, verdicts)) else "",
-        _section("Rules in force that day", rules) or "No rule of this file was in force that day.",
+        _section("Rules in force that day", rules)
+        or "No rule of this file spoke of that buyer that day.",
         _section("Not covered", map(_bullet, ruleset.not_covered)),
     ]
     return "\n\n".join(block for block in blocks if block)
@@ -64,8 +69,52 @@ def outcome_words(outcome: Outcome) -> str:
     """``licence, case by case``, or what it depends on and between which outcomes."""
     if outcome.status is not None:
         return outcome.status.words
-    on = " and ".join(WORDS[name] for name in outcome.depends_on)
+    on = " and ".join(label(name) for name in outcome.depends_on)
     return f"depends on {on}: {' / '.join(s.words for s in outcome.possible)}"
+
+
+def summary(verdict: Verdict) -> str:
+    """The sides on which something is to be said, in one line: ``export: licence; ...``."""
+    said = [
+        f"{side.value}: {outcome_words(outcome)}"
+        for side, outcome in verdict.outcomes.items()
+        if any(status.rank for status in outcome.possible)
+    ]
+    words = "; ".join(said) or "no rule here is met"
+    return words if verdict.certain else f"{words} (as the rules stood on {_searched(verdict)})"
+
+
+def age(verdict: Verdict) -> str:
+    """How old the newest text is on the day asked for, and whether that day can be spoken of."""
+    rules, day = verdict.ruleset, verdict.buyer.on
+    if day <= rules.newest_text:
+        return ""
+    known = (
+        f"The newest text in this record is of {rules.newest_text}, {verdict.text_age_days:,} days "
+        f"before that day; something newer was last looked for on {rules.searched}."
+    )
+    if verdict.certain:
+        return known
+    late = (day - rules.searched).days
+    return (
+        f"{known} That is {late:,} days before the day asked for: rules may change until then, and "
+        "what follows is only how they stood."
+    )
+
+
+def label(name: str) -> str:
+    """The words for a quantity, or for what the rules file says is not published."""
+    return WORDS.get(name) or load_rules().unknowns.get(name, name)
+
+
+def to_whom(verdict: Verdict) -> str:
+    """``To a buyer in China on 2026-11-30``, or what else the buyer does."""
+    buyer = verdict.buyer
+    if buyer.rents:
+        return f"Time on chips of others in {place(verdict)}, rented on {buyer.on}"
+    if buyer.acquired is not None:
+        return f"In {place(verdict)}, owned since {buyer.acquired} and used on {buyer.on}"
+    return f"To a buyer in {place(verdict)} on {buyer.on}"
 
 
 def place(verdict: Verdict) -> str:
@@ -78,22 +127,30 @@ def place(verdict: Verdict) -> str:
 
 
 def clear_words(verdict: Verdict) -> str:
-    """What ``Verdict.clear`` means for a plan."""
+    """What ``Verdict.clear`` means for a plan; nothing is certain of a day yet to be searched."""
     if verdict.clear is None:
         return "a plan may not count on it: open until the missing figure is known"
-    if verdict.clear:
+    if not verdict.clear:
+        return "a plan may not count on it without an authority's decision"
+    if verdict.certain:
         return "no rule listed asks for an authority's decision; mind what is not covered"
-    return "a plan may not count on it without an authority's decision"
+    return f"nothing stood in the way on {_searched(verdict)}; whether that holds then is not known"
+
+
+def _searched(verdict: Verdict) -> str:
+    return f"{verdict.ruleset.searched}"
 
 
 def rule_line(rule: Rule) -> str:
     """Title, first day and sources on one line."""
-    day = _day(rule)
+    day = _day(rule) + (", no law yet" if rule.bill else "")
     return _bullet(f"{rule.title} ({day}). {'; '.join(rule.source)}")
 
 
 def mark(finding: Finding) -> str:
     """``met``, ``not met``, ``depends`` or ``as if met`` (the rule does not reach this chip)."""
+    if finding.rule.bill:
+        return "no law yet"
     if finding.rule.side is Side.CONTEXT and finding.rule.test is None:
         return "note"
     word = {True: "met", False: "not met", None: "depends"}[finding.meets]
@@ -102,19 +159,25 @@ def mark(finding: Finding) -> str:
 
 def with_figures(text: str, chip: Chip) -> str:
     """The text of a test with the chip's figures put after their names."""
-    for name in WORDS:
+    for name in FIGURES:
         value = getattr(chip, name)
         shown = "unknown" if value is None else f"{value:,.4g}" if value < 100 else f"{value:,.0f}"
         text = re.sub(rf"\b{name}\b", f"{WORDS[name]} [{shown}]", text)
+    text = re.sub(r"\breleased\b", f"{WORDS['released']} [{chip.released or 'unknown'}]", text)
+    text = re.sub(r"\b(20\d\d)([01]\d)([0-3]\d)\b", r"\1-\2-\3", text)
+    for name, words in load_rules().unknowns.items():
+        text = text.replace(name, f"{words} [not published]")
     centre = "data centre [yes]" if chip.data_centre else "data centre [no]"
     return text.replace("data_centre", centre)
 
 
 def _head(verdict: Verdict, ruleset: RuleSet) -> str:
     chip = verdict.chip
-    title = f"{chip.name} ({chip.id}) to {place(verdict)} on {verdict.buyer.on}"
-    note = f" Released {chip.released}, after that day." if _later(verdict) else ""
-    return f"{title}\n{_wrap(_one_line(ruleset.disclaimer) + note)}"
+    words = to_whom(verdict)
+    title = f"{chip.name} ({chip.id}): {words[0].lower()}{words[1:]}"
+    late = f"Released {chip.released}, after that day." if _later(verdict) else ""
+    said = " ".join(filter(None, [age(verdict), _one_line(ruleset.disclaimer), late]))
+    return f"{title}\n{_wrap(said)}"
 
 
 def _later(verdict: Verdict) -> bool:
@@ -166,7 +229,7 @@ def _finding(finding: Finding, chip: Chip) -> Iterable[str]:
     if rule.test is not None:
         yield _wrap(with_figures(rule.test.text, chip), "    ")
     if finding.depends_on:
-        yield f"    depends on {', '.join(WORDS[n] for n in finding.depends_on)}"
+        yield f"    depends on {', '.join(label(n) for n in finding.depends_on)}"
     if finding.out_of_scope:
         yield f"    {finding.out_of_scope}"
     elif finding.effect is None and rule.effects:
@@ -175,7 +238,8 @@ def _finding(finding: Finding, chip: Chip) -> Iterable[str]:
         yield from _effect(finding)
     if rule.note and finding.meets is not False and not finding.out_of_scope:
         yield _wrap(f"note: {rule.note}", "    ")
-    yield _wrap(f"source: {'; '.join(rule.source)} (confidence: {rule.confidence})", "    ")
+    trust = f"confidence: {rule.confidence}; read {rule.read}"
+    yield _wrap(f"source: {'; '.join(rule.source)} ({trust})", "    ")
 
 
 def _effect(finding: Finding) -> Iterable[str]:
@@ -189,7 +253,7 @@ def _effect(finding: Finding) -> Iterable[str]:
 
 def _other(item: Alternative) -> str:
     what = item.disagreement
-    number = "" if what.value is None else f" {WORDS[what.quantity]} {what.value:,g}"
+    number = "" if what.value is None else f" {label(what.quantity)} {what.value:,g}"
     if item.outcomes is None:
         after = ""
     elif item.changes:
@@ -215,9 +279,7 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
 def _short(outcome: Outcome) -> str:
     """A few words for a cell: what its column says already is left out."""
     if outcome.status is None:
-        return "depends on " + ", ".join(
-            {"performance_density": "PD", "tpp": "TPP"}.get(n, WORDS[n]) for n in outcome.depends_on
-        )
+        return "depends on " + ", ".join(_SHORT.get(n, label(n)) for n in outcome.depends_on)
     if outcome.status.rank == 0:
         return "-"
     words = outcome.status.words

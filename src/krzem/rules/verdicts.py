@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krzem.rules.chip import Chip
-from krzem.rules.expression import Truth, Values
+from krzem.rules.expression import Test, Truth, Values
 from krzem.rules.ruleset import Effect, Rule, RuleSet, Side, Status
 
 Codes = NDArray[np.int64]
@@ -28,7 +28,9 @@ WORDS = {
     "performance_density": "performance density",
     "dram_gb_per_s": "DRAM bandwidth",
     "io_gb_per_s": "I/O bandwidth",
+    "released": "day on sale",
 }
+FIGURES = tuple(name for name in WORDS if name != "released")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,11 @@ class Buyer:
     parent: str
     """Country of the ultimate parent (``to`` where there is none)."""
     state_funded: bool = False
+    rents: bool = False
+    """Rents time on chips that others own, in place of buying them."""
+    acquired: dt.date | None = None
+    """When devices that are owned already were obtained: that day's rules on export and import
+    hold; rules of use are those of ``on``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +101,18 @@ class Verdict:
     findings: tuple[Finding, ...]
     outcomes: Mapping[Side, Outcome]
 
+    ruleset: RuleSet
+
+    @property
+    def certain(self) -> bool:
+        """False for a day after the last search for newer rules: they may have changed."""
+        return self.buyer.on <= self.ruleset.searched
+
+    @property
+    def text_age_days(self) -> int:
+        """Days from the newest text of a rule to the day asked for; at least zero."""
+        return max(0, (self.buyer.on - self.ruleset.newest_text).days)
+
     @property
     def clear(self) -> bool | None:
         """Whether the rules listed leave the deal to buyer and seller.
@@ -108,10 +127,23 @@ class Verdict:
 
 
 def evaluate(chip: Chip, ruleset: RuleSet, buyer: Buyer) -> Verdict:
-    """Apply the rules in force that day to a sale of ``chip`` to ``buyer``."""
+    """Apply the rules in force that day to what ``buyer`` does with ``chip``."""
+    if buyer.acquired is None:
+        return _on_one_day(chip, ruleset, buyer)
+    now = _on_one_day(chip, ruleset, replace(buyer, acquired=None))
+    then = _on_one_day(chip, ruleset, replace(buyer, on=buyer.acquired, acquired=None))
+    past, present = (
+        tuple(f for f in v.findings if (f.rule.side in (Side.EXPORT, Side.IMPORT)) is sale)
+        for v, sale in ((then, True), (now, False))
+    )
+    outcomes = {**then.outcomes, Side.USE: now.outcomes[Side.USE]}
+    return replace(now, buyer=buyer, findings=(*past, *present), outcomes=outcomes)
+
+
+def _on_one_day(chip: Chip, ruleset: RuleSet, buyer: Buyer) -> Verdict:
     rules = ruleset.in_force(buyer.on)
-    values, axes = _cases(chip, rules)
-    truths = _truths(rules, values)
+    values, axes = _cases(chip, rules, tuple(ruleset.unknowns))
+    truths = _truths(rules, values, chip)
     scopes = {rule.id: _out_of_scope(rule, chip, buyer) for rule in rules}
     effects = {rule.id: _effect(ruleset, rule, buyer) for rule in rules}
     counts = _counting(rules, truths, scopes, effects, truths | dict(values))
@@ -130,13 +162,13 @@ def evaluate(chip: Chip, ruleset: RuleSet, buyer: Buyer) -> Verdict:
         side: _outcome(side, rules, effects, counts, ruleset.statuses, values, axes)
         for side in (Side.EXPORT, Side.USE, Side.IMPORT)
     }
-    return Verdict(chip=chip, buyer=buyer, findings=findings, outcomes=outcomes)
+    return Verdict(chip=chip, buyer=buyer, findings=findings, outcomes=outcomes, ruleset=ruleset)
 
 
 def _out_of_scope(rule: Rule, chip: Chip, buyer: Buyer) -> str:
     if rule.state_funded and not buyer.state_funded:
         return "speaks of buyers with state funds"
-    return rule.out_of_scope(chip.id, chip.vendor, chip.country)
+    return rule.misses(rents=buyer.rents) or rule.out_of_scope(chip.id, chip.vendor, chip.country)
 
 
 def _effect(ruleset: RuleSet, rule: Rule, buyer: Buyer) -> Effect | None:
@@ -144,26 +176,50 @@ def _effect(ruleset: RuleSet, rule: Rule, buyer: Buyer) -> Effect | None:
     return next(reached, None)
 
 
-def _cases(chip: Chip, rules: Iterable[Rule]) -> tuple[Values, tuple[str, ...]]:
+def _cases(
+    chip: Chip, rules: Iterable[Rule], unpublished: tuple[str, ...]
+) -> tuple[Values, tuple[str, ...]]:
     """The chip's figures; an unknown one as the values of its own axis.  And the axes' names."""
+    rules = tuple(rules)
     known: dict[str, NDArray[np.float64] | NDArray[np.bool_]] = {
         "data_centre": np.asarray(chip.data_centre)
     }
-    for name in WORDS:
+    for name in FIGURES:
         value = getattr(chip, name)
         if value is not None:
             known[name] = np.asarray(float(value))
     derived = chip.tpp is None and chip.die_area_mm2 is not None
-    unknown = tuple(n for n in WORDS if n not in known and not (derived and n.endswith("density")))
+    days = _sale_days(chip, rules)
+    if len(days) == 1:
+        known["released"] = np.asarray(days[0])
+    asked = {name for rule in rules if rule.test for name in rule.test.names}
+    unknown = tuple(
+        n for n in WORDS if n not in known and not (derived and n.endswith("density"))
+    ) + tuple(n for n in unpublished if n in asked)
     values = dict(known)
     for axis, name in enumerate(unknown):
         turns = _turns(name, rules, known, chip.die_area_mm2 if derived else None)
         shape = [1] * len(unknown)
         shape[axis] = -1
-        values[name] = np.asarray(_representatives(turns)).reshape(shape)
+        cases = {"released": days}.get(name) or _representatives(turns)
+        line = np.asarray([False, True]) if name in unpublished else np.asarray(cases)
+        values[name] = line.reshape(shape)
     if chip.tpp is None and chip.die_area_mm2 is not None:
         values["performance_density"] = _numbers(values["tpp"]) / chip.die_area_mm2
     return values, unknown
+
+
+def _sale_days(chip: Chip, rules: Iterable[Rule]) -> list[float]:
+    """One day where no test tells the possible ones apart, else days on either side and the turns.
+
+    A test on this quantity says up to which day, that day included.
+    """
+    first, last = chip.first_sale
+    turns = [t for t in _turns("released", rules, {}, None) if first <= t < last]
+    if not turns:
+        return [first]
+    after = [min(t + 0.5, last) for t in turns]
+    return [first, *(x for pair in zip(turns, after, strict=True) for x in pair)]
 
 
 def _numbers(value: NDArray[Any]) -> NDArray[np.float64]:
@@ -189,14 +245,20 @@ def _representatives(turns: list[float]) -> list[float]:
     return [turns[0] / 2, *between, turns[-1], 2 * turns[-1]]
 
 
-def _truths(rules: Iterable[Rule], values: Values) -> dict[str, Truth]:
+def _truths(rules: Iterable[Rule], values: Values, chip: Chip) -> dict[str, Truth]:
     truths: dict[str, Truth] = {}
     for rule in rules:
         named = {**values, **truths}
         missing = rule.test.names - set(named) if rule.test else ()
         named |= {name: np.asarray(False) for name in missing}  # a rule not in force is not met
-        truths[rule.id] = rule.test.evaluate(named) if rule.test else np.asarray(True)
+        met = rule.test is None or rule.names(chip.id)
+        truths[rule.id] = np.asarray(True) if met else _test(rule).evaluate(named)
     return truths
+
+
+def _test(rule: Rule) -> Test:
+    assert rule.test is not None, "asked for rules with a test only"
+    return rule.test
 
 
 def _counting(
@@ -244,7 +306,9 @@ def _outcome(
     return Outcome(
         possible=tuple(order[code] for code in np.unique(codes)),
         depends_on=depends,
-        bands=_bands(depends[0], values, codes, axes, order) if len(depends) == 1 else (),
+        bands=_bands(depends[0], values, codes, axes, order)
+        if len(depends) == 1 and depends[0] in FIGURES
+        else (),
     )
 
 

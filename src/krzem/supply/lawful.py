@@ -1,4 +1,4 @@
-"""Which pools a buyer may have, by the rules in force on the day they are obtained."""
+"""Which pools a buyer may have, by the rules of the day they are obtained and of their use."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import datetime as dt
 from dataclasses import dataclass
 
 from krzem.hardware.catalogue import find_id
-from krzem.rules import RuleSet, Side, load_rules, verdict
+from krzem.rules import RuleSet, summary, verdict
 from krzem.supply.goal import FleetGoal, Pool
-
-FREE = "free"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,33 +15,37 @@ class Standing:
     """What the rules say of one pool."""
 
     lawful: bool
-    """Nothing stands in the way; a licence that must be asked for does."""
+    """No rule asks for an authority's decision, and no figure that decides is missing."""
     words: str
 
 
 def standing(pool: Pool, goal: FleetGoal, rules: RuleSet | None = None) -> Standing:
-    """The export and import side of obtaining the pool's devices; where and when they are used.
+    """The verdict of ``krzem rules`` on a pool where and when it is used.
 
-    Renting counts as obtaining on the first day of use.  Rules that may change before that day
-    are taken as they are known today.  This is not legal advice.
+    A pool that is rented or granted is time on chips that others own; one with ``acquired`` is
+    judged as an export by the rules of that day, and as use by those of the first day of use.
+    Rules that may change before that day are taken as they are known today.  This is not legal
+    advice.
     """
-    ruleset = rules or load_rules()
-    on = _day(pool, goal)
-    chip = find_id(str(pool.given["device"]))
-    found = verdict(chip, on, pool.country, goal.parent or None, rules=ruleset)
-    sides = (Side.EXPORT, Side.IMPORT)
-    words = []
-    lawful = True
-    for side in sides:
-        outcome = found.outcomes[side]
-        codes = {status.code for status in outcome.possible}
-        if codes != {FREE}:
-            lawful = False
-            stated = " or ".join(s.words for s in outcome.possible)
-            words.append(f"{side.value}: {stated}")
-    place = f"to {pool.country} on {on}"
-    return Standing(lawful=lawful, words=f"{'; '.join(words) or 'free'} ({place})")
+    on = max(pool.first, goal.start)
+    found = verdict(
+        find_id(str(pool.given["device"])),
+        on,
+        pool.country,
+        goal.parent or None,
+        rents=_rents(pool),
+        acquired=pool.acquired if pool.acquired and pool.acquired <= on else None,
+        rules=rules,
+    )
+    return Standing(lawful=found.clear is True, words=f"{summary(found)} ({_where(pool, on)})")
 
 
-def _day(pool: Pool, goal: FleetGoal) -> dt.date:
-    return pool.acquired or max(pool.first, goal.start)
+def _rents(pool: Pool) -> bool:
+    others = pool.rent is not None or bool(pool.grants)
+    return others and pool.buy is None and pool.acquired is None
+
+
+def _where(pool: Pool, on: dt.date) -> str:
+    how = "rented in" if _rents(pool) else "to"
+    since = f", owned since {pool.acquired}" if pool.acquired else ""
+    return f"{how} {pool.country} on {on}{since}"
