@@ -138,6 +138,7 @@ class DataTable:
 
     path: Any = _key(MISSING, _folders, "a folder, or a table of folders with weights")  # noqa: RUF009
     documents: bool = _key(False, _flag, "keep attention within a document")
+    verify: bool = _key(True, _flag, "read every shard at the start and compare with its hash")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from krzem.errors import InputError, KrzemError, RunError, UnknownFactError
+from krzem.errors import DataError, InputError, KrzemError, RunError, UnknownFactError
 from krzem.layout.layout import Layout, parse_layout
 from krzem.model import count
 from krzem.model.catalogue import load_model_config
@@ -18,6 +18,7 @@ from krzem.quantity import format_bytes
 from krzem.train.compiled import check_compiler
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.data import Component, SampleStream, TokenDataset
+from krzem.train.data.manifest import read_manifest
 from krzem.train.device import check_precision, find_device, start_ranks
 from krzem.train.durable import check_folder, check_place
 from krzem.train.engine import check_layout
@@ -70,6 +71,8 @@ def prepare(
     info = find_device(settings.train.device, int(os.environ.get("LOCAL_RANK", "0")))
     start_ranks(info)
     _agree(ready)
+    if settings.data.verify:
+        _check_contents(settings)
     return Trainer(
         settings,
         spec,
@@ -235,6 +238,30 @@ def _agree(ready: Ready) -> None:
         raise InputError(
             f"rank {other} was given another run than rank 0 (run file, layout or clock differ): "
             f"{everyone[other]} instead of {everyone[0]}"
+        )
+
+
+def _check_contents(settings: TrainSettings) -> None:
+    """Refuse tokens that are not those that were built; the ranks share the reading.
+
+    Raises:
+        DataError: on every rank, with the shard.
+    """
+    rank, ranks = 0, 1
+    if dist.is_initialized():
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+    own = ""
+    for path in weighed_folders(settings.data.path):
+        folder = settings.base / path
+        own = own or read_manifest(folder).fault(folder, deep=True, rank=rank, ranks=ranks)
+    faults = [own] * ranks
+    if ranks > 1:
+        dist.all_gather_object(faults, own)
+    fault = next(filter(None, faults), "")
+    if fault:
+        raise DataError(
+            f"{fault}; build the data again with `krzem data build` ([data] verify = false trains "
+            "on it without looking)"
         )
 
 

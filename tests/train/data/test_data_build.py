@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from krzem.errors import DataError, StorageError
 from krzem.train.data import BuildRequest, BuildResult, Options, TokenDataset, build, read_manifest
 from krzem.train.data._workers import run_jobs
+from krzem.train.data.command import data_command
 from krzem.train.data.part import _split
 from krzem.train.data.sources import Source, scan
 
@@ -183,15 +185,84 @@ def test_text_that_is_not_utf8_is_repaired_and_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [".gz", ".zst"])
-def test_a_compressed_file_cut_short_is_told(tmp_path: Path, kind: str) -> None:
-    texts = [os.urandom(600).hex() for _ in range(400)]
-    whole = compress(jsonl(tmp_path / "a.jsonl", texts), kind)
-    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
-    result = run(tmp_path, whole, max_bad=1)
-    kept = documents(tmp_path / "out")
-    assert kept == texts[: len(kept)]
-    assert 0 < len(kept) < 400
-    assert "unreadable from this line on" in result.bad[-1].reason
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.67, 0.999])
+@pytest.mark.parametrize("form", ["jsonl", "txt"])
+def test_a_compressed_file_cut_short_is_refused(
+    tmp_path: Path, kind: str, share: float, form: str
+) -> None:
+    """Wherever it breaks off, however many bad records are accepted, and nothing is committed."""
+    texts = [os.urandom(600).hex() for _ in range(100)]
+    plain = jsonl(tmp_path / "a.jsonl", texts)
+    if form == "txt":
+        plain = plain.rename(tmp_path / "a.txt")
+        plain.write_text("\n".join(texts))
+    whole = compress(plain, kind)
+    size = max(8, int(whole.stat().st_size * share))
+    whole.write_bytes(whole.read_bytes()[:size])
+    with pytest.raises(DataError, match=rf"a\.{form}{kind} breaks off at line \d+") as told:
+        run(tmp_path, whole, max_bad=1, options=Options(documents="line"))
+    assert "head -n" in str(told.value)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+MAGICS = {
+    "gzip": gzip.compress(b"text"),
+    "Zstandard": bytes.fromhex("28b52ffd") + b"rest",
+    "Parquet": b"PAR1....PAR1",
+    "UTF-16": "text".encode("utf-16"),
+    "ZIP": b"PK\x03\x04....",
+    "PDF": b"%PDF-1.7 ...",
+    "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.md"])
+@pytest.mark.parametrize("kind", sorted(MAGICS))
+def test_what_contradicts_its_name_is_asked_about(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / name).write_bytes(MAGICS[kind])
+    with pytest.raises(DataError, match=kind):
+        run(tmp_path, tmp_path / name, max_bad=1)
+
+
+@pytest.mark.parametrize("kind", [".gz", ".zst"])
+def test_an_ending_that_says_compressed_is_believed_no_further(tmp_path: Path, kind: str) -> None:
+    plain = jsonl(tmp_path / "a.jsonl", ["one", "two"])
+    named = plain.rename(tmp_path / f"a.jsonl{kind}")
+    with pytest.raises(DataError, match=f"is named {kind} and holds nothing compressed"):
+        run(tmp_path, named)
+
+
+@pytest.mark.parametrize("kind", ["", ".gz"])
+def test_records_named_as_text_are_asked_about_and_the_answer_is_taken(
+    tmp_path: Path, kind: str
+) -> None:
+    source = jsonl(tmp_path / "a.jsonl", ["one", "two", "three"]).rename(tmp_path / "a.txt")
+    source = compress(source, kind) if kind else source
+    with pytest.raises(DataError, match="named as text and holds JSON lines"):
+        run(tmp_path, source)
+    run(tmp_path, source, format="jsonl")
+    assert documents(tmp_path / "out") == ["one", "two", "three"]
+    run(tmp_path / "again", source, format="text")
+    assert documents(tmp_path / "again" / "out")[0].startswith('{"text": "one"}')
+
+
+def test_a_list_named_as_lines_is_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps([{"text": "one"}, {"text": "two"}], indent=1))
+    with pytest.raises(DataError, match="holds one JSON list"):
+        run(tmp_path, tmp_path / "a.jsonl")
+
+
+def test_that_nothing_is_held_out_is_said(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", ["a single document"])
+    command = ["build", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(data_command, [*command, "--held-out", "0.01"])
+    assert (
+        "nothing is held out: --held-out 0.01 chose none of 1 document, 0.01 being" in done.output
+    )
+    told = CliRunner().invoke(data_command, [*command, "--held-out", "0.01", "--json"])
+    assert len(json.loads(told.output)["warnings"]) == 1
+    command[-1] = str(tmp_path / "other")
+    assert "nothing is held out" not in CliRunner().invoke(data_command, command).output
 
 
 def test_held_out_documents_are_apart_and_a_matter_of_text_alone(tmp_path: Path) -> None:
@@ -335,9 +406,8 @@ def test_a_damaged_parquet_page_is_told(tmp_path: Path) -> None:
     middle = len(raw) // 2
     raw[middle - 3000 : middle + 3000] = b"\xff" * 6000
     path.write_bytes(raw)
-    result = run(tmp_path, path, part_bytes=1, max_bad=1)
-    assert any("unreadable from this row on" in b.reason for b in result.bad)
-    assert 100 <= len(documents(tmp_path / "out")) < 300
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read from row \d+ on"):
+        run(tmp_path, path, part_bytes=1, max_bad=1)
 
 
 def test_a_missing_column_or_library_is_told(

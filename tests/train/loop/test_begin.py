@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from tests.train.loop.folder import tokenised, write
 
-from krzem.errors import CheckpointError, RunError
+from krzem.errors import CheckpointError, DataError, RunError
 from krzem.train.checkpoint.command import checkpoint_command
 from krzem.train.loop import Trainer
 from krzem.train.start import checked, prepare
@@ -118,3 +119,16 @@ def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_built(tmp_path:
         RunError, match=r"parameters of at least 12 bytes .* over 1 ranks are .*TiB"
     ):
         checked(file)
+
+
+@pytest.mark.parametrize("value", [7, 60_000])
+def test_tokens_that_were_altered_are_refused_before_a_step(tmp_path: Path, value: int) -> None:
+    """Also where every id is one of the vocabulary; unless the run file says not to look."""
+    tokenised(tmp_path)
+    file = write(tmp_path, "llama", tokens=256)
+    shard = next((tmp_path / "tokens").glob("*.train.tokens"))
+    np.memmap(shard, "<u2", "r+")[100:] = value
+    with pytest.raises(DataError, match=rf"{shard.name} was altered: its SHA-256"):
+        prepare(file)
+    file.write_text(file.read_text().replace("[data]", "[data]\nverify = false"))
+    prepare(file)

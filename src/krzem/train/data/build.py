@@ -34,8 +34,8 @@ from krzem.train.data.part import (
     build_part,
     finished_part,
 )
-from krzem.train.data.records import BadRecord
-from krzem.train.data.sources import Documents, Format, Scan, Source, Span, discover, scan
+from krzem.train.data.records import BadRecord, check_kind
+from krzem.train.data.sources import Format, Scan, Source, Span, discover, scan
 from krzem.train.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from krzem.train.durable import storing, write_atomic
 
@@ -111,7 +111,7 @@ def _scan_all(
     request: BuildRequest, sources: list[Source], progress: Progress | None
 ) -> list[Scan]:
     sizes = [s.path.stat().st_size for s in sources]
-    jobs = [(s, request.options.documents, request.part_bytes) for s in sources]
+    jobs = [(s, request) for s in sources]
     return run_jobs(_scan_job, jobs, request.workers, _told(progress, "hashing", sizes))
 
 
@@ -123,8 +123,10 @@ def _build_all(
     return run_jobs(_part_job, jobs, request.workers, _told(progress, "tokenising", sizes))
 
 
-def _scan_job(job: tuple[Source, Documents, int]) -> Scan:
-    return scan(*job)
+def _scan_job(job: tuple[Source, BuildRequest]) -> Scan:
+    source, request = job
+    check_kind(source, request.options.field, stated=request.format is not None)
+    return scan(source, request.options.documents, request.part_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from krzem.train.data.build import Progress as Report
 from krzem.train.data.dataset import TokenDataset
 from krzem.train.data.demo import prepare_demo
 from krzem.train.data.manifest import Manifest, read_manifest
-from krzem.train.data.part import Options
+from krzem.train.data.part import HELD_OUT, Options
 from krzem.train.data.sources import Documents, Format
 from krzem.train.data.tokenizer import load_tokenizer
 
@@ -197,8 +197,24 @@ def format_result(result: BuildResult, out: Path) -> str:
             f"bad      {len(result.bad):,} records, listed in {out / BAD_RECORDS}; the first: "
             f"{first.file}:{first.line}: {first.reason}"
         )
+    lines += [f"note     {warning}" for warning in warnings(result.manifest)]
     lines.append(f'written  {out}: path = "{out}" under [data] in a run file trains on it')
     return "\n".join(lines)
+
+
+def warnings(manifest: Manifest) -> list[str]:
+    """What was asked for and did not come about, a sentence each."""
+    share = float(manifest.options.get("held_out", 0.0))
+    kept = manifest.splits.get(HELD_OUT)
+    if not share or (kept is not None and kept.documents):
+        return []
+    documents = sum(s.documents for s in manifest.splits.values())
+    found = f"{documents:,} document{'' if documents == 1 else 's'}"
+    return [
+        f"nothing is held out: --held-out {share:g} chose none of {found}, {share * documents:.2g} "
+        "being expected; take a larger share, more text, or smaller documents (--documents "
+        "blank-line or line)"
+    ]
 
 
 def format_manifest(manifest: Manifest) -> str:
@@ -246,6 +262,7 @@ def _result_value(result: BuildResult) -> dict[str, Any]:
         "text_bytes": result.text_bytes,
         "bad": [asdict(b) for b in result.bad[:100]],
         "bad_count": len(result.bad),
+        "warnings": warnings(result.manifest),
     }
 
 

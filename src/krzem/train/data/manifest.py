@@ -80,10 +80,13 @@ class Manifest:
         shards = [(s.tokens_sha256, s.ends_sha256) for s in self.splits[split].shards]
         return hashlib.sha256(canonical_json([FORMAT, self.tokenizer.sha256, shards])).hexdigest()
 
-    def fault(self, folder: Path, *, deep: bool) -> str:
-        """What is wrong with the shards in ``folder``, or nothing; ``deep`` reads them whole."""
+    def fault(self, folder: Path, *, deep: bool, rank: int = 0, ranks: int = 1) -> str:
+        """What is wrong with the shards in ``folder``, or nothing; ``deep`` reads them whole.
+
+        Of ``ranks`` that look at the same folder, each looks at its share of the shards.
+        """
         dtype = token_type(self.tokenizer.vocabulary)
-        shards = (s for split in self.splits.values() for s in split.shards)
+        shards = [s for split in self.splits.values() for s in split.shards][rank::ranks]
         return next((f for s in shards if (f := s.fault(folder, dtype, deep=deep))), "")
 
     def largest_id(self) -> int:

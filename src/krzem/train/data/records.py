@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from krzem.errors import shorten
+from krzem.errors import DataError, shorten
 from krzem.train.data._optional import optional
-from krzem.train.data.sources import Documents, Span, open_parquet
+from krzem.train.data.sources import Documents, Source, Span, open_parquet
+from krzem.train.durable import lfs_pointer
 
 _PIECE_BYTES = 1 << 20
 _PARQUET_ROWS = 1024
@@ -65,6 +66,88 @@ def read_span(span: Span, *, field: str, documents: Documents) -> Iterator[Recor
     return _text_documents(span, by_line=documents == "line")
 
 
+_MAGICS = {
+    b"\x1f\x8b": "gzip (.gz)",
+    b"\x28\xb5\x2f\xfd": "Zstandard (.zst)",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"PK\x03\x04": "a ZIP archive",
+    b"PAR1": "Parquet (.parquet)",
+    b"%PDF": "a PDF",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+"""How files of other kinds begin."""
+_OWN_MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
+_HEAD_BYTES = 1 << 16
+
+
+def check_kind(source: Source, field: str, *, stated: bool) -> None:
+    """Ask where what ``source`` holds contradicts its name; ``stated``: the user said what it is.
+
+    Raises:
+        DataError: it begins as a file of another kind does, or its text looks like records (or
+            the other way round) and nobody said which it is.
+    """
+    if source.format == "parquet" or not source.path.stat().st_size:
+        return
+    pointer = lfs_pointer(source.path)
+    if pointer:
+        raise DataError(pointer)
+    with source.path.open("rb") as file:
+        _check_magic(source, file.read(8), source.compression)
+    if source.compression:
+        _check_magic(source, _head(source)[:8], "")
+    if not stated:
+        _check_shape(source, field, _head(source))
+
+
+def _check_magic(source: Source, head: bytes, compression: str) -> None:
+    found = next((kind for magic, kind in _MAGICS.items() if head.startswith(magic)), None)
+    own = _OWN_MAGIC.get(compression)
+    if own is not None and head.startswith(own):
+        return
+    if own is not None:
+        holds = found or "nothing compressed"
+        raise DataError(f"{source.path} is named {compression} and holds {holds}: rename it")
+    if found is not None:
+        raise DataError(
+            f"{source.path} is named as {source.format} and holds {found}: rename it, or turn it "
+            "into UTF-8 text or JSON lines first"
+        )
+
+
+def _check_shape(source: Source, field: str, head: bytes) -> None:
+    lines = [x for x in head.splitlines()[:4] if x.strip()][:3]
+    records = [_record(line) for line in lines]
+    if source.format == "text" and len(lines) > 1 and all(field in r for r in records[:2]):
+        raise DataError(
+            f"{source.path} is named as text and holds JSON lines with {field!r}: say --format "
+            "jsonl to read them as records, or --format text to train on the JSON itself"
+        )
+    if source.format == "jsonl" and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        raise DataError(
+            f"{source.path} is named as JSON lines and holds one JSON list: write one object a "
+            f"line, as `jq -c '.[]' {source.path} > lines.jsonl` does"
+        )
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _head(source: Source) -> bytes:
+    """The first text of a file, unpacked; what breaks off is told when it is read."""
+    span = Span(source=source, start=0, stop=0, first_line=1, bytes=0, source_sha256="")
+    with contextlib.suppress(*_broken()), _open(span) as file:
+        return file.read(_HEAD_BYTES)
+    return b""
+
+
 def _bad(span: Span, line: int, reason: str) -> BadRecord:
     return BadRecord(file=str(span.source.path), line=line, reason=reason)
 
@@ -75,9 +158,7 @@ def _whole(text: str) -> Piece:
 
 def _jsonl(span: Span, field: str) -> Iterator[Record]:
     for number, line in _lines(span):
-        if isinstance(line, BadRecord):
-            yield line
-        elif not line.isspace():
+        if not line.isspace():
             text = _json_text(line, field)
             yield _whole(text.value) if text.value else _bad(span, number, text.reason)
 
@@ -129,7 +210,10 @@ def _parquet(span: Span, field: str) -> Iterator[Record]:
                 yield _whole(text.value) if text.value else _bad(span, row, text.reason)
                 row += 1
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these two
-        yield _bad(span, row, f"unreadable from this row on: {shorten(str(error))}")
+        raise DataError(
+            f"{span.source.path} cannot be read from row {row:,} on ({shorten(str(error))}): a "
+            "file that is not whole is not built from; fetch it again"
+        ) from error
 
 
 def _whole_text(span: Span) -> Iterator[Record]:
@@ -139,9 +223,6 @@ def _whole_text(span: Span) -> Iterator[Record]:
     gathered: list[bytes] = []
     size, first = 0, span.first_line
     for number, line in _lines(span):
-        if isinstance(line, BadRecord):
-            yield line
-            continue
         gathered.append(line)
         size += len(line)
         if size >= _PIECE_BYTES:
@@ -165,9 +246,6 @@ def _text_documents(span: Span, *, by_line: bool) -> Iterator[Record]:
     gathered: list[bytes] = []
     first = span.first_line
     for number, line in _lines(span):
-        if isinstance(line, BadRecord):
-            yield line
-            continue
         blank = line.isspace()
         if not blank:
             first = first if gathered else number
@@ -199,8 +277,8 @@ def _decode(span: Span, raw: bytes, first_line: int) -> tuple[str, list[BadRecor
         return text, [_bad(span, line, reason)]
 
 
-def _lines(span: Span) -> Iterator[tuple[int, bytes | BadRecord]]:
-    """Lines of a span with their numbers; a file broken midway ends in a bad record."""
+def _lines(span: Span) -> Iterator[tuple[int, bytes]]:
+    """Lines of a span with their numbers; DataError where the file breaks off midway."""
     number, position = span.first_line, span.start
     limit = None if span.source.compression else span.stop
     try:
@@ -212,7 +290,16 @@ def _lines(span: Span) -> Iterator[tuple[int, bytes | BadRecord]]:
                 if limit is not None and position >= limit:
                     return
     except _broken() as error:
-        yield number, _bad(span, number, f"unreadable from this line on: {error}")
+        raise DataError(_breaks_off(span.source, number, error)) from error
+
+
+def _breaks_off(source: Source, line: int, error: BaseException) -> str:
+    tool = {".gz": "zcat", ".zst": "zstdcat"}.get(source.compression, "cat")
+    return (
+        f"{source.path} breaks off at line {line:,} ({shorten(str(error))}): a file that is not "
+        "whole is not built from, since nobody knows how much is missing. Fetch it again, or keep "
+        f"what can be read: {tool} {source.path} | head -n {line - 1} > part, and build from that"
+    )
 
 
 @contextlib.contextmanager
