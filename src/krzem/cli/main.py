@@ -29,6 +29,9 @@ VERBS = {
         help="Your own job and its log: as fast as it can be, and what to change.",
     ),
     "ui": Verb(at="krzem.cli.ui:ui_command", help="A page in the browser: what if?", extra="ui"),
+    "mcp": Verb(
+        at="krzem.cli.ui:mcp_command", help="Tools for programs: a server of MCP.", extra="mcp"
+    ),
     "accuracy": Verb(
         at="krzem.accuracy.command:accuracy_command",
         help="Predictions against measured runs: published ones or yours.",

@@ -1,4 +1,4 @@
-"""``krzem ui``: the what-if page."""
+"""``krzem ui`` and ``krzem mcp``: krzem in a browser, and for programs."""
 
 from __future__ import annotations
 
@@ -44,3 +44,20 @@ def ui_command(port: int, host: str, no_browser: bool) -> None:
             webbrowser.open(address)
 
     serve(host, port, key, ready)
+
+
+@click.command("mcp")
+def mcp_command() -> None:
+    """Serve krzem's questions to programs that speak the Model Context Protocol.
+
+    It talks over standard input and output. In the settings of an assistant:
+
+    \b
+    {"mcpServers": {"krzem": {"command": "krzem", "args": ["mcp"]}}}
+
+    Tools: plan, explain, compare, check, devices, models, rules, fleet. Each returns the document
+    that --json prints, with the answer in one sentence first.
+    """
+    from krzem.ui.mcp import serve
+
+    serve()
