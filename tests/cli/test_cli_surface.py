@@ -14,7 +14,7 @@ from krzem.errors import KrzemError
 GOAL = {
     "--tokens", "--seq", "--batch", "--global-batch", "--batch-tokens", "--precision",
     "--optimizer", "--state-bytes", "--deadline", "--budget", "--start",
-    "--finetune", "--lora-rank", "--lora-targets",
+    "--finetune", "--lora-rank", "--lora-targets", "--grid",
 }  # fmt: skip
 ENGINE = {"--engine", "--with", "--without", "--date"}
 SEARCH = {"--layout", "--schedules", "--sure", "--offload", "--top"}

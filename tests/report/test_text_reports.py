@@ -40,8 +40,8 @@ def test_the_answer_comes_first(golden: Document) -> None:
     assert first.startswith("deepseek-v3, 14.8T tokens on 2,048 huawei-ascend-910c (one die of 2")
     for part in ("days", "device-hours", "MFU", "layout tp=", "wall: "):
         assert part in first
-    assert "The deadline of 180 days is kept with" in first
-    assert "The budget of $6M is kept with" in first
+    assert "% chance of meeting the deadline of 180 days." in first
+    assert "% chance of keeping to the budget of $6M." in first
 
 
 def test_a_new_plan_has_every_section(small_document: Document) -> None:

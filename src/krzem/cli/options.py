@@ -51,8 +51,17 @@ GOAL = (
         help="Bytes per parameter of weight, gradient, master, moments (all moments together):"
         " moments=4. Default: the recipe over weight=2,gradient=4,master=4,moments=8.",
     ),
-    click.option("--deadline", metavar="WHEN", help="Days (60d) or a date; its odds are told."),
-    click.option("--budget", metavar="USD", help="US dollars ($5M); its odds are told."),
+    click.option(
+        "--deadline", metavar="WHEN", help="Days (60d) or a date; reports the chance of meeting it."
+    ),
+    click.option(
+        "--budget", metavar="USD", help="US dollars ($5M); reports the chance of keeping to it."
+    ),
+    click.option(
+        "--grid", metavar="WHERE",
+        help="Whose electricity, for CO2: a country (fr, us, cn), world, or grams per kWh."
+        " Default: that of a public machine.",
+    ),
     click.option("--start", metavar="DATE", help="First day of the run; gives finishing dates."),
 )  # fmt: skip
 
@@ -89,7 +98,7 @@ SEARCH = (
     ),
     click.option(
         "--sure", type=float, default=0.9, show_default=True, metavar="P",
-        help="Chance of fitting into memory that a recommended layout has at least.",
+        help="Minimum chance of fitting in memory for a layout to be recommended.",
     ),
     click.option(
         "--offload", is_flag=True, help="Also try layouts with optimiser states in host memory."

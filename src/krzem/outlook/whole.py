@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from krzem.outlook.assumptions import Assumptions
 from krzem.outlook.backtest import BackTest, back_test
-from krzem.outlook.laws import loss_law
 from krzem.outlook.reproduce import Reproduced, reproduce
 from krzem.outlook.sensitivity import Beliefs, Levers, beliefs, count_of_levers, levers
 from krzem.outlook.simulate import Forecast, forecast
 from krzem.outlook.statements import ODDS, Comparison, compare
+from krzem.plan.laws import loss_law
 
 STRONGEST = 8
 """Levers that are solved for."""

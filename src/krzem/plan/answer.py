@@ -13,6 +13,7 @@ import numpy as np
 from krzem.errors import ClusterError, GoalError, KrzemError, LayoutError, shorten
 from krzem.layout.layout import Layout, parse_layout
 from krzem.layout.space import layouts
+from krzem.plan.footprint import footprint_of
 from krzem.plan.plan import Explanation, Plan, explain, plan
 from krzem.plan.price import Pricer, Task
 from krzem.plan.request import Asked
@@ -44,7 +45,11 @@ def plan_of(asked: Asked, *, alternatives: int = 5, progress: Progress | None = 
         start=asked.start,
         progress=progress,
     )
-    return replace(found, notes=(*asked.batch_notes, *found.notes))
+    return replace(
+        found,
+        notes=(*asked.batch_notes, *found.notes),
+        footprint=footprint_of(found.task, found.whole_run, asked.grid),
+    )
 
 
 BATCH_SHARE = 0.25
@@ -97,7 +102,12 @@ def explanation_of(asked: Asked, layout: str | Layout) -> Explanation:
         layout = complete(layout, asked.task.cluster.devices, notes)
     asked = _whole_micro_batches(asked, layout, notes)
     found = explain(asked.task, layout, start=asked.start, whole=asked.whole)
-    return replace(found, notes=(*notes, *found.notes))
+    run = found.whole_run
+    return replace(
+        found,
+        notes=(*notes, *found.notes),
+        footprint=None if run is None else footprint_of(found.task, run, asked.grid),
+    )
 
 
 def _whole_micro_batches(asked: Asked, layout: Layout, notes: list[str]) -> Asked:

@@ -71,6 +71,8 @@ class WholeRun:
     """Kept step time over wall clock."""
     interruptions: Estimate | None
     """Expected number over the run."""
+    failures: Estimate | None
+    """How many of them a run meets, chance included: whole numbers that bound the central 80 %."""
     recovery_seconds: Estimate | None
     """From an interruption to training again, the loading of the checkpoint included."""
     checkpoint: Checkpointing
@@ -135,6 +137,7 @@ def forecast(
         cost_usd=_summary(cost),
         goodput=_summary(faults.goodput),
         interruptions=_summary(faults.interruptions),
+        failures=_counted(faults.interruptions),
         recovery_seconds=_summary(faults.recovery),
         checkpoint=faults.checkpoint,
         finish=_dates(start, middle),
@@ -253,6 +256,15 @@ def _checkpointing(
 
 def _summary(values: Draws | None, factor: float = 1.0) -> Estimate | None:
     return None if values is None else summary(values).scaled(factor)
+
+
+def _counted(expected: Draws | None) -> Estimate | None:
+    """The range of a number of events whose expectation is as uncertain as ``expected``."""
+    if expected is None:
+        return None
+    events = np.random.default_rng(20261123).poisson(np.minimum(expected, 1e15))
+    low, mid, high = np.quantile(events, (0.1, 0.5, 0.9), method="nearest")
+    return Estimate(float(low), float(mid), float(high))
 
 
 def _share(values: Draws | None, limit: float | None) -> float | None:

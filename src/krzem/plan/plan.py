@@ -31,6 +31,7 @@ from krzem.plan.assumed import (
     remarks,
     widening,
 )
+from krzem.plan.footprint import Footprint
 from krzem.plan.forecast import WholeRun
 from krzem.plan.interval import memory_sigma, step_sigma
 from krzem.plan.price import Pricer, Task
@@ -117,6 +118,8 @@ class Plan:
     layouts_timed: int
     search_seconds: float
     notes: tuple[str, ...] = ()
+    footprint: Footprint | None = None
+    """Compute, carbon and loss; None where nobody asked for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,8 @@ class Explanation:
     whole_run: WholeRun | None
     """None where no number of tokens is known."""
     notes: tuple[str, ...] = ()
+    footprint: Footprint | None = None
+    """Compute, carbon and loss; None where no number of tokens is known."""
     refused: tuple[str, ...] = ()
     """Why the engine does not run this layout; empty where it does."""
 
@@ -308,7 +313,7 @@ def _choose(task: Task, found: Found, sure: float) -> np.ndarray:
         chance = float(np.max(found.fits))
         raise ClusterError(
             f"{task.architecture.name} on {task.cluster.devices:,} x {task.cluster.device.id}: no "
-            f"layout fits with {sure:.0%} certainty; the best chance is {chance:.0%}. Lower "
+            f"layout has a {sure:.0%} chance of fitting; the best has {chance:.0%}. Lower "
             "--sure, add devices, shorten the sequence, or allow an offloaded optimiser (--offload)"
         )
     raise ClusterError(

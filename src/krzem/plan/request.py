@@ -33,6 +33,7 @@ from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
 from krzem.plan.constraints import parse_constraints
+from krzem.plan.footprint import Grid, read_grid
 from krzem.plan.goal import Goal, Optimizer, Precision, Stage, StateBytes, Tuning
 from krzem.plan.picker import Picker, read
 from krzem.plan.price import Task, engine_for
@@ -95,6 +96,8 @@ class Question:
     """Chance of fitting into memory that a recommended layout has at least."""
     offload: bool = False
     """Also try optimiser states in host memory."""
+    grid: str | None = None
+    """Whose electricity: a country, or grams of CO2 per kilowatt-hour."""
     start: str | None = None
     date: str | None = None
     """Age of the software stack; None: today."""
@@ -120,6 +123,8 @@ class Asked:
     start: datetime.date | None
     date: datetime.date
     sure: float
+    grid: Grid | None = None
+    """Whose electricity; None where it is not known."""
     notes: tuple[str, ...]
     """Every choice that was made for the user."""
     batch_notes: tuple[str, ...] = ()
@@ -180,6 +185,7 @@ def settle(question: Question) -> Asked:
         start=start,
         date=date,
         sure=_share(question.sure),
+        grid=read_grid(question.grid, cluster),
         notes=tuple(picker.sentences()),
         whole="tokens" not in picker.lacking,
     )

@@ -19,7 +19,7 @@ from krzem.plan.price import Task
 from krzem.plan.request import Asked
 from krzem.plan.wall import Gain
 from krzem.report.document_facts import facts
-from krzem.report.document_run import whole_run
+from krzem.report.document_run import footprint, whole_run
 
 GIB = 2.0**30
 PLAN = "krzem.plan/1"
@@ -60,6 +60,7 @@ def plan_document(plan: Plan, asked: Asked) -> dict[str, Any]:
             "front": [_point(point) for point in plan.front],
             "gains": [_gain(gain) for gain in plan.gains],
             "whole_run": whole_run(plan.whole_run),
+            "footprint": footprint(plan.footprint),
             "facts": facts(asked),
             "notes": [*asked.notes, *plan.notes],
         }
@@ -79,6 +80,7 @@ def explain_document(explanation: Explanation, asked: Asked) -> dict[str, Any]:
             "whole_run": None
             if explanation.whole_run is None
             else whole_run(explanation.whole_run),
+            "footprint": footprint(explanation.footprint),
             "facts": facts(asked),
             "notes": [*asked.notes, *explanation.notes],
         }

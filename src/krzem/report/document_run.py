@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from krzem.plan.footprint import Footprint, Threshold
 from krzem.plan.forecast import Checkpointing, WholeRun
 
 GIB = 2.0**30
@@ -29,6 +30,7 @@ def whole_run(run: WholeRun) -> dict[str, Any]:
         ],
         "goodput": run.goodput,
         "interruptions": run.interruptions,
+        "failures": run.failures,
         "recovery_s": run.recovery_seconds,
         "checkpoint": _checkpoint(run.checkpoint),
         "finish": finish,
@@ -46,4 +48,34 @@ def _checkpoint(saved: Checkpointing) -> dict[str, Any]:
         "interval_s": saved.interval_seconds,
         "interval_steps": saved.interval_steps,
         "optimal": saved.optimal,
+    }
+
+
+def footprint(found: Footprint | None) -> dict[str, Any] | None:
+    """Compute against thresholds, carbon and loss; None where no number of tokens is known."""
+    if found is None:
+        return None
+    return {
+        "flop": found.flop,
+        "thresholds": [_threshold(t, found.flop) for t in found.thresholds],
+        "grid": found.grid,
+        "co2_tonnes": found.co2_tonnes,
+        "losses": list(found.losses),
+        "notes": list(found.notes),
+    }
+
+
+def _threshold(threshold: Threshold, flop: float) -> dict[str, Any]:
+    return {
+        "id": threshold.id,
+        "threshold_flop": threshold.flop,
+        "share": flop / threshold.flop,
+        "above": flop > threshold.flop,
+        "place": threshold.place,
+        "law": threshold.law,
+        "duty": threshold.duty,
+        "status": threshold.status,
+        "date": threshold.date,
+        "counts": threshold.counts,
+        "source": threshold.source,
     }

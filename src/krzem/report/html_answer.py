@@ -90,7 +90,7 @@ def sentence(document: Document, plan: Document) -> str:
 
 def _limits(run: Document) -> str:
     return "".join(
-        f" The {what} is kept with a chance of {chance(run[f'{what}_probability'])}."
+        f" There is a {chance(run[f'{what}_probability'])} chance of keeping to the {what}."
         for what in ("deadline", "budget")
         if run[f"{what}_probability"] is not None
     )
@@ -100,6 +100,7 @@ def tiles(document: Document, plan: Document) -> list[dict[str, Any]]:
     """The key figures with their intervals."""
     return [
         *_run_tiles(document["whole_run"]),
+        *_compute_tiles(document.get("footprint")),
         tile("step time, s", plan["step_time_s"]),
         tile("MFU", plan["mfu"], percent),
         tile("tokens/s per device", plan["tokens_per_s_per_device"]),
@@ -123,6 +124,17 @@ def _run_tiles(run: Document | None) -> list[dict[str, Any]]:
         tile("cost", run["cost_usd"], money),
         tile("energy", run["energy_mwh"], energy),
     ]
+
+
+def _compute_tiles(found: Document | None) -> list[dict[str, Any]]:
+    if found is None:
+        return []
+    passed = [t for t in found["thresholds"] if t["above"] and t["status"] != "repealed"]
+    above = f"above {passed[-1]['threshold_flop']:.0e} of {passed[-1]['place']}" if passed else ""
+    tiles = [{"label": "training FLOP", "value": f"{found['flop']:.2e}", "range": above}]
+    if found["co2_tonnes"]:
+        tiles.append(tile(f"CO₂, t ({found['grid']['name']})", found["co2_tonnes"]))
+    return tiles
 
 
 def tile(label: str, value: Any, form: Callable[[float], str] = plain) -> dict[str, Any]:

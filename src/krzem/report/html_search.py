@@ -24,7 +24,7 @@ def search_view(document: Document) -> dict[str, Any]:
         "front": _front(drawn, best, document["cluster"]["memory_gib"], sure),
         "front_text": _front_text(document, len(document["front"]) - len(drawn)),
         "front_legend": [
-            ("fits with less than 50 %", "fit1"),
+            ("less than 50 % chance of fitting", "fit1"),
             (f"50 % to {percent(sure)}", "fit2"),
             (f"{percent(sure)} to 99 %", "fit3"),
             ("99 % and more", "fit4"),

@@ -11,6 +11,7 @@ from typing import Any
 from krzem.quantity import format_rate
 from krzem.report.text_numbers import (
     count,
+    days,
     energy,
     interval,
     money,
@@ -34,6 +35,7 @@ def format_plan(document: Document) -> str:
         _layouts(document),
         _gains(document),
         run_part(document),
+        _footprint(document.get("footprint")),
         _facts(document),
         _notes(document),
         _search(document),
@@ -49,6 +51,7 @@ def format_explanation(document: Document) -> str:
         memory_part(document, document["layout_plan"]),
         _gains(document),
         run_part(document),
+        _footprint(document.get("footprint")),
         _facts(document),
         _notes(document),
     )
@@ -96,9 +99,9 @@ def _days(run: Document | None, chosen: Document) -> str:
     if run is None:
         return f"a step of {interval(chosen['step_time_s'])} s"
     if run["days"] is None:
-        return f"{interval(run['training_days'])} days of steps (failures unknown)"
+        return f"{days(run['training_days'])} of steps (failures unknown)"
     hours = interval(run["device_hours"], count).split(" ")[0]
-    return f"{interval(run['days'])} days, {hours} device-hours"
+    return f"{days(run['days'])}, {hours} device-hours"
 
 
 def joined(*sections: Iterator[str]) -> str:
@@ -112,15 +115,21 @@ def _answer(document: Document, chosen: Document) -> Iterator[str]:
     if run is None:
         return
     if goal["deadline_days"] is not None:
-        yield _kept(f"deadline of {plain(goal['deadline_days'])} days", run["deadline_probability"])
+        yield _kept(
+            "meeting",
+            f"deadline of {plain(goal['deadline_days'])} days",
+            run["deadline_probability"],
+        )
     if goal["budget_usd"] is not None:
-        yield _kept(f"budget of {money(goal['budget_usd'])}", run["budget_probability"])
+        yield _kept(
+            "keeping to", f"budget of {money(goal['budget_usd'])}", run["budget_probability"]
+        )
 
 
-def _kept(limit: str, chance: float | None) -> str:
+def _kept(verb: str, limit: str, chance: float | None) -> str:
     if chance is None:
         return f"The {limit} cannot be judged: the whole run below says what is unknown."
-    return f"The {limit} is kept with {percent(chance)}."
+    return f"{percent(chance)} chance of {verb} the {limit}."
 
 
 def setting_part(document: Document) -> Iterator[str]:
@@ -203,7 +212,7 @@ def memory_part(document: Document, chosen: Document) -> Iterator[str]:
     capacity = document["cluster"]["memory_gib"]
     yield from paragraph(
         f"Memory {interval(chosen['memory_gib'])} of {plain(capacity)} GiB on the fullest rank: "
-        f"fits with {percent(chosen['fits_probability'])}"
+        f"{percent(chosen['fits_probability'])} chance of fitting"
     )
     rows = [
         (
@@ -236,8 +245,8 @@ def _layouts(document: Document) -> Iterator[str]:
     yield from table(("  ", "s/step", "GiB", "fits", "layout"), rows, "lrrrw")
     if document["ties"] > 1:
         yield from paragraph(
-            f"{document['ties']:,} layouts are within the error of the best one: choose among "
-            "them by what your engine runs and you know.",
+            f"{document['ties']:,} layouts are within the error of the best one: pick the "
+            "one your engine supports and your team knows.",
             "  ",
         )
 
@@ -273,11 +282,11 @@ def run_part(document: Document) -> Iterator[str]:
         return
     saved = run["checkpoint"]
     rows = [
-        ("  time in steps", f"{interval(run['training_days'])} days in {run['steps']:,} steps"),
-        ("  on the calendar", f"{interval(run['days'])} days"),
+        ("  time in steps", f"{days(run['training_days'])} in {run['steps']:,} steps"),
+        ("  on the calendar", days(run["days"])),
         *((f"    {part['label']}", f"{interval(part['days'])} days") for part in run["parts"]),
         ("  goodput", interval(run["goodput"], percent)),
-        ("  interruptions", interval(run["interruptions"])),
+        ("  failures", _failures(run)),
         ("  device-hours", interval(run["device_hours"], count)),
         ("  node-hours", interval(run["node_hours"], count)),
         ("  energy", interval(run["energy_mwh"], energy)),
@@ -291,6 +300,54 @@ def run_part(document: Document) -> Iterator[str]:
     yield from table(("", ""), rows, "lw")[1:]
     for sentence in run["unknown"]:
         yield from paragraph(sentence, "  ")
+
+
+def _failures(run: Document) -> str:
+    """The range that a run meets, and its expectation."""
+    met = run.get("failures")
+    if not met:
+        return interval(run["interruptions"])
+    return (
+        f"{met['low']:,.0f} to {met['high']:,.0f} ({plain(run['interruptions']['mid'])} expected)"
+    )
+
+
+def _footprint(found: Document | None) -> Iterator[str]:
+    """Compute against the nearest thresholds, carbon, and the loss to expect."""
+    if found is None:
+        return
+    rows = [("  training compute", f"{found['flop']:.3g} FLOP")]
+    rows += [("    " + t["place"], _threshold(t)) for t in _telling(found["thresholds"])]
+    if found["grid"]:
+        where = f"{found['grid']['name']}, {plain(found['grid']['g_per_kwh'])} g/kWh"
+        rows.append(("  CO2", f"{interval(found['co2_tonnes'])} t ({where})"))
+    if found["losses"]:
+        low, high = (f(v[k] for v in found["losses"]) for f, k in ((min, "low"), (max, "high")))
+        laws = ", ".join(f"{v['law']} {_range(v['low'], v['high'])}" for v in found["losses"])
+        said = f"{_range(low, high)} nats per token, by {laws}; each on its own text: compare plans"
+        rows.append(("  expected loss", f"{said} by one law"))
+    yield "Compute, carbon, loss"
+    yield from table(("", ""), rows, "lw")[1:]
+    for note in found["notes"]:
+        yield from paragraph(note, "  ")
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}–{high:.2f}"
+
+
+def _telling(thresholds: list[Document]) -> list[Document]:
+    """The thresholds passed, and the next ones above that are in force."""
+    ahead = [t for t in thresholds if not t["above"] and t["status"] != "repealed"]
+    nearest = min((t["threshold_flop"] for t in ahead), default=0.0)
+    return [t for t in thresholds if t["above"] or (t in ahead and t["threshold_flop"] == nearest)]
+
+
+def _threshold(t: Document) -> str:
+    base = f"{t['law']} ({t['status']}, {t['date']})"
+    if t["above"]:
+        return f"above {t['threshold_flop']:.0e} FLOP of {base}: {t['duty']}"
+    return f"{percent(t['share'])} of the {t['threshold_flop']:.0e} FLOP of {base}"
 
 
 def _checkpoint(saved: Document) -> str:

@@ -127,7 +127,7 @@ def _suggestions(document: Document) -> Iterator[str]:
 
 def _list(rows: list[Document]) -> Iterator[str]:
     for i, s in enumerate(rows, 1):
-        fits = f"{plain(s['memory_gib'])} GiB, fits with {percent(s['fits_probability'])}"
+        fits = f"{plain(s['memory_gib'])} GiB, {percent(s['fits_probability'])} chance of fitting"
         yield from paragraph(f"{gain(s)}  {s['change']}  ({fits})", f"  {i}. ", "     ")
         yield from _edits(s)
 

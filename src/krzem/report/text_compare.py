@@ -99,7 +99,7 @@ def _each(document: Document) -> Iterator[str]:
         memory = plan["best"]["memory_gib"]["mid"]
         yield from paragraph(
             f"{sentence}; {plain(memory)} of {plain(plan['cluster']['memory_gib'])} GiB,"
-            f" fits with {percent(plan['best']['fits_probability'])}.",
+            f" {percent(plan['best']['fits_probability'])} chance of fitting.",
             "  ",
             "    ",
         )

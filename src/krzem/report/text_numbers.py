@@ -63,3 +63,13 @@ def interval(value: Interval, shown: Callable[[float], str] = plain) -> str:
 def given(value: Any, shown: Callable[[float], str] = plain) -> str:
     """A number, or ``unknown``."""
     return UNKNOWN if value is None else shown(value)
+
+
+def days(value: Interval) -> str:
+    """``72 (62–84) days``; hours or minutes where a day is too long a measure."""
+    unit, factor = "days", 1.0
+    for shorter, parts, below in (("hours", 24.0, 1.0), ("minutes", 1440.0, 1 / 24)):
+        if value and value["mid"] < below:
+            unit, factor = shorter, parts
+    scaled = value and {key: each * factor for key, each in value.items()}
+    return f"{interval(scaled)} {unit}"
