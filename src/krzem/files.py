@@ -48,6 +48,31 @@ def read_text(path: Path, *, most: int, hint: str) -> str:
         raise DataError(f"{name!r} is not the name of a file: {hint}.") from None
 
 
+def open_regular(path: Path) -> int:
+    """A descriptor for reading a regular file.
+
+    Never waits (a pipe), opens no device, follows no symbolic link in the last part of ``path``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is something else, or cannot be read.
+    """
+    name = shorten(path.name, 120)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise DataError(f"{name!r} is not the name of a file") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError(f"{name} is not a regular file")
+    return descriptor
+
+
 def read_toml(path: Path, *, hint: str) -> dict[str, Any]:
     """The tables of a TOML file; raises DataError as :func:`read_text` does, and for the syntax."""
     return parse_toml(read_text(path, most=LARGEST_TOML, hint=hint), shorten(str(path), 120))

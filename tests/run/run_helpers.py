@@ -80,6 +80,8 @@ def write_run(
         text += (pool_extra or {}).get(name, "")
         if launcher == "slurm":
             text += f'\n[pool.slurm]\nnodes = {nodes}\nnotice = "1s"\n'
+    if "witness" not in gates:  # the reference trainer's model is none that krzem builds
+        gates = f'witness = {{ not_checked = "warn" }}\n{gates}'
     text += f"\n[gates]\nthroughput = false\n{gates}\n{extra}"
     (folder / "run.toml").write_text(text)
     (folder / "run").mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ from krzem.errors import DataError, RunError
 from krzem.layout.precision import Precision
 from krzem.run.gate_settings import Action
 from krzem.run.run_file import identity, read_run
-from krzem.run.settings import Launcher, RunSettings
+from krzem.run.settings import SLURM, RunSettings
 
 GOOD = """
 model = "deepseek-v3"
@@ -61,7 +61,7 @@ def test_a_run_file_is_read_into_base_units(tmp_path: Path) -> None:
     assert (run.goal.tokens, run.goal.sequence, run.goal.deadline_days) == (14.8e12, 4096, 60)
     ascend, hopper = run.pools
     assert (ascend.launcher, ascend.count, ascend.slurm.notice_seconds) == (
-        Launcher.SLURM, 16384, 300,
+        SLURM, 16384, 300,
     )  # fmt: skip
     assert ascend.environment.variables == {"HCCL_EXEC_TIMEOUT": "600"}
     assert hopper.precision is Precision.FP8_BLOCK
@@ -90,7 +90,7 @@ gloabl_batch = 8
 name = "a"
 accelerator = "h8000"
 count = 8
-launcher = "pbs"
+launcher = "pbspro"
 [pool.limits]
 threads = 0
 [[pool]]
@@ -125,7 +125,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         "goal.tokens: cannot read 'lots' as a count",
         "goal.gloabl_batch: unknown key; did you mean global_batch",
         "goal.global_batch is missing (sequences per optimiser step): write global_batch = 4096",
-        "pool 1.launcher: it must be one of local, slurm.",
+        "pool 1.launcher: 'pbspro' is none of local, slurm, grid-engine, pbs",
         "pool 1.limits.threads: it must be a whole number from 1",
         "pool 2 (b): count is missing",
         "pool 3 (b): 3 processes over 2 nodes leave 1 over",
@@ -159,7 +159,7 @@ def test_one_fault_is_one_sentence(tmp_path: Path, text: str, message: str) -> N
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+    with pytest.raises(DataError, match="does not exist"):
         read_run(tmp_path / "absent.toml")
 
 

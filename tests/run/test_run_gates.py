@@ -13,13 +13,23 @@ from krzem.run.gate_settings import (
     Gates,
     Memory,
     Nonfinite,
+    Progress,
     Restarts,
     Spike,
     Stall,
     Straggler,
     Throughput,
 )
-from krzem.run.gates import deadline, judge_steps, nonfinite, restarts, spike, throughput
+from krzem.run.gates import (
+    deadline,
+    idle_deadline,
+    judge_steps,
+    nonfinite,
+    progress,
+    restarts,
+    spike,
+    throughput,
+)
 from krzem.run.history import History, prove_samples
 from krzem.run.pulse import Pulse
 from krzem.run.rows import Attempt, Cause
@@ -69,9 +79,45 @@ def test_the_deadline_asks_for_a_speed_and_is_silent_without_one() -> None:
     assert "need 20 s for the 10,000 tokens left, 18 s before the deadline" in found.message
     assert "which asks for 556 tokens/s" in found.message
     assert deadline(gate, records, 10_000, 18.2) is None, "a tenth late is accepted"
-    assert deadline(gate, records[:14], 10_000, 1.0) is None
     assert deadline(gate, records, 10_000, None) is None
-    assert deadline(gate, records, 10_000, -1.0) is None, "nothing is gained by a move after it"
+    assert deadline(gate, records, 0, -1.0) is None, "every token is trained"
+    late = deadline(gate, records[:1], 10_000, -1.0)
+    assert late is not None
+    assert "the deadline passed 1 s ago, and 10,000 tokens are left" in late.message
+
+
+@pytest.mark.parametrize("steps_done", [3, 5, 14])
+def test_a_forecast_begins_with_the_first_steps_and_takes_the_fastest(steps_done: int) -> None:
+    gate = Deadline(steps=10, skip=5)
+    records = steps([3.0] * steps_done, tokens_per_s=100.0)
+    assert deadline(gate, records, 10_000, 99.0) is not None
+    assert deadline(gate, records, 10_000, 101.0) is None
+    warm = [replace(records[-1], tokens_per_s=200.0), *records[1:]]
+    assert deadline(gate, warm, 10_000, 99.0) is None, "a slow warm-up is no late run"
+    assert deadline(gate, records[:2], 10_000, 1.0) is None, "two steps tell nothing"
+
+
+def test_a_run_that_waits_is_judged_at_the_expected_speed() -> None:
+    gate = Deadline()
+    assert idle_deadline(gate, None, 1e6, 10.0) is None, "nobody knows its speed"
+    assert idle_deadline(gate, 1e5, 1e6, 11.0) is None
+    late = idle_deadline(gate, 1e5, 1e6, 9.0)
+    assert late is not None
+    assert "no step is done yet" in late.message
+    assert idle_deadline(gate, None, 1e6, -1.0) is not None
+
+
+@given(st.lists(st.sampled_from([Cause.CRASH, Cause.LOST, Cause.PREEMPTED]), max_size=12),
+       st.sets(st.integers(0, 11)))  # fmt: skip
+def test_progress_counts_faults_in_a_row_without_a_checkpoint(
+    causes: list[Cause], saved: set[int]
+) -> None:
+    attempts = [replace(ATTEMPT, id=n, cause=cause) for n, cause in enumerate(causes)]
+    row = 0
+    for attempt in attempts:
+        row = row + 1 if attempt.is_fault and attempt.id not in saved else 0
+    found = progress(Progress(times=3), attempts, saved)
+    assert (found is not None) == (row >= 3)
 
 
 @given(st.integers(0, 1000))

@@ -158,8 +158,8 @@ def test_migrations_run_once_and_in_order() -> None:
     migrate(connection, scripts)
     migrate(connection, scripts)
     assert connection.execute("SELECT * FROM extra").fetchall() == [("x",)]
-    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
-    with pytest.raises(DataError, match="schema version 2; this krzem knows up to 1"):
+    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    with pytest.raises(DataError, match="schema version 3; this krzem knows up to 2"):
         migrate(connection)
     connection.close()
 
@@ -168,7 +168,7 @@ def test_a_migration_that_fails_leaves_the_old_version() -> None:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     with pytest.raises(sqlite3.OperationalError):
         migrate(connection, [*SCRIPTS, "CREATE TABLE extra (a TEXT); SELECT nonsense"])
-    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
     connection.close()
 
 

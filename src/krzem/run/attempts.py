@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from krzem.errors import LaunchError
@@ -23,14 +25,14 @@ from krzem.run.contract import (
     environment_of,
     read_fence,
 )
-from krzem.run.launch.job import Job, JobLauncher
-from krzem.run.launch.slurm import SlurmSilentError
+from krzem.run.launch.job import Job, JobLauncher, SilentError
 from krzem.run.launch.words import shell_words
 from krzem.run.ledger import Ledger
 from krzem.run.rows import Attempt, Cause
 from krzem.run.services import Services
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.settings import LOCAL, SLURM, Pool, RunSettings
 from krzem.run.stored import Good
+from krzem.run.untrusted import BadInputError
 from krzem.train.durable import write_atomic
 
 FIND_SECONDS = 3.0
@@ -50,7 +52,11 @@ class Started:
 
 def raise_fence(ledger: Ledger, token: int) -> None:
     """Tell every older attempt that it may not commit any more."""
-    if read_fence(ledger.folder) < token:
+    try:
+        newest = read_fence(ledger.folder)
+    except BadInputError:
+        newest = -1
+    if newest < token:
         write_atomic(ledger.folder / FENCE, json.dumps({"token": token}).encode())
 
 
@@ -68,7 +74,7 @@ def start(
 
     Nothing else of this run may be alive.
     """
-    launcher = services.launcher(pool.launcher)
+    launcher = services.launcher(pool)
     from_step = good.step if good else 0
     with ledger.writing():
         attempt = ledger.new_attempt(pool.name, launcher.name, from_step)
@@ -79,7 +85,7 @@ def start(
     job = job_of(settings, pool, attempt, layout, good, exclude)
     try:
         handle = launcher.start(job)
-    except SlurmSilentError as error:
+    except SilentError as error:
         # It may have been submitted all the same: close it behind a newer token.
         close_unstarted(ledger, attempt, Cause.ABORTED, str(error))
         return None
@@ -95,7 +101,7 @@ def adopt(
 ) -> Started | None:
     """The attempt that an earlier controller left; None, with it closed, where it never started."""
     pool = settings.pool(attempt.pool)
-    launcher = services.launcher(pool.launcher)
+    launcher = services.launcher(pool)
     job = job_of(settings, pool, attempt)
     handle = attempt.handle or _find(services, launcher, job)
     if handle is None:
@@ -162,16 +168,28 @@ def job_of(
         command=shell_words(pool.command or settings.trainer.command, pool, values),
         variables=variables | surroundings(pool),
         environment=pool.environment,
-        slurm=pool.slurm,
+        **placed(pool),
         time_seconds=pool.limits.time_seconds,
         exclude=exclude,
     )
 
 
+def placed(pool: Pool) -> dict[str, Any]:
+    """Where a job of ``pool`` runs, as fields of a :class:`Job`."""
+    other = pool.launcher not in (LOCAL, SLURM)
+    return {"pool": pool.name, "launcher": pool.launcher, "slurm": pool.slurm,
+            "scheduler": pool.scheduler if other else None}  # fmt: skip
+
+
+def job_prefix(folder: Path) -> str:
+    """What the names of all jobs of the run in ``folder`` begin with."""
+    digest = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:8]
+    return f"krzem-{digest}-"
+
+
 def job_name(settings: RunSettings, what: str) -> str:
     """A name that no other job of any run has."""
-    digest = hashlib.sha256(str(settings.folder).encode()).hexdigest()[:8]
-    return f"krzem-{digest}-{what}"
+    return f"{job_prefix(settings.folder)}{what}"
 
 
 def surroundings(pool: Pool) -> dict[str, str]:

@@ -59,6 +59,10 @@ class RunClock:
         """Seconds since the run began."""
         return self._start + (self._boot() - self._boot_start)
 
+    def at_least(self, seconds: float) -> None:
+        """The run is known to be at least this old."""
+        self._start += max(0.0, seconds - self.now())
+
     def read(self) -> Reading:
         """All clocks at once."""
         return Reading(

@@ -32,6 +32,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from krzem.run.untrusted import (
+    MOST,
+    BadInputError,
+    amount,
+    parse_object,
+    read_object,
+    read_regular,
+    real,
+    whole,
+    words,
+)
+
 ENV_RUN_DIR = "KRZEM_RUN_DIR"
 ENV_ATTEMPT = "KRZEM_ATTEMPT"
 ENV_TOKEN = "KRZEM_FENCING_TOKEN"
@@ -83,8 +95,8 @@ class StepRecord:
     tokens: int
     """Tokens trained since the start of the run, this step's included."""
     loss: float
-    grad_norm: float
-    """Global norm before clipping."""
+    grad_norm: float | None
+    """Global norm before clipping; None where the trainer does not tell it."""
     seconds: float
     """Of this step, on a clock that never jumps."""
     tokens_per_s: float
@@ -100,7 +112,7 @@ class StepRecord:
     @property
     def finite(self) -> bool:
         """Whether loss and gradient norm are numbers."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm or 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +246,10 @@ class TrainerContract:
         Raises FencedError where a newer attempt was given a token: do not commit, exit with
         EXIT_FENCED.
         """
-        newest = read_fence(self.run_dir)
+        try:
+            newest = read_fence(self.run_dir)
+        except BadInputError as error:
+            raise FencedError(f"whether this run has a newer attempt is unknown: {error}") from None
         if newest > self.token:
             raise FencedError(
                 f"attempt {self.attempt} holds fencing token {self.token} but {newest} was given "
@@ -248,9 +263,9 @@ def attempt_folder(run_dir: Path, attempt: int) -> Path:
 
 
 def read_fence(run_dir: Path) -> int:
-    """The newest token given out; 0 where none was."""
+    """The newest token given out; 0 where none was.  Raises BadInputError."""
     try:
-        return int(json.loads((run_dir / FENCE).read_bytes())["token"])
+        return whole(read_object(run_dir / FENCE), "token")
     except FileNotFoundError:
         return 0
 
@@ -260,27 +275,87 @@ def environment_of(run_dir: Path, attempt: int, token: int) -> dict[str, str]:
     return {ENV_RUN_DIR: str(run_dir), ENV_ATTEMPT: str(attempt), ENV_TOKEN: str(token)}
 
 
-def parse_record(line: str | bytes) -> StepRecord | None:
-    """A line of ``metrics.jsonl``; None for one that was cut short or is something else."""
-    try:
-        value: dict[str, Any] = json.loads(line)
-        known = {name: value[name] for name in StepRecord.__slots__ if name in value}
-        return StepRecord(**known)
-    except (ValueError, TypeError, KeyError):
-        return None
+def parse_record(line: str | bytes) -> StepRecord:
+    """A line of ``metrics.jsonl``; BadInputError for one that was cut short or is something else.
+
+    A loss or a norm that is null is one that is not finite, as JSON writers put it.
+    """
+    return record_of(parse_object(line))
+
+
+_COUNTS = ("step", "tokens", "first_sample", "last_sample", "attempt")
+_REALS = ("loss", "grad_norm", "seconds", "tokens_per_s", "time")
+
+
+def record_of(value: dict[str, Any]) -> StepRecord:
+    """The record that a JSON object describes; errors as :func:`parse_record`."""
+    if _is_plain(value):
+        return StepRecord(**value)
+    memory = value.get("memory_bytes")
+    return StepRecord(
+        step=whole(value, "step", 1),
+        tokens=whole(value, "tokens"),
+        loss=real(value, "loss", finite=False),
+        grad_norm=real(value, "grad_norm", finite=False) if "grad_norm" in value else None,
+        seconds=amount(value, "seconds"),
+        tokens_per_s=amount(value, "tokens_per_s"),
+        first_sample=whole(value, "first_sample"),
+        last_sample=whole(value, "last_sample"),
+        attempt=whole(value, "attempt", 1),
+        time=real(value, "time"),
+        memory_bytes=None if memory is None else whole(value, "memory_bytes"),
+    )
+
+
+def _is_plain(value: dict[str, Any]) -> bool:
+    """Whether it is just what :meth:`TrainerContract.log_step` writes, as nearly every line is."""
+    get = value.get
+    return (
+        len(value) == 11
+        and all(type(get(name)) is int and 0 < get(name, 0) + 1 <= MOST for name in _COUNTS)
+        and all(type(get(name)) is float for name in _REALS)
+        and 0 <= value["seconds"] < math.inf
+        and 0 <= value["tokens_per_s"] < math.inf
+        and math.isfinite(value["time"])
+        and value["step"] > 0 < value["attempt"]
+        and "memory_bytes" in value
+        and (value["memory_bytes"] is None or type(value["memory_bytes"]) is int)
+    )
 
 
 def read_heartbeats(run_dir: Path, attempt: int) -> dict[int, Heartbeat]:
-    """The last heartbeat of each rank of ``attempt``."""
+    """The last heartbeat of each rank of ``attempt``; one that cannot be read tells nothing."""
     found: dict[int, Heartbeat] = {}
     for path in (run_dir / HEARTBEATS).glob("rank-*"):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            value = json.loads(path.read_bytes())
-            work = tuple((int(step), float(seconds)) for step, seconds in value.pop("work", ()))
-            beat = Heartbeat(**value, work=work)
+        with contextlib.suppress(OSError, BadInputError):
+            beat = _heartbeat(read_object(path))
             if beat.attempt == attempt:
                 found[beat.rank] = beat
     return found
+
+
+def _heartbeat(value: dict[str, Any]) -> Heartbeat:
+    work = value.get("work") or []
+    if not isinstance(work, list) or len(work) > WORK_STEPS:
+        raise BadInputError(f"work is no list of up to {WORK_STEPS} steps")
+    memory = value.get("memory_bytes")
+    return Heartbeat(
+        rank=whole(value, "rank"),
+        attempt=whole(value, "attempt"),
+        step=whole(value, "step"),
+        phase=words(value, "phase"),
+        host=words(value, "host"),
+        pid=whole(value, "pid"),
+        work=tuple(_work(item) for item in work),
+        memory_bytes=None if memory is None else whole(value, "memory_bytes"),
+    )
+
+
+def _work(item: object) -> tuple[int, float]:
+    if not isinstance(item, list) or len(item) != 2:
+        raise BadInputError("work is no list of pairs of step and seconds")
+    pair = dict(zip(("step", "seconds"), item, strict=True))
+    return whole(pair, "step"), amount(pair, "seconds")
 
 
 def code_left(folder: Path) -> int | None:
@@ -288,7 +363,7 @@ def code_left(folder: Path) -> int | None:
     codes = []
     for path in (folder / LEFT).glob("rank-*"):
         with contextlib.suppress(OSError, ValueError):
-            codes.append(int(path.read_text(encoding="ascii")))
+            codes.append(int(read_regular(path, 16)))
     grave = (EXIT_NONFINITE, EXIT_CHECKPOINT, EXIT_STORAGE, EXIT_FENCED)
     known = [code for code in grave if code in codes]
     others = [code for code in codes if code not in (EXIT_DONE, EXIT_STOPPED)]

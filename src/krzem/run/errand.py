@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from krzem.errors import LaunchError
-from krzem.run.launch.job import OUTPUT, Job, JobLauncher, Look, Phase
-from krzem.run.launch.slurm import SlurmSilentError
+from krzem.run.launch.job import OUTPUT, Job, JobLauncher, Look, Phase, SilentError
 from krzem.run.settings import RunSettings
 
 _SAID = 600
@@ -39,7 +38,7 @@ def run_errand(
     for _ in range(_TRIES):
         try:
             handle = launcher.start(job)
-        except SlurmSilentError:
+        except SilentError:
             raise
         except LaunchError as error:
             return Ended(code=None, said=str(error))

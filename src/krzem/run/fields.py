@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from krzem.errors import KrzemError, QuantityError, nearest, shorten
+from krzem.run.untrusted import as_name, is_name, printable
 
 Values = TypeVar("Values")
 
@@ -95,6 +96,31 @@ def text(value: object) -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > 4000:
         raise QuantityError("it must be text in quotes.")
     return value.strip()
+
+
+def line(value: object) -> str:
+    """Text of one line, without control characters: it becomes part of a command's option."""
+    found = text(value)
+    if not found.isprintable():
+        raise QuantityError("it must be one line without control characters.")
+    return found
+
+
+def lines(value: object) -> tuple[str, ...]:
+    """A list of texts of one line."""
+    return tuple(line(item) for item in texts(value))
+
+
+def plain_name(value: object) -> str:
+    """A name that can be part of a path, of a job's name and of a line."""
+    found = text(value)
+    if not is_name(found):
+        raise QuantityError(
+            f"{shorten(printable(found), 40)!r} is no name: letters, digits, spaces and . _ + - "
+            f"are, up to 64 of them, beginning with a letter or digit, such as "
+            f'"{as_name(found)}".'
+        )
+    return found
 
 
 def texts(value: object) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadline:
-    """Median speed of the last steps against what ``goal.deadline`` asks for."""
+    """The speed of the last steps against what ``goal.deadline`` asks for, to the end and after."""
 
     late: float = setting(0.0, parse_ratio, '"10%"', "of the time that is left, still accepted")
     steps: int = setting(200, whole(1), "200", "steps that the median is taken over")
@@ -55,6 +55,21 @@ class Restarts:
 
     per_day: int = setting(6, whole(0), "6", "restarts a day that are still accepted")
     action: Action = _action(Action.MOVE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Attempts that end in a fault one after the other, and none of them brings a checkpoint."""
+
+    times: int = setting(5, whole(2), "5", "such attempts in a row on a pool")
+    action: Action = _action(Action.MOVE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What the attempts cost, against ``goal.budget``."""
+
+    action: Action = _action(Action.STOP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +131,13 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Witness:
-    """The check of a checkpoint on other hardware fails."""
+    """The check of a checkpoint on other hardware fails, or there is nothing to check it by."""
 
     action: Action = _action(Action.MOVE)
+    not_checked: Action = setting(
+        Action.STOP, choice(Action), '"warn"',
+        "the same where nothing could be compared: stop asks you, warn goes on unproven",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +146,9 @@ class Gates:
 
     throughput: Throughput | None = field(default_factory=Throughput)
     deadline: Deadline | None = field(default_factory=Deadline)
+    budget: Budget | None = field(default_factory=Budget)
     restarts: Restarts | None = field(default_factory=Restarts)
+    progress: Progress | None = field(default_factory=Progress)
     spike: Spike | None = field(default_factory=Spike)
     nonfinite: Nonfinite | None = field(default_factory=Nonfinite)
     gradient_norm: GradientNorm | None = field(default_factory=GradientNorm)
@@ -140,7 +161,9 @@ class Gates:
 KINDS: Mapping[str, type] = {
     "throughput": Throughput,
     "deadline": Deadline,
+    "budget": Budget,
     "restarts": Restarts,
+    "progress": Progress,
     "spike": Spike,
     "nonfinite": Nonfinite,
     "gradient_norm": GradientNorm,

@@ -6,8 +6,10 @@ A finding carries the rows that made its gate fire.  Gates that look at processe
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from krzem.run.gate_settings import (
     Gates,
     GradientNorm,
     Nonfinite,
+    Progress,
     Restarts,
     Spike,
     Throughput,
@@ -63,26 +66,92 @@ def throughput(
     )
 
 
+_FEWEST = 3
+"""Steps that a forecast can be made from."""
+
+
 def deadline(
     gate: Deadline, records: Sequence[StepRecord], tokens_left: float, seconds_left: float | None
 ) -> Finding | None:
-    """Whether the newest attempt's speed is too low for the time that is left; silent after it."""
-    if seconds_left is None or seconds_left <= 0 or len(records) < gate.skip + gate.steps:
+    """Whether the run is late, or will be at the newest attempt's speed.
+
+    Before its window is full it is judged by its fastest step, the warm-up being slow.
+    """
+    if seconds_left is None or tokens_left <= 0:
         return None
-    last = records[-gate.steps :]
-    median = statistics.median(r.tokens_per_s for r in last)
-    needed = tokens_left / median
+    if seconds_left <= 0:
+        return _is_late(gate, records, tokens_left, seconds_left)
+    if len(records) < _FEWEST:
+        return None
+    full = len(records) >= gate.skip + gate.steps
+    last = records[-gate.steps :] if full else records
+    speeds = [r.tokens_per_s for r in last]
+    speed = statistics.median(speeds) if full else max(speeds)
+    needed = tokens_left / speed if speed > 0 else math.inf
     if needed <= (1 + gate.late) * seconds_left:
+        return None
+    told = f"over the last {gate.steps} steps" if full else f"in the fastest of {len(last)} steps"
+    return Finding(
+        gate="deadline",
+        action=gate.action,
+        message=(
+            f"{speed:,.0f} tokens/s {told} need {needed:,.0f} s for "
+            f"the {tokens_left:,.0f} tokens left, {seconds_left:,.0f} s before the deadline, "
+            f"which asks for {tokens_left / seconds_left:,.0f} tokens/s"
+        ),
+        evidence=rows(last),
+    )
+
+
+def _is_late(
+    gate: Deadline, records: Sequence[StepRecord], tokens_left: float, seconds_left: float
+) -> Finding:
+    return Finding(
+        gate="deadline",
+        action=gate.action,
+        message=(
+            f"the deadline passed {-seconds_left:,.0f} s ago, and {tokens_left:,.0f} tokens are "
+            "left"
+        ),
+        evidence=rows(records[-gate.steps :]),
+    )
+
+
+def idle_deadline(
+    gate: Deadline, expected: float | None, tokens_left: float, seconds_left: float | None
+) -> Finding | None:
+    """The same while no step is done: in a queue, at the speed that is expected of the pool."""
+    if seconds_left is None or tokens_left <= 0:
+        return None
+    if seconds_left <= 0:
+        return _is_late(gate, (), tokens_left, seconds_left)
+    if not expected or tokens_left / expected <= (1 + gate.late) * seconds_left:
         return None
     return Finding(
         gate="deadline",
         action=gate.action,
         message=(
-            f"{median:,.0f} tokens/s over the last {gate.steps} steps need {needed:,.0f} s for "
-            f"the {tokens_left:,.0f} tokens left, {seconds_left:,.0f} s before the deadline, "
-            f"which asks for {tokens_left / seconds_left:,.0f} tokens/s"
+            f"no step is done yet, and at the expected {expected:,.0f} tokens/s the "
+            f"{tokens_left:,.0f} tokens left need {tokens_left / expected:,.0f} s, "
+            f"{seconds_left:,.0f} s before the deadline"
         ),
-        evidence=rows(last),
+        evidence=(),
+    )
+
+
+def progress(
+    gate: Progress, attempts: Sequence[Attempt], saved: Collection[int | None]
+) -> Finding | None:
+    """Faults of one pool in a row; ``saved`` are the attempts that committed a checkpoint."""
+    row = list(itertools.takewhile(lambda a: a.is_fault and a.id not in saved, reversed(attempts)))
+    if len(row) < gate.times:
+        return None
+    causes = ", ".join(dict.fromkeys(f"{a.cause}: {a.detail}" for a in row))
+    return Finding(
+        gate="progress",
+        action=gate.action,
+        message=f"{len(row)} attempts in a row ended without a new checkpoint ({causes[:400]})",
+        evidence=tuple({"attempt": a.id, "cause": a.cause, "detail": a.detail} for a in row),
     )
 
 
@@ -120,8 +189,11 @@ def gradient_norm(gate: GradientNorm, kept: Sequence[StepRecord]) -> Finding | N
     if len(kept) < gate.window + gate.steps:
         return None
     tail = kept[-gate.steps :]
-    median = statistics.median(r.grad_norm for r in kept[-gate.steps - gate.window : -gate.steps])
-    lowest = min(r.grad_norm for r in tail)
+    norms = [r.grad_norm for r in kept[-gate.steps - gate.window :] if r.grad_norm is not None]
+    if len(norms) < gate.window + gate.steps:
+        return None  # a trainer that does not tell its norms is not judged by them
+    median = statistics.median(norms[: -gate.steps])
+    lowest = min(norms[-gate.steps :])
     if median <= 0 or lowest <= gate.factor * median:
         return None
     return Finding(

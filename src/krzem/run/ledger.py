@@ -15,98 +15,20 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from krzem.errors import DataError, StorageError, SupersededError
+from krzem.errors import SupersededError
 from krzem.run.clock import Reading, RunClock
+from krzem.run.reader import LEDGER, LedgerDamagedError, Reader, connect, sentences
 from krzem.run.rows import (
     Attempt,
     Cause,
-    CheckpointRow,
-    Decision,
-    Event,
-    Fired,
-    Measurement,
     RunRow,
     State,
 )
 from krzem.run.schema import migrate
 
-LEDGER = "ledger.sqlite"
-BUSY_SECONDS = 30.0
-
-Row = TypeVar("Row")
-
-
-class Reader:
-    """Reads a ledger, also while a controller writes it; use as a context."""
-
-    def __init__(self, folder: Path) -> None:
-        path = folder / LEDGER
-        if not path.is_file():
-            raise DataError(f"{folder} is not the folder of a run: it has no {LEDGER}")
-        self._connection = _connect(f"{path.absolute().as_uri()}?mode=ro")
-        with _sentences():
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if not version:
-            self._connection.close()
-            raise DataError(f"the run in {folder} is only just being made: look again in a moment")
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the file."""
-        self._connection.close()
-
-    def run(self) -> RunRow | None:
-        """Where the run is; None before it began."""
-        found = self._read(RunRow, "SELECT * FROM run")
-        return found[0] if found else None
-
-    def attempts(self, pool: str | None = None) -> list[Attempt]:
-        """All attempts, or those of a pool, oldest first."""
-        where = "" if pool is None else "WHERE pool = :pool"
-        return self._read(Attempt, f"SELECT * FROM attempts {where} ORDER BY id", {"pool": pool})
-
-    def open_attempt(self) -> Attempt | None:
-        """The attempt that has not ended; there is never more than one."""
-        found = self._read(Attempt, "SELECT * FROM attempts WHERE state != 'ended' ORDER BY id")
-        return found[-1] if found else None
-
-    def events(self, kind: str | None = None, last: int | None = None) -> list[Event]:
-        """What happened, oldest first; ``last`` limits it to the newest."""
-        where = "" if kind is None else "WHERE kind = :kind"
-        sql = f"SELECT * FROM events {where} ORDER BY id DESC LIMIT :last"
-        return self._read(Event, sql, {"kind": kind, "last": -1 if last is None else last})[::-1]
-
-    def decisions(self) -> list[Decision]:
-        """What was decided, oldest first."""
-        return self._read(Decision, "SELECT * FROM decisions ORDER BY id")
-
-    def fired(self) -> list[Fired]:
-        """Gates that fired, oldest first."""
-        return self._read(Fired, "SELECT * FROM gates ORDER BY id")
-
-    def checkpoints(self) -> list[CheckpointRow]:
-        """Every checkpoint ever seen, by step."""
-        return self._read(CheckpointRow, "SELECT * FROM checkpoints ORDER BY step, at")
-
-    def measurements(self, pool: str | None = None) -> list[Measurement]:
-        """What was measured, oldest first."""
-        where = "" if pool is None else "WHERE pool = :pool"
-        sql = f"SELECT * FROM measurements {where} ORDER BY id"
-        return self._read(Measurement, sql, {"pool": pool})
-
-    def _read(
-        self, kind: type[Row], sql: str, values: Mapping[str, Any] | None = None
-    ) -> list[Row]:
-        with _sentences():
-            rows = self._connection.execute(sql, values or {}).fetchall()
-        return [_value(kind, row) for row in rows]
+__all__ = ["LEDGER", "Ledger", "LedgerDamagedError", "Reader"]
 
 
 class Ledger(Reader):
@@ -114,19 +36,28 @@ class Ledger(Reader):
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with _sentences():
-            self._connection = _connect((folder / LEDGER).absolute().as_uri())
+        with sentences():
+            self._connection = connect((folder / LEDGER).absolute().as_uri())
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
             migrate(self._connection)
         self.folder = folder
+        self._file = _file(folder)
         self.epoch = 0
+        self._first_attempt = 1
         self.clock = RunClock(self._last_reading())
+
+    def check(self) -> None:
+        """Read all of it; LedgerDamagedError where SQLite finds it damaged."""
+        with sentences():
+            found = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found[0] != "ok":
+            raise LedgerDamagedError(f"the ledger is damaged: {found[0]}")
 
     def begin(self, name: str, settings: Mapping[str, Any], settings_sha256: str) -> RunRow:
         """Become the run's controller, making the run if it is new; raises the epoch."""
         reading = self.clock.read()
-        with _sentences(), self._immediately() as connection:
+        with sentences(), self._immediately() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO run (id, name, settings_sha256, settings, state,"
                 " run_seconds, boot_id, boot_seconds, wall) VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -164,7 +95,12 @@ class Ledger(Reader):
         if self._connection.in_transaction:
             yield self._connection
             return
-        with _sentences(), self._immediately() as connection:
+        with sentences(), self._immediately() as connection:
+            if _file(self.folder) != self._file:
+                raise SupersededError(
+                    f"{LEDGER} was removed or replaced while this controller was at work on it: "
+                    "start `krzem run` again, it goes on from what the folder shows"
+                )
             (epoch,) = connection.execute("SELECT epoch FROM run").fetchone()
             if epoch != self.epoch:
                 raise SupersededError(
@@ -189,7 +125,7 @@ class Ledger(Reader):
         if self._connection.in_transaction:
             self._connection.execute("UPDATE run SET stop_requested = ?", (how,))
             return
-        with _sentences(), self._immediately() as connection:
+        with sentences(), self._immediately() as connection:
             connection.execute("UPDATE run SET stop_requested = ?", (how,))
 
     def event(
@@ -227,14 +163,39 @@ class Ledger(Reader):
                 raise AssertionError("an attempt is still open")
             connection.execute("UPDATE run SET token = token + 1")
             connection.execute(
-                "INSERT INTO attempts (pool, token, launcher, state, from_step, at)"
-                " SELECT ?, token, ?, 'starting', ?, ? FROM run",
-                (pool, launcher, from_step, self.clock.now()),
+                "INSERT INTO attempts (id, pool, token, launcher, state, from_step, at)"
+                " SELECT max(?, 1 + (SELECT coalesce(max(id), 0) FROM attempts)),"
+                " ?, token, ?, 'starting', ?, ? FROM run",
+                (self._first_attempt, pool, launcher, from_step, self.clock.now()),
             )
             found = self.open_attempt()
         if found is None:
             raise AssertionError("the attempt was just made")
         return found
+
+    def catch_up(self, token: int, attempts: Sequence[Any], last_attempt: int) -> None:
+        """Close what is open, enter attempts known from elsewhere, and go on above all of them.
+
+        ``attempts`` have ``id``, ``token``, ``pool`` and ``launcher``.
+        """
+        with self.writing() as connection:
+            now = self.clock.now()
+            connection.execute(
+                "UPDATE attempts SET state = 'ended', ended_at = ?, cause = ?, detail = ?"
+                " WHERE state != 'ended'",
+                (now, Cause.UNKNOWN, "the ledger knows no more of it"),
+            )
+            connection.executemany(
+                "INSERT OR IGNORE INTO attempts (id, pool, token, launcher, state, from_step, at,"
+                " ended_at, cause, detail) VALUES (?, ?, ?, ?, 'ended', 0, ?, ?, ?, ?)",
+                [(a.id, a.pool, a.token, a.launcher, now, now, Cause.UNKNOWN,
+                  "known from its folder alone") for a in attempts],
+            )  # fmt: skip
+            connection.execute(
+                "UPDATE run SET token = max(token, ?, (SELECT coalesce(max(token), 0)"
+                " FROM attempts)) + 1", (token,)
+            )  # fmt: skip
+            self._first_attempt = last_attempt + 1
 
     def next_token(self) -> int:
         """A token that no attempt holds: it fences off all of them."""
@@ -347,24 +308,13 @@ class Ledger(Reader):
         )
 
 
-def _connect(uri: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-    connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA foreign_keys = ON")
-    return connection
-
-
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """SQLite's errors as sentences."""
+def _file(folder: Path) -> tuple[int, int] | None:
+    """Which file the ledger is; None where there is none."""
     try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.IntegrityError):
-            raise
-        if isinstance(error, sqlite3.OperationalError):
-            raise StorageError(f"the ledger cannot be written or read: {error}") from error
-        raise DataError(f"the ledger is damaged: {error}") from error
+        found = (folder / LEDGER).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _json(value: Any) -> str:
@@ -380,17 +330,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-_JSON = frozenset({"settings", "handle", "evidence"})
-
-
-def _value(kind: type[Row], row: sqlite3.Row) -> Row:
-    values = {name: row[name] for name in row.keys() if name != "id" or kind is not RunRow}  # noqa: SIM118
-    for name in _JSON & values.keys():
-        values[name] = None if values[name] is None else json.loads(values[name])
-    if kind is RunRow:
-        values["state"] = State(values["state"])
-    if values.get("cause"):
-        values["cause"] = Cause(values["cause"])
-    return kind(**values)

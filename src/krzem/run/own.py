@@ -10,7 +10,7 @@ from krzem.errors import KrzemError, RunError
 from krzem.layout.layout import Layout
 from krzem.model.catalogue import load_model_config
 from krzem.plan.plan import Plan
-from krzem.run.settings import Launcher, Pool, RunSettings
+from krzem.run.settings import LOCAL, Pool, RunSettings
 
 _MODULE = "krzem.train"
 
@@ -29,11 +29,7 @@ def check_trainer(settings: RunSettings) -> None:
         RunError: with every fault, or because torch is missing on this machine.
     """
     pools = [pool for pool in settings.pools if is_own(settings, pool)]
-    here = [
-        pool
-        for pool in pools
-        if pool.launcher is Launcher.LOCAL and pool.environment.container is None
-    ]
+    here = [pool for pool in pools if pool.launcher == LOCAL and pool.environment.container is None]
     if importlib.util.find_spec("torch") is None:
         if here:
             raise RunError(

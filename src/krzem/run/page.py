@@ -10,12 +10,17 @@ from krzem.report.selfcontained import inline_svg, new_figure, page
 
 _TEMPLATE = """
 <h1>{{ s.name }}</h1>
-<p>{{ "done" if s.state == "after" else s.state }}:
+{% for u in s.unknown %}<p><strong>Unknown:</strong> {{ u }}</p>{% endfor %}
+<p>{{ "done" if s.state == "after" else s.state }}{% if s.reason %}, {{ s.reason }}{% endif %}:
 {{ "{:,}".format(s.tokens) }} of {{ "{:,}".format(s.goal_tokens) }} tokens in
 {{ "{:,}".format(s.step) }} steps; goodput
 {% if s.goodput is none %}unknown{% else %}{{ "{:.1%}".format(s.goodput) }}{% endif %}.
 {% if s.samples_exact %}Every sample was trained exactly once, as the recorded indices show.
 {% else %}<strong>Samples are not exact:</strong> {{ s.sample_gaps | join("; ") }}{% endif %}</p>
+{% for limit in s.limits %}<p>{% if limit.kept is false %}<strong>{{ limit.message }}</strong>
+{% else %}{{ limit.message }}{% endif %}</p>{% endfor %}
+{% if s.bad_lines %}<p>{{ s.bad_lines }} lines of the metrics are no record of a step:
+{{ s.bad_quotes | join("; ") }}</p>{% endif %}
 
 <h2>What ran where</h2>
 <table>
@@ -156,7 +161,9 @@ def _figure(
         if level:
             axes.plot([steps[0], steps[-1]], [level, level], "--", color=colour, linewidth=1)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(handles.values(), handles.keys())
+    legend = axes.legend(handles.values(), handles.keys())
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name is no formula
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0 if column == 2 else None)

@@ -1,22 +1,20 @@
 """The witness inside a move: recorded where the run comes from, checked where it is to go on.
 
-Both are jobs under the launcher of the pool, on all its ranks, in the layout planned for it.  The
-batches are the very samples that come next, so the check also sees that the data are the same.
+Both are jobs under the launcher of the pool, on all its ranks, in the layout planned for it and in
+its own micro-batch.  The batches are the very samples that come next, so the check also sees that
+the data are the same; ranks beyond them compute them again.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from krzem.hardware import CPU
-from krzem.layout.layout import parse_layout
-from krzem.run.attempts import job_name, surroundings
+from krzem.run.attempts import job_name, placed, surroundings
 from krzem.run.contract import ENV_RUN_DIR
 from krzem.run.errand import run_errand
 from krzem.run.launch.job import Job, JobLauncher, read_json
@@ -26,7 +24,7 @@ from krzem.run.settings import Pool, RunSettings
 from krzem.run.verdict import Agreement, Recorded, Verdict
 from krzem.train.checkpoint.manifest import Manifest, read_manifest
 from krzem.train.config import TRAINABLE
-from krzem.witness.witness import ATTACHMENT, read_witness
+from krzem.witness.witness import ATTACHMENT
 
 PARITY = "parity"
 VERDICT, PAGE = "verdict.json", "parity.html"
@@ -43,23 +41,27 @@ def record(
     checkpoint: Path,
     layouts: Sequence[str | None],
 ) -> Recorded | None:
-    """A :class:`~krzem.run.verdict.WitnessRecord`: for the arithmetic of every pool to come.
+    """A :class:`~krzem.run.verdict.WitnessRecord`: in float32 and in the arithmetic of every pool
+    to come.  A few sequences are enough for any layout.
 
     Raises LaunchError where the launcher cannot say what became of the job.
     """
     manifest = read_manifest(checkpoint)
-    if not _is_buildable(manifest) or ATTACHMENT in manifest.attachments:
-        return None
+    why = unproven(settings, pool, manifest)
+    if why is not None or ATTACHMENT in manifest.attachments:
+        return None if why is None else Recorded(recorded=False, message=why)
     w = settings.witness
-    sequences = _sequences(settings, (pool, *settings.after(pool.name)), layouts)
-    words = ["record", checkpoint, "--sequences", sequences, "--batches", w.batches,
+    words = ["record", checkpoint, "--sequences", w.sequences, "--batches", w.batches,
              *_data(settings, pool, manifest, first=True),
              *(x for dtype in _arithmetics(settings, pool) for x in ("--also", dtype))]  # fmt: skip
-    job = _job(settings, pool, token, words, _for_witness(layouts[0], sequences))
+    job = _job(settings, pool, token, words, layouts[0])
     ended = run_errand(settings, job, launcher, seconds=w.limit_seconds, queued=True)
     done = ended.code == 0 and ATTACHMENT in read_manifest(checkpoint).attachments
     why = f"no witness of {checkpoint.name} could be recorded on {pool.name}: {ended.said}"
-    told = f"of {sequences * w.batches} samples from {manifest.meta.get('sample', 0):,} on"
+    told = (
+        f"of {w.sequences * w.batches} samples from {manifest.meta.get('sample', 0):,} on, in "
+        f"{' and '.join(('float32', *_arithmetics(settings, pool)))}"
+    )
     return Recorded(recorded=done, message=told if done else why)
 
 
@@ -77,23 +79,13 @@ def check(
     Raises LaunchError where the launcher cannot say what became of the job.
     """
     manifest = read_manifest(checkpoint)
-    if not _is_buildable(manifest) or ATTACHMENT not in manifest.attachments:
-        buildable = _is_buildable(manifest)
-        why = "has no witness" if buildable else "holds no model that krzem's trainer builds"
+    why = unproven(settings, pool, manifest)
+    if why is None and ATTACHMENT not in manifest.attachments:
+        why = f"{checkpoint.name} has no witness"
+    if why is not None:
         return Verdict(
-            agreement=Agreement.NOT_CHECKED,
-            message=f"{checkpoint.name} {why}: it is not compared on {pool.name}",
+            agreement=Agreement.NOT_CHECKED, message=f"{why}: it is not compared on {pool.name}"
         )
-    recorded = read_witness(checkpoint).batches[0].tokens.shape[0]
-    if recorded % _unit(layout):
-        return Verdict(
-            agreement=Agreement.NOT_CHECKED,
-            message=(
-                f"the witness of {checkpoint.name} has {recorded} sequences, which do not divide "
-                f"by the {_unit(layout)} that layout {layout} of {pool.name} takes at once"
-            ),
-        )
-    layout = _for_witness(layout, recorded)
     said = ""
     for _ in range(_TRIES):
         job = _check_job(settings, pool, token, manifest, checkpoint, layout)
@@ -108,6 +100,43 @@ def check(
     )
 
 
+def unproven(settings: RunSettings, pool: Pool, manifest: Manifest | None = None) -> str | None:
+    """Why nothing can be proved on ``pool``, in words; None where it can.
+
+    Without a checkpoint as far as the run file tells, so that it can be said before the run starts.
+    """
+    if not settings.witness.enabled:
+        return "the run file says that nothing is compared (witness.enabled = false)"
+    if manifest is not None:
+        return None if _is_buildable(manifest) else "krzem's trainer does not build this model"
+    if not is_own(settings, pool):
+        return f"the trainer of {pool.name} is not krzem's"
+    return None
+
+
+def announced(settings: RunSettings) -> dict[str, str]:
+    """What a move to each pool but the first would be proved by, for ``--dry-run``."""
+    gate = settings.gates.witness
+    found = {}
+    for pool in settings.pools[1:]:
+        why = unproven(settings, pool)
+        if gate is None:
+            found[pool.name] = f"a move to {pool.name} is not proved: gates.witness = false"
+        elif why is not None:
+            found[pool.name] = (
+                f"a move to {pool.name} would not be proved: {why}; gates.witness.not_checked = "
+                f'"{gate.not_checked}"'
+            )
+        else:
+            types = dict.fromkeys(("float32", _dtype(settings, pool)))
+            w = settings.witness
+            found[pool.name] = (
+                f"a move to {pool.name} is proved by a witness of {w.batches} steps of "
+                f"{w.sequences} sequences in {' and '.join(types)}"
+            )
+    return found
+
+
 def _check_job(
     settings: RunSettings,
     pool: Pool,
@@ -117,7 +146,9 @@ def _check_job(
     layout: str | None,
 ) -> Job:
     folder = _folder(settings, pool, token)
-    words = ["check", checkpoint, "--dtype", _dtype(settings, pool), "--out", folder / VERDICT,
+    types = dict.fromkeys(("float32", _dtype(settings, pool)))
+    words = ["check", checkpoint, *(x for name in types for x in ("--dtype", name)),
+             "--out", folder / VERDICT,
              *_data(settings, pool, manifest, first=False)]  # fmt: skip
     if all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib")):
         words += ["--html", folder / PAGE]
@@ -126,8 +157,9 @@ def _check_job(
 
 def _verdict(found: dict[str, Any], folder: Path) -> Verdict:
     kept = {k: found[k] for k in ("first_departure", "signals_judged", "departures_found",
-                                  "whole_model", "layers", "source", "destination", "dtype",
-                                  "notes")}  # fmt: skip
+                                  "whole_model", "layers", "source", "destination", "dtypes",
+                                  "notes", "not_compared", "settings_unequal",
+                                  "settings_equal")}  # fmt: skip
     page = folder / PAGE
     return Verdict(
         agreement=Agreement.PASSED if found["passed"] else Agreement.FAILED,
@@ -145,39 +177,12 @@ def _is_buildable(manifest: Manifest) -> bool:
     return (manifest.config or {}).get("model_type") in TRAINABLE
 
 
-def _sequences(settings: RunSettings, pools: Sequence[Pool], layouts: Sequence[str | None]) -> int:
-    """So many that every layout can share them out; a step's batch can always be shared out.
-
-    A pool that was not measured has no layout yet: all its ranks may become stages.
-    """
-    units = (
-        _unit(f"pp={pool.count}" if layout is None else layout)
-        for pool, layout in zip(pools, layouts, strict=True)
-    )
-    unit = math.lcm(*units)
-    return min(unit * -(-settings.witness.sequences // unit), settings.goal.global_batch)
-
-
-def _unit(layout: str | None) -> int:
-    """Sequences that a layout takes at least: one a rank, and all its stages busy."""
-    if layout is None:
-        return 1
-    x = parse_layout(layout)
-    return x.dp * (2 * x.pp if x.pp > 1 else 1)
-
-
-def _for_witness(layout: str | None, sequences: int) -> str | None:
-    """``layout`` with a micro-batch that divides so few sequences."""
-    if layout is None:
-        return None
-    x = parse_layout(layout)
-    most = sequences // _unit(layout)
-    return str(replace(x, micro_batch=math.gcd(x.micro_batch, max(most, 1))))
-
-
 def _arithmetics(settings: RunSettings, pool: Pool) -> list[str]:
-    """Those of the pools that may go on, where it is not the float32 that is recorded anyway."""
-    found = (_dtype(settings, other) for other in settings.after(pool.name))
+    """Beside float32: those of the pools that may go on, and what an accelerator without true
+    float32 is judged by."""
+    after = settings.after(pool.name)
+    found = [_dtype(settings, other) for other in after]
+    found += ["tf32" for other in after if other.accelerator != CPU]
     return [name for name in dict.fromkeys(found) if name != "float32"]
 
 
@@ -217,5 +222,5 @@ def _job(
         ),
         variables={ENV_RUN_DIR: str(settings.folder), **surroundings(pool)},
         environment=pool.environment,
-        slurm=pool.slurm,
+        **placed(pool),
     )

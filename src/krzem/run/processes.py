@@ -68,17 +68,32 @@ def _stat(pid: int) -> tuple[str, int] | None:
 
 def of_run(run_dir: Path) -> list[int]:
     """Living processes that were started for the run in ``run_dir``, this one left out."""
-    wanted = f"{ENV_RUN_DIR}={run_dir}".encode()
-    found = []
+    return list(_found(run_dir))
+
+
+def variables_of_run(run_dir: Path) -> list[dict[str, str]]:
+    """The environments of these processes."""
+    return [_variables(raw) for raw in _found(run_dir).values()]
+
+
+def _found(run_dir: Path) -> dict[int, list[bytes]]:
+    """Environments of the run's processes by their numbers, whichever way its folder is named."""
+    place, mark = os.path.realpath(run_dir), f"{ENV_RUN_DIR}=".encode()
+    found = {}
     for entry in _PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
-        with contextlib.suppress(OSError):
-            if wanted in (entry / "environ").read_bytes().split(b"\0") and Identity.of(
-                int(entry.name)
-            ):
-                found.append(int(entry.name))
+        with contextlib.suppress(OSError, ValueError):
+            words = (entry / "environ").read_bytes().split(b"\0")
+            named = [os.fsdecode(w[len(mark) :]) for w in words if w.startswith(mark)]
+            if named and os.path.realpath(named[0]) == place and Identity.of(int(entry.name)):
+                found[int(entry.name)] = words
     return found
+
+
+def _variables(words: Iterable[bytes]) -> dict[str, str]:
+    pairs = (os.fsdecode(word).partition("=") for word in words if word)
+    return {name: value for name, _, value in pairs}
 
 
 def end_all(run_dir: Path, seconds: float = _DYING_SECONDS) -> int:

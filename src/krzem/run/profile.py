@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from krzem.errors import DataError
+from krzem.files import read_toml
 from krzem.hardware.cluster_keys import MEASURED
 from krzem.quantity import parse_bytes
 from krzem.run.fields import text
@@ -64,7 +64,7 @@ def _decimal(value: float) -> str:
 def read_profile(path: Path) -> Profile:
     """The profile in ``path``; DataError where it is none."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = read_toml(path, hint="give a profile that krzem probe --out wrote")
         measured = {
             MEASURED[key][0]: float(MEASURED[key][1].read(value))
             for key, value in raw.get("measured", {}).items()

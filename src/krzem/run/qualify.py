@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping
 
-from krzem.errors import KrzemError
+from krzem.errors import KrzemError, StorageError
 from krzem.hardware import CPU, Device
 from krzem.run.answers import Qualified
-from krzem.run.attempts import job_name, surroundings
+from krzem.run.attempts import job_name, placed, surroundings
 from krzem.run.before import cluster_for
 from krzem.run.clock import iso
 from krzem.run.contract import ENV_RUN_DIR
@@ -18,7 +19,7 @@ from krzem.run.launch.job import Job, JobLauncher
 from krzem.run.measure import forget
 from krzem.run.probe.judge import Probed, judge, read_ranks
 from krzem.run.profile import Profile, profile_text
-from krzem.run.settings import Launcher, Pool, RunSettings
+from krzem.run.settings import Pool, RunSettings
 from krzem.train.durable import write_atomic
 
 PROBES, PROFILES = "probes", "profiles"
@@ -42,14 +43,14 @@ def qualify_pool(settings: RunSettings, pool: Pool, launcher: JobLauncher, token
         return Qualified(passed=False, message="not measured", faults=(fault,))
     probed = judge(ranks, spread=rule.spread, numerics=rule.numerics)
     faults = [*_left_over(pool, launcher, probed), *_against_plan(settings, pool, probed)]
-    _write_profile(settings, pool, probed, faults)
+    unwritten = _write_profile(settings, pool, probed, faults)
     return Qualified(
         passed=not faults,
         message=f"{probed.verdict}; {summary(probed.measured)}",
         faults=tuple(faults),
         measured=probed.measured,
         exclude=probed.bad_hosts() if launcher.can_exclude else (),
-        evidence={"ranks": list(probed.ranks), "warnings": list(probed.warnings),
+        evidence={"ranks": list(probed.ranks), "warnings": [*probed.warnings, *unwritten],
                   "devices_at_fault": list(probed.faults)},
     )  # fmt: skip
 
@@ -58,8 +59,7 @@ def probe_job(settings: RunSettings, pool: Pool, token: int) -> Job:
     """The probe as a job; its folder is emptied first."""
     folder = settings.folder / PROBES / f"{pool.name}-{token}"
     forget(folder)
-    nodes = pool.slurm.nodes if pool.launcher is Launcher.SLURM else 1
-    words = [sys.executable, "-m", "krzem.run.probe.worker", folder, pool.ranks // nodes,
+    words = [sys.executable, "-m", "krzem.run.probe.worker", folder, pool.ranks // pool.nodes,
              pool.ranks, settings.qualify.seconds,
              "cpu" if pool.accelerator == CPU else "auto"]  # fmt: skip
     return Job(
@@ -67,10 +67,10 @@ def probe_job(settings: RunSettings, pool: Pool, token: int) -> Job:
         folder=folder,
         run_dir=settings.folder,
         token=token,
-        command=[f"'{word}'" for word in words],
+        command=[shlex.quote(str(word)) for word in words],
         variables={ENV_RUN_DIR: str(settings.folder), **surroundings(pool)},
         environment=pool.environment,
-        slurm=pool.slurm,
+        **placed(pool),
     )
 
 
@@ -125,16 +125,23 @@ def _device(pool: Pool) -> Device | None:
         return None
 
 
-def _write_profile(settings: RunSettings, pool: Pool, probed: Probed, faults: list[str]) -> None:
-    folder = settings.folder / PROFILES
-    folder.mkdir(exist_ok=True)
+def _write_profile(
+    settings: RunSettings, pool: Pool, probed: Probed, faults: list[str]
+) -> list[str]:
+    """Keep what was measured for plans to come; a disk that does not take it stops no run."""
     text = profile_text(
         Profile(device=pool.accelerator or pool.name, devices=pool.ranks, measured=probed.measured),
         verdict="; ".join(faults) or probed.verdict,
         when=iso(time.time()),
         evidence={"ranks": list(probed.ranks)},
     )
-    write_atomic(folder / f"{pool.name}.toml", text.encode())
+    path = settings.folder / PROFILES / f"{pool.name}.toml"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, text.encode())
+    except (OSError, StorageError) as error:
+        return [f"the profile was not kept: {error}"]
+    return []
 
 
 def summary(measured: Mapping[str, float]) -> str:

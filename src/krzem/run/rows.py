@@ -47,6 +47,8 @@ class Cause(enum.StrEnum):
     LOST = "lost"
     """The process is gone and left no exit code."""
     NOT_STARTED = "not started"
+    QUEUED = "queued"
+    """It waited in a scheduler's queue for longer than its pool allows."""
     STALL = "stall"
     NONFINITE = "nonfinite"
     STORAGE = "storage"
@@ -56,6 +58,8 @@ class Cause(enum.StrEnum):
     FENCED = "fenced"
     GATE = "gate"
     """A gate ended it."""
+    UNKNOWN = "unknown"
+    """The ledger that knew it was lost."""
     ABORTED = "aborted"
     """Killed on request, without saving."""
 

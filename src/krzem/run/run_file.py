@@ -5,39 +5,41 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import DataError, KrzemError, RunError, nearest, shorten
+from krzem.errors import KrzemError, RunError, nearest, shorten
+from krzem.files import read_toml
 from krzem.hardware import CPU, load_device
 from krzem.model import load_model
 from krzem.plan.goal import Goal
 from krzem.run.clock import DAY
-from krzem.run.fields import read_table, text
+from krzem.run.fields import plain_name, read_table, text
 from krzem.run.gate_settings import Gates, read_gates
+from krzem.run.launch.known import check_launcher, known
 from krzem.run.settings import (
+    LOCAL,
+    SLURM,
     Environment,
     GoalKeys,
-    Launcher,
     Limits,
     Pool,
     Qualify,
     Recovery,
     RunSettings,
+    Scheduler,
     Slurm,
     Trainer,
     WitnessKeys,
 )
 
-LARGEST_FILE = 1_000_000
 OWN = ("run", "model", "goal", "pool", "gates", "qualify", "witness", "recovery", "trainer")
 PASSED_ON = ("data", "train", "layout", "optimizer", "schedule", "checkpoint", "evaluation",
              "metrics")  # fmt: skip
 """Tables that are the trainer's; it reads the same file."""
-_PARTS = {"limits": Limits, "environment": Environment, "slurm": Slurm}
+_PARTS = {"limits": Limits, "environment": Environment, "slurm": Slurm, "scheduler": Scheduler}
 
 
 def read_run(path: Path) -> RunSettings:
@@ -90,15 +92,7 @@ def identity(settings: RunSettings) -> dict[str, Any]:
 
 
 def _toml(path: Path) -> dict[str, Any]:
-    name = shorten(str(path), 120)
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise DataError(f"{name} is too long for a run file (over {LARGEST_FILE:,} bytes)")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is not valid TOML: {shorten(str(error), 120)}") from None
+    return read_toml(path, hint="give a run file; `krzem run --help` shows one")
 
 
 def _sentence(path: Path, faults: list[str]) -> str:
@@ -121,7 +115,7 @@ def _run(table: object, path: Path, faults: list[str]) -> tuple[str, Path]:
     for key, value in table.items():
         try:
             if key == "name":
-                name = text(value)
+                name = plain_name(value)
             elif key == "folder":
                 place = text(value)
             else:
@@ -193,14 +187,19 @@ def _pool(table: object, number: int, base: Path, faults: list[str]) -> Pool | N
     for key in ("cluster", "profile"):
         if isinstance(plain.get(key), str):
             plain[key] = str((base / plain[key]).absolute())
+    launcher = plain.get("launcher", LOCAL)
+    if isinstance(launcher, str) and launcher not in known():
+        faults.append(
+            f"{where}.launcher: {shorten(launcher, 40)!r} is none of {', '.join(known())}"
+        )
     given = {name: part for name, part in parts.items() if part is not None}
     pool = read_table(Pool, plain, where, faults, **given)
     if pool is not None and len(faults) == before:
-        _check_pool(pool, f"{where} ({pool.name})", "slurm" in table, faults)
+        _check_pool(pool, f"{where} ({pool.name})", set(table), faults)
     return pool
 
 
-def _check_pool(pool: Pool, where: str, has_slurm: bool, faults: list[str]) -> None:
+def _check_pool(pool: Pool, where: str, given: set[str], faults: list[str]) -> None:
     if (pool.cluster is None) == (pool.accelerator is None):
         faults.append(f"{where}: give either accelerator and count, or cluster")
     if pool.accelerator is not None and pool.count is None:
@@ -212,10 +211,16 @@ def _check_pool(pool: Pool, where: str, has_slurm: bool, faults: list[str]) -> N
             faults.append(f"{where}: {error} Processors without accelerator are {CPU!r}.")
     if pool.cluster is not None and not Path(pool.cluster).is_file():
         faults.append(f"{where}: the cluster file {pool.cluster} does not exist")
-    if has_slurm and pool.launcher is not Launcher.SLURM:
-        faults.append(f'{where}: [pool.slurm] needs launcher = "slurm"')
-    if pool.launcher is Launcher.SLURM and pool.ranks % pool.slurm.nodes:
+    try:
+        check_launcher(pool)
+    except KrzemError as error:
+        faults.append(f"{where}: {error}")
+    for table, used in (("slurm", pool.launcher == SLURM),
+                        ("scheduler", pool.launcher not in (LOCAL, SLURM))):  # fmt: skip
+        if table in given and not used:
+            faults.append(f"{where}: [pool.{table}] is not for launcher = {pool.launcher!r}")
+    if pool.ranks % pool.nodes:
         faults.append(
-            f"{where}: {pool.ranks} processes over {pool.slurm.nodes} nodes leave "
-            f"{pool.ranks % pool.slurm.nodes} over; choose processes that the nodes divide"
+            f"{where}: {pool.ranks} processes over {pool.nodes} nodes leave "
+            f"{pool.ranks % pool.nodes} over; choose processes that the nodes divide"
         )

@@ -100,7 +100,18 @@ CREATE INDEX events_by_kind ON events (kind, at);
 CREATE INDEX measurements_by_name ON measurements (pool, name);
 """
 
-SCRIPTS: Sequence[str] = (_FIRST,)
+_REQUESTS = """
+CREATE TABLE requests (
+    id INTEGER PRIMARY KEY,
+    wall TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    pool TEXT,
+    state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'done', 'refused')),
+    message TEXT NOT NULL DEFAULT ''
+) STRICT;
+"""
+
+SCRIPTS: Sequence[str] = (_FIRST, _REQUESTS)
 
 
 def migrate(connection: sqlite3.Connection, scripts: Sequence[str] = SCRIPTS) -> None:

@@ -10,10 +10,8 @@ from typing import Protocol
 
 from krzem.run.answers import PoolPlan, Qualified
 from krzem.run.launch.job import JobLauncher
-from krzem.run.launch.local import LocalLauncher
-from krzem.run.launch.slurm import SlurmLauncher
 from krzem.run.rows import Attempt
-from krzem.run.settings import Launcher, Pool, RunSettings
+from krzem.run.settings import Pool, RunSettings
 from krzem.run.verdict import Recorded, Verdict, WitnessCheck, WitnessRecord
 
 
@@ -51,8 +49,10 @@ class Snapshot:
     detail: str = ""
 
 
-def _launcher(kind: Launcher) -> JobLauncher:
-    return SlurmLauncher() if kind is Launcher.SLURM else LocalLauncher()
+def _launcher(pool: Pool) -> JobLauncher:
+    from krzem.run.launch.known import launcher_of
+
+    return launcher_of(pool)
 
 
 def _plan(
@@ -108,7 +108,7 @@ def _record(
 class Services:
     """The real ones by default."""
 
-    launcher: Callable[[Launcher], JobLauncher] = _launcher
+    launcher: Callable[[Pool], JobLauncher] = _launcher
     plan: PlanPool = _plan
     qualify: QualifyPool = _qualify
     witness: WitnessCheck = _check

@@ -21,6 +21,7 @@ from krzem.quantity import (
     parse_duration,
     parse_length,
     parse_money,
+    parse_price,
     parse_ratio,
 )
 from krzem.run.clock import DAY
@@ -28,7 +29,10 @@ from krzem.run.fields import (
     REQUIRED,
     choice,
     flag,
+    line,
+    lines,
     number,
+    plain_name,
     setting,
     text,
     texts,
@@ -37,12 +41,8 @@ from krzem.run.fields import (
 )
 from krzem.run.gate_settings import Gates
 
-
-class Launcher(enum.StrEnum):
-    """Who starts processes."""
-
-    LOCAL = "local"
-    SLURM = "slurm"
+LOCAL, SLURM = "local", "slurm"
+"""Launchers that need no commands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,10 @@ class Limits:
     time_seconds: float | None = setting(
         None, parse_duration, '"24h"', "of one attempt; then it saves and is started anew",
         key="time",
+    )  # fmt: skip
+    queue_seconds: float | None = setting(
+        None, parse_duration, '"12h"', "in the scheduler's queue; then the next pool takes over",
+        key="queue",
     )  # fmt: skip
 
 
@@ -78,32 +82,60 @@ class Environment:
 class Slurm:
     """How a pool is asked for from Slurm."""
 
-    partition: str | None = setting(None, text, '"train"', "--partition")
-    account: str | None = setting(None, text, '"project7"', "--account")
-    qos: str | None = setting(None, text, '"long"', "--qos")
+    partition: str | None = setting(None, line, '"train"', "--partition")
+    account: str | None = setting(None, line, '"project7"', "--account")
+    qos: str | None = setting(None, line, '"long"', "--qos")
     nodes: int = setting(1, whole(1, 10**6), "128", "--nodes")
     cpus: int | None = setting(None, whole(1, 4096), "64", "--cpus-per-task; one task a node")
-    gpus: str | None = setting(None, text, '"8"', "--gpus-per-node")
+    gpus: str | None = setting(None, line, '"8"', "--gpus-per-node")
     notice_seconds: float = setting(
         120.0, parse_duration, '"2 min"', "before the end at which Slurm sends SIGUSR1",
         key="notice",
     )  # fmt: skip
     requeue: bool = setting(True, flag, "true", "whether a preempted job is queued again")
-    options: tuple[str, ...] = setting((), texts, '["--constraint=ib"]', "further sbatch options")
+    options: tuple[str, ...] = setting((), lines, '["--constraint=ib"]', "further sbatch options")
+
+
+def commands(value: object) -> Mapping[str, Any]:
+    """Commands of a scheduler by their names; which there are is checked by the launcher."""
+    if not isinstance(value, Mapping):
+        raise QuantityError("it must be a table of commands.")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduler:
+    """How a pool is asked for from another scheduler than Slurm."""
+
+    queue: str | None = setting(None, line, '"train"', "queue, partition or local queue")
+    account: str | None = setting(None, line, '"project7"', "who pays")
+    nodes: int = setting(1, whole(1, 10**6), "128", "hosts")
+    cpus: int | None = setting(None, whole(1, 4096), "64", "processors of a host")
+    gpus: str | None = setting(None, line, '"8"', "accelerators of a host")
+    notice_seconds: float = setting(
+        120.0, parse_duration, '"2 min"', "before the end at which the job is told", key="notice"
+    )
+    options: tuple[str, ...] = setting((), lines, '["-l", "place=scatter"]', "of the command")
+    image: str | None = setting(None, line, '"registry/train:1"', "container image (kubernetes)")
+    volume: str | None = setting(None, line, '"run-claim"', "that holds the run's folder")
+    gpu_resource: str = setting("nvidia.com/gpu", line, '"amd.com/gpu"', "as kubernetes calls it")
+    commands: Mapping[str, Any] = setting(
+        {}, commands, '{ submit = "qsub {options} {script}" }', "instead of the ready ones"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
     """One pool of accelerators; the order in the file is the order of preference."""
 
-    name: str = setting(REQUIRED, text, '"ascend"', "how reports call it")
+    name: str = setting(REQUIRED, plain_name, '"ascend"', "how reports call it")
     accelerator: str | None = setting(
         None, text, '"ascend-910c"', "catalogue id, or cpu; or give cluster"
     )
     count: int | None = setting(None, parse_devices, "2048", "devices as software sees them")
     cluster: str | None = setting(None, text, '"cluster.toml"', "a cluster file, for more detail")
     profile: str | None = setting(None, text, '"profile.toml"', "written by krzem probe")
-    launcher: Launcher = setting(Launcher.LOCAL, choice(Launcher), '"slurm"', "local or slurm")
+    launcher: str = setting(LOCAL, plain_name, '"slurm"', "local, slurm, pbs, grid-engine …")
     processes: int | None = setting(None, whole(1, 10**7), "8", "ranks; by default one per device")
     layout: str = setting("auto", text, '"tp=8,pp=4"', "auto: the planner's best")
     precision: Precision | None = setting(
@@ -112,12 +144,22 @@ class Pool:
     tokens_per_s: float | None = setting(
         None, number(1e-9), "1.2e6", "expected speed of the whole pool, instead of the plan's"
     )
+    price: float | None = setting(
+        None, parse_price, '"$2/h"', "of one device and hour, instead of the catalogue's"
+    )
     command: tuple[str, ...] | None = setting(
         None, texts, '["python", "-m", "mytrainer"]', "instead of trainer.command"
     )
     limits: Limits = field(default_factory=Limits)
     environment: Environment = field(default_factory=Environment)
     slurm: Slurm = field(default_factory=Slurm)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+
+    @property
+    def nodes(self) -> int:
+        """Hosts that a job of it runs on."""
+        by_launcher = {LOCAL: 1, SLURM: self.slurm.nodes}
+        return by_launcher.get(self.launcher, self.scheduler.nodes)
 
     @property
     def ranks(self) -> int:
@@ -181,6 +223,9 @@ class Recovery:
 
     wait_first: float = setting(5.0, parse_duration, '"5s"', "before the first restart")
     wait_most: float = setting(600.0, parse_duration, '"10 min"', "it doubles up to this")
+    wait_limit: float = setting(
+        86_400.0, parse_duration, '"24h"', "for a disk or a scheduler; then the run fails"
+    )
     look_every: float = setting(1.0, parse_duration, '"1s"', "between two looks at the run")
     verify: Verify = setting(Verify.CONTENTS, choice(Verify), '"sizes"', "contents or sizes")
     certainty: float = setting(

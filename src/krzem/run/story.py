@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from krzem.errors import DataError
 from krzem.run.contract import StepRecord
-from krzem.run.history import History, prove_samples
+from krzem.run.history import History, Metrics, prove_samples
 from krzem.run.ledger import Reader
 from krzem.run.lock import held
-from krzem.run.rows import Attempt, Cause, Decision, RunRow
+from krzem.run.rows import Attempt, Cause, Decision, Event, Fired, RunRow, State
 
 RECENT = 50
 """Steps that "now" is taken from."""
@@ -90,6 +94,17 @@ class Story:
     sample_gaps: tuple[str, ...]
     curve: tuple[tuple[int, float, float, int], ...]
     """(step, loss, tokens/s, attempt), thinned out."""
+    reason: str | None
+    """Why it stopped or failed."""
+    limits: tuple[Mapping[str, Any], ...]
+    """Deadline and budget: ``what``, ``kept`` (None while that is open) and ``message``."""
+    stopped_by_gate: bool
+    """Whether a gate, and not a person, stopped it."""
+    unknown: tuple[str, ...]
+    """What nobody can say any more, such as what stood in a ledger that was lost."""
+    bad_lines: int
+    """Lines of the metrics that are no record of a step."""
+    bad_quotes: tuple[str, ...]
 
     @property
     def share(self) -> float:
@@ -101,34 +116,64 @@ class Story:
         return asdict(self)
 
 
+class Teller:
+    """Tells the story of a run again and again: of its steps only the new ones are read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._metrics = Metrics(folder)
+
+    def tell(self) -> Story:
+        """The story so far; DataError where there is no run."""
+        size = self._metrics.size()  # whatever is written so far is of attempts in the ledger
+        with Reader(self._folder) as reader:
+            run = reader.run()
+            if run is None:
+                raise DataError(f"the run in {self._folder} is only just being made")
+            found = _Found(
+                run=run,
+                attempts=reader.attempts(),
+                decisions=reader.decisions(),
+                fired=reader.fired(),
+                events=reader.events(last=20),
+                unknown=[e.message for e in reader.events(UNKNOWN)],
+            )
+        self._metrics.newest_attempt = max([a.id for a in found.attempts], default=0)
+        self._metrics.read(size)
+        return _story(self._folder, found, self._metrics)
+
+
+UNKNOWN = "unknown"
+"""Kind of events that say what nobody can know any more."""
+LIMITS = ("deadline", "budget")
+"""Subjects of the decisions that say whether a limit was kept."""
+
+
 def tell(folder: Path) -> Story:
     """The story of the run in ``folder``; DataError where there is none."""
-    with Reader(folder) as reader:
-        run = reader.run()
-        attempts, decisions = reader.attempts(), reader.decisions()
-        fired, events = reader.fired(), reader.events(last=1)
-    history = History.of(folder)
-    if run is None:
-        raise AssertionError("a ledger without its run")
-    return _story(folder, run, attempts, decisions, history, events[-1].message if events else "",
-                  tuple(asdict(f) for f in fired))  # fmt: skip
+    return Teller(folder).tell()
 
 
-def _story(
-    folder: Path,
-    run: RunRow,
-    attempts: Sequence[Attempt],
-    decisions: Sequence[Decision],
-    history: History,
-    last_event: str,
-    fired: tuple[Mapping[str, Any], ...],
-) -> Story:
-    recent = [r for r in history.kept[-RECENT:] if r.attempt == history.kept[-1].attempt]
-    goal = int(run.settings["tokens"])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What the ledger says."""
+
+    run: RunRow
+    attempts: Sequence[Attempt]
+    decisions: Sequence[Decision]
+    fired: Sequence[Fired]
+    events: Sequence[Event]
+    unknown: Sequence[str]
+
+
+def _story(folder: Path, found: _Found, metrics: Metrics) -> Story:
+    run, history, attempts, decisions = found.run, metrics.history, found.attempts, found.decisions
+    recent = history.of_attempt(history.kept[-1].attempt, RECENT) if history.kept else []
+    goal = _goal(run)
     speed = statistics.median(r.tokens_per_s for r in recent) if recent else None
     good = goodput(history, attempts, run.run_seconds)
     left = (goal - history.tokens) / speed / good if speed and good else None
-    proof = prove_samples(history.kept)
+    proof = prove_samples(history.kept, history.columns)
     plans = {d.subject.removeprefix("plan of "): d.evidence for d in decisions
              if d.subject.startswith("plan of ")}  # fmt: skip
     return Story(
@@ -148,14 +193,47 @@ def _story(
         left_seconds=None if run.state.final else left,
         pools=tuple(_pools(attempts, history, plans)),
         interruptions=tuple(_interruptions(attempts, history)),
-        gates=fired,
+        gates=tuple(asdict(f) for f in found.fired),
         decisions=tuple(asdict(d) for d in decisions),
         witness=tuple(asdict(d) for d in decisions if d.subject.startswith("witness ")),
-        last_event=last_event,
+        last_event=found.events[-1].message if found.events else "",
         samples_exact=proof.exact,
         sample_gaps=proof.gaps,
         curve=tuple(_curve(history.kept)),
+        reason=_reason(run, found.events),
+        stopped_by_gate=run.state is State.STOPPED and _by_gate(found.events),
+        limits=_limits(decisions),
+        unknown=tuple(found.unknown),
+        bad_lines=metrics.bad,
+        bad_quotes=tuple(metrics.quotes),
     )
+
+
+def _reason(run: RunRow, events: Sequence[Event]) -> str | None:
+    """Why a run stopped or failed, as it said when it did."""
+    kind = f"state {run.state}"
+    told = [e.message for e in events if e.kind == kind]
+    return told[-1] if told and run.state in (State.FAILED, State.STOPPED) else None
+
+
+def _by_gate(events: Sequence[Event]) -> bool:
+    told = [e.message for e in events if e.kind == f"state {State.STOPPED}"]
+    return bool(told) and told[-1].startswith(("gate ", "witness "))
+
+
+def _goal(run: RunRow) -> int:
+    tokens = run.settings.get("tokens")
+    return max(1, int(tokens)) if isinstance(tokens, int | float) else 1
+
+
+def _limits(decisions: Sequence[Decision]) -> tuple[Mapping[str, Any], ...]:
+    """The newest word on each limit."""
+    newest = {d.subject: d for d in decisions if d.subject in LIMITS}
+    return tuple(
+        {"what": d.subject, "kept": {"kept": True, "missed": False}.get(d.choice),
+         "message": d.reason}
+        for d in newest.values()
+    )  # fmt: skip
 
 
 def goodput(history: History, attempts: Sequence[Attempt], now: float) -> float | None:
@@ -164,7 +242,7 @@ def goodput(history: History, attempts: Sequence[Attempt], now: float) -> float 
         return None
     end = now if attempts[-1].ended_at is None else attempts[-1].ended_at
     spent = max(end, now if attempts[-1].state != "ended" else 0.0) - attempts[0].at
-    return sum(r.seconds for r in history.kept) / spent if spent > 0 else None
+    return float(history.columns.real("seconds").sum()) / spent if spent > 0 else None
 
 
 def _planned(plan: Any) -> float | None:
@@ -175,45 +253,39 @@ def _planned(plan: Any) -> float | None:
 def _pools(
     attempts: Sequence[Attempt], history: History, plans: Mapping[str, Any]
 ) -> list[PoolStory]:
-    pool_of = {a.id: a.pool for a in attempts}
-    names = dict.fromkeys(a.pool for a in attempts)
-    kept: dict[str, list[StepRecord]] = {name: [] for name in names}
-    for record in history.kept:
-        if record.attempt in pool_of:
-            kept[pool_of[record.attempt]].append(record)
-    lost = [pool_of.get(r.attempt) for r in history.lost]
+    names = list(dict.fromkeys(a.pool for a in attempts))
+    place = {a.id: names.index(a.pool) for a in attempts}
+    c = history.columns
+    of_step = np.array([place.get(int(a), -1) for a in np.unique(c.whole("attempt"))] or [-1])
+    where = of_step[np.unique(c.whole("attempt"), return_inverse=True)[1]]
+    tokens = np.diff(c.whole("tokens"), prepend=0)
+    seconds, speed = c.real("seconds"), c.real("tokens_per_s")
+    lost = Counter(place.get(r.attempt) for r in history.lost)
     return [
         PoolStory(
             name=name,
-            tokens=_tokens(kept[name], history),
-            steps=len(kept[name]),
-            lost_steps=lost.count(name),
+            tokens=int(tokens[where == at].sum()),
+            steps=int((where == at).sum()),
+            lost_steps=lost[at],
             attempts=sum(a.pool == name for a in attempts),
             faults=sum(a.pool == name and a.is_fault for a in attempts),
-            step_seconds=sum(r.seconds for r in kept[name]),
-            tokens_per_s=(
-                statistics.median(r.tokens_per_s for r in kept[name]) if kept[name] else None
-            ),
+            step_seconds=float(seconds[where == at].sum()),
+            tokens_per_s=float(np.median(speed[where == at])) if (where == at).any() else None,
             planned_tokens_per_s=_planned(plans.get(name)),
         )
-        for name in names
+        for at, name in enumerate(names)
     ]
-
-
-def _tokens(mine: Sequence[StepRecord], history: History) -> int:
-    """Tokens of these steps; the batch may have grown over the run."""
-    if not mine:
-        return 0
-    before = {after.step: first.tokens for first, after in itertools.pairwise(history.kept)}
-    return sum(r.tokens - before.get(r.step, 0) for r in mine)
 
 
 def _interruptions(attempts: Sequence[Attempt], history: History) -> list[Interruption]:
     found = []
+    again: dict[int, list[StepRecord]] = {}
+    for record in history.lost:
+        again.setdefault(record.attempt, []).append(record)
     for attempt, after in itertools.zip_longest(attempts, attempts[1:]):
         if attempt.cause in (None, Cause.DONE):
             continue
-        lost = [r for r in history.lost if r.attempt == attempt.id]
+        lost = again.get(attempt.id, [])
         first = after.first_step_at if after else None
         recovery = None
         if first is not None and attempt.ended_at is not None:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from krzem.run.clock import duration
 from krzem.run.story import Story
+from krzem.run.untrusted import printable
 
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
@@ -68,7 +69,11 @@ def facts(story: Story) -> list[tuple[str, str]]:
         ("left", duration(story.left_seconds) if story.left_seconds is not None else "–"),
         ("stops", f"{len(story.interruptions)} faults, stops and moves; {lost} steps done again"),
         ("samples", "each trained once" if story.samples_exact else "; ".join(story.sample_gaps)),
-        ("last", story.last_event),
+        *(("limit", limit["message"]) for limit in story.limits),
+        *(("unknown", text) for text in story.unknown),
+        *([("metrics", f"{story.bad_lines:,} lines are no steps; {story.bad_quotes[-1]}")]
+          if story.bad_lines else []),
+        ("why", story.reason) if story.reason else ("last", story.last_event),
     ]  # fmt: skip
 
 
@@ -95,16 +100,29 @@ def format_story(story: Story) -> str:
             f"{pool.faults} faults, {count(pool.tokens_per_s)} tokens/s"
         )
     lines += [f"{'gate':<8} {g['gate']} on {g['pool']}: {g['message']}" for g in story.gates[-5:]]
-    return "\n".join(lines)
+    lines.append(f"{'end':<8} {last_word(story)}")
+    return "\n".join(printable(line) for line in lines)
+
+
+def last_word(story: Story) -> str:
+    """How the run ended, or stands, and whether its limits were kept: one line."""
+    missed = [limit["message"] for limit in story.limits if limit["kept"] is False]
+    kept = [limit["message"] for limit in story.limits if limit["kept"]]
+    by = " by a gate" if story.stopped_by_gate else ""
+    fired = len(story.gates)
+    gates = f"{fired} gates fired" if fired > 1 else "a gate fired" if fired else "no gate fired"
+    told = missed + kept or ([gates] if story.state == "done" else [])
+    why = [story.reason] if story.reason else []
+    return "; ".join([f"{story.state}{by}", *told, *why])
 
 
 def panel(story: Story, said: Sequence[str] = ()) -> RenderableType:
     """A status as the live view shows it."""
     table = Table.grid(padding=(0, 2))
     for what, value in facts(story):
-        table.add_row(Text(what, style="dim"), Text(value))
+        table.add_row(Text(what, style="dim"), Text(printable(value)))
     table.add_row(Text("curve", style="dim"), Text(sparkline([p[1] for p in story.curve])))
     # A bar alone ends no line.
     bar = Padding(ProgressBar(total=1.0, completed=story.share), 0)
-    log = Text("\n".join(said[-5:]), style="dim")
-    return Panel(Group(bar, table, log), title=story.name, title_align="left")
+    log = Text("\n".join(printable(line) for line in said[-5:]), style="dim")
+    return Panel(Group(bar, table, log), title=Text(printable(story.name)), title_align="left")

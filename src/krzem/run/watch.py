@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from krzem.run import gates
+from krzem.run import gates, limits
 from krzem.run.attempts import Started
+from krzem.run.clock import duration
 from krzem.run.contract import (
     EXIT_CHECKPOINT,
     EXIT_DONE,
@@ -15,12 +17,13 @@ from krzem.run.contract import (
     EXIT_NONFINITE,
     EXIT_STOPPED,
     EXIT_STORAGE,
+    METRICS,
     StepRecord,
     read_heartbeats,
 )
 from krzem.run.gate_settings import Action
 from krzem.run.gates import Finding
-from krzem.run.history import History, MetricsTail
+from krzem.run.history import History, Metrics
 from krzem.run.launch.job import OUTPUT, Look, Phase
 from krzem.run.ledger import Ledger
 from krzem.run.pulse import Pulse
@@ -28,11 +31,14 @@ from krzem.run.rows import Cause
 from krzem.run.services import Services, Snapshot
 from krzem.run.settings import Pool, RunSettings
 from krzem.run.stored import note_new, set_aside
+from krzem.run.untrusted import BadInputError, open_bounded, printable
 
 _LOG_TAIL = 4000
+_TELL_AGAIN = 60.0
+"""Seconds until a wait is told of again; then after as long as it has lasted."""
 _JUDGED_AT_ONCE = 200
 """An adopted attempt may have done many steps unseen; its newest tell what is to be known."""
-SAVES_FIRST = frozenset({"throughput", "deadline", "straggler", "memory", "restarts"})
+SAVES_FIRST = frozenset({"throughput", "deadline", "budget", "straggler", "memory", "restarts"})
 """Gates that do not put the steps themselves in doubt: the trainer may save before it stops."""
 _CODES = {
     EXIT_CHECKPOINT: Cause.CHECKPOINT,
@@ -68,14 +74,17 @@ class Watch:
         self._started = started
         self._pool: Pool = settings.pool(started.attempt.pool)
         self._expected = expected
-        self._tail = MetricsTail(settings.folder)
-        self._history = History()
+        self._metrics = Metrics(settings.folder)
+        self._metrics.newest_attempt = started.attempt.id
+        self._told_bad = 0
         self._pulse = Pulse(settings.gates, services.clock)
         self._begun = services.clock()
         self._stopping: tuple[str, float] | None = None
         self._noted_step = -1
         self._memory: int | None = None
         self._phase = Phase.PENDING
+        self._waits_since = services.clock()
+        self._told_waiting = ("", 0.0)
         self._warned = {
             f.gate for f in ledger.fired() if f.attempt == started.attempt.id
         }  # fmt: skip
@@ -106,6 +115,8 @@ class Watch:
             return Outcome(cause=Cause.LOST, detail=look.detail)
         if look.phase is Phase.PENDING:
             self._pulse.waiting()
+            if (outcome := self._waiting(look)) is not None:
+                return outcome
         return (
             self._nonfinite(new)
             or self._too_large(look)
@@ -114,10 +125,24 @@ class Watch:
             or self._act(self._findings(look, len(new)))
         )
 
+    @property
+    def _history(self) -> History:
+        return self._metrics.history
+
+    def _tell_bad_lines(self) -> None:
+        """Of lines that are no steps the first is told, then each tenfold number of them."""
+        bad = self._metrics.bad
+        if bad < max(1, 10 * self._told_bad):
+            return
+        self._told_bad = bad
+        text = f"{bad:,} lines of {METRICS} are no steps; {self._metrics.quotes[-1]}"
+        self._ledger.event("bad lines", text, attempt=self._started.attempt.id)
+        self._services.say(text)
+
     def _take_steps(self) -> list[StepRecord]:
         """New records of this attempt, noted in the ledger."""
-        new = self._tail.read()
-        self._history.add(new)
+        new = self._metrics.read()
+        self._tell_bad_lines()
         mine = [r for r in new if r.attempt == self._started.attempt.id]
         step = self._history.step
         if mine and step != self._noted_step:
@@ -134,9 +159,10 @@ class Watch:
 
     def _findings(self, look: Look, new: int) -> list[Finding]:
         attempt = self._started.attempt.id
-        newest = self._history.of_attempt(attempt)
+        newest = self._history.of_attempt(attempt, self._longest)
         usual = statistics.median(r.seconds for r in newest[-50:]) if newest else None
-        found: list[Finding] = []
+        found: list[Finding] = self._late(newest)
+        found += self._over_budget()
         if look.phase is not Phase.PENDING:
             limit = self._pool.limits.memory_bytes
             found += self._pulse.look(
@@ -149,8 +175,20 @@ class Watch:
             kept = self._history.kept
             asked = min(new, _JUDGED_AT_ONCE)
             found += gates.judge_steps(self._settings.gates, kept, newest, asked, self._expected)
-            found += self._late(newest)
         return found
+
+    @property
+    def _longest(self) -> int:
+        """Steps that gates on speed look back at."""
+        g = self._settings.gates
+        windows = [gate.skip + gate.steps for gate in (g.throughput, g.deadline) if gate]
+        return max([50, *windows])
+
+    def _over_budget(self) -> list[Finding]:
+        gate = self._settings.gates.budget
+        now = self._ledger.clock.now()
+        finding = gate and limits.over_budget(gate, self._settings, self._ledger, now)
+        return [finding] if finding else []
 
     def _late(self, newest: Sequence[StepRecord]) -> list[Finding]:
         gate = self._settings.gates.deadline
@@ -159,7 +197,30 @@ class Watch:
         tokens = self._settings.goal.tokens - self._history.tokens
         seconds = self._settings.seconds_left(self._ledger.clock.now())
         finding = gates.deadline(gate, newest, tokens, seconds)
+        if not newest:
+            finding = gates.idle_deadline(gate, self._expected, tokens, seconds)
         return [finding] if finding else []
+
+    def _waiting(self, look: Look) -> Outcome | None:
+        """A job in a queue: its state and reason are told, and it does not wait for ever."""
+        now, limit = self._services.clock(), self._pool.limits.queue_seconds
+        waited = now - self._waits_since
+        others = self._settings.after(self._pool.name)
+        if limit is not None and waited > limit and others and self._stopping is None:
+            detail = f"waited {duration(waited)} in the queue of {self._pool.name}: {look.detail}"
+            return Outcome(cause=Cause.QUEUED, detail=detail)
+        told, again = self._told_waiting
+        if look.detail != told or now >= again:
+            self._told_waiting = (look.detail, now + max(_TELL_AGAIN, waited))
+            hint = "" if limit is not None or not others else (
+                f"; limits.queue would move on to {others[0].name}"
+            )  # fmt: skip
+            text = f"{self._pool.name} waits in the queue: {look.detail or 'no reason is given'}"
+            if look.detail != told:
+                self._ledger.event("queue", text, pool=self._pool.name,
+                                   attempt=self._started.attempt.id)  # fmt: skip
+            self._services.say(f"{text} (for {duration(waited)}{hint})")
+        return None
 
     def _last_heartbeats(self) -> None:
         """A slow rank is named also where no look fell between its slow steps and the end."""
@@ -297,7 +358,7 @@ class Watch:
         if look.phase is self._phase or look.phase in (Phase.ENDED, Phase.GONE):
             return
         kind = "requeued" if look.phase is Phase.PENDING else str(look.phase)
-        self._phase = look.phase
+        self._phase, self._waits_since = look.phase, self._services.clock()
         attempt = self._started.attempt
         self._ledger.event(kind, look.detail or f"attempt {attempt.id} is {look.phase}",
                            pool=attempt.pool, attempt=attempt.id)  # fmt: skip
@@ -316,12 +377,17 @@ class Watch:
     def log_tail(self) -> str:
         """The end of what the attempt printed."""
         try:
-            with (self._started.job.folder / OUTPUT).open("rb") as file:
+            with os.fdopen(open_bounded(self._started.job.folder / OUTPUT), "rb") as file:
                 size = file.seek(0, 2)
                 file.seek(max(0, size - _LOG_TAIL))
                 return file.read().decode(errors="replace")
-        except OSError:
+        except (OSError, BadInputError):
             return ""
+
+    def last_words(self) -> str:
+        """The last line that the attempt printed: with most programs, why it ended."""
+        said = [line for line in self.log_tail().splitlines() if line.strip()]
+        return printable(said[-1].strip())[:300] if said else ""
 
 
 def _with_first_step(started: Started, at: float) -> Started:

@@ -10,15 +10,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from krzem.errors import LaunchError
 from krzem.run.contract import STOP
-from krzem.run.settings import Environment, Slurm
-from krzem.train.durable import write_atomic
+from krzem.run.settings import Environment, Scheduler, Slurm
+from krzem.run.untrusted import BadInputError, read_object, whole, words
+from krzem.train.durable import storing, write_atomic
 
 JOB = "job.json"
 PROCESS = "process.json"
 EXIT = "exit.json"
 SCRIPT = "job.sh"
 OUTPUT = "output.log"
+HOSTS = "hosts"
+"""The hosts of a job, the first one first, as its batch script found them."""
 
 
 class Phase(enum.StrEnum):
@@ -60,12 +64,26 @@ class Job:
     time_seconds: float | None = None
     exclude: Sequence[str] = ()
     """Hosts not to be used."""
+    pool: str = ""
+    launcher: str = "local"
+    scheduler: Scheduler | None = None
+    """How other schedulers than Slurm are asked."""
 
-    def write(self) -> None:
-        """Put ``job.json`` and the script into the job's folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    @property
+    def nodes(self) -> int:
+        """Hosts that it runs on."""
+        return self.slurm.nodes if self.scheduler is None else self.scheduler.nodes
+
+    def write(self, spread: Sequence[str] = ()) -> None:
+        """Put ``job.json`` and the script into the job's folder.
+
+        ``spread`` is the command that starts another once on each host of the job.
+        """
+        with storing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         value = {"name": self.name, "run_dir": str(self.run_dir), "token": self.token,
-                 "requeue": self.slurm.requeue}  # fmt: skip
+                 "requeue": self.slurm.requeue, "pool": self.pool, "launcher": self.launcher,
+                 "spread": list(spread), "nodes": self.nodes}  # fmt: skip
         write_atomic(self.folder / JOB, json.dumps(value).encode())
         write_atomic(self.folder / SCRIPT, self.script().encode())
 
@@ -83,8 +101,18 @@ class Job:
             "command -v module >/dev/null || . /etc/profile",
             f"module load {shlex.join(modules)}",
         ]
+        if self.scheduler is not None:
+            hosts = shlex.quote(str(self.folder / HOSTS))
+            exports.append(
+                f"export KRZEM_NODES={self.nodes} KRZEM_JOB={shlex.quote(self.name)} "
+                f"KRZEM_HOSTS={hosts} KRZEM_HEAD=$(head -n 1 {hosts})"
+            )
         lines = ["#!/bin/bash", "set -e", *(load if modules else []), *self.environment.setup]
         return "\n".join([*lines, *exports, f"exec {command}", ""])
+
+
+class SilentError(LaunchError):
+    """A scheduler that does not answer; jobs go on without it."""
 
 
 class JobLauncher(Protocol):
@@ -109,6 +137,9 @@ class JobLauncher(Protocol):
     def kill(self, job: Job, handle: Mapping[str, Any] | None) -> None:
         """End it and return when nothing of it lives; LaunchError if that cannot be made sure."""
 
+    def end_run(self, run_dir: Path, prefix: str) -> None:
+        """End every job of a run, whatever its number; their names begin with ``prefix``."""
+
     def memory_bytes(self, job: Job) -> int | None:
         """Memory that it holds on this host; None where this cannot be seen from here."""
 
@@ -120,12 +151,11 @@ def ask_by_file(job: Job, why: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON file; None where it is not there (atomic writes leave no half of one)."""
+    """A small JSON file; None where it is not there, or is something else."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return read_object(path)
+    except (OSError, BadInputError):
         return None
-    return value if isinstance(value, dict) else None
 
 
 def ended(job: Job) -> Look | None:
@@ -133,7 +163,12 @@ def ended(job: Job) -> Look | None:
     value = read_json(job.folder / EXIT)
     if value is None:
         return None
-    return Look(phase=Phase.ENDED, exit_code=int(value["code"]), detail=value.get("detail", ""))
+    try:
+        code = whole(value, "code", -255, 255)
+        detail = words(value, "detail") if "detail" in value else ""
+    except BadInputError as error:
+        return Look(phase=Phase.ENDED, exit_code=1, detail=f"its {EXIT} cannot be read: {error}")
+    return Look(phase=Phase.ENDED, exit_code=code, detail=detail)
 
 
 def as_json(value: Any) -> dict[str, Any]:

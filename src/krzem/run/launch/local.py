@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from krzem.errors import LaunchError
@@ -46,7 +49,10 @@ class LocalLauncher:
 
     def find(self, job: Job) -> Mapping[str, Any] | None:
         """The record that the supervisor left."""
-        return read_json(job.folder / PROCESS)
+        found = read_json(job.folder / PROCESS)
+        with contextlib.suppress(KeyError, ValueError, TypeError):
+            return found and {**found, **asdict(Identity.from_json(found))}
+        return None
 
     def look(self, job: Job, handle: Mapping[str, Any]) -> Look:
         """By exit code, else by whether the supervisor lives."""
@@ -64,6 +70,10 @@ class LocalLauncher:
     def kill(self, job: Job, handle: Mapping[str, Any] | None) -> None:
         """Every process of the run, the supervisor's children and orphans included."""
         end_all(job.run_dir)
+
+    def end_run(self, run_dir: Path, prefix: str) -> None:
+        """Every process of the run on this host."""
+        end_all(run_dir)
 
     def memory_bytes(self, job: Job) -> int | None:
         """All processes of the run."""

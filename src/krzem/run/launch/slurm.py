@@ -13,10 +13,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from krzem.errors import LaunchError
-from krzem.run.launch.job import EXIT, OUTPUT, PROCESS, Job, Look, Phase, ask_by_file, ended
+from krzem.run.launch.job import (
+    EXIT,
+    OUTPUT,
+    PROCESS,
+    Job,
+    Look,
+    Phase,
+    SilentError,
+    ask_by_file,
+    ended,
+)
 from krzem.run.processes import memory_bytes, of_run
 from krzem.train.durable import write_atomic
 
@@ -31,12 +42,13 @@ _LIVING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING
                      "RESIZING"})  # fmt: skip
 _HELD = "launch failed"
 """Reason of a job that Slurm could not start on its nodes and will not try again by itself."""
+_NEVER = frozenset({"PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "InvalidAccount",
+                    "InvalidQOS", "AssocMaxNodePerJobLimit", "QOSMaxNodePerJobLimit",
+                    "AssocMaxWallDurationPerJobLimit", "QOSMaxWallDurationPerJobLimit",
+                    "DependencyNeverSatisfied", "AccountNotAllowed", "QOSNotAllowed"})  # fmt: skip
+"""Reasons for which a job waits for ever: more nodes than a partition has, say."""
 NO_ANSWER = ("Unable to contact slurm", "Connection refused", "Socket timed out",
              "Unexpected message received", "timed out")  # fmt: skip
-
-
-class SlurmSilentError(LaunchError):
-    """Slurm's controller does not answer; jobs go on without it."""
 
 
 class SlurmLauncher:
@@ -52,7 +64,7 @@ class SlurmLauncher:
             (job.folder / name).unlink(missing_ok=True)
         script = job.folder / BATCH
         write_atomic(script, batch_script(job).encode())
-        answer = _ask(["sbatch", "--parsable", str(script)])
+        answer = _ask(["sbatch", "--parsable", *batch_options(job), str(script)])
         return {"job_id": answer.strip().split(";")[0]}
 
     def find(self, job: Job) -> Mapping[str, Any] | None:
@@ -66,12 +78,12 @@ class SlurmLauncher:
             return look
         try:
             state, reason = self._state(str(handle["job_id"]))
-        except SlurmSilentError as error:
+        except SilentError as error:
             return ended(job) or Look(phase=Phase.UNKNOWN, detail=str(error))
-        if state in _WAITING and _HELD in reason:
-            return Look(phase=Phase.GONE, detail=f"Slurm holds the job: {reason}")
+        if state in _WAITING and (_HELD in reason or reason in _NEVER):
+            return Look(phase=Phase.GONE, detail=f"Slurm will not start the job: {reason}")
         if state in _WAITING:
-            return Look(phase=Phase.PENDING, detail=reason)
+            return Look(phase=Phase.PENDING, detail=f"{state} ({reason})")
         if state in _LIVING:
             return Look(phase=Phase.RUNNING)
         return ended(job) or Look(phase=Phase.GONE, detail=f"Slurm: {state} {reason}".strip())
@@ -92,6 +104,21 @@ class SlurmLauncher:
                 return
             if time.monotonic() > limit:
                 raise LaunchError(f"Slurm jobs {', '.join(alive)} of {job.name} do not end")
+            _ask(["scancel", "--full", "--signal=KILL", *alive], quiet=True)
+            _ask(["scancel", *alive], quiet=True)
+            time.sleep(0.2)
+
+    def end_run(self, run_dir: Path, prefix: str) -> None:
+        """Cancel every job whose name begins with ``prefix`` and wait until none is left."""
+        limit = time.monotonic() + ENDING_SECONDS
+        while True:
+            lines = _ask(["squeue", "--noheader", "--format=%i|%j"]).splitlines()
+            named = (line.partition("|") for line in lines)
+            alive = [number for number, _, name in named if name.startswith(prefix)]
+            if not alive:
+                return
+            if time.monotonic() > limit:
+                raise LaunchError(f"Slurm jobs {', '.join(alive)} of {run_dir} do not end")
             _ask(["scancel", "--full", "--signal=KILL", *alive], quiet=True)
             _ask(["scancel", *alive], quiet=True)
             time.sleep(0.2)
@@ -124,21 +151,21 @@ class SlurmLauncher:
 
 
 def batch_script(job: Job) -> str:
-    """The file for sbatch: options, then the supervisor."""
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in batch_options(job))]
+    """The file for sbatch: how it is submitted, as a comment, then the supervisor."""
+    lines = ["#!/bin/bash", f"# {shlex.join(['sbatch', *batch_options(job)])} {BATCH}"]
     lines += [f"export {k}={shlex.quote(v)}" for k, v in sorted(job.variables.items())]
     supervisor = [sys.executable, "-m", "krzem.run.launch.supervise", str(job.folder), "--slurm"]
     return "\n".join([*lines, f"exec {shlex.join(supervisor)}", ""])
 
 
 def batch_options(job: Job) -> list[str]:
-    """Options of sbatch, as its script writes them."""
+    """Options of sbatch: words of a command line, so that no character in them needs quoting."""
     s = job.slurm
     options = [
         f"--job-name={job.name}",
         f"--nodes={s.nodes}",
         "--ntasks-per-node=1",
-        f"--output={job.folder / OUTPUT}",
+        f"--output={str(job.folder / OUTPUT).replace('%', '%%')}",
         "--open-mode=append",
         f"--signal=B:USR1@{max(1, round(s.notice_seconds))}",
         "--requeue" if s.requeue else "--no-requeue",
@@ -156,7 +183,7 @@ def batch_options(job: Job) -> list[str]:
 def _ask(command: Sequence[str], *, quiet: bool = False) -> str:
     """What a Slurm command prints; ``quiet`` takes a refusal for an empty answer.
 
-    Raises SlurmSilentError where Slurm does not answer, LaunchError where it refuses.
+    Raises SilentError where Slurm does not answer, LaunchError where it refuses.
     """
     try:
         done = subprocess.run(
@@ -169,11 +196,11 @@ def _ask(command: Sequence[str], *, quiet: bool = False) -> str:
             "from a machine where Slurm's commands work"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmSilentError(f"{command[0]} did not answer in {ANSWER_SECONDS:.0f} s") from None
+        raise SilentError(f"{command[0]} did not answer in {ANSWER_SECONDS:.0f} s") from None
     if done.returncode == 0:
         return done.stdout
     if any(sign in done.stderr for sign in NO_ANSWER):
-        raise SlurmSilentError(f"Slurm does not answer: {done.stderr.strip()[-200:]}")
+        raise SilentError(f"Slurm does not answer: {done.stderr.strip()[-200:]}")
     if quiet:
         return ""
     raise LaunchError(f"`{shlex.join(command)}` was refused: {done.stderr.strip()[-500:]}")

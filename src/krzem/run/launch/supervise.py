@@ -30,13 +30,16 @@ from krzem.run.contract import (
     read_fence,
 )
 from krzem.run.processes import Identity
+from krzem.run.untrusted import read_object
 from krzem.train.durable import write_atomic
 
 _PR_SET_PDEATHSIG = 1
+EXIT_UNUSABLE = 69
+"""The job got other hosts than it needs."""
 
 
 def main(arguments: list[str]) -> int:
-    """``FOLDER [--detach] [--slurm]``; returns the job's exit code."""
+    """``FOLDER [--detach] [--slurm | --notice]``; returns the job's exit code."""
     folder = Path(arguments[0])
     if "--detach" in arguments:
         _detach(folder / "output.log")
@@ -48,7 +51,7 @@ class _Supervisor:
     def __init__(self, folder: Path, *, slurm: bool) -> None:
         self.folder = folder
         self.slurm = slurm
-        self.job = json.loads((folder / "job.json").read_bytes())
+        self.job = read_object(folder / "job.json")
         self.child: subprocess.Popen[bytes] | None = None
         self.noticed = False
 
@@ -58,11 +61,13 @@ class _Supervisor:
         identity = Identity.of(os.getpid())
         if identity is not None:
             write_atomic(self.folder / "process.json", json.dumps(asdict(identity)).encode())
+        if self.slurm and (fault := self._too_few_nodes()):
+            return self._leave(EXIT_UNUSABLE, fault)
         newest = read_fence(Path(self.job["run_dir"]))
         if newest > self.job["token"]:
             detail = f"token {self.job['token']} is older than {newest}: not started"
             return self._leave(EXIT_FENCED, detail)
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
         code = self._child()
         # torchrun says 1 for whatever its ranks said.
@@ -72,13 +77,26 @@ class _Supervisor:
         command = ["bash", str(self.folder / "job.sh")]
         if self.slurm and int(os.environ.get("SLURM_NNODES", "1")) > 0:
             command = ["srun", "--kill-on-bad-exit=1", *command]
+        command = [*self.job.get("spread", []), *command]
         environment = {**os.environ, **self._resume()}
-        self.child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)
+        self.child = subprocess.Popen(command, env=environment, preexec_fn=self._in_child)
         while True:
             try:
                 return self.child.wait()
             except InterruptedError:
                 continue
+
+    def _in_child(self) -> None:
+        """The trainer ends with this process, and not by the notice of Grid Engine."""
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        _die_with_parent()
+
+    def _too_few_nodes(self) -> str:
+        """Slurm may start a job again on the nodes that are left: the layout needs all of them."""
+        asked, got = int(self.job.get("nodes", 0)), int(os.environ.get("SLURM_NNODES") or 0)
+        if got == 0 or got >= asked:
+            return ""
+        return f"{got} nodes were given, {asked} are asked for: nothing is started on them"
 
     def _resume(self) -> dict[str, str]:
         """A job that was queued again goes on from what its earlier start has saved."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from krzem.errors import RunError
-from krzem.run.settings import Launcher, Pool
+from krzem.run.settings import SLURM, Pool
 
 _PORT_FIRST, _PORTS = 20_000, 20_000
 PLACEHOLDERS = ("attempt", "layout", "pool", "precision", "ranks", "run_dir", "run_toml", "token")
@@ -49,12 +49,21 @@ def _torchrun(pool: Pool, token: str) -> list[str]:
     """One process needs no torchrun; one host needs no meeting point."""
     python = shlex.quote(sys.executable)
     run = [python, "-m", "torch.distributed.run"]
-    if pool.launcher is Launcher.LOCAL or pool.slurm.nodes == 1:
+    if pool.nodes == 1:
         if pool.ranks == 1:
             return [python]
         return [*run, "--standalone", f"--nproc-per-node={pool.ranks}"]
-    head = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
     port = _PORT_FIRST + int(token) % _PORTS
+    head = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+    if pool.launcher != SLURM:
+        return [
+            *run,
+            '--nnodes="$KRZEM_NODES"',
+            f"--nproc-per-node={pool.ranks // pool.nodes}",
+            "--rdzv-backend=c10d",
+            f'--rdzv-id="$KRZEM_JOB-{token}"',
+            f'--rdzv-endpoint="$KRZEM_HEAD:{port}"',
+        ]
     return [
         *run,
         '--nnodes="$SLURM_NNODES"',

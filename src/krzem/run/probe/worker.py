@@ -11,12 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from krzem.run.launch.commands import node_rank
+
 
 def main(arguments: list[str]) -> int:
     """The first exit code that is not 0, or 0."""
     folder, per_host, world = arguments[0], int(arguments[1]), int(arguments[2])
     seconds, use = arguments[3], arguments[4]
-    first = int(os.environ.get("SLURM_NODEID", "0")) * per_host
+    node = os.environ.get("SLURM_NODEID")
+    first = (node_rank() if node is None else int(node)) * per_host
     Path(folder).mkdir(parents=True, exist_ok=True)
     started = [
         subprocess.Popen(

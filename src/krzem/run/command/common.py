@@ -1,0 +1,55 @@
+"""What the verbs of a run share: how it is named, its report, and a request to stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from krzem.errors import KrzemError, RunError, StorageError
+from krzem.run.ledger import LEDGER, Ledger, Reader
+from krzem.run.page import report_page
+from krzem.run.run_file import read_run
+from krzem.run.story import tell
+from krzem.train.durable import write_atomic
+
+REPORT = "report.html"
+
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+RUN = click.argument("run", type=click.Path(path_type=Path, exists=True))
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a run, given itself or its run file; RunError where it has not begun."""
+    folder = path if path.is_dir() else read_run(path).folder
+    if not (folder / LEDGER).exists():
+        raise RunError(f"{folder} holds no run (it has no {LEDGER}): begin it with `krzem run`")
+    return folder
+
+
+def ask_to_stop(folder: Path, how: str) -> None:
+    ledger = Ledger(folder)
+    try:
+        ledger.request_stop(how)
+    finally:
+        ledger.close()
+
+
+def write_report(folder: Path) -> None:
+    """Write the HTML report of the run in ``folder``; without the extra, say so in its place.
+
+    Raises StorageError where the disk does not take it.
+    """
+    story = tell(folder)
+    with Reader(folder) as reader:
+        pool_of = {attempt.id: attempt.pool for attempt in reader.attempts()}
+    try:
+        text = report_page(story.as_dict(), pool_of)
+    except StorageError:
+        raise
+    except KrzemError as error:
+        raise RunError(str(error)) from None
+    write_atomic(folder / REPORT, text.encode())
