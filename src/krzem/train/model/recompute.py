@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -10,8 +11,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import (
     CheckpointPolicy,
+    _CachedTorchDispatchMode,
+    _CachingTorchDispatchMode,
     checkpoint,
-    create_selective_checkpoint_contexts,
 )
 
 from krzem.layout.layout import Recompute
@@ -86,8 +88,8 @@ def _checkpoint(function: Callable[..., Tensor], contexts: Contexts, *args: Any)
 
 
 def _keep_products() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    keep, again = create_selective_checkpoint_contexts(_policy)
-    return keep, _both(again)
+    storage: dict[Any, dict[int, Any]] = defaultdict(dict)
+    return _Keep(_must_save, storage), _both(_TakeKept(None, storage))
 
 
 @contextmanager
@@ -96,8 +98,33 @@ def _both(inner: AbstractContextManager[Any]) -> Iterator[None]:
         yield
 
 
-def _policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+class _Keep(_CachingTorchDispatchMode):
+    """Keeps the results of the operators named, and lets every other one pass uncounted.
+
+    torch's own modes demand that *every* operator runs as often the second time as the first.
+    What FSDP's hooks and collectives run inside a layer does not: it depends on what is gathered.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _is_kept(func):
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+class _TakeKept(_CachedTorchDispatchMode):
+    """Gives the results that :class:`_Keep` kept, in the same order."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _is_kept(func):
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _must_save(*_: Any, **__: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE
+
+
+def _is_kept(op: Any) -> bool:
     # An ``out`` overload writes into a tensor that is not its own: nothing to keep.
     owns = getattr(op, "_overloadname", "") != "out"
-    kept = owns and str(getattr(op, "overloadpacket", op)) in _KEPT
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    return owns and str(getattr(op, "overloadpacket", op)) in _KEPT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -149,6 +150,7 @@ def _stage(
     shape = _residual(model, ids)
     residual = torch.empty(shape, dtype=model.dtype, device="meta", requires_grad=True)
     loss = torch.empty((), device="meta", requires_grad=True)
+    whole = index == count - 1 and _meets_twice(model)
     return PipelineStage(
         model,
         index,
@@ -157,4 +159,21 @@ def _stage(
         input_args=(ids if index == 0 else residual,),
         output_args=(loss if index == count - 1 else residual,),
         group=axis.group,
+        dw_builder=_nothing_later if whole else None,
     )
+
+
+def _meets_twice(model: Transformer) -> bool:
+    """Whether paths from several weights of a last stage to its loss meet behind each other.
+
+    torch's split of a backward pass into inputs and weights walks such a part of the graph once
+    for each group of weights, the second time after its saved tensors were freed.  MTP modules
+    that continue from each other and share an embedding make one.
+    """
+    arch = model.spec.arch
+    return arch.mtp_layers > 1 or (arch.mtp_layers == 1 and arch.tied_embeddings)
+
+
+def _nothing_later() -> Callable[[], None]:
+    """What is left of a backward pass that computed inputs and weights together."""
+    return lambda: None
