@@ -9,7 +9,7 @@ import numpy as np
 
 from krzem.layout.arrays import CONTEXTS, RECOMPUTES, SCHEDULES, Layouts
 from krzem.layout.rules import Problem
-from krzem.model.architecture import Architecture, AttentionKind, RouterKind
+from krzem.model.architecture import Architecture, AttentionKind, RecurrenceKind, RouterKind
 
 Array = Any
 
@@ -68,9 +68,20 @@ def problem_values(problem: Problem) -> dict[str, Any]:
 PARTS = (
     "gqa", "mla", "shared-kv", "moe", "shared-experts", "mtp", "indexer", "sinks", "window",
     "hyper-connections", "compressed-attention", "hash-layers", "sandwich-norm", "qk-norm",
-    "learned-positions", "tied", "bias",
+    "learned-positions", "tied", "bias", "state-space", "delta-attention", "lightning-attention",
+    "short-convolution", "recurrence", "chunked-attention", "kv-sharing", "zero-experts",
+    "latent-experts", "output-gate", "family-code",
 )  # fmt: skip
-"""Model parts that an engine may have or lack."""
+"""Model parts that an engine may have or lack; ``family-code`` is what no shape says."""
+MIXERS = {
+    RecurrenceKind.MAMBA: "state-space", RecurrenceKind.MAMBA2: "state-space",
+    RecurrenceKind.DELTA: "delta-attention", RecurrenceKind.KEY_DELTA: "delta-attention",
+    RecurrenceKind.LIGHTNING: "lightning-attention",
+    RecurrenceKind.CONVOLUTION: "short-convolution",
+    RecurrenceKind.MLSTM: "recurrence", RecurrenceKind.RGLRU: "recurrence",
+    RecurrenceKind.WKV: "recurrence",
+}  # fmt: skip
+"""The part that a recurrent mixer is."""
 
 
 def model_values(arch: Architecture) -> dict[str, Any]:
@@ -105,5 +116,12 @@ def parts_of(arch: Architecture) -> frozenset[str]:
         "learned-positions": arch.learned_positions > 0,
         "tied": arch.tied_embeddings,
         "bias": any(a.out_bias for a in attention) or any(f.bias for f in blocks),
+        "chunked-attention": any(a.chunk for a in attention),
+        "kv-sharing": any(a.shares_kv for a in attention),
+        "zero-experts": any(f.zero_experts for f in blocks),
+        "latent-experts": any(f.input_width for f in blocks),
+        "output-gate": any(a.matrices for a in attention),
+        "family-code": arch.particular,
     }
-    return frozenset(name for name, present in has.items() if present)
+    found = frozenset(name for name, present in has.items() if present)
+    return found | {MIXERS[r.kind] for r in arch.recurrences}

@@ -8,7 +8,7 @@ of elements; nothing here knows about devices, precision or layout.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class AttentionKind(enum.StrEnum):
@@ -20,6 +20,39 @@ class AttentionKind(enum.StrEnum):
     """Multi-head latent attention (DeepSeek V2, V3): low-rank q, compressed kv, rope part apart."""
     SHARED_KV = "shared-kv"
     """One key-value head shared by all queries, low-rank q, grouped output projection (V4)."""
+    NONE = "none"
+    """The layer holds no attention: it is a recurrence, or a feed-forward network alone."""
+
+
+class Cut(enum.IntEnum):
+    """How tensor parallelism cuts a matrix: not at all, by its outputs, by its inputs."""
+
+    WHOLE = 0
+    OUTPUTS = 1
+    INPUTS = 2
+
+
+class RecurrenceKind(enum.StrEnum):
+    """Token mixers whose state does not grow with the sequence."""
+
+    DELTA = "gated-delta"
+    """Gated delta net: a decay per head, and the delta rule (arXiv 2412.06464)."""
+    KEY_DELTA = "key-gated-delta"
+    """Kimi delta attention: a decay per key channel, and the delta rule (arXiv 2510.26692)."""
+    LIGHTNING = "lightning"
+    """Lightning attention: linear attention with a fixed decay per head (arXiv 2401.04658)."""
+    MAMBA = "mamba"
+    """Selective scan over a diagonal state per channel (arXiv 2312.00752)."""
+    MAMBA2 = "mamba-2"
+    """State space duality: a decay per head (arXiv 2405.21060)."""
+    MLSTM = "mlstm"
+    """Matrix memory with exponential gates (xLSTM, arXiv 2405.04517)."""
+    RGLRU = "rg-lru"
+    """Gated linear recurrence with one state per channel (Griffin, arXiv 2402.19427)."""
+    WKV = "wkv"
+    """RWKV's decayed average over the past, per channel (arXiv 2305.13048)."""
+    CONVOLUTION = "convolution"
+    """A short gated causal convolution (LFM2, arXiv 2511.23404): no state beyond its taps."""
 
 
 class RouterKind(enum.StrEnum):
@@ -30,6 +63,49 @@ class RouterKind(enum.StrEnum):
     SQRT_SOFTPLUS = "sqrt-softplus"
     HASH = "hash"
     """A fixed table from token id to expert; the gate that weighs them is still computed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """A weight matrix that every token is multiplied with, ``count`` of them."""
+
+    inputs: int
+    outputs: int
+    cut: Cut = Cut.WHOLE
+    count: int = 1
+
+    @property
+    def elements(self) -> int:
+        """Weights in all of them."""
+        return self.inputs * self.outputs * self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recurrence:
+    """A token mixer with a state of fixed size: ``heads`` states of ``key_dim`` x ``value_dim``."""
+
+    kind: RecurrenceKind
+    heads: int
+    """States of a token: value heads, or channels where the state is diagonal."""
+    key_heads: int
+    """Heads (groups) of keys and queries; every ``heads / key_heads`` states share one."""
+    key_dim: int
+    value_dim: int
+    matrices: tuple[Matrix, ...] = ()
+    """Projections in, of gates and out."""
+    conv_channels: int = 0
+    conv_taps: int = 0
+    """Short depthwise convolution before the mixing: channels and taps."""
+    vectors: int = 0
+    """Biases, decays, time steps and norms."""
+    chunk: int = 64
+    """Tokens that the chunked kernel multiplies as one block."""
+
+    @property
+    def state(self) -> int:
+        """Elements of the state of one sequence."""
+        taps = self.conv_channels * max(self.conv_taps - 1, 0)
+        return self.heads * self.key_dim * self.value_dim + taps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +146,18 @@ class Attention:
     output_groups: int | None = None
     output_lora_rank: int | None = None
     """Rank *per group* of the grouped output projection (V4)."""
+    chunk: int | None = None
+    """Tokens of a block that a query does not look out of (Llama 4); None: no blocks."""
+    shares_kv: bool = False
+    """True where keys and values are those of an earlier layer: no projections of its own."""
+    values_are_keys: bool = False
+    """True where one projection gives keys and values."""
+    input_width: int | None = None
+    """What q, k and v read where it is not the hidden width (Zamba joins two streams)."""
+    matrices: tuple[Matrix, ...] = ()
+    """Further matrices: output gates, low-rank convolutions, projections of positions."""
+    vectors: int = 0
+    """Further trained elements that are no matrices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +182,16 @@ class FeedForward:
     """Groups of experts for group-limited routing."""
     groups_per_token: int = 1
     """Groups one token may reach; 1 of 1 means no limit."""
+    zero_experts: int = 0
+    """Experts that pass a token on unchanged: the router scores them, nothing is computed."""
+    input_width: int | None = None
+    """What a routed expert reads and writes where it is not the hidden width (Nemotron 3)."""
+    router_width: int | None = None
+    """What the router's last matrix reads where it is not the hidden width (Zaya)."""
+    matrices: tuple[Matrix, ...] = ()
+    """Further matrices beside the experts or the dense network."""
+    vectors: int = 0
+    """Further trained elements that are no matrices."""
 
     @property
     def is_moe(self) -> bool:
@@ -109,6 +207,13 @@ class Layer:
     feed_forward: FeedForward
     norms: int = 2
     """Weight vectors of width ``hidden`` in the layer's norms (4 with sandwich norms)."""
+    recurrence: Recurrence | None = None
+    """A recurrent mixer, instead of attention or (Falcon-H1) beside it."""
+    matrices: tuple[Matrix, ...] = ()
+    """Matrices of the layer outside attention, recurrence and feed-forward network."""
+    vectors: int = 0
+    reuses: bool = False
+    """True where attention and network are those of an earlier layer: computed, not held again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,15 +244,37 @@ class Architecture:
     mtp_layers: int = 0
     """Multi-token-prediction modules, each a layer like the last plus a 2h x h projection."""
     mtp_layer: Layer | None = None
+    final_norms: int = 1
+    """Norms of the hidden width outside the layers."""
+    embedding_width: int | None = None
+    """Width of the embedding and the head where it is not the hidden width (OPT-350M)."""
+    outside_matrices: int = 0
+    """Elements of matrices outside the layers that every token is multiplied with."""
+    outside_tables: int = 0
+    """Elements of further embedding tables, which a token only reads a row of."""
+    outside_vectors: int = 0
+    """Biases of the head, scales and other elements outside the layers."""
     hyper_connections: int = 1
     """Residual streams; more than one for manifold-constrained hyper-connections (V4: 4)."""
+    streams_mix: bool = True
+    """False where streams are only collapsed and fed, and not mixed with each other (Hunyuan 4)."""
+    particular: bool = False
+    """Whether layers compute something that these shapes do not say, so that an engine has to know
+    the family: places of norms, multipliers, activations, layers side by side."""
     source: str = ""
     """Where the config comes from."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What the reader took for granted, left out or did not read, in sentences."""
 
     @property
     def layers(self) -> int:
         """Transformer layers, without multi-token-prediction modules."""
         return sum(run.count for run in self.runs)
+
+    @property
+    def embedded(self) -> int:
+        """Width of the embedding and the head."""
+        return self.embedding_width or self.hidden
 
     @property
     def is_moe(self) -> bool:
@@ -161,6 +288,18 @@ class Architecture:
             counts[run.layer] = counts.get(run.layer, 0) + run.count
         return tuple(counts.items())
 
+    @property
+    def recurrences(self) -> tuple[Recurrence, ...]:
+        """The distinct recurrent mixers."""
+        found = (run.layer.recurrence for run in self.runs)
+        return tuple(dict.fromkeys(r for r in found if r is not None))
+
     def expanded(self) -> tuple[Layer, ...]:
         """Every layer in order (``layers`` entries)."""
         return tuple(run.layer for run in self.runs for _ in range(run.count))
+
+
+NO_ATTENTION = Attention(kind=AttentionKind.NONE, heads=0, kv_heads=0, head_dim=0, value_dim=0)
+"""What a layer without attention holds in its place."""
+NO_NETWORK = FeedForward(width=0)
+"""What a layer without a feed-forward network holds in its place."""

@@ -24,7 +24,7 @@ def load_config(path: str | os.PathLike[str]) -> tuple[dict[str, object], Path]:
 
 
 def parse_config(text: bytes, where: str) -> dict[str, object]:
-    """The JSON object in ``text``; duplicate keys, NaN and infinity are refused."""
+    """The JSON object in ``text``; duplicate keys and NaN are refused."""
     try:
         value = json.loads(
             text.decode("utf-8-sig"),
@@ -92,6 +92,9 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _no_constants(text: str) -> object:
+    # transformers itself writes Infinity for open limits of time steps (time_step_limit).
+    if text in ("Infinity", "-Infinity"):
+        return float(text)
     raise ValueError(f"{text} is not a number that a config can hold")
 
 

@@ -47,7 +47,7 @@ class Fields:
         """A whole number from ``low`` to ``high``."""
         value = self.optional_count(*names, default=default, low=low, high=high)
         if value is None:
-            self._missing(names)
+            self.missing(names)
         return value
 
     def optional_count(
@@ -58,10 +58,10 @@ class Fields:
         high: int = MAX_COUNT,
     ) -> int | None:
         """As ``count``; ``null`` gives None where the key is there, ``default`` where it is not."""
-        key, value = self._find(names)
+        key, value = self.find(names)
         if key is None:
             if isinstance(default, Missing):
-                self._missing(names)
+                self.missing(names)
             return default
         if value is None:
             return None
@@ -73,7 +73,7 @@ class Fields:
 
     def flag(self, *names: str, default: bool) -> bool:
         """true or false."""
-        key, value = self._find(names)
+        key, value = self.find(names)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -82,7 +82,7 @@ class Fields:
 
     def fraction(self, *names: str) -> float | None:
         """A number in (0, 1], or None where the field is absent."""
-        key, value = self._find(names)
+        key, value = self.find(names)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
@@ -91,7 +91,7 @@ class Fields:
 
     def choice(self, *names: str, among: Collection[str], default: str) -> str:
         """One of the words ``among``."""
-        key, value = self._find(names)
+        key, value = self.find(names)
         if value is None:
             return default
         return self._word(value, among, repr(key))
@@ -142,7 +142,8 @@ class Fields:
             self.fail(f"{where} is {show(value)}; supported: {', '.join(sorted(among))}")
         return value
 
-    def _find(self, names: tuple[str, ...]) -> tuple[str | None, object]:
+    def find(self, names: tuple[str, ...]) -> tuple[str | None, object]:
+        """The first of ``names`` that the config has, with its value; (None, None) for none."""
         present = [(name, self.raw[name]) for name in names if name in self.raw]
         given = [(name, value) for name, value in present if value is not None]
         if len(given) > 1 and any(value != given[0][1] for _, value in given):
@@ -152,7 +153,8 @@ class Fields:
             return given[0]
         return present[0] if present else (None, None)
 
-    def _missing(self, names: tuple[str, ...]) -> NoReturn:
+    def missing(self, names: tuple[str, ...]) -> NoReturn:
+        """Raise a ModelError for a field that has to be there."""
         if names[0] in self.raw:
             self.fail(f"the field {names[0]!r} is null; give its value")
         close = nearest(names[0], (key for key in self.raw if isinstance(key, str)), count=2)

@@ -19,13 +19,22 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from krzem.errors import GoalError
-from krzem.model.architecture import Architecture, Attention, Layer
+from krzem.model.architecture import (
+    Architecture,
+    Attention,
+    FeedForward,
+    Layer,
+    Recurrence,
+    RecurrenceKind,
+)
 from krzem.model.keys import check_sequence, mean_keys, mean_scored
 from krzem.model.weights import (
     attention_weights,
     expert_weights,
+    further,
     hyper_weights,
     indexer_weights,
+    recurrence_weights,
     router_weights,
     shared_weights,
     stream_head_weights,
@@ -84,14 +93,15 @@ def flops_by_part(
         raise GoalError(f"unknown attention FLOPs {attention!r}; choose causal, full or none")
     kinds = arch.kinds()
     collapse = 2.0 * stream_head_weights(arch.hyper_connections, arch.hidden).matrices
-    head = 2.0 * arch.hidden * arch.vocab if logits else 0.0
+    head = 2.0 * arch.embedded * arch.vocab if logits else 0.0
     linear = sum(linear_flops(layer, arch) * times for layer, times in kinds) + collapse
-    scores = sum(score_flops(layer.attention, sequence, attention) * n for layer, n in kinds)
+    linear += 2.0 * arch.outside_matrices
+    scores = sum(mixing_flops(layer, sequence, attention) * n for layer, n in kinds)
     extra = 0.0
     if mtp and arch.mtp_layer is not None:
         join = 4.0 * arch.hidden * arch.hidden
-        layer_flops = linear_flops(arch.mtp_layer, arch) + score_flops(
-            arch.mtp_layer.attention, sequence, attention
+        layer_flops = linear_flops(arch.mtp_layer, arch) + mixing_flops(
+            arch.mtp_layer, sequence, attention
         )
         extra = arch.mtp_layers * (layer_flops + join + collapse + head)
     return ModelFlops(
@@ -105,17 +115,45 @@ def flops_by_part(
 def linear_flops(layer: Layer, arch: Architecture) -> float:
     """Forward FLOPs per token in the weights of one layer."""
     hidden, mlp, streams = arch.hidden, layer.feed_forward, arch.hyper_connections
-    experts = mlp.experts_per_token if mlp.is_moe else 1
+    experts = computed_experts(mlp) if mlp.is_moe else 1.0
     used = (
         attention_weights(layer.attention, hidden)
         + indexer_weights(layer.attention, hidden)
-        + expert_weights(mlp, hidden) * experts
         + shared_weights(mlp, hidden)
+        + recurrence_weights(layer.recurrence)
+        + further((*layer.matrices, *mlp.matrices), 0)
         + router_weights(mlp, hidden)
-        + hyper_weights(streams, hidden) * 2
+        + hyper_weights(streams, hidden, arch.streams_mix) * 2
     )
-    mixing = 2 * streams * streams * hidden if streams > 1 else 0
-    return 2.0 * (used.matrices + mixing)
+    mixing = 2 * streams * streams * hidden if streams > 1 and arch.streams_mix else 0
+    return 2.0 * (used.matrices + expert_weights(mlp, hidden).matrices * experts + mixing)
+
+
+def computed_experts(mlp: FeedForward) -> float:
+    """Experts that compute for a token: those it is routed to, less the zero experts among them.
+
+    With balanced routing every expert, of either kind, is as likely as any other.
+    """
+    return mlp.experts_per_token * mlp.experts / (mlp.experts + mlp.zero_experts)
+
+
+def mixing_flops(layer: Layer, sequence: int, rule: AttentionFlops = "causal") -> float:
+    """Forward FLOPs per token of scores and of the states of one layer's mixers."""
+    scores = score_flops(layer.attention, sequence, rule)
+    if layer.recurrence is None or rule == "none":
+        return scores
+    return scores + state_flops(layer.recurrence)
+
+
+def state_flops(recurrence: Recurrence) -> float:
+    """Forward FLOPs per token of a recurrence, run token by token.
+
+    Per state of key width ``k`` and value width ``v``: ``2 k v`` to read it and ``2 k v`` to add
+    to it; the delta rule reads it once more before it writes (``2 k v``). A chunked kernel
+    computes more (:mod:`krzem.model.branches`); the difference is no model FLOPs.
+    """
+    passes = 3 if recurrence.kind in (RecurrenceKind.DELTA, RecurrenceKind.KEY_DELTA) else 2
+    return 2.0 * passes * recurrence.heads * recurrence.key_dim * recurrence.value_dim
 
 
 def score_flops(attention: Attention, sequence: int, rule: AttentionFlops = "causal") -> float:

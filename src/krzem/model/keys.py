@@ -24,6 +24,8 @@ def mean_keys(attention: Attention, sequence: int, causal: bool = True) -> float
 def keys_by_branch(attention: Attention, sequence: int, causal: bool = True) -> tuple[float, float]:
     """Mean keys per query of single tokens, and of compressed entries (0 where there are none)."""
     check_sequence(sequence)
+    if attention.chunk:
+        return mean_in_chunks(sequence, attention.chunk, causal), 0.0
     window = attention.window or sequence
     topk = attention.indexer.topk if attention.indexer else sequence
     if attention.kind is not AttentionKind.SHARED_KV:
@@ -53,6 +55,15 @@ def mean_visible(sequence: int, *, limit: int, stride: int = 1, causal: bool = T
     if not causal:
         return float(entries)
     return entries * (2 * (sequence + 1) - stride * (entries + 1)) / (2 * sequence)
+
+
+def mean_in_chunks(sequence: int, chunk: int, causal: bool = True) -> float:
+    """As ``mean_visible`` where no query looks out of its block of ``chunk`` tokens."""
+    whole, rest = divmod(sequence, chunk)
+    parts = [(whole * chunk, chunk)] + ([(rest, rest)] if rest else [])
+    if not causal:
+        return float(min(sequence, chunk))
+    return sum(share * (length + 1) / 2 for share, length in parts) / sequence
 
 
 def check_sequence(sequence: int) -> None:

@@ -19,8 +19,10 @@ from krzem.model.architecture import Architecture, Layer
 from krzem.model.weights import (
     attention_weights,
     expert_weights,
+    further,
     hyper_weights,
     indexer_weights,
+    recurrence_weights,
     router_weights,
     shared_weights,
     stream_head_weights,
@@ -35,6 +37,8 @@ class LayerParameters:
     """Projections, their biases and inner norms, sinks, compressor and indexer."""
     indexer: int
     """The part of ``attention`` that picks keys."""
+    recurrence: int
+    """Projections, convolution, decays and norms of a recurrent mixer."""
     dense: int
     routed_experts: int
     shared_experts: int
@@ -49,6 +53,7 @@ class LayerParameters:
         """All weights of the layer."""
         return (
             self.attention
+            + self.recurrence
             + self.dense
             + self.routed_experts
             + self.shared_experts
@@ -72,6 +77,8 @@ class ParameterCount:
     attention: int
     """All attention weights but the indexers."""
     indexer: int
+    recurrence: int
+    """Recurrent mixers: state space layers, linear attention, short convolutions."""
     dense_mlp: int
     routed_experts: int
     shared_experts: int
@@ -117,16 +124,18 @@ def count(arch: Architecture) -> ParameterCount:
         name: sum(getattr(layer, name) * times for layer, times in kinds)
         for name in (f.name for f in fields(LayerParameters))
     }
-    embedding = (arch.vocab + arch.learned_positions) * arch.hidden
-    head = 0 if arch.tied_embeddings else arch.vocab * arch.hidden
+    embedding = arch.vocab * arch.embedded + arch.learned_positions * arch.hidden
+    embedding += arch.outside_tables
+    head = 0 if arch.tied_embeddings else arch.vocab * arch.embedded
     streams = stream_head_weights(arch.hyper_connections, arch.hidden).total
-    norm = norm_parameters(arch)
+    norm = arch.final_norms * norm_parameters(arch) + arch.outside_matrices + arch.outside_vectors
     total = embedding + head + sum(layer.total * times for layer, times in kinds) + norm + streams
     mtp, idle = _mtp(arch)
     return ParameterCount(
         embedding=embedding,
         attention=layers["attention"] - layers["indexer"],
         indexer=layers["indexer"],
+        recurrence=layers["recurrence"],
         dense_mlp=layers["dense"],
         routed_experts=layers["routed_experts"],
         shared_experts=layers["shared_experts"],
@@ -142,20 +151,23 @@ def count(arch: Architecture) -> ParameterCount:
 
 
 def layer_parameters(layer: Layer, arch: Architecture) -> LayerParameters:
-    """The trained weights of one layer of ``arch``."""
-    hidden, mlp = arch.hidden, layer.feed_forward
+    """The trained weights of one layer of ``arch``; what it reuses of another counts nothing."""
+    hidden, mlp, held = arch.hidden, layer.feed_forward, 0 if layer.reuses else 1
     indexer = indexer_weights(layer.attention, hidden).total
-    expert = expert_weights(mlp, hidden).total
+    expert = expert_weights(mlp, hidden).total * held
+    beside = further(mlp.matrices, mlp.vectors).total * held
+    own = further(layer.matrices, layer.vectors).total
     return LayerParameters(
-        attention=attention_weights(layer.attention, hidden).total + indexer,
+        attention=attention_weights(layer.attention, hidden).total * held + indexer,
         indexer=indexer,
-        dense=0 if mlp.is_moe else expert,
+        recurrence=recurrence_weights(layer.recurrence).total,
+        dense=(0 if mlp.is_moe else expert + beside) + own,
         routed_experts=mlp.experts * expert,
-        shared_experts=shared_weights(mlp, hidden).total,
-        router=router_weights(mlp, hidden).total,
+        shared_experts=shared_weights(mlp, hidden).total * held + (beside if mlp.is_moe else 0),
+        router=router_weights(mlp, hidden).total * held,
         norms=layer.norms * norm_parameters(arch),
-        hyper=2 * hyper_weights(arch.hyper_connections, hidden).total,
-        idle_experts=(mlp.experts - mlp.experts_per_token) * expert,
+        hyper=2 * hyper_weights(arch.hyper_connections, hidden, arch.streams_mix).total,
+        idle_experts=max(0, mlp.experts - mlp.experts_per_token) * expert,
     )
 
 

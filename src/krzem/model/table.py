@@ -11,19 +11,29 @@ are kept apart, because leading dense layers make pipeline stages unequal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from krzem.model.architecture import Architecture, Attention, AttentionKind, FeedForward, Layer
-from krzem.model.branches import branches
+from krzem.model.architecture import (
+    Architecture,
+    Attention,
+    AttentionKind,
+    Cut,
+    FeedForward,
+    Layer,
+    Matrix,
+)
+from krzem.model.branches import branches, state_branch
+from krzem.model.flops import computed_experts
+from krzem.model.weights import projected_kv, recurrence_weights
 
 Array = Any
 """A float or a numpy array; formulas broadcast."""
 
-REPLICATED, COLUMN, ROW = 0, 1, 2
+REPLICATED, COLUMN, ROW = int(Cut.WHOLE), int(Cut.OUTPUTS), int(Cut.INPUTS)
 """How a weight is cut over tensor-parallel ranks: not at all, by output, by input."""
 
 
@@ -113,14 +123,21 @@ def projections(attention: Attention, hidden: int) -> list[Projection]:
     """The matrices of an attention module."""
     a = attention
     q, o = a.heads * a.head_dim, a.heads * a.value_dim
+    if a.kind is AttentionKind.NONE:
+        return []
     if a.kind is AttentionKind.GROUPED:
-        kv = a.kv_heads * (a.head_dim + a.value_dim)
-        found: list[Projection] = [(1.0, hidden, q + kv, COLUMN), (1.0, o, hidden, ROW)]
+        read = a.input_width or hidden
+        found: list[Projection] = [(1.0, read, q + projected_kv(a), COLUMN), (1.0, o, hidden, ROW)]
     elif a.kind is AttentionKind.LATENT:
         found = _latent(a, hidden, q, o)
     else:
         found = _shared_kv(a, hidden, q, o)
-    return [(float(c), float(k), float(n), s) for c, k, n, s in found + _indexer(a, hidden)]
+    found = found + _indexer(a, hidden) + _listed(a.matrices)
+    return [(float(c), float(k), float(n), s) for c, k, n, s in found]
+
+
+def _listed(matrices: Iterable[Matrix]) -> list[Projection]:
+    return [(float(m.count), float(m.inputs), float(m.outputs), int(m.cut)) for m in matrices]
 
 
 def _latent(a: Attention, hidden: int, q: int, o: int) -> list[Projection]:
@@ -161,12 +178,49 @@ def _indexer(a: Attention, hidden: int) -> list[Projection]:
     ]
 
 
-def _cores(attention: Attention, sequence: int) -> list[tuple[float, ...]]:
+def _layer_projections(layer: Layer, hidden: int) -> list[Projection]:
+    """The matrices of a layer outside its feed-forward network, and what lies beside that."""
+    mixer = layer.recurrence.matrices if layer.recurrence else ()
+    beside = (*mixer, *layer.matrices, *layer.feed_forward.matrices)
+    return projections(layer.attention, hidden) + _listed(beside)
+
+
+def _cores(layer: Layer, sequence: int) -> list[tuple[float, ...]]:
     """(count, heads, query-key width, value width, keys, span, sparse) of each score product."""
+    found = branches(layer.attention, sequence)
+    states = state_branch(layer.recurrence, sequence) if layer.recurrence else None
     return [
         (1.0, b.heads, b.qk_dim, b.v_dim, b.keys, b.span, float(b.sparse))
-        for b in branches(attention, sequence)
+        for b in (*found, *([states] if states else []))
     ]
+
+
+def _state_widths(layer: Layer) -> tuple[float, float, float]:
+    """Query, key-value and output widths of a recurrent mixer, as attention has them.
+
+    Keys and values carry the states that a chunked kernel writes once per chunk for its backward
+    pass (arXiv 2405.21060 section 6; flash-linear-attention does the same).
+    """
+    r = layer.recurrence
+    if r is None:
+        return 0.0, 0.0, 0.0
+    if r.value_dim == 1:
+        return 0.0, float(r.conv_channels), float(r.heads)
+    states = r.heads * r.key_dim * r.value_dim / r.chunk
+    kv = r.key_heads * r.key_dim + r.heads * r.value_dim + states
+    return float(r.key_heads * r.key_dim), float(kv), float(r.heads * r.value_dim)
+
+
+def _query_width(layer: Layer) -> float:
+    return layer.attention.heads * layer.attention.head_dim + _state_widths(layer)[0]
+
+
+def _output_width(layer: Layer) -> float:
+    return layer.attention.heads * layer.attention.value_dim + _state_widths(layer)[2]
+
+
+def _heads(layer: Layer) -> float:
+    return float(layer.attention.heads or (layer.recurrence.heads if layer.recurrence else 0))
 
 
 def _stored_kv(a: Attention) -> float:
@@ -183,15 +237,58 @@ def _read_kv(a: Attention) -> float:
 
 
 def _latents(a: Attention) -> float:
-    if a.kind is AttentionKind.GROUPED:
+    if a.kind in (AttentionKind.GROUPED, AttentionKind.NONE):
         return 0.0
     return float((a.q_lora_rank or 0) + (a.kv_lora_rank or 0) + (a.rope_dim or 0))
 
 
-def _feed_forwards(arch: Architecture) -> tuple[FeedForward | None, FeedForward | None]:
-    dense = next((r.layer.feed_forward for r in arch.runs if not r.layer.feed_forward.is_moe), None)
-    moe = next((r.layer.feed_forward for r in arch.runs if r.layer.feed_forward.is_moe), None)
-    return dense, moe
+def _mean_network(arch: Architecture, *, routed: bool) -> _Network | None:
+    """The mean of the dense networks, or of the mixtures, over the layers that hold one."""
+    found = [
+        (run.layer.feed_forward, run.count)
+        for run in arch.runs
+        if run.layer.feed_forward.is_moe is routed
+    ]
+    layers = sum(times for _, times in found)
+    if not layers:
+        return None
+
+    def mean(value: Callable[[FeedForward], float]) -> float:
+        return sum(times * value(f) for f, times in found) / layers
+
+    return _Network(
+        width=mean(lambda f: f.width),
+        up=mean(lambda f: _up(f, f.width)),
+        shared=mean(lambda f: f.shared_width),
+        shared_up=mean(lambda f: _up(f, f.shared_width)),
+        experts=mean(lambda f: f.experts),
+        used=mean(computed_experts) if routed else 1.0,
+        weights=mean(lambda f: f.experts * _expert(f, arch.hidden)),
+        router=mean(lambda f: (f.experts + f.zero_experts) * (f.router_width or arch.hidden)),
+        groups=mean(lambda f: f.expert_groups),
+        reach=mean(lambda f: f.groups_per_token),
+        narrow=mean(lambda f: (f.input_width or arch.hidden) / arch.hidden),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Network:
+    width: float
+    up: float
+    shared: float
+    shared_up: float
+    experts: float
+    used: float
+    weights: float
+    router: float
+    groups: float
+    reach: float
+    narrow: float
+
+
+def _expert(f: FeedForward, hidden: int) -> float:
+    """Matrix elements of one routed expert."""
+    return (f.input_width or hidden) * (_up(f, f.width) + f.width)
 
 
 def _up(ff: FeedForward, width: int) -> float:
@@ -211,6 +308,7 @@ def _small(layer: Layer, arch: Architecture) -> float:
         total += h
     if ff.bias and not ff.is_moe:
         total += _up(ff, ff.width) + h
+    total += a.vectors + ff.vectors + layer.vectors + recurrence_weights(layer.recurrence).vectors
     n = arch.hyper_connections
     if n > 1:
         total += 2 * (n * n + 2 * n) * (n * h + 1)
@@ -220,15 +318,17 @@ def _small(layer: Layer, arch: Architecture) -> float:
 def tabulate(arch: Architecture, sequence: int) -> ModelTable:
     """The table of one architecture at ``sequence`` tokens."""
     h = arch.hidden
-    kinds = _attention_kinds(arch)
-    proj = [(share * c, k, n, s) for a, share in kinds for c, k, n, s in projections(a, h)]
-    cores = [(share * c[0], *c[1:]) for a, share in kinds for c in _cores(a, sequence)]
-    dense, moe = _feed_forwards(arch)
+    kinds = [(layer, times / arch.layers) for layer, times in arch.kinds()]
+    proj = _merged(
+        (share * c, k, n, s) for a, share in kinds for c, k, n, s in _layer_projections(a, h)
+    ) or [(0.0, 1.0, 1.0, REPLICATED)]
+    cores = _merged((share * c[0], *c[1:]) for a, share in kinds for c in _cores(a, sequence))
+    cores = cores or [(0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0)]
+    dense, moe = _mean_network(arch, routed=False), _mean_network(arch, routed=True)
     split = sum(c * k * n for c, k, n, s in proj if s != REPLICATED)
     whole = sum(c * k * n for c, k, n, s in proj if s == REPLICATED)
     p = np.array(proj, dtype=float).T
     c = np.array(cores, dtype=float).T
-    shared = moe.shared_width if moe else 0
     layers = arch.layers
     return ModelTable(
         sequence=float(sequence),
@@ -239,47 +339,50 @@ def tabulate(arch: Architecture, sequence: int) -> ModelTable:
         vocab=float(arch.vocab),
         streams=float(arch.hyper_connections),
         tied=float(arch.tied_embeddings),
-        heads=_mean(kinds, lambda a: float(a.heads)),
+        heads=_mean(kinds, _heads),
         proj_count=p[0], proj_k=p[1], proj_n=p[2], proj_shard=p[3],
         core_count=c[0], core_heads=c[1], core_qk=c[2], core_v=c[3],
         core_keys=c[4], core_span=c[5], core_sparse=c[6],
-        q_width=_mean(kinds, lambda a: float(a.heads * a.head_dim)),
-        kv_width=_mean(kinds, _read_kv),
-        kv_stored=_mean(kinds, _stored_kv),
-        o_width=_mean(kinds, lambda a: float(a.heads * a.value_dim)),
-        latent_width=_mean(kinds, _latents),
-        dense_width=float(dense.width) if dense else 0.0,
-        dense_up=_up(dense, dense.width) if dense else 0.0,
-        experts=float(moe.experts) if moe else 0.0,
-        experts_per_token=float(moe.experts_per_token) if moe else 0.0,
-        expert_width=float(moe.width) if moe else 0.0,
-        expert_up=_up(moe, moe.width) if moe else 0.0,
-        shared_width=float(shared),
-        shared_up=_up(moe, shared) if moe else 0.0,
-        expert_groups=float(moe.expert_groups) if moe else 1.0,
-        groups_per_token=float(moe.groups_per_token) if moe else 1.0,
+        q_width=_mean(kinds, _query_width),
+        kv_width=_mean(kinds, lambda x: _read_kv(x.attention) + _state_widths(x)[1]),
+        kv_stored=_mean(kinds, lambda x: _stored_kv(x.attention)),
+        o_width=_mean(kinds, _output_width),
+        latent_width=_mean(kinds, lambda x: _latents(x.attention)),
+        dense_width=dense.width if dense else 0.0,
+        dense_up=dense.up if dense else 0.0,
+        experts=moe.experts if moe else 0.0,
+        experts_per_token=moe.used if moe else 0.0,
+        expert_width=moe.width * moe.narrow if moe else 0.0,
+        expert_up=moe.up * moe.narrow if moe else 0.0,
+        shared_width=moe.shared if moe else 0.0,
+        shared_up=moe.shared_up if moe else 0.0,
+        expert_groups=moe.groups if moe else 1.0,
+        groups_per_token=moe.reach if moe else 1.0,
         attention_split=split,
         attention_whole=whole,
-        dense_params=h * (_up(dense, dense.width) + dense.width) if dense else 0.0,
-        expert_params=moe.experts * h * (_up(moe, moe.width) + moe.width) if moe else 0.0,
-        shared_params=h * (_up(moe, shared) + shared) if moe else 0.0,
-        router_params=float(moe.experts * h) if moe else 0.0,
+        dense_params=h * (dense.up + dense.width) if dense else 0.0,
+        expert_params=moe.weights if moe else 0.0,
+        shared_params=h * (moe.shared_up + moe.shared) if moe else 0.0,
+        router_params=moe.router if moe else 0.0,
         norm_params=sum(r.count * _small(r.layer, arch) for r in arch.runs) / layers,
-        embedding_params=float((arch.vocab + arch.learned_positions) * h),
-        head_params=0.0 if arch.tied_embeddings else float(arch.vocab * h),
+        embedding_params=float(
+            arch.vocab * arch.embedded + arch.learned_positions * h + arch.outside_tables
+        ),
+        head_params=0.0 if arch.tied_embeddings else float(arch.vocab * arch.embedded),
         mtp_params=2.0 * h * h,
     )  # fmt: skip
 
 
-def _attention_kinds(arch: Architecture) -> list[tuple[Attention, float]]:
-    counts: dict[Attention, int] = {}
-    for run in arch.runs:
-        counts[run.layer.attention] = counts.get(run.layer.attention, 0) + run.count
-    return [(a, n / arch.layers) for a, n in counts.items()]
+def _merged(slots: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Slots of one shape as one slot that occurs as often as all of them."""
+    counts: dict[tuple[float, ...], float] = {}
+    for count, *shape in slots:
+        counts[tuple(shape)] = counts.get(tuple(shape), 0.0) + count
+    return [(count, *shape) for shape, count in counts.items()]
 
 
-def _mean(kinds: list[tuple[Attention, float]], value: Any) -> float:
-    return float(sum(share * value(a) for a, share in kinds))
+def _mean(kinds: list[tuple[Layer, float]], value: Any) -> float:
+    return float(sum(share * value(layer) for layer, share in kinds))
 
 
 def stack(tables: Sequence[ModelTable]) -> ModelTable:

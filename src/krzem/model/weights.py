@@ -6,9 +6,17 @@ biases of compressors) only occupy memory.  Only trained weights count.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from krzem.model.architecture import Attention, AttentionKind, FeedForward, Indexer
+from krzem.model.architecture import (
+    Attention,
+    AttentionKind,
+    FeedForward,
+    Indexer,
+    Matrix,
+    Recurrence,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +43,28 @@ NONE = Weights()
 
 def attention_weights(attention: Attention, hidden: int) -> Weights:
     """An attention module without its indexer: projections, biases, norms, sinks, compressor."""
+    if attention.kind is AttentionKind.NONE:
+        return NONE
     own = {
         AttentionKind.GROUPED: _grouped,
         AttentionKind.LATENT: _latent,
         AttentionKind.SHARED_KV: _shared_kv,
     }[attention.kind](attention, hidden)
-    return own + Weights(vectors=attention.heads if attention.sinks else 0)
+    sinks = attention.heads if attention.sinks else 0
+    return own + further(attention.matrices, attention.vectors + sinks)
+
+
+def further(matrices: Iterable[Matrix], vectors: int) -> Weights:
+    """Listed matrices and elements."""
+    return Weights(sum(m.elements for m in matrices), vectors)
+
+
+def recurrence_weights(recurrence: Recurrence | None) -> Weights:
+    """A recurrent mixer: projections, the short convolution, decays and norms."""
+    if recurrence is None:
+        return NONE
+    taps = recurrence.conv_channels * recurrence.conv_taps
+    return further(recurrence.matrices, recurrence.vectors) + Weights(taps)
 
 
 def indexer_weights(attention: Attention, hidden: int) -> Weights:
@@ -63,7 +87,9 @@ def mlp_weights(hidden: int, width: int, *, gated: bool, bias: bool) -> Weights:
 
 def expert_weights(mlp: FeedForward, hidden: int) -> Weights:
     """The dense network, or one routed expert."""
-    return mlp_weights(hidden, mlp.width, gated=mlp.gated, bias=mlp.bias)
+    if not mlp.width:
+        return NONE
+    return mlp_weights(mlp.input_width or hidden, mlp.width, gated=mlp.gated, bias=mlp.bias)
 
 
 def shared_weights(mlp: FeedForward, hidden: int) -> Weights:
@@ -74,15 +100,16 @@ def shared_weights(mlp: FeedForward, hidden: int) -> Weights:
 
 def router_weights(mlp: FeedForward, hidden: int) -> Weights:
     """The gate of ``hidden`` x experts, with a trained bias where the experts have biases."""
-    return Weights(mlp.experts * hidden, mlp.experts if mlp.bias else 0)
+    scored = mlp.experts + mlp.zero_experts
+    return Weights(scored * (mlp.router_width or hidden), scored if mlp.bias else 0)
 
 
-def hyper_weights(streams: int, hidden: int) -> Weights:
+def hyper_weights(streams: int, hidden: int, mix: bool = True) -> Weights:
     """One hyper-connection: from all ``streams`` the weights that collapse, expand and mix them."""
     if streams == 1:
         return NONE
-    outputs = streams * (streams + 2)
-    return Weights(outputs * streams * hidden, outputs + 3)
+    outputs = streams * (streams + 2 if mix else 2)
+    return Weights(outputs * streams * hidden, outputs + (3 if mix else 2))
 
 
 def stream_head_weights(streams: int, hidden: int) -> Weights:
@@ -92,10 +119,17 @@ def stream_head_weights(streams: int, hidden: int) -> Weights:
 
 def _grouped(a: Attention, hidden: int) -> Weights:
     """q, k, v and output projections; the norms of q and k are one head wide."""
-    qkv = (a.heads + a.kv_heads) * a.head_dim + a.kv_heads * a.value_dim
-    out = a.heads * a.value_dim
-    norms = 2 * a.head_dim if a.qk_norm else 0
-    return Weights(hidden * (qkv + out), norms + _biases(a, qkv, hidden))
+    qkv, out = a.heads * a.head_dim + projected_kv(a), a.heads * a.value_dim
+    norms = a.head_dim * (1 if a.shares_kv else 2) if a.qk_norm else 0
+    matrices = (a.input_width or hidden) * qkv + hidden * out
+    return Weights(matrices, norms + _biases(a, qkv, hidden))
+
+
+def projected_kv(a: Attention) -> int:
+    """Columns of the key and value projections of grouped attention."""
+    if a.shares_kv:
+        return 0
+    return a.kv_heads * (a.head_dim + (0 if a.values_are_keys else a.value_dim))
 
 
 def _latent(a: Attention, hidden: int) -> Weights:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from types import MappingProxyType
 
-from krzem.errors import LayoutError, UnknownNameError
+from krzem.engine.values import MIXERS, parts_of
+from krzem.errors import LayoutError, ModelError, UnknownNameError
 from krzem.hardware.cluster import Cluster
 from krzem.layout.layout import Layout
 from krzem.model.architecture import Architecture
@@ -71,11 +72,27 @@ def emit(
             f"a global batch of {goal.global_batch} sequences does not divide into micro-batches:"
             f" micro_batch * dp = {layout.micro_batch} * {layout.dp} = {ranks}"
         )
+    _check_written(engine, arch)
     request = Request(
         layout=layout, goal=goal, arch=arch, cluster=cluster, config=config or {},
         save_steps=save_steps, switches=switches,
     )  # fmt: skip
     return replace(ENGINES[engine](request), model=arch.name, priced=tuple(_priced(request)))
+
+
+BUILD_ANY = ("deepspeed", "fsdp")
+"""Engines whose emitted loop builds the class of transformers, whatever the layers hold."""
+UNWRITTEN = frozenset({*MIXERS.values(), "latent-experts", "output-gate", "chunked-attention"})
+"""Parts that some engines run and that no configuration of this package spells out yet."""
+
+
+def _check_written(engine: str, arch: Architecture) -> None:
+    parts = sorted(parts_of(arch) & UNWRITTEN)
+    if parts and engine not in BUILD_ANY:
+        raise ModelError(
+            f"no {engine} configuration is written for {', '.join(parts)}, which {arch.name} "
+            f"needs; its step is priced all the same. Emit for {' or '.join(BUILD_ANY)}"
+        )
 
 
 def _priced(request: Request) -> Iterator[tuple[str, str]]:
