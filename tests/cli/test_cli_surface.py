@@ -21,7 +21,7 @@ SEARCH = {"--layout", "--schedules", "--sure", "--offload", "--top"}
 EMIT = {"--emit", "--emit-to", "--scheduler"}
 OUTPUT = {"--json", "--html", "--quiet"}
 SURFACE = {
-    "plan": {"model", "--on", "--sweep", "--calibration"} | GOAL | ENGINE | SEARCH | EMIT | OUTPUT,
+    "plan": {"model", "--on", "--sweep", "--phase", "--fewest", "--chance", "--calibration"} | GOAL | ENGINE | SEARCH | EMIT | OUTPUT,
     "compare": {"model", "--on"} | GOAL | ENGINE | SEARCH | OUTPUT,
     "explain": {"model", "--on", "--layout", "--calibration"} | GOAL | ENGINE | EMIT | OUTPUT,
     "check": {

@@ -117,6 +117,23 @@ SWEEP = (
     ),
 )  # fmt: skip
 
+SEVERAL = (
+    click.option(
+        "--phase", "phases", multiple=True, metavar="K=V,...",
+        help="A run in phases, once for each: tokens=14T,seq=4k,batch-tokens=16M then"
+        " tokens=800B,seq=32k; batch=512..2048 grows. What a phase leaves out is as the other"
+        " options say.",
+    ),
+    click.option(
+        "--fewest", is_flag=True,
+        help="The fewest whole nodes, up to those in --on, that meet --deadline.",
+    ),
+    click.option(
+        "--chance", type=float, default=0.8, show_default=True, metavar="P",
+        help="Minimum chance of meeting the deadline, for --fewest.",
+    ),
+)  # fmt: skip
+
 EMIT = (
     click.option(
         "--emit", "emit_engine", metavar="ENGINE",
@@ -160,11 +177,12 @@ def _one(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> str:
 ON = click.option(
     "--on", required=True, multiple=True, metavar="CLUSTER", callback=_one,
     help="DEVICE:COUNT (nvidia-h800-sxm:2048, h100:2k is 2,048, '910c:512 cards'), a public machine"
-    " (leonardo:64, 'leonardo:64 nodes') or a TOML file.",
+    " (leonardo:64, 'leonardo:64 nodes') or a TOML file; h100:512@2.1 at $2.1 a device-hour.",
 )  # fmt: skip
 ON_SEVERAL = click.option(
     "--on", required=True, multiple=True, metavar="CLUSTER",
-    help="DEVICE:COUNT (h800:2048), a public machine or a TOML file; once for each cluster.",
+    help="DEVICE:COUNT (h800:2048), a public machine or a TOML file; once for each cluster;"
+    " h100:512@2.1 at $2.1 a device-hour.",
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 The short form is ``DEVICE:COUNT``: a catalogue id or a short form of it, or a public machine
 (``leonardo:64``), and a number of devices as software sees them (``h800:2k`` is 2,048; ``910c:8192
-cards`` is 16,384 dies; ``leonardo:64 nodes`` is 256 devices).  Everything else is the catalogue's.
+cards`` is 16,384 dies; ``leonardo:64 nodes`` is 256 devices), and after an ``@`` the price of a
+device-hour in US dollars (``h100:512@2.1``).  Everything else is the catalogue's.
 A file says more and overrules the catalogue::
 
     device = "h800"
@@ -26,11 +27,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import ClusterError, shorten
+from krzem.errors import ClusterError, QuantityError, shorten
 from krzem.files import read_toml
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_builder import build_cluster
 from krzem.hardware.cluster_keys import read_devices, read_keys
+from krzem.quantity import parse_money
 
 HINT = "give a TOML file, or write DEVICE:COUNT such as h800:2048"
 
@@ -63,7 +65,11 @@ def cluster_of(settings: Mapping[str, Any], where: str = "the cluster") -> Clust
 
 
 def short_form(text: str) -> dict[str, Any]:
-    """``DEVICE:COUNT [cards|nodes]`` as keys of a cluster file; raises ClusterError."""
+    """``DEVICE:COUNT [cards|nodes] [@PRICE]`` as keys of a cluster file.
+
+    Raises ClusterError, and QuantityError for the price.
+    """
+    text, at, price = text.partition("@")
     device, _, count = (part.strip() for part in text.partition(":"))
     if not (device and count):
         raise ClusterError(
@@ -78,7 +84,20 @@ def short_form(text: str) -> dict[str, Any]:
             f"{device}:{number} nodes, or {device}:{number} cards where a card holds several"
             " devices."
         )
-    return {"device": device, key: read_devices(number)}
+    found = {"device": device, key: read_devices(number)}
+    return {**found, "price": _price(price, text)} if at else found
+
+
+def _price(text: str, before: str) -> float:
+    """US dollars of ``2.1`` or ``$2.1/h``; raises QuantityError."""
+    amount = text.strip().removesuffix("/h").strip()
+    try:
+        return parse_money(amount)
+    except QuantityError as error:
+        raise QuantityError(
+            f"the price after @ in {shorten(before, 40)!r}: {error} A device-hour at $2.1 is"
+            f" {before.strip()}@2.1"
+        ) from None
 
 
 _COUNTED = {

@@ -7,9 +7,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from statistics import NormalDist
 
 import numpy as np
 
+from krzem.cost.uncertainty import Z80
 from krzem.errors import ClusterError, GoalError, KrzemError, LayoutError, shorten
 from krzem.layout.layout import Layout, parse_layout
 from krzem.layout.space import layouts
@@ -84,6 +86,11 @@ def _near(batch: int, devices: int) -> Iterator[int]:
                 yield other
 
 
+def divides(asked: Asked) -> bool:
+    """Whether some layout that the engine runs divides the batch that is asked for."""
+    return _divided(asked, asked.task)
+
+
 def _divided(asked: Asked, task: Task) -> bool:
     """Whether some layout that the engine runs divides the batch of ``task``."""
     pricer = Pricer(task)
@@ -143,6 +150,22 @@ def candidates_of(
     if len(errors) == len(found):
         raise _joined(errors)
     return tuple(found)
+
+
+def chance_cheaper(first: Candidate, second: Candidate) -> float | None:
+    """The chance that the first costs less than the second; None where a cost is unknown.
+
+    The middle of a cost is its median, its interval log-normal; the model's own error is the same
+    on both only in part, so the two are taken as independent, which errs towards a half.
+    """
+    if first.plan is None or second.plan is None:
+        return None
+    one, other = first.plan.whole_run.cost_usd, second.plan.whole_run.cost_usd
+    if one is None or other is None:
+        return None
+    wide = math.hypot(*(math.log(cost.high / cost.low) / (2 * Z80) for cost in (one, other)))
+    apart = math.log(other.mid / one.mid)
+    return NormalDist().cdf(apart / wide) if wide else float(apart > 0)
 
 
 def script_of(

@@ -88,13 +88,19 @@ class Footprint:
 def footprint_of(task: Task, run: WholeRun, grid: Grid | None) -> Footprint:
     """The footprint of ``task`` with this forecast."""
     flop = trained_flops(task.goal, task.architecture) * task.goal.tokens
+    return footprint_with(task, flop, run.energy_mwh, grid)
+
+
+def footprint_with(
+    task: Task, flop: float, energy: Estimate | None, grid: Grid | None
+) -> Footprint:
+    """The footprint of a run of ``task`` that takes ``flop`` and ``energy`` (megawatt-hours)."""
     tuned = task.goal.tuning.kind != "none"
     notes = []
     if tuned:
         notes.append("thresholds count the base model's training too; this is the tuning alone")
     if grid is None:
         notes.append("CO2 is unknown: give --grid, such as --grid fr, or grams per kWh (--grid 56)")
-    energy = run.energy_mwh
     return Footprint(
         flop=flop,
         thresholds=thresholds(),

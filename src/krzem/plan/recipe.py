@@ -82,8 +82,13 @@ def _stages(part: str) -> list[Stage]:
     low, _, high = sizes.partition("-")
     if not high:
         return [Stage(tokens=float(tokens), global_batch=int(low))]
-    grown = (int(high) - int(low)) / STEPS
+    return grown(int(low), int(high), float(tokens))
+
+
+def grown(low: int, high: int, tokens: float) -> list[Stage]:
+    """A batch that grows steadily from ``low`` to ``high`` sequences over ``tokens``."""
+    each = (high - low) / STEPS
     return [
-        Stage(tokens=float(tokens) / STEPS, global_batch=round(int(low) + (i + 0.5) * grown))
+        Stage(tokens=tokens / STEPS, global_batch=round(low + (i + 0.5) * each))
         for i in range(STEPS)
     ]

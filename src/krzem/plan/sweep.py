@@ -153,13 +153,19 @@ def sweep(question: Question, text: str, progress: Progress | None = None) -> Sw
 
     for value in values:
         try:
-            asked = settle(quantity.put(question, cluster, value))
-            found = plan_of(asked, progress=counted)
-            done += found.layouts_evaluated
-            points.append(Point(value=value, asked=asked, plan=found, error=None))
+            points.append(point_at(question, name, cluster, value, counted))
+            done += points[-1].plan.layouts_evaluated if points[-1].plan else 0
         except KrzemError as error:
             errors.append(error)
             points.append(Point(value=value, asked=None, plan=None, error=str(error)))
     if len(errors) == len(points):
         raise errors[0]
     return Sweep(name=name, quantity=quantity, points=tuple(points))
+
+
+def point_at(
+    question: Question, name: str, cluster: Cluster, value: float, progress: Progress | None = None
+) -> Point:
+    """The plan at one value of a quantity; raises what a plan raises."""
+    asked = settle(QUANTITIES[name].put(question, cluster, value))
+    return Point(value=value, asked=asked, plan=plan_of(asked, progress=progress), error=None)

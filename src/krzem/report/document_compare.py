@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from krzem.plan.answer import Candidate
+from krzem.plan.answer import Candidate, chance_cheaper
 from krzem.report.document import plan_document
 
 COMPARE = "krzem.compare/1"
@@ -27,6 +27,7 @@ def compare_document(candidates: Sequence[Candidate]) -> dict[str, Any]:
             **{name: _best([_mid(r, name) for r in run], -1) for name in LEAST},
             "mfu": _best(mfu, 1) if len(precisions) == 1 else None,
         },
+        "cheapest": _cheapest(candidates, [_mid(r, "cost_usd") for r in run]),
         "makes_deadline": [_kept(r, "deadline_probability") for r in run],
         "makes_budget": [_kept(r, "budget_probability") for r in run],
     }
@@ -50,6 +51,22 @@ def _best(values: Sequence[float | None], sign: int) -> int | None:
     """Index of the best known value; None where fewer than two are known."""
     known = [(sign * value, -i) for i, value in enumerate(values) if value is not None]
     return -max(known)[1] if len(known) > 1 else None
+
+
+def _cheapest(
+    candidates: Sequence[Candidate], costs: Sequence[float | None]
+) -> dict[str, Any] | None:
+    """The cheapest by its median, the runner-up, the difference and how sure it is."""
+    known = sorted((cost, i) for i, cost in enumerate(costs) if cost is not None)
+    if len(known) < 2:
+        return None
+    (least, first), (more, second) = known[:2]
+    return {
+        "index": first,
+        "next": second,
+        "saves_usd": more - least,
+        "chance": chance_cheaper(candidates[first], candidates[second]),
+    }
 
 
 def _kept(run: dict[str, Any] | None, name: str) -> bool | None:

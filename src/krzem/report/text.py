@@ -35,7 +35,7 @@ def format_plan(document: Document) -> str:
         _layouts(document),
         _gains(document),
         run_part(document),
-        _footprint(document.get("footprint")),
+        footprint_part(document.get("footprint")),
         _facts(document),
         _notes(document),
         _search(document),
@@ -51,7 +51,7 @@ def format_explanation(document: Document) -> str:
         memory_part(document, document["layout_plan"]),
         _gains(document),
         run_part(document),
-        _footprint(document.get("footprint")),
+        footprint_part(document.get("footprint")),
         _facts(document),
         _notes(document),
     )
@@ -312,7 +312,7 @@ def _failures(run: Document) -> str:
     )
 
 
-def _footprint(found: Document | None) -> Iterator[str]:
+def footprint_part(found: Document | None) -> Iterator[str]:
     """Compute against the nearest thresholds, carbon, and the loss to expect."""
     if found is None:
         return

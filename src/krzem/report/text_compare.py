@@ -34,9 +34,22 @@ def _title(document: Document) -> Iterator[str]:
 def _table(document: Document) -> Iterator[str]:
     rows = [_row(document, i, entry) for i, entry in enumerate(document["plans"])]
     yield from table(_HEAD, rows, "llrrrrr")
+    yield from _cheapest(document)
     yield "* best of its column; days with their 80 % interval; MFU is of the peak of the precision"
     yield from _limit(document, "deadline_days", "deadline_probability", _deadline)
     yield from _limit(document, "budget_usd", "budget_probability", _budget)
+
+
+def _cheapest(document: Document) -> Iterator[str]:
+    """Which costs less, by how much, and how sure that is."""
+    found = document["cheapest"]
+    if found is None:
+        return
+    names = [entry["cluster"] for entry in document["plans"]]
+    yield from paragraph(
+        f"{names[found['index']]} is cheaper than {names[found['next']]} by"
+        f" {money(found['saves_usd'])} ({percent(found['chance'])} chance of being cheaper)."
+    )
 
 
 def _row(document: Document, index: int, entry: Document) -> tuple[str, ...]:

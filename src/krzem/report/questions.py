@@ -1,0 +1,160 @@
+"""Answers of several plans as plain data and as text: phases, the fewest devices, a size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from krzem.plan.fewest import Fewest
+from krzem.plan.phases import PhasePlan, Phases
+from krzem.report.document import cleaned, plan_document
+from krzem.report.document_run import footprint
+from krzem.report.text import footprint_part, format_plan, joined
+from krzem.report.text_numbers import count, days, energy, given, interval, money, percent, plain
+from krzem.report.text_table import paragraph, shortened, table
+
+Document = dict[str, Any]
+PHASES = "krzem.phases/1"
+FEWEST = "krzem.fewest/1"
+
+
+def phases_document(found: Phases) -> Document:
+    """Phases as JSON-ready data, schema ``krzem.phases/1``."""
+    return cleaned(
+        {
+            "schema": PHASES,
+            "phases": [_phase(phase) for phase in found.phases],
+            "totals": found.totals,
+            "worst": found.worst,
+            "deadline_probability": found.deadline_probability,
+            "budget_probability": found.budget_probability,
+            "footprint": footprint(found.footprint),
+        }
+    )
+
+
+def _phase(phase: PhasePlan) -> Document:
+    return {"phase": phase.text, "plan": plan_document(phase.plan, phase.asked)}
+
+
+def format_phases(document: Document) -> str:
+    """A row per phase, the sum, and what the phases rest on."""
+    return joined(
+        _title(document), _rows(document), _limits(document), footprint_part(document["footprint"]),
+        _notes(document),
+    )  # fmt: skip
+
+
+def _title(document: Document) -> Iterator[str]:
+    first = document["phases"][0]["plan"]
+    worst = document["phases"][document["worst"]]["plan"]["best"]
+    goal = sum(p["plan"]["goal"]["tokens"] for p in document["phases"])
+    yield from paragraph(
+        f"{first['model']['name']}, {count(goal)} tokens in {len(document['phases'])} phases on"
+        f" {first['cluster']['devices']:,} {first['cluster']['device']}:"
+        f" {days(document['totals']['days'] or document['totals']['training_days'])}; tightest in"
+        f" memory is phase {document['worst'] + 1} with"
+        f" {plain(worst['memory_gib']['mid'])} of {plain(first['cluster']['memory_gib'])} GiB,"
+        f" {percent(worst['fits_probability'])} chance of fitting."
+    )
+
+
+def _rows(document: Document) -> Iterator[str]:
+    head = ("phase", "tokens", "seq", "batch", "days", "MFU", "GiB", "layout")
+    rows = []
+    for number, phase in enumerate(document["phases"], start=1):
+        plan = phase["plan"]
+        goal, best, run = plan["goal"], plan["best"], plan["whole_run"]
+        rows.append(
+            (
+                str(number), count(goal["tokens"]), f"{goal['sequence']:,}",
+                f"{goal['global_batch']:,}", interval(run["days"] or run["training_days"]),
+                percent(best["mfu"]["mid"]), plain(best["memory_gib"]["mid"]),
+                best["layout_text"],
+            )
+        )  # fmt: skip
+    yield from table(head, rows, "rrrrrrrw")
+    sums = document["totals"]
+    yield from paragraph(
+        f"Together {days(sums['days'] or sums['training_days'])},"
+        f" {interval(sums['device_hours'], count)} device-hours,"
+        f" {interval(sums['energy_mwh'], energy)}, {interval(sums['cost_usd'], money)}."
+        " Bounds add up as middles do: the phases share the errors of their model and cluster."
+    )
+
+
+def _limits(document: Document) -> Iterator[str]:
+    goal = document["phases"][0]["plan"]["goal"]
+    if goal["deadline_days"] is not None:
+        yield (
+            f"{given(document['deadline_probability'], percent)} chance of meeting the deadline of"
+            f" {plain(goal['deadline_days'])} days for all phases."
+        )
+    if goal["budget_usd"] is not None:
+        yield (
+            f"{given(document['budget_probability'], percent)} chance of keeping to the budget of"
+            f" {money(goal['budget_usd'])} for all phases."
+        )
+
+
+def _notes(document: Document) -> Iterator[str]:
+    notes = [note for phase in document["phases"] for note in phase["plan"]["notes"]]
+    yield "Notes"
+    for note in dict.fromkeys(notes):
+        yield from paragraph(note, "  - ")
+
+
+def fewest_document(found: Fewest) -> Document:
+    """The fewest devices as JSON-ready data, schema ``krzem.fewest/1``."""
+    assert found.best.plan is not None
+    assert found.best.asked is not None
+    return cleaned(
+        {
+            "schema": FEWEST,
+            "devices": found.best.value,
+            "chance": found.chance,
+            "plan": plan_document(found.best.plan, found.best.asked),
+            "tried": [
+                {
+                    "devices": point.value,
+                    "days": None if point.plan is None else point.plan.whole_run.days,
+                    "deadline_probability": None
+                    if point.plan is None
+                    else point.plan.whole_run.deadline_probability,
+                    "error": point.error,
+                }
+                for point in found.tried
+            ],
+        }
+    )
+
+
+def format_fewest(document: Document, sentence_alone: bool = False) -> str:
+    """The number first, what was tried, then its plan."""
+    sentence = joined(_number(document))
+    if sentence_alone:
+        return sentence
+    return f"{sentence}\n{joined(_tried(document))}\n{format_plan(document['plan'])}"
+
+
+def _number(document: Document) -> Iterator[str]:
+    plan = document["plan"]
+    run, goal = plan["whole_run"], plan["goal"]
+    yield from paragraph(
+        f"{document['devices']:,.0f} {plan['cluster']['device']} ({plan['cluster']['nodes']:,}"
+        f" nodes) are the fewest tried that meet the deadline of {plain(goal['deadline_days'])} days"
+        f" with a chance of at least {percent(document['chance'])}:"
+        f" {percent(run['deadline_probability'])}, {days(run['days'])}."
+    )
+
+
+def _tried(document: Document) -> Iterator[str]:
+    rows = [
+        (
+            f"{point['devices']:,.0f}",
+            interval(point["days"]) if point["days"] else shortened(point["error"] or "", 70),
+            given(point["deadline_probability"], percent),
+        )
+        for point in document["tried"]
+    ]
+    yield from table(("devices", "days", "in time"), rows, "rlr")
