@@ -49,3 +49,26 @@ def test_without_gradients_only_values_are_computed() -> None:
         plain, full = loss.token_losses(x, matrix, torch.arange(5), ALONE, 0.0)
     assert torch.equal(plain, full)
     assert not full.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_share_scales_the_loss_and_both_gradients_once(dtype: torch.dtype) -> None:
+    """What waits for the backward pass has the type of the matrix, and no more."""
+    generator = torch.Generator().manual_seed(4)
+    x, matrix = (torch.randn(n, 16, generator=generator).to(dtype) for n in (11, 37))
+    target = torch.randint(0, 37, (11,), generator=generator)
+    share, kept = 1 / 48_000, []
+    low = [t.clone().requires_grad_() for t in (x, matrix)]
+    high = [t.double().requires_grad_() for t in (x, matrix)]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        _, full = loss.token_losses(low[0], low[1], target, ALONE, 0.1, share)
+    full.backward()
+    expected = exact(high[0], high[1], target, 0.1)[1] * share
+    expected.backward()
+    assert sum(t.nbytes for t in kept) == x.nbytes + matrix.nbytes
+    tolerance = 1e-6 if dtype is torch.float32 else 1e-2
+    pairs = [(full, expected), *((a.grad, b.grad) for a, b in zip(low, high, strict=True))]
+    for a, b in pairs:
+        assert a is not None
+        assert b is not None
+        assert ((a.double() - b).norm() / b.norm()).item() <= tolerance

@@ -7,14 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.train.configs import ALL
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from krzem.errors import InputError
 from krzem.layout.layout import Layout
 from krzem.train import device
 from krzem.train.config import model_spec
 from krzem.train.engine import Engine
-from krzem.train.ops import Groups, float8_grouped_linear, float8_linear
-from krzem.train.ops.float8 import quantised, restored
+from krzem.train.ops import Groups, cuda, float8_grouped_linear, float8_linear, float8_product
+from krzem.train.ops.cuda import float8_product_cuda
+from krzem.train.ops.float8 import Quantised, quantised, restored
 from krzem.train.optim import Optimizer, OptimizerConfig
 
 STEP = 2.0**-4
@@ -101,3 +103,45 @@ def test_devices_without_such_products_are_named(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError, match="Ascend 910B has none that torch can call: use bf16"):
         device.check_precision(torch.device("xpu"), "fp8-block")
     device.check_precision(torch.device("xpu"), "bf16")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 600), st.integers(1, 1200), st.booleans())
+def test_the_products_of_devices_pass_torchs_checks(m: int, n: int, k: int, whole: bool) -> None:
+    """Shapes, strides and types of every operand, for any size, on tensors without memory."""
+    with FakeTensorMode():
+        a, b = torch.randn(m, k, dtype=torch.bfloat16), torch.randn(n, k, dtype=torch.bfloat16)
+        out = float8_product_cuda(a, b, whole)
+        assert (out.shape, out.dtype) == ((m, n), torch.bfloat16)
+        turned = Quantised(*(t.t() for t in quantised(torch.randn(k, n), 128, 128)))
+        assert float8_product_cuda(a, turned, True, torch.float32).shape == (m, n)
+
+
+def test_padding_for_devices_changes_no_result() -> None:
+    """What is added to operands and scales stands for zeros."""
+    x, w = draw(37, 300), draw(150, 300, seed=1)
+    for whole in (True, False):
+        rows = 128 if whole else 1
+        a, b = quantised(x, 1, 128), quantised(w, rows, 128)
+        wide_a, wide_b = cuda._padded(a.packed, 16), cuda._padded(b.packed, 128 if whole else 16)
+        scale_a = cuda._scales_of_rows(a.scale, len(wide_a))
+        scale_b = cuda._scales_of_rows(b.scale, len(wide_b))
+        if whole:
+            scale_b = cuda._scales_of_blocks(b.scale).t()[:, : scale_a.shape[1]]
+        long = restored(wide_a, scale_a, 1, 128) @ restored(wide_b, scale_b, rows, 128).t()
+        short = float8_product(a, b, whole, torch.float32)
+        torch.testing.assert_close(long[:37, :150], short, atol=1e-4, rtol=1e-4)
+
+
+def test_a_byte_is_kept_for_each_entry_of_an_operand() -> None:
+    kept: list[torch.Tensor] = []
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        kept.append(t)
+        return t
+
+    x = draw(256, 512).bfloat16().requires_grad_()
+    w = draw(384, 512, seed=1).bfloat16().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        float8_linear(x, w)
+    assert sum(t.nbytes for t in kept) <= 1.04 * (x.numel() + w.numel())

@@ -26,24 +26,33 @@ _ROWS = 256
 
 
 def token_losses(
-    x: Tensor, matrix: Tensor, target: Tensor, axis: Axis, z_weight: float
+    x: Tensor, matrix: Tensor, target: Tensor, axis: Axis, z_weight: float, share: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The summed cross-entropy of ``x [M, D]`` and the same plus ``z_weight * logsumexp^2``.
+    """The summed cross-entropy of ``x [M, D]``, and ``share`` of it with ``z_weight *
+    logsumexp^2`` added.
 
     ``matrix [V, D]`` holds this rank's rows of the output matrix.  Every rank of ``axis`` gets the
     same values, and the gradient of its own rows.  The first value has no gradient.
 
     Logits exist for a piece of the tokens at a time: their gradient is known once they are, so
     that of ``x`` and ``matrix`` is computed on the way and no logits are kept or computed twice.
+    It waits for the backward pass in the type of ``matrix``, ``share`` included: where the loss is
+    not scaled further, it is rounded once.
     """
-    plain, full = _TokenLosses.apply(x, matrix, target, axis, z_weight)
+    plain, full = _TokenLosses.apply(x, matrix, target, axis, z_weight, share)
     return plain, full
 
 
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, matrix: Tensor, target: Tensor, axis: Axis, z_weight: float
+        ctx: Any,
+        x: Tensor,
+        matrix: Tensor,
+        target: Tensor,
+        axis: Axis,
+        z_weight: float,
+        share: float,
     ) -> tuple[Tensor, Tensor]:
         needed = any(ctx.needs_input_grad)
         plain, full = x.new_zeros(2, dtype=torch.float32).unbind()
@@ -57,17 +66,17 @@ class _TokenLosses(torch.autograd.Function):
                 dx[rows] = product(g, matrix.t())
                 dm = add_transposed_product(dm, g, x[rows])
         if dx is not None and dm is not None:
-            ctx.save_for_backward(dx, dm)
-            ctx.dtype = matrix.dtype
+            ctx.save_for_backward(dx, dm.mul_(share).to(matrix.dtype))
+            ctx.share = share
         ctx.mark_non_differentiable(plain)
-        return plain, full
+        return plain, full * share
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
         dx, dm = ctx.saved_tensors
         # A number without axes does not widen the type, but is not rounded to it either.
-        return dx * g, (dm * g).to(ctx.dtype), None, None, None
+        return dx * (g * ctx.share), dm * g, None, None, None, None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

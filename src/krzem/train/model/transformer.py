@@ -124,7 +124,7 @@ class Transformer(nn.Module):
     def _loss(self, x: Tensor, tokens: Tensor, context: Context) -> Tensor:
         """Next-token loss, and the weighted mean of the further predictions."""
         out = self._output(x)
-        total = self._predict(out, tokens, context, ahead=0, name="loss")
+        total = self._predict(out, tokens, context, ahead=0, name="loss", weight=1.0)
         if not self.training or not self.weights.mtp:
             return total
         before = x if self.spec.streams > 1 else out
@@ -132,20 +132,31 @@ class Transformer(nn.Module):
             later = F.pad(tokens, (0, ahead))[:, ahead : ahead + context.length]
             embedded = self.embed_tokens(later[:, context.chunk], self.dtype)
             before, out = module(before, embedded, context)
-            loss = self._predict(out, tokens, context, ahead=ahead, name=f"mtp_{ahead}")
-            total = total + loss * (self.weights.mtp / len(self.mtp))
+            weight = self.weights.mtp / len(self.mtp)
+            name = f"mtp_{ahead}"
+            total = total + self._predict(
+                out, tokens, context, ahead=ahead, name=name, weight=weight
+            )
         return total
 
     def _predict(
-        self, out: Tensor, tokens: Tensor, context: Context, *, ahead: int, name: str
+        self,
+        out: Tensor,
+        tokens: Tensor,
+        context: Context,
+        *,
+        ahead: int,
+        name: str,
+        weight: float,
     ) -> Tensor:
-        """The mean loss of predicting the token ``ahead + 1`` places after each."""
+        """``weight`` times the mean loss of the token ``ahead + 1`` places after each."""
         length, tp = context.length, self.axes.tp
         target = F.pad(tokens, (0, ahead), value=IGNORE)[:, ahead + 1 : ahead + 1 + length]
         target = target[:, context.chunk].reshape(-1)
         x = gather(out, tp, 1).flatten(0, 1)
-        plain, full = token_losses(x, self._head(x.dtype), target, tp, self.weights.z)
         count = context.sequences * (length - ahead)
+        head, z = self._head(x.dtype), self.weights.z
+        plain, full = token_losses(x, head, target, tp, z, weight / count)
         value = plain.detach() / (count * tp.size)
         self.losses[name] = self.losses[name] + value if name in self.losses else value
-        return full / count
+        return full

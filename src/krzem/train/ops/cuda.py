@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krzem.train.device import has_float8
-from krzem.train.ops.float8 import BLOCK, float8_product, quantised
+from krzem.train.ops.float8 import BLOCK, Operand, float8_product, of_operand
 from krzem.train.ops.grouped import Groups, grouped_linear
 
 
@@ -31,21 +31,42 @@ def _has_block_scales() -> bool:
 
 
 @float8_product.version("cuda", _has_block_scales, traceable=True)
-def float8_product_cuda(a: Tensor, b: Tensor, whole_blocks: bool) -> Tensor:
-    """The scaled product of Hopper and later; shapes that it does not take go portably."""
-    if a.shape[1] % BLOCK or b.shape[0] % BLOCK or a.shape[0] % 16:
-        return float8_product.portable(a, b, whole_blocks)
-    packed_a, scale_a = quantised(a, 1, BLOCK)
-    packed_b, scale_b = quantised(b, BLOCK if whole_blocks else 1, BLOCK)
+def float8_product_cuda(
+    a: Operand, b: Operand, whole_blocks: bool, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """The scaled product of Hopper and later; sizes that it does not take are padded by zeros."""
+    packed_a, scale_a = of_operand(a, 1)
+    packed_b, scale_b = of_operand(b, BLOCK if whole_blocks else 1)
+    rows, columns = len(packed_a), len(packed_b)
+    packed_a, packed_b = _padded(packed_a, 16), _padded(packed_b, BLOCK if whole_blocks else 16)
     narrow = F.ScalingType.BlockWise1x128
     out: Tensor = F.scaled_mm(
         packed_a,
         packed_b.t(),
-        # The library reads scales of rows with the row index fastest.
-        scale_a.t().contiguous().t(),
+        _scales_of_rows(scale_a, len(packed_a)),
         narrow,
-        scale_b if whole_blocks else scale_b.t().contiguous().t(),
+        _scales_of_blocks(scale_b) if whole_blocks else _scales_of_rows(scale_b, len(packed_b)),
         F.ScalingType.BlockWise128x128 if whole_blocks else narrow,
-        output_dtype=a.dtype,
+        output_dtype=dtype,
     )
-    return out
+    return out[:rows, :columns]
+
+
+def _padded(packed: Tensor, rows: int) -> Tensor:
+    """``packed [R, K]``, contiguous, with whole multiples of ``rows`` rows and of a block of K."""
+    short = (-packed.shape[1] % BLOCK, -packed.shape[0] % rows)
+    if not any(short):
+        return packed.contiguous()
+    raw = F.pad(packed.view(torch.uint8), (0, short[0], 0, short[1]))
+    return raw.view(packed.dtype)
+
+
+def _scales_of_rows(scale: Tensor, rows: int) -> Tensor:
+    """``[rows, K / 128]`` with the row index fastest, as the library reads it."""
+    return F.pad(scale, (0, 0, 0, rows - len(scale)), value=1.0).t().contiguous().t()
+
+
+def _scales_of_blocks(scale: Tensor) -> Tensor:
+    """``[N / 128, K / 128]`` as the library reads it: ``[K / 128 rounded up to 4, N / 128]``,
+    with the first index fastest."""
+    return F.pad(scale, (0, -scale.shape[1] % 4), value=1.0).contiguous().t()

@@ -9,7 +9,7 @@ Shape letters: M tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,18 @@ LARGEST = 448.0
 """Of e4m3."""
 
 
-def quantised(x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """``x [R, C]`` as e4m3, and the scale of each block of ``rows`` by ``columns``.
+class Quantised(NamedTuple):
+    """A matrix ``[R, C]`` as e4m3, and the float32 scale of each block of it."""
+
+    packed: Tensor
+    scale: Tensor
+
+
+Operand = Tensor | Quantised
+
+
+def quantised(x: Tensor, rows: int, columns: int) -> Quantised:
+    """``x [R, C]`` as e4m3, with a scale for each block of ``rows`` by ``columns``.
 
     Blocks at the ends may be smaller.  A block of zeros has scale one.
     """
@@ -35,7 +45,12 @@ def quantised(x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     peak = blocks.abs().amax(dim=(1, 3))
     scale = torch.where(peak > 0, peak / LARGEST, 1.0)
     packed = (blocks / scale[:, None, :, None]).clamp(-LARGEST, LARGEST).flatten(2).flatten(0, 1)
-    return packed[:R, :C].to(torch.float8_e4m3fn), scale
+    return Quantised(packed[:R, :C].to(torch.float8_e4m3fn), scale)
+
+
+def of_operand(x: Operand, rows: int) -> Quantised:
+    """``x`` in blocks of ``rows`` by 128, where it is not quantised already."""
+    return quantised(x, rows, BLOCK) if isinstance(x, Tensor) else x
 
 
 def restored(packed: Tensor, scale: Tensor, rows: int, columns: int) -> Tensor:
@@ -46,17 +61,19 @@ def restored(packed: Tensor, scale: Tensor, rows: int, columns: int) -> Tensor:
 
 
 @operator
-def float8_product(a: Tensor, b: Tensor, whole_blocks: bool) -> Tensor:
-    """``a [M, K]`` times the transpose of ``b [N, K]``, both rounded to scaled e4m3: ``[M, N]``.
+def float8_product(
+    a: Operand, b: Operand, whole_blocks: bool, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """``a [M, K]`` times the transpose of ``b [N, K]`` in scaled e4m3: ``[M, N]`` of ``dtype``.
 
-    ``a`` has a scale for 128 values along K; ``b`` the same, or one for 128 x 128 where
-    ``whole_blocks``.  This version restores the values and multiplies in float32: right on every
-    device, and no faster.
+    ``a`` has a scale for 128 of a row's entries; ``b`` too, or, where ``whole_blocks``, for
+    128 x 128.  What is not quantised yet is rounded so first.  This version restores the rounded
+    values and multiplies in float32: exact, on any device, and no faster.
     """
     rows = BLOCK if whole_blocks else 1
-    wide_a = restored(*quantised(a, 1, BLOCK), 1, BLOCK)
-    wide_b = restored(*quantised(b, rows, BLOCK), rows, BLOCK)
-    return (wide_a @ wide_b.t()).to(a.dtype)
+    wide_a = restored(*of_operand(a, 1), 1, BLOCK)
+    wide_b = restored(*of_operand(b, rows), rows, BLOCK)
+    return (wide_a @ wide_b.t()).to(dtype)
 
 
 def float8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -74,18 +91,31 @@ def float8_grouped_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
+    """Keeps a byte for each entry of its operands: the weight's blocks serve both products that
+    they are in, the input is kept as the weight's gradient needs it, scaled along tokens."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        blocks = quantised(weight, BLOCK, BLOCK)
+        along = (
+            quantised(x.t(), 1, BLOCK) if ctx.needs_input_grad[1] else quantised(x[:0].t(), 1, 1)
+        )
+        ctx.save_for_backward(*blocks, *along)
+        ctx.dtypes = x.dtype, weight.dtype
         if not x.numel():
             return x.new_zeros(len(x), len(weight))
-        return float8_product(x, weight, True)
+        return float8_product(x, blocks, True, x.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        if not x.numel():
-            return torch.zeros_like(x), torch.zeros_like(weight)
-        dx = float8_product(g, weight.t(), True)
-        return dx, float8_product(g.t(), x.t(), False)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        packed, scale, *along = ctx.saved_tensors
+        dtype, weight_dtype = ctx.dtypes
+        needs_x, needs_weight = ctx.needs_input_grad
+        if not g.numel():
+            return g.new_zeros(len(g), packed.shape[1]), g.new_zeros(packed.shape)
+        turned = Quantised(packed.t(), scale.t())
+        dx = float8_product(g, turned, True, dtype) if needs_x else None
+        if not needs_weight:
+            return dx, None
+        return dx, float8_product(g.t(), Quantised(*along), False, weight_dtype)

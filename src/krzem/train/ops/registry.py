@@ -84,7 +84,7 @@ class Operator(Generic[P, R]):
         """Compute with the version for the first argument's device."""
         if not self.versions or (interpreted() and _PORTABLE.get()):
             return self.portable(*args, **kwargs)
-        tensor = args[0]
+        tensor = args[0][0] if isinstance(args[0], tuple) else args[0]
         assert isinstance(tensor, torch.Tensor)
         return self.chosen(tensor.device.type)(*args, **kwargs)
 
