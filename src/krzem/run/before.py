@@ -15,12 +15,12 @@ from types import MappingProxyType
 
 from krzem.cost.assemble import machine
 from krzem.cost.coefficients import fitted
-from krzem.errors import ClusterError, KrzemError, UnknownFactError
+from krzem.errors import ClusterError, KrzemError, LayoutError, UnknownFactError
 from krzem.estimate import Basis, Estimate
 from krzem.hardware import CPU, Cluster, cluster_of, processors, read_cluster
 from krzem.layout.layout import Layout, parse_layout
 from krzem.model import load_model
-from krzem.plan.answer import explanation_of, plan_of
+from krzem.plan.answer import divides, explanation_of, plan_of
 from krzem.plan.goal import Goal
 from krzem.plan.plan import Explanation, LayoutPlan, Plan
 from krzem.plan.price import Task
@@ -49,15 +49,71 @@ def plan_pool(
     """What ``pool`` would do with ``tokens_left``; never raises for what it cannot know."""
     days = _deadline(settings, days_left)
     given = dict(measured or {}) or _from_profile(pool)
+    own = is_own(settings, pool)
     try:
         found = _plan(settings, pool, tokens_left, days, given)
     except UnknownFactError as error:
+        refused = _illegal(settings, pool, tokens_left) if own else None
+        if refused:
+            return PoolPlan(pool=pool.name, tokens_per_s=None, basis="no plan", refused=refused)
         return _without_plan(settings, pool, tokens_left, days, str(error))
     except KrzemError as error:
-        if pool.tokens_per_s is not None and not isinstance(error, ClusterError):
+        if pool.tokens_per_s is not None and not own and not isinstance(error, ClusterError):
             return _without_plan(settings, pool, tokens_left, days, str(error))
         return PoolPlan(pool=pool.name, tokens_per_s=None, basis="no plan", refused=str(error))
     return _judged(settings, pool, found, tokens_left, days, bool(given))
+
+
+_STAND_IN = {
+    "bf16_flops": 1e11, "fp16_flops": 1e11, "tf32_flops": 1e11, "memory_bytes_per_s": 1e10,
+    "launch_seconds": 1e-5, "scale_up_bytes_per_s": 1e9, "scale_up_latency_seconds": 1e-5,
+}  # fmt: skip
+"""Rates of processors nobody has measured: a layout is legal, and fits, at any speed."""
+
+
+def _illegal(settings: RunSettings, pool: Pool, tokens: float) -> str | None:
+    """Why no layout of a pool whose speed is unknown could train the model, if so."""
+    if pool.accelerator != CPU:
+        return None
+    try:
+        found = _plan(settings, pool, tokens, None, dict(_STAND_IN))
+    except UnknownFactError:
+        return None
+    except KrzemError as error:
+        return str(error)
+    return _too_large(found.best if isinstance(found, Plan) else found.plan)
+
+
+def _check_batch(settings: RunSettings, pool: Pool, asked: Asked) -> None:
+    """The batch is part of what the run is: no pool may train with another one.
+
+    Raises LayoutError with the numbers of devices that could.
+    """
+    batch = settings.goal.global_batch
+    if divides(asked):
+        return
+    good = [n for n in _counts_near(pool.count or 1) if _could(settings, pool, n)]
+    offer = f"{', '.join(map(str, good))} devices could" if good else "give another global_batch"
+    raise LayoutError(
+        f"no layout of {pool.count} devices divides a batch of {batch:,} sequences; {offer}"
+    )
+
+
+def _counts_near(count: int) -> list[int]:
+    """Other numbers of devices, from half to twice as many; of many only round ones."""
+    near = range(max(1, count // 2), 2 * count + 1)
+    round_ones = {2**power for power in range(24)} & set(near)
+    return sorted(set(near) - {count}) if len(near) <= 24 else sorted(round_ones - {count})
+
+
+def _could(settings: RunSettings, pool: Pool, count: int) -> bool:
+    other = replace(pool, count=count, processes=None)
+    try:
+        goal = replace(settings.goal, precision=pool.precision or settings.goal.precision)
+        given = dict(_STAND_IN) if pool.accelerator == CPU else {}
+        return divides(_asked(settings, cluster_for(other, given), goal, None, True, given))
+    except KrzemError:
+        return False
 
 
 def _deadline(settings: RunSettings, days_left: float | None) -> float | None:
@@ -82,12 +138,20 @@ def _plan(
     own = is_own(settings, pool)
     asked = _asked(settings, cluster_for(pool, measured), goal, layout, own, measured)
     if layout is None:
+        if own and pool.cluster is None:
+            _check_batch(settings, pool, asked)
         found = plan_of(asked, alternatives=CHOICES if own else 0)
         layout = runnable(settings, found) if own else found.best.layout
         if layout == found.best.layout:
             return found
         asked = _asked(settings, cluster_for(pool, measured), goal, layout, own, measured)
-    return explanation_of(asked, layout)
+    explained = explanation_of(asked, layout)
+    if explained.task.goal.global_batch != goal.global_batch:
+        raise LayoutError(
+            f"layout {layout} divides no batch of {goal.global_batch:,} sequences; the nearest it "
+            f"does is {explained.task.goal.global_batch:,}, and that would be another run"
+        )
+    return explained
 
 
 def _asked(

@@ -70,11 +70,14 @@ class Reader:
         found = self._read(Attempt, "SELECT * FROM attempts WHERE state != 'ended' ORDER BY id")
         return found[-1] if found else None
 
-    def events(self, kind: str | None = None, last: int | None = None) -> list[Event]:
-        """What happened, oldest first; ``last`` limits it to the newest."""
-        where = "" if kind is None else "WHERE kind = :kind"
+    def events(
+        self, kind: str | None = None, last: int | None = None, after: int = 0
+    ) -> list[Event]:
+        """What happened after event ``after``, oldest first; ``last`` limits it to the newest."""
+        where = "WHERE id > :after" + ("" if kind is None else " AND kind = :kind")
         sql = f"SELECT * FROM events {where} ORDER BY id DESC LIMIT :last"
-        return self._read(Event, sql, {"kind": kind, "last": -1 if last is None else last})[::-1]
+        values = {"kind": kind, "last": -1 if last is None else last, "after": after}
+        return self._read(Event, sql, values)[::-1]
 
     def decisions(self) -> list[Decision]:
         """What was decided, oldest first."""

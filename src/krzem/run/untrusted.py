@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +139,7 @@ def printable(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c in keep or not _steers(c) else _visible(c) for c in text)
-
-
-def _steers(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(c if c.isprintable() or c in keep else _visible(c) for c in text)
 
 
 def _visible(character: str) -> str:
@@ -160,4 +155,4 @@ def is_name(text: str) -> bool:
 def as_name(text: str) -> str:
     """The nearest name to ``text``, to be offered."""
     near = re.sub(r"[^\w.+-]+", "-", text).strip("-._")[:64].rstrip("-._")
-    return near or "pool"
+    return near if is_name(near) else "pool"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -53,3 +57,18 @@ def write_report(folder: Path) -> None:
     except KrzemError as error:
         raise RunError(str(error)) from None
     write_atomic(folder / REPORT, text.encode())
+
+
+def json_text(value: Any) -> str:
+    """``value`` as JSON that every reader takes: what is not finite becomes null."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -28,7 +28,7 @@ def stop_command(run: Path, now: bool, as_json: bool) -> None:
     """
     folder = folder_of(run)
     state = str(tell(folder).state)
-    ended = state in (State.DONE, State.FAILED) and not held(folder)
+    ended = state in (State.DONE, State.FAILED, State.STOPPED) and not held(folder)
     if not ended:
         ask_to_stop(folder, "now" if now else "save")
         state = "asked"

@@ -19,7 +19,7 @@ from rich.live import Live
 from krzem.errors import DataError, StorageError
 from krzem.run.answers import PoolPlan
 from krzem.run.clock import DAY, duration, iso
-from krzem.run.command.common import AS_JSON, REPORT, ask_to_stop, write_report
+from krzem.run.command.common import AS_JSON, REPORT, ask_to_stop, json_text, write_report
 from krzem.run.controller import run as run_run
 from krzem.run.own import check_trainer
 from krzem.run.parity import announced
@@ -88,7 +88,7 @@ def run_command(run_toml: Path, dry_run: bool, quiet: bool, as_json: bool) -> No
     ):
         state = run_run(settings, services)
     story = tell(settings.folder)
-    click.echo(json.dumps(story.as_dict(), indent=1) if as_json else format_story(story))
+    click.echo(json_text(story.as_dict()) if as_json else format_story(story))
     if state is State.DONE and (settings.folder / REPORT).exists() and not as_json:
         click.echo(f"{'report':<8} {settings.folder / REPORT}")
     raise SystemExit(exit_code(story))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 from pathlib import Path
 
@@ -10,12 +12,14 @@ import click
 from rich.live import Live
 
 from krzem.errors import RunError
-from krzem.run.command.common import AS_JSON, RUN, folder_of, write_report
+from krzem.run.command.common import AS_JSON, RUN, folder_of, json_text, write_report
 from krzem.run.contract import attempt_folder
 from krzem.run.launch.job import OUTPUT
 from krzem.run.ledger import Reader
+from krzem.run.lock import held
+from krzem.run.rows import Event
 from krzem.run.story import Teller, tell
-from krzem.run.untrusted import printable
+from krzem.run.untrusted import BadInputError, open_bounded, printable
 from krzem.run.view import format_story, panel
 
 _REDRAW_SECONDS = 1.0
@@ -42,7 +46,7 @@ def status_command(run: Path, watch: bool, report: bool, as_json: bool) -> None:
                 live.update(panel(teller.tell()), refresh=True)
                 time.sleep(_REDRAW_SECONDS)
     story = tell(folder)
-    click.echo(json.dumps(story.as_dict(), indent=1) if as_json else format_story(story))
+    click.echo(json_text(story.as_dict()) if as_json else format_story(story))
 
 
 @click.command("logs")
@@ -51,34 +55,121 @@ def status_command(run: Path, watch: bool, report: bool, as_json: bool) -> None:
 @click.option(
     "--events", is_flag=True, help="What the controller wrote down, not what was printed."
 )
-@click.option("--lines", type=int, default=40, show_default=True, help="How many of the last.")
+@click.option("--lines", type=click.IntRange(0), default=40, show_default=True,
+              help="How many of the last.")  # fmt: skip
+@click.option("-f", "--follow", is_flag=True, help="Go on as more is printed, until Ctrl-C.")
 @AS_JSON
-def logs_command(run: Path, attempt: int | None, events: bool, lines: int, as_json: bool) -> None:
-    """Show what a trainer printed, or with --events what happened to the run."""
+def logs_command(
+    run: Path, attempt: int | None, events: bool, lines: int, follow: bool, as_json: bool
+) -> None:
+    """Show what a trainer printed, or with --events what happened to the run.
+
+    Of a run that started no trainer it says why.
+    """
     folder = folder_of(run)
-    if events:
+    if follow:
+        _follow(folder, attempt, events, lines, as_json)
+    elif events:
         _events(folder, lines, as_json)
-        return
+    else:
+        _printed(folder, attempt, lines, as_json)
+
+
+def _printed(folder: Path, attempt: int | None, lines: int, as_json: bool) -> None:
     with Reader(folder) as reader:
-        known = [a.id for a in reader.attempts()]
-    if not known or (attempt is not None and attempt not in known):
-        raise RunError(
-            f"no attempt {attempt or ''} in {folder}; there are "
-            f"{', '.join(map(str, known)) or 'none yet'}"
-        )
-    path = attempt_folder(folder, attempt or known[-1]) / OUTPUT
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    shown = text.splitlines()[-lines:]
-    click.echo(json.dumps({"attempt": attempt or known[-1], "file": str(path), "lines": shown})
-               if as_json else "\n".join(shown))  # fmt: skip
+        attempts = {a.id: a for a in reader.attempts()}
+    if attempt is not None and attempt not in attempts:
+        known = ", ".join(map(str, attempts)) or "none yet"
+        raise RunError(f"no attempt {attempt} in {folder}; there are {known}")
+    story = tell(folder)
+    if not attempts:
+        why = story.reason or story.last_event
+        click.echo(json.dumps({"attempt": None, "file": None, "lines": [], "reason": why})
+                   if as_json else printable(f"no trainer was started: {why}"))  # fmt: skip
+        return
+    shown = attempts[attempt or max(attempts)]
+    path = attempt_folder(folder, shown.id) / OUTPUT
+    text = _end_of(path)[0].splitlines()[-lines:] if lines else []
+    ended = None if shown.cause is None else f"{shown.cause}: {shown.detail}"
+    if as_json:
+        told = {"attempt": shown.id, "file": str(path), "lines": text, "reason": ended}
+        click.echo(json.dumps(told))
+        return
+    click.echo("\n".join(map(_plain, text)))
+    if ended:
+        click.echo(printable(f"-- attempt {shown.id} ended: {ended}"))
+
+
+_MOST = 4 << 20
+"""Bytes of a log that are looked at from its end."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def _plain(line: str) -> str:
+    """A trainer's line without its colours, and with nothing that steers a terminal."""
+    return printable(_COLOURS.sub("", line), keep="\t")
+
+
+def _end_of(path: Path, start: int | None = None) -> tuple[str, int]:
+    """The end of a log, or all of it from byte ``start`` on; and where it ends now."""
+    try:
+        with os.fdopen(open_bounded(path), "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _MOST) if start is None or start > size else start)
+            raw = file.read(_MOST)
+            return raw.decode("utf-8", errors="replace"), file.tell()
+    except (OSError, BadInputError):
+        return "", start or 0
+
+
+def _follow(folder: Path, attempt: int | None, events: bool, lines: int, as_json: bool) -> None:
+    """Print what comes, also of the attempts to come, until the run is over."""
+    if events:
+        _follow_events(folder, lines, as_json)
+        return
+    _printed(folder, attempt, lines, as_json)
+    place: tuple[int, int] | None = None
+    while True:
+        with Reader(folder) as reader:
+            attempts, run = reader.attempts(), reader.run()
+        number = attempt or (attempts[-1].id if attempts else 0)
+        path = attempt_folder(folder, number) / OUTPUT
+        start = place[1] if place and place[0] == number else None if place is None else 0
+        text, end = ("", 0) if not number else _end_of(path, start)
+        if place is not None and text:
+            for line in text.splitlines():
+                click.echo(json.dumps({"attempt": number, "line": line}) if as_json
+                           else _plain(line))  # fmt: skip
+        place = (number, end)
+        if run is not None and run.state.final and not held(folder):
+            return
+        time.sleep(_REDRAW_SECONDS)
+
+
+def _follow_events(folder: Path, lines: int, as_json: bool) -> None:
+    last = 0
+    while True:
+        with Reader(folder) as reader:
+            found = reader.events(last=lines if last == 0 else None, after=last)
+            run = reader.run()
+        for event in found:
+            _event(event, as_json)
+            last = event.id
+        if run is not None and run.state.final and not held(folder):
+            return
+        time.sleep(_REDRAW_SECONDS)
 
 
 def _events(folder: Path, lines: int, as_json: bool) -> None:
     with Reader(folder) as reader:
         found = reader.events(last=lines)
     for event in found:
-        if as_json:
-            click.echo(json.dumps({name: getattr(event, name) for name in event.__slots__}))
-        else:
-            where = f" [{event.pool}]" if event.pool else ""
-            click.echo(printable(f"{event.wall} {event.kind}{where}: {event.message}"))
+        _event(event, as_json)
+
+
+def _event(event: Event, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({name: getattr(event, name) for name in event.__slots__}))
+        return
+    where = f" [{event.pool}]" if event.pool else ""
+    click.echo(printable(f"{event.wall} {event.kind}{where}: {event.message}"))
