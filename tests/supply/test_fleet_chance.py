@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.supply.fleet_cases import made_goal, made_grant, made_pool, made_slots, made_speed
+from tests.supply.fleet_cases import (
+    START,
+    made_goal,
+    made_grant,
+    made_pool,
+    made_slots,
+    made_speed,
+)
 
 from krzem.estimate import Estimate
 from krzem.supply.chance import normal, odds, two_sided
 from krzem.supply.goal import Correlation, FleetGoal
-from krzem.supply.months import months_between
 from krzem.supply.optimum import cheapest
 from krzem.supply.speed import Slot
 from krzem.supply.stages import Schedule, reserve_of
 
 
 def plan(goal: FleetGoal, slots: tuple[Slot, ...]) -> Schedule:
-    found = cheapest(goal, slots, months_between(goal.start, goal.deadline))
+    found = cheapest(goal, slots)
     assert found is not None
     return found
 
@@ -90,3 +97,32 @@ def test_equal_questions_get_equal_answers() -> None:
     goal = made_goal([made_pool("a")])
     schedule = plan(goal, made_slots(made_speed(100)))
     assert odds(goal, schedule) == odds(goal, schedule)
+
+
+def test_draws_wait_for_the_first_day_of_a_grant() -> None:
+    """A run whose grant begins in March does not end in January."""
+    first = START + dt.timedelta(days=59)
+    grant = replace(made_grant(0, 1e6), first=first)
+    goal = made_goal([made_pool("a", None, grants=(grant,))], days=100)
+    schedule = plan(goal, made_slots(made_speed(20)))
+    found = odds(goal, schedule).finish_days
+    assert found is not None
+    assert schedule.finish_day == pytest.approx(59 + 21)
+    assert found.low > 59 + 1
+    assert found.low <= schedule.finish_day <= found.high
+
+
+def test_a_grant_that_may_be_refused_or_late_bounds_the_chance() -> None:
+    grant = replace(made_grant(0, 1e6), first=START + dt.timedelta(days=20))
+    goal = made_goal([made_pool("a", None, grants=(grant,))], days=100)
+    schedule = plan(goal, made_slots(made_speed(40, sigma=0.02)))
+    refused = replace(goal, pools=(replace(goal.pools[0], grants=(replace(grant, chance=0.4),)),))
+    assert odds(refused, schedule).meets_date == pytest.approx(0.4, abs=0.03)
+    late = replace(goal, pools=(replace(goal.pools[0], grants=(replace(grant, late_days=15),)),))
+    days = odds(late, schedule).finish_days
+    assert days is not None
+    assert days.high - days.low == pytest.approx(24, abs=3)
+
+
+def test_names_that_begin_alike_have_luck_of_their_own() -> None:
+    assert abs(np.corrcoef(normal("family nvidia-a"), normal("family nvidia-b"))[0, 1]) < 0.1

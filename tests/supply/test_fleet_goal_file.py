@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.supply.fleet_cases import made_slots, made_speed
 
 from krzem.errors import DataError, GoalError, InputError, KrzemError, UnknownNameError
 from krzem.supply.goal_file import CHANCE, GOAL, MOVE, goal_of, read_goal
 from krzem.supply.lawful import standing
 from krzem.supply.machines import call_of, calls, machine, machines
-from krzem.supply.months import add_months, months_between
+from krzem.supply.periods import add_months, periods
 from krzem.supply.pool_file import DELIVERY, GRANT, POOL
 
 BASE: dict[str, Any] = {"model": "deepseek-v3", "start": "2027-01-01", "deadline": "300d"}
@@ -44,7 +46,7 @@ def test_a_machine_brings_cluster_country_and_grants() -> None:
     assert pool.sizes[-1] == 512 * 8
     assert pool.country == "FI"
     assert (pool.grants[0].least, pool.grants[0].most) == (160_000, 1_855_084)
-    assert pool.grants[0].last == dt.date(2028, 1, 1)
+    assert pool.grants[0].last == dt.date(2028, 6, 1)
 
 
 def test_cluster_keys_may_stand_beside_on_and_machine() -> None:
@@ -91,9 +93,15 @@ def test_lawfulness_counts_the_day_on_which_devices_were_obtained() -> None:
         ([{"on": "h800:8", "name": "a"}, {"on": "h200:8", "name": "a"}], {}, "two pools"),
         ([], {"deadline": "2026-01-01"}, "not after the start"),
         ([], {"deadline": "20000d"}, "ten years"),
-        ([], {"move": {"other_stack": "40d"}}, "28"),
+        ([], {"move": {"other_stack": "400d"}}, "366"),
         ([], {"chance": {"shared": 0.9, "family": 0.9}}, "at most 1"),
         ([], {"budget": "-5"}, "negative"),
+        ([], {"budget": "20M"}, "no currency"),
+        ([], {"budget": 20_000_000}, "no currency"),
+        ([], {"budget": "$20"}, "scale missing"),
+        ([], {"month_budgets": {"2027-03": "5M"}}, "no currency"),
+        ([], {"domestic_share": "60%"}, "no pool counts as domestic"),
+        ([{"on": "h800:8", "grant": [{"most": 9, "applied": "2026-12-01"}]}], {}, "lead"),
         ([], {"toknes": "1T"}, "tokens"),
         ([], {"lawful_only": "yes"}, "true or false"),
         ([], {"month_budgets": {"2027-13": "$1M"}}, "no such day"),
@@ -187,10 +195,29 @@ def test_a_pool_may_be_a_machine_by_any_of_its_names() -> None:
     assert max(one.sizes) == 256
 
 
-def test_months_cover_the_time_without_gaps() -> None:
-    months = months_between(dt.date(2027, 1, 15), dt.date(2028, 3, 2))
-    assert months[0].first == dt.date(2027, 1, 15)
-    assert months[-1].end == dt.date(2028, 3, 2)
-    assert all(a.end == b.first for a, b in pairwise(months))
-    assert sum(m.days for m in months) == (dt.date(2028, 3, 2) - dt.date(2027, 1, 15)).days
+def test_periods_are_cut_where_something_changes_and_cover_the_time() -> None:
+    found = goal(
+        {"on": "h800:8", "rent": "$1/h", "from": "2027-02-03", "until": "2027-06-09"},
+        {"machine": "lumi-g", "nodes": 8, "grant": [{"most": 100, "from": "2027-03-15"}]},
+    )
+    slots = made_slots(made_speed(10, devices=8), made_speed(10, devices=64))
+    days = periods(found, slots, found.deadline)
+    cuts = [period.first for period in days]
+    for day in (dt.date(2027, 2, 3), dt.date(2027, 6, 9), dt.date(2027, 3, 15)):
+        assert day in cuts
+    assert all(a.end == b.first for a, b in pairwise(days))
+    assert sum(period.days for period in days) == (found.deadline - found.start).days
+    monthly = replace(found, month_budgets={"2027-04": 1e6})
+    assert dt.date(2027, 4, 1) in [p.first for p in periods(monthly, slots, found.deadline)]
     assert add_months(dt.date(2027, 11, 30), 3) == dt.date(2028, 2, 1)
+
+
+def test_a_grant_of_a_call_begins_after_its_lead_time() -> None:
+    pool = {"machine": "lumi-g", "nodes": 512, "grant": [{"call": "extreme"}]}
+    grant = goal(pool).pools[0].grants[0]
+    assert grant.applied == dt.date(2027, 1, 1)
+    assert 145 <= (grant.first - grant.applied).days <= 160
+    assert grant.late_days == pytest.approx(30.4, abs=0.1)
+    given = goal(pool | {"grant": [{"call": "extreme", "from": "2027-03-01", "chance": "40%"}]})
+    assert given.pools[0].grants[0].first == dt.date(2027, 3, 1)
+    assert given.pools[0].grants[0].chance == 0.4

@@ -24,20 +24,20 @@ from krzem.estimate import Estimate
 from krzem.supply.fleet import solve
 from krzem.supply.goal import Delivery, FleetGoal
 from krzem.supply.linear import GAP, Linear
-from krzem.supply.months import months_between
 from krzem.supply.optimum import cheapest, earliest
 from krzem.supply.speed import Slot
 from krzem.supply.stages import Schedule
+from krzem.supply.verify import faults
 
 NEAR = 2 * GAP + 1e-6
 
 
 def least(goal: FleetGoal, slots: tuple[Slot, ...]) -> Schedule | None:
-    return cheapest(goal, slots, months_between(goal.start, goal.deadline))
+    return cheapest(goal, slots)
 
 
 def first(goal: FleetGoal, slots: tuple[Slot, ...]) -> Schedule | None:
-    return earliest(goal, slots, months_between(goal.start, goal.deadline))
+    return earliest(goal, slots)
 
 
 def usd(goal: FleetGoal, slots: tuple[Slot, ...]) -> float:
@@ -149,8 +149,9 @@ def test_budgets_by_month_hold_the_run_back() -> None:
     ],
 )
 def test_the_relaxation_that_is_named_makes_it_possible(limit: str, change: dict) -> None:  # type: ignore[type-arg]
-    goal = replace(made_goal([made_pool("a")]), **change)
-    slots = made_slots(made_speed(100))
+    pools = [made_pool("a"), made_pool("home", 9.0, domestic=True)]
+    goal = replace(made_goal(pools), **change)
+    slots = made_slots(made_speed(100), made_speed(900))
     answer = solve(goal, slots)
     assert not answer.feasible
     by = {r.limit: r.by for r in answer.relaxations}[limit]
@@ -187,6 +188,87 @@ def test_the_front_trades_date_for_money() -> None:
     )
 
 
+def test_equal_questions_get_equal_answers_whatever_the_clock_says() -> None:
+    goal, slots = _crowd()
+    assert cheapest(goal, slots) == cheapest(goal, slots)
+
+
+def test_what_is_shown_passes_its_check_and_nothing_is_cheaper_than_the_cheapest() -> None:
+    goal, slots = _crowd()
+    answer = solve(replace(goal, sure=0.6, sure_asked=True), slots)
+    assert answer.cheapest is not None
+    assert answer.fastest is not None
+    assert answer.sure is not None
+    assert answer.sure.odds.meets_date >= 0.6
+    for point in (answer.cheapest, answer.fastest, answer.sure, *answer.front):
+        assert not faults(goal, point.schedule)
+        assert answer.cheapest.schedule.usd <= point.schedule.usd
+        assert answer.fastest.schedule.finish_day <= point.schedule.finish_day + 1e-3
+        assert all(stage.tokens >= 0 for stage in point.schedule.stages)
+
+
+def _crowd() -> tuple[FleetGoal, tuple[Slot, ...]]:
+    """Five pools with windows that overlap: solved set by set."""
+    names = "abcde"
+    pools = [
+        made_pool(
+            name, 1.0 + 0.3 * k, domestic=k % 2 == 0,
+            deliveries=(Delivery(on=START + dt.timedelta(days=9 * k), devices=10**6),),
+            until=START + dt.timedelta(days=60 + 14 * k), chance=0.9 if k % 3 else 1.0,
+        )
+        for k, name in enumerate(names)
+    ]  # fmt: skip
+    speeds = [made_speed(140 - 15 * k, stack="npu" if k % 2 == 0 else "cuda") for k in range(5)]
+    return made_goal(pools, days=140, domestic_share=0.2), made_slots(*speeds)
+
+
+FAULTY = {
+    "not there": lambda s: replace(s, stretches=((-1.0, s.last_day),)),
+    "tokens in": lambda s: replace(s, tokens=s.tokens * 1.2),
+    "and not": lambda s: replace(s, stretches=((s.first_day, s.last_day + 40),)),
+    "is reached in": lambda s: replace(s, move_days=0.0),
+    "not a size": lambda s: replace(
+        s, slot=replace(s.slot, speed=replace(s.slot.speed, devices=77))
+    ),
+}
+
+
+@pytest.mark.parametrize("words", FAULTY)
+def test_a_schedule_with_a_fault_is_found_out(words: str) -> None:
+    late = (Delivery(on=START + dt.timedelta(days=3), devices=10**6),)
+    goal = made_goal([made_pool("a", deliveries=late)])
+    found = least(goal, made_slots(made_speed(100)))
+    assert found is not None
+    assert not faults(goal, found)
+    broken = replace(found, stages=(FAULTY[words](found.stages[0]),))
+    assert any(words in fault for fault in faults(goal, broken)), faults(goal, broken)
+
+
+def test_limits_that_a_schedule_breaks_are_found() -> None:
+    goal = made_goal([made_pool("a"), made_pool("b", domestic=True)])
+    found = least(goal, made_slots(made_speed(100), made_speed(300)))
+    assert found is not None
+    for change, words in (
+        ({"domestic_share": 0.5}, "domestic share"),
+        ({"budget_usd": 1e5}, "budget"),
+        ({"month_budgets": {"2027-02": 1e5}}, "2027-02"),
+        ({"deadline": START + dt.timedelta(days=50)}, "it ends"),
+    ):
+        assert any(words in fault for fault in faults(replace(goal, **change), found))
+
+
+def test_a_pool_is_not_used_on_or_after_the_day_it_goes() -> None:
+    """Slow, then quick while it is there, then slow again: to the day, inside one month."""
+    window = {"deliveries": (Delivery(on=dt.date(2027, 2, 1), devices=10**6),),
+              "until": dt.date(2027, 2, 11)}  # fmt: skip
+    goal = made_goal([made_pool("slow", 5.0), made_pool("quick", 1.0, **window)], days=90)
+    found = least(goal, made_slots(made_speed(100), made_speed(30)))
+    assert found is not None
+    assert [stage.slot.pool for stage in found.stages] == [0, 1, 0]
+    assert found.stages[1].first_day >= 31 - 1e-6
+    assert found.stages[1].last_day <= 41 + 1e-6
+
+
 cases = st.tuples(
     st.lists(
         st.tuples(st.floats(30, 200), st.floats(0.5, 4.0), st.integers(0, 60), st.booleans()),
@@ -209,10 +291,11 @@ def build(case: tuple[list[tuple[float, float, int, bool]], float]) -> tuple[Fle
         for i, (_, rent, wait, home) in enumerate(rows)
     ]
     speeds = [made_speed(days, stack="npu" if home else "cuda") for days, _, _, home in rows]
-    return made_goal(pools, domestic_share=share), made_slots(*speeds)
+    home = any(pool.domestic for pool in pools)
+    return made_goal(pools, domestic_share=share if home else 0.0), made_slots(*speeds)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(cases)
 def test_a_cheaper_pool_never_raises_the_cost(case: tuple) -> None:  # type: ignore[type-arg]
     goal, slots = build(case)
@@ -222,7 +305,7 @@ def test_a_cheaper_pool_never_raises_the_cost(case: tuple) -> None:  # type: ign
     assert usd(cheap, slots) <= usd(goal, slots) * (1 + NEAR)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(cases, st.floats(1e6, 5e6))
 def test_more_budget_never_delays(case: tuple, budget: float) -> None:  # type: ignore[type-arg]
     goal, slots = build(case)
@@ -230,7 +313,7 @@ def test_more_budget_never_delays(case: tuple, budget: float) -> None:  # type: 
     assert finish(replace(goal, budget_usd=budget * 1.3), slots) <= poor + 0.5
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(cases)
 def test_relaxing_a_limit_never_worsens(case: tuple) -> None:  # type: ignore[type-arg]
     goal, slots = build(case)
@@ -240,7 +323,7 @@ def test_relaxing_a_limit_never_worsens(case: tuple) -> None:  # type: ignore[ty
     assert usd(later, slots) <= usd(goal, slots) * (1 + NEAR)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(cases)
 def test_a_schedule_is_one_that_can_be_followed(case: tuple) -> None:  # type: ignore[type-arg]
     goal, slots = build(case)

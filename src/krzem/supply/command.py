@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,17 @@ PATIENCE = 2.0
     type=click.FloatRange(min=0, min_open=True),
     help="With --ask largest: tokens per active parameter instead of the goal's tokens.",
 )
+@click.option(
+    "--sure",
+    metavar="CHANCE",
+    help="Also the cheapest plan that meets the date with this chance, such as 80%.",
+)
 @JSON
 @PAGE
 def fleet_command(
-    goal: Path, ask: str, tokens_per_parameter: float | None, as_json: bool, html: Path | None
-) -> None:
+    goal: Path, ask: str, tokens_per_parameter: float | None, sure: str | None, as_json: bool,
+    html: Path | None,
+) -> None:  # fmt: skip
     """What to buy, rent or apply for, in which order, for one run and a date.
 
     \b
@@ -57,6 +64,7 @@ def fleet_command(
       call = "extreme"               # its least and most node-hours
     \b
     krzem fleet goal.toml
+    krzem fleet goal.toml --sure 80%
     krzem fleet goal.toml --ask largest --tokens-per-parameter 400
     krzem fleet goal.toml --ask fewest
 
@@ -70,6 +78,8 @@ def fleet_command(
 
     _writable(html)
     asked = read_goal(goal)
+    if sure is not None:
+        asked = replace(asked, sure=_chance(sure), sure_asked=True)
     say = _progress(as_json)
     if tokens_per_parameter is not None and ask != "largest":
         raise InputError("--tokens-per-parameter belongs to --ask largest")
@@ -186,6 +196,15 @@ def proposal_command(
     if as_json or out is None:
         _show(document, lambda _: markdown, as_json)
     _page(html, lambda: _pages().text_page(document["title"], markdown))
+
+
+def _chance(text: str) -> float:
+    from krzem.supply.readers import share
+
+    chance = share(text)
+    if not 0 < chance < 1:
+        raise InputError(f"--sure {text[:40]}: a chance above 0 and below 100 % is needed")
+    return chance
 
 
 def _evidence(given: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from krzem.supply.goal import FleetGoal
 from krzem.supply.infer import Inference, Kind
 from krzem.supply.inverse import Fewest, Largest
 from krzem.supply.speed import Slot, Speed
-from krzem.supply.stages import Schedule, Stage
+from krzem.supply.stages import Schedule, Stage, day_of
 
 FLEET = "krzem.fleet/1"
 INVERSE = "krzem.inverse/1"
@@ -41,6 +41,7 @@ def fleet_document(fleet: Fleet) -> Document:
         "cheapest": _portfolio(goal, fleet.cheapest),
         "fastest": _portfolio(goal, fleet.fastest),
         "most_certain": _portfolio(goal, fleet.most_certain),
+        "sure": _portfolio(goal, fleet.sure),
         "front": [_portfolio(goal, point) for point in fleet.front],
         "relaxations": [
             {"limit": r.limit, "by": r.by, "unit": r.unit, "words": r.words}
@@ -119,6 +120,7 @@ def _limits(goal: FleetGoal) -> Document:
         "budget_usd": goal.budget_usd,
         "month_budgets_usd": dict(goal.month_budgets),
         "domestic_share": goal.domestic_share,
+        "sure": goal.sure if goal.sure_asked else None,
         "lawful_only": goal.lawful_only,
     }
 
@@ -135,6 +137,9 @@ def _assumptions(goal: FleetGoal) -> Document:
         "error_shared": c.shared,
         "error_family": c.family,
         "pool_chance": {pool.name: pool.chance for pool in goal.pools},
+        "grant_chance": {
+            f"{pool.name}: {g.name}": g.chance for pool in goal.pools for g in pool.grants
+        },
     }  # fmt: skip
 
 
@@ -153,12 +158,12 @@ def _portfolio(goal: FleetGoal, point: Portfolio | None) -> Document | None:
         "shares": {goal.pools[p].name: share for p, share in shares.items()},
         "stages": [_stage(goal, schedule, stage) for stage in schedule.stages],
         "reserve": [
-            {"pool": goal.pools[s.slot.pool].name, "devices": s.slot.speed.devices}
-            for s in schedule.reserve
+            {"pool": goal.pools[slot.pool].name, "devices": slot.speed.devices}
+            for slot in schedule.reserve
         ],
         "grants": [
             {"pool": goal.pools[g.pool].name, "grant": g.name, "node_hours": g.node_hours,
-             "cost_usd": g.usd}
+             "from": g.first.isoformat(), "until": g.last.isoformat(), "cost_usd": g.usd}
             for g in schedule.grants
         ],
         "purchases": [
@@ -172,7 +177,7 @@ def _odds(goal: FleetGoal, odds: Odds) -> Document:
     dates = None
     if odds.finish_days is not None:
         dates = {
-            name: (goal.start + dt.timedelta(days=round(value))).isoformat()
+            name: day_of(goal.start, value, ends=True).isoformat()
             for name, value in odds.finish_days.as_dict().items()
         }
     return {
@@ -183,18 +188,16 @@ def _odds(goal: FleetGoal, odds: Odds) -> Document:
         "finish": dates,
         "finish_days": interval(odds.finish_days),
         "cost_usd": interval(odds.usd),
+        "mean_cost_usd": odds.mean_usd,
     }
 
 
 def _stage(goal: FleetGoal, schedule: Schedule, stage: Stage) -> Document:
-    def day(value: float) -> str:
-        return (schedule.start + dt.timedelta(days=int(value))).isoformat()
-
     return {
         "pool": goal.pools[stage.slot.pool].name,
         "devices": stage.slot.speed.devices,
-        "from": day(stage.first_day),
-        "to": day(stage.last_day),
+        "from": day_of(schedule.start, stage.first_day).isoformat(),
+        "to": day_of(schedule.start, stage.last_day, ends=True).isoformat(),
         "move": stage.move or None,
         "move_days": stage.move_days,
         "training_days": stage.days,

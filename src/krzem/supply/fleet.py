@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from krzem.errors import GoalError
+from krzem.errors import GoalError, KrzemError
 from krzem.supply.chance import Odds, best_by, odds
-from krzem.supply.goal import FleetGoal
+from krzem.supply.goal import FleetGoal, Grant, Pool
 from krzem.supply.lawful import Standing, standing
-from krzem.supply.months import Month, months_between
 from krzem.supply.optimum import cheapest, earliest
+from krzem.supply.programme import usd_per_day
 from krzem.supply.relax import Relaxation, relaxations
+from krzem.supply.retime import retimed
 from krzem.supply.speed import Progress, Slot, slots
 from krzem.supply.stages import Schedule, reserve_of
+from krzem.supply.verify import faults
 
-FRONT_POINTS = 5
-WARY = 1.2815515655446004
+FRONT_POINTS = 4
+WARINESS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
 """Standard deviations by which pools are slowed in the search for a certain plan."""
+CLOSED = 2.5e-3
+"""Gaps up to which a plan counts as the best."""
+PROMISING = 8
+"""Slots on which plans between the cheapest and the fastest are sought."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +52,9 @@ class Fleet:
     cheapest: Portfolio | None
     fastest: Portfolio | None
     most_certain: Portfolio | None
+    sure: Portfolio | None
+    """The cheapest that meets the date with the chance asked for; None where none does, or where
+    no chance was asked for."""
     front: tuple[Portfolio, ...]
     """Plans that no other beats in date, cost and chance; by finish."""
     relaxations: tuple[Relaxation, ...]
@@ -65,11 +76,11 @@ def fleet(goal: FleetGoal, progress: Progress | None = None) -> Fleet:
         ClusterError, GoalError: no pool can run the model, or none is lawful.
         UnknownFactError: a quantity of a pool that nobody has published and the goal does not give.
     """
-    began = time.perf_counter()
+    began = time.process_time()
     standings = _standings(goal)
     lawful, left_out = _lawful(goal, standings)
     found, reasons = slots(lawful, progress)
-    planned = time.perf_counter()
+    planned = time.process_time()
     answer = solve(lawful, found, progress)
     return replace(
         answer,
@@ -81,34 +92,47 @@ def fleet(goal: FleetGoal, progress: Progress | None = None) -> Fleet:
 
 
 def solve(goal: FleetGoal, found: Sequence[Slot], progress: Progress | None = None) -> Fleet:
-    """The best portfolios for slots whose speed is known."""
-    began = time.perf_counter()
+    """The best portfolios for slots whose speed is known.
+
+    Raises KrzemError where the solver is missing or stops without an answer, and where the plan
+    that it calls the cheapest does not pass the check of :mod:`krzem.supply.verify`.
+    """
+    began = time.process_time()
     say = progress or (lambda _: None)
     say("the cheapest plan")
-    months = months_between(goal.start, goal.deadline)
-    least = cheapest(goal, found, months)
-    points: list[Portfolio] = []
+    least = cheapest(goal, found)
     relaxed: tuple[Relaxation, ...] = ()
+    chosen = _Chosen()
     if least is None:
         say("what to relax")
         relaxed = relaxations(goal, found)
     else:
-        points = _portfolios(goal, found, months, least, say)
-    by_label = {point.label: point for point in points if point.label}
+        _refuse_faulty(goal, least)
+        chosen = _portfolios(goal, found, least, say)
     return Fleet(
         goal=goal,
         slots=tuple(found),
         left_out={},
         standings={},
-        cheapest=by_label.get("cheapest"),
-        fastest=by_label.get("fastest"),
-        most_certain=by_label.get("most certain"),
-        front=_undominated(points),
+        cheapest=chosen.cheapest,
+        fastest=chosen.fastest,
+        most_certain=chosen.most_certain,
+        sure=chosen.sure,
+        front=chosen.front,
         relaxations=relaxed,
         plan_seconds=0.0,
-        solve_seconds=time.perf_counter() - began,
-        notes=_notes(goal),
+        solve_seconds=time.process_time() - began,
+        notes=(*_notes(goal, found), *chosen.notes),
     )
+
+
+def _refuse_faulty(goal: FleetGoal, schedule: Schedule) -> None:
+    found = faults(goal, schedule)
+    if found:
+        raise KrzemError(
+            "the plan that was found does not pass its check and is not shown: "
+            + "; ".join(found[:3])
+        )
 
 
 def _standings(goal: FleetGoal) -> dict[str, Standing]:
@@ -135,59 +159,143 @@ def _lawful(goal: FleetGoal, standings: Mapping[str, Standing]) -> tuple[FleetGo
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chosen:
+    """The portfolios that are shown."""
+
+    cheapest: Portfolio | None = None
+    fastest: Portfolio | None = None
+    most_certain: Portfolio | None = None
+    sure: Portfolio | None = None
+    front: tuple[Portfolio, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def _portfolios(
-    goal: FleetGoal,
-    found: Sequence[Slot],
-    months: Sequence[Month],
-    least: Schedule,
-    say: Callable[[str], None],
-) -> list[Portfolio]:
-    """Cheapest, fastest, most certain, and what lies between."""
+    goal: FleetGoal, found: Sequence[Slot], least: Schedule, say: Callable[[str], None]
+) -> _Chosen:
+    """Cheapest, fastest, most certain, as sure as was asked for, and what lies between."""
     say("the fastest plan")
-    fastest = earliest(goal, found, months) or least
+    fastest = earliest(goal, found) or least
+    few = _promising(goal, found, (least, fastest))
     say("plans between")
-    between = _between(goal, found, months, fastest)
-    say("the most certain plan")
-    wary = _wary(goal, found, months)
-    every = [least, fastest, *between, *wary]
-    every += [replace(s, reserve=reserve_of(goal, found, s)) for s in (least, fastest, *wary)]
-    chances = [odds(goal, schedule) for schedule in every]
-    certain = best_by(every, chances)
-    # Rounding of the solver may leave a front point a hair cheaper or earlier than the extremes.
-    labels = ["cheapest", "fastest"] + [""] * (len(every) - 2)
-    points = [
-        Portfolio(label=label, schedule=schedule, odds=chance)
-        for label, schedule, chance in zip(labels, every, chances, strict=True)
-    ]
-    plain = points[: -2 - len(wary)]
-    return [*plain, replace(points[certain], label="most certain")]
+    plain = [least, fastest, *_between(goal, few, fastest)]
+    say("more certain plans")
+    wary = _wary(goal, few)
+    backed = [replace(s, reserve=reserve_of(goal, found, s)) for s in (least, fastest, *wary)]
+    every = [s for s in (*plain, *wary, *backed) if not faults(goal, s)]
+    points = [Portfolio(label="", schedule=s, odds=odds(goal, s)) for s in every]
+    without = [point for point in points if not point.schedule.reserve]
+    certain = best_by([p.schedule for p in points], [p.odds for p in points])
+    sure, notes = _as_sure(goal, points)
+    by_money = min(without, key=lambda p: (_spent(p), p.schedule.finish_day))
+    by_date = min(without, key=lambda p: (round(p.schedule.finish_day, 3), p.schedule.usd))
+    labels = {id(points[certain]): "most certain", id(by_date): "fastest", id(by_money): "cheapest"}
+    front = [replace(p, label=labels.get(id(p), "")) for p in points]
+    return _Chosen(
+        cheapest=replace(by_money, label="cheapest"),
+        fastest=replace(by_date, label="fastest"),
+        most_certain=replace(points[certain], label="most certain"),
+        sure=sure,
+        front=_undominated([p for p in front if p.label or not p.schedule.reserve]),
+        notes=(*_gap_notes(by_money, by_date), *notes),
+    )
 
 
-def _between(
-    goal: FleetGoal, found: Sequence[Slot], months: Sequence[Month], fastest: Schedule
-) -> list[Schedule]:
-    """The cheapest schedules for dates between the earliest end and the last month."""
-    first = next(m for m, month in enumerate(months) if fastest.finish <= month.end)
-    inner = list(range(first, len(months) - 1))
-    if len(inner) > FRONT_POINTS:
-        step = len(inner) / FRONT_POINTS
-        inner = [inner[int(step * k)] for k in range(FRONT_POINTS)]
-    tried = (cheapest(goal, found, months[: last + 1]) for last in inner)
+def _gap_notes(least: Portfolio, first: Portfolio) -> Iterator[str]:
+    if least.schedule.gap > CLOSED:
+        yield (
+            f"cheapest: proved to within {least.schedule.gap:.1%} of the best possible: a plan"
+            " cheaper by that much is not excluded"
+        )
+    if first.schedule.gap > CLOSED:
+        yield (
+            f"fastest: proved to within {first.schedule.gap:.1%} of the time to the date; an end"
+            " earlier by that much is not excluded"
+        )
+
+
+def _promising(
+    goal: FleetGoal, found: Sequence[Slot], used: Sequence[Schedule]
+) -> tuple[Slot, ...]:
+    """All slots where they are few; else those of plans found, the cheapest and the fastest."""
+    if len(found) <= PROMISING:
+        return tuple(found)
+    taken = list(dict.fromkeys(stage.slot for s in used for stage in s.stages))
+    by_price = sorted(found, key=lambda slot: _whole_price(goal, slot))
+    by_speed = sorted(found, key=lambda slot: slot.speed.days.mid)
+    mixed = [slot for pair in zip(by_price, by_speed, strict=True) for slot in pair]
+    few = list(dict.fromkeys([*taken, *mixed]))[: max(PROMISING, len(taken))]
+    return tuple(slot for slot in found if slot in few)
+
+
+def _whole_price(goal: FleetGoal, slot: Slot) -> float:
+    """US dollars of the whole run on one slot, rent alone; node-hours where it has none."""
+    usd = usd_per_day(goal.pools[slot.pool], slot)
+    return slot.speed.days.mid * (usd or slot.speed.nodes)
+
+
+def _between(goal: FleetGoal, found: Sequence[Slot], fastest: Schedule) -> list[Schedule]:
+    """The cheapest schedules for dates between the earliest end and the last."""
+    first = goal.start + dt.timedelta(days=math.ceil(fastest.finish_day))
+    room = (goal.deadline - first).days
+    steps = range(min(FRONT_POINTS, room))
+    days = [first + dt.timedelta(days=room * k // len(steps)) for k in steps]
+    tried = (cheapest(goal, found, day) for day in days)
     return [schedule for schedule in tried if schedule is not None]
 
 
-def _wary(goal: FleetGoal, found: Sequence[Slot], months: Sequence[Month]) -> list[Schedule]:
-    """Early schedules that mistrust slow errors, and pools that may not be there at all."""
-    levels = sorted({goal.pools[slot.pool].chance for slot in found})
-    result = []
-    for level in levels:
-        sure = [slot for slot in found if goal.pools[slot.pool].chance >= level]
-        for pessimism in (WARY, WARY / 2, 0.0):
-            schedule = earliest(goal, sure, months, pessimism)
-            if schedule is not None:
-                result.append(schedule)
-                break
+def _chance_of(goal: FleetGoal, slot: Slot) -> float:
+    pool = goal.pools[slot.pool]
+    return pool.chance * max((grant.chance for grant in pool.grants), default=1.0)
+
+
+def _wary(goal: FleetGoal, found: Sequence[Slot]) -> list[Schedule]:
+    """Plans that mistrust slow errors, and pools that may not be there at all.
+
+    The earliest for pools slowed by as much as any plan can bear; where a chance is asked for, the
+    cheapest ones for pools slowed by less and less too.
+    """
+    result: list[Schedule] = []
+    for level in sorted({_chance_of(goal, slot) for slot in found}):
+        sure = [slot for slot in found if _chance_of(goal, slot) >= level]
+        result += _slowed(goal, sure, earliest, WARINESS[2::-1])
+        if goal.sure_asked:
+            for wariness in WARINESS[1:]:
+                result += _slowed(goal, sure, cheapest, (wariness,))
     return result
+
+
+def _slowed(
+    goal: FleetGoal,
+    found: Sequence[Slot],
+    solver: Callable[..., Schedule | None],
+    levels: Sequence[float],
+) -> list[Schedule]:
+    """The plan for the first of ``levels`` at which there is one, laid out at median speeds."""
+    for wariness in levels:
+        schedule = solver(goal, found, pessimism=wariness)
+        if schedule is not None:
+            laid = schedule if not wariness else retimed(goal, schedule)
+            return [] if laid is None else [laid]
+    return []
+
+
+def _as_sure(
+    goal: FleetGoal, points: Sequence[Portfolio]
+) -> tuple[Portfolio | None, tuple[str, ...]]:
+    """The point of least mean cost among those that meet the date so surely."""
+    if not goal.sure_asked:
+        return None, ()
+    enough = [p for p in points if p.odds.meets_date >= goal.sure]
+    if not enough:
+        most = max(p.odds.meets_date for p in points)
+        return None, (
+            f"no plan meets {goal.deadline} with {goal.sure:.0%}; the most certain one does with"
+            f" {most:.0%}: move the date, or add pools",
+        )
+    best = min(enough, key=lambda p: (p.odds.mean_usd, p.schedule.finish_day))
+    return replace(best, label=f"{goal.sure:.0%} sure"), ()
 
 
 def _undominated(points: Sequence[Portfolio]) -> tuple[Portfolio, ...]:
@@ -199,24 +307,36 @@ def _undominated(points: Sequence[Portfolio]) -> tuple[Portfolio, ...]:
     return tuple(sorted(kept, key=lambda p: p.schedule.finish_day))
 
 
+def _spent(point: Portfolio) -> float:
+    """US dollars; node-hours, where nothing costs money."""
+    return point.schedule.usd or sum(stage.node_hours for stage in point.schedule.stages)
+
+
 def _order(point: Portfolio) -> tuple[float, float, float, str]:
-    return (point.schedule.finish_day, point.schedule.usd, -point.odds.meets_date,
+    return (point.schedule.finish_day, _spent(point), -point.odds.meets_date,
             "" if point.label else "~")  # fmt: skip
 
 
 def _beats(a: Portfolio, b: Portfolio) -> bool:
     return (
         a.schedule.finish_day <= b.schedule.finish_day + 0.5
-        and a.schedule.usd <= b.schedule.usd * (1 + 1e-3)
+        and _spent(a) <= _spent(b) * (1 + 1e-3)
         and a.odds.meets_date >= b.odds.meets_date - 0.005
     )
 
 
-def _notes(goal: FleetGoal) -> tuple[str, ...]:
+def _notes(goal: FleetGoal, found: Sequence[Slot]) -> tuple[str, ...]:
     notes = [
-        "one run trains in one place at a time; at most one move a month; pools that train at the"
-        " same time are not planned",
+        "one run trains in one place at a time, and a visit trains a day or a hundredth of the run"
+        " at least; pools that train at the same time are not planned",
     ]
+    notes += [words for pool in goal.pools for grant in pool.grants
+              if (words := _grant_note(pool, grant))]  # fmt: skip
+    if len(found) > PROMISING:
+        notes.append(
+            f"plans between and more certain ones are sought on at most {PROMISING} of the"
+            f" {len(found)} pools and sizes, those of the cheapest and the fastest plan among them"
+        )
     if any(pool.buy is not None for pool in goal.pools):
         notes.append("bought devices are paid for in full: what they are worth afterwards is not"
                      " counted")  # fmt: skip
@@ -230,3 +350,14 @@ def _notes(goal: FleetGoal) -> tuple[str, ...]:
     if goal.lawful_only:
         notes.append("rules as known today; this is not legal advice")
     return tuple(notes)
+
+
+def _grant_note(pool: Pool, grant: Grant) -> str:
+    """What is assumed of a grant that its call does not say."""
+    words = []
+    if grant.applied is not None:
+        early, late = (grant.first + dt.timedelta(days=round(d * grant.late_days)) for d in (-1, 1))
+        words.append(f"asked for on {grant.applied}, begins {grant.first} ({early} to {late})")
+    if grant.chance == 1.0:
+        words.append("taken to be given for certain: give chance where it may be refused")
+    return f"grant {grant.name} of {pool.name}: {'; '.join(words)}" if words else ""

@@ -15,8 +15,8 @@ from krzem.model.architecture import Architecture
 from krzem.quantity import Written
 
 FAR = dt.date(9999, 12, 31)
-LONGEST_MOVE_DAYS = 28.0
-"""A move happens within one month of the plan."""
+LONGEST_MOVE_DAYS = 366.0
+"""Longer ones are taken for slips."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,14 @@ class Grant:
     most: float
     first: dt.date
     last: dt.date
+    """The day after the last."""
     usd_per_node_hour: float = 0.0
+    chance: float = 1.0
+    """Of being given."""
+    late_days: float = 0.0
+    """By which it may begin and end earlier or later: half the range of the lead time."""
+    applied: dt.date | None = None
+    """When it is asked for, where its first day follows from a lead time."""
     source: str = ""
 
 
@@ -108,8 +115,7 @@ class Moves:
             days = getattr(self, name)
             if not 0 <= days <= LONGEST_MOVE_DAYS:
                 raise GoalError(
-                    f"move.{name} is {days:g} days: 0 to {LONGEST_MOVE_DAYS:g} are possible,"
-                    " because a plan goes by months and a move ends in the month it begins"
+                    f"move.{name} is {days:g} days: 0 to {LONGEST_MOVE_DAYS:g} are possible"
                 )
 
 
@@ -153,6 +159,8 @@ class FleetGoal:
     correlation: Correlation = field(default_factory=Correlation)
     sure: float = 0.8
     """Chance of meeting the date that inverse questions ask for."""
+    sure_asked: bool = False
+    """Whether the cheapest plan that is so sure is sought too."""
     name: str = "fleet"
 
     def __post_init__(self) -> None:
@@ -169,3 +177,9 @@ class FleetGoal:
             raise GoalError(f"two pools are called {twice[0]!r}: give each a name of its own")
         if not self.pools:
             raise GoalError('no pool is given: write [[pool]] with on = "h800:2048"')
+        if self.domestic_share and not any(pool.domestic for pool in self.pools):
+            raise GoalError(
+                f"domestic_share is {self.domestic_share:.0%}, and no pool counts as domestic, so"
+                ' that no plan can reach it: write domestic = "CN" in the goal (devices of vendors'
+                " there count), or domestic = true in a pool"
+            )

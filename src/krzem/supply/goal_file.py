@@ -15,11 +15,11 @@ from types import MappingProxyType
 from typing import Any
 
 from krzem.errors import DataError, GoalError, QuantityError, shorten
-from krzem.quantity import parse_date, parse_duration, parse_money, parse_ratio
+from krzem.quantity import parse_date, parse_duration, parse_ratio
 from krzem.supply.fields import Faults, Field, flag, read_table, text, written
 from krzem.supply.goal import Correlation, FleetGoal, Moves
 from krzem.supply.pool_file import CONTEXT, read_pool
-from krzem.supply.readers import days, place, rate, share
+from krzem.supply.readers import budget, days, place, rate, share
 
 LARGEST_FILE = 1_000_000
 MOST_POOLS = 100
@@ -43,14 +43,14 @@ GOAL = RUN | {
     "model": Field(text, '"deepseek-v3"', "built-in model, or the path of a config.json"),
     "start": Field(parse_date, "2027-01-01", "first day"),
     "deadline": Field(lambda v: v, '2027-12-31 or "300d"', "the run must be done by then"),
-    "budget": Field(parse_money, '"$50M"', "for everything"),
+    "budget": Field(budget, '"$50M"', "for everything"),
     "month_budgets": Field(lambda v: v, '{"2027-03" = "$5M"}', "by month"),
     "domestic_share": Field(share, '"50%"', "of the tokens on domestic devices"),
     "domestic": Field(place, '"CN"', "whose devices count as domestic"),
     "lawful_only": Field(flag, "true", "leave out what the buyer may not have"),
     "to": Field(place, '"CN"', "where the devices stand"),
     "parent": Field(place, '"CN"', "seat of the buyer's parent"),
-    "sure": Field(share, '"80%"', "chance of meeting the date that counts as meeting it"),
+    "sure": Field(share, '"80%"', "chance of meeting the date that a plan is sought for"),
     "move": Field(lambda v: v, "a table", "what a move costs"),
     "chance": Field(lambda v: v, "a table", "what errors have in common"),
     "pool": Field(lambda v: v, "[[pool]]", "what can be had"),
@@ -116,6 +116,7 @@ def goal_of(table: Mapping[str, Any], where: str = "the goal", folder: Path | No
         moves=moves,
         correlation=replace(Correlation(), **chance),
         sure=found.get("sure", 0.8),
+        sure_asked="sure" in found,
         name=found.get("name", where.removesuffix(".toml")),
     )
 
@@ -174,7 +175,7 @@ def _budgets(table: object, faults: Faults) -> dict[str, float]:
     found = {}
     for month, amount in table.items():
         try:
-            found[f"{parse_date(month):%Y-%m}"] = parse_money(amount)
+            found[f"{parse_date(month):%Y-%m}"] = budget(amount)
         except QuantityError as error:
             faults.add(f"goal.month_budgets: {error}")
     return found

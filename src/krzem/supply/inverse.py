@@ -20,7 +20,6 @@ from krzem.plan.recipe import recipe_of
 from krzem.plan.source import config_of
 from krzem.supply.chance import Odds, odds
 from krzem.supply.goal import FleetGoal, Pool
-from krzem.supply.months import months_between
 from krzem.supply.optimum import earliest
 from krzem.supply.scale import scaled
 from krzem.supply.speed import Progress, Speed, slots, speed
@@ -164,7 +163,7 @@ def _recipe(goal: FleetGoal) -> dict[str, Any]:
 
 def _earliest(goal: FleetGoal, progress: Progress | None) -> tuple[Schedule, Odds] | None:
     found, _ = slots(goal, progress)
-    schedule = earliest(goal, found, months_between(goal.start, goal.deadline))
+    schedule = earliest(goal, found)
     return None if schedule is None else (schedule, odds(goal, schedule))
 
 

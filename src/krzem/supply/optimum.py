@@ -1,152 +1,233 @@
-"""Solves a network: all of it where it is small, the part that can matter where it is large.
+"""Solves a fleet: all of it at once where it is small, set by set where it is large.
 
-With many pools most can have no part in the best plan.  The relaxed programme (a fraction of the
-run here, a fraction there) says which could: the true programme is solved over the slots that it
-uses, and over those that it uses when these are gone.  Its optimum also bounds what any plan could
-reach, and the difference is reported as the gap.
+With many pools the programme over paths is too large, and most pools have no part in the best
+plan.  The programme over sets (:mod:`krzem.supply.outline`) names a few slots that could be best
+and bounds what any plan can reach; the programme over paths finds the best plan on these; then some
+other slot is asked for, until the bound has come up to the best plan found, or after ``ROUNDS``
+rounds.  What is left between the two is the plan's ``gap``.  (Decomposition by logic-based Benders
+cuts: Hooker and Ottosson, Mathematical Programming 96, 2003.)
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from krzem.supply.goal import FleetGoal
-from krzem.supply.linear import Solution
-from krzem.supply.months import Month
+from krzem.supply.linear import GAP, INFINITY, Solution
 from krzem.supply.network import Network
+from krzem.supply.outline import Outline
+from krzem.supply.periods import Period, periods
+from krzem.supply.programme import Arrivals
 from krzem.supply.speed import Slot
 from krzem.supply.stages import Schedule, schedule_of
 
-MISSED = 1e-5
-"""Share of the run that may be left untrained as rounding of the solver."""
-WHOLE = 60
-"""Up to so many slots times months everything is solved at once."""
-ROUNDS = 2
-"""Supports of the relaxed programme that are taken together."""
-USED_DAYS = 1e-3
-
-
-class Aim(enum.StrEnum):
-    """What is sought."""
-
-    CHEAPEST = "cheapest"
-    SHORTFALL = "shortfall"
-    EARLIEST = "earliest"
+WHOLE = 4
+"""Up to so many slots everything is solved at once."""
+TOGETHER = 5
+"""Slots of one programme over paths, those of earlier rounds included."""
+ROUNDS = 40
+"""Sets of slots that are looked at."""
+CLOSE = 0.01
+"""Relative gap at which no other set is looked at."""
+CLOSE_PART = 0.005
+"""The same of one programme out of several."""
+CLOSE_DAYS = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A programme to be solved for some slots."""
+    """What a schedule is sought for."""
 
     goal: FleetGoal
     slots: tuple[Slot, ...]
-    months: tuple[Month, ...]
-    aim: Aim
+    until: dt.date
+    """The schedule ends before this day begins."""
     pessimism: float = 0.0
 
-    def network(self, slots: Sequence[Slot]) -> Network:
-        """The programme over some of the slots."""
-        return Network(self.goal, slots, self.months, pessimism=self.pessimism)
+    def arrivals(self) -> Arrivals:
+        """One set of durations of moves for all programmes."""
+        return Arrivals.of(self.goal, self.slots)
 
-    def solve(self, network: Network, relaxed: bool = False) -> Solution | None:
-        """Its optimum; None where there is no plan."""
-        solver = {
-            Aim.CHEAPEST: network.cheapest,
-            Aim.SHORTFALL: network.shortfall,
-            Aim.EARLIEST: network.earliest,
-        }[self.aim]
-        return solver(relaxed)
+    def calendar(self, slots: Sequence[Slot]) -> tuple[Period, ...]:
+        """The periods that some slots see."""
+        return periods(self.goal, slots, self.until)
+
+    def network(self, slots: Sequence[Slot], calendar: Sequence[Period]) -> Network:
+        """The programme over paths of some slots."""
+        gap = GAP if len(self.slots) <= WHOLE else CLOSE_PART
+        return Network(self.goal, slots, calendar, self.arrivals(), pessimism=self.pessimism,
+                       gap=gap)  # fmt: skip
+
+    def outline(self, calendar: Sequence[Period]) -> Outline:
+        """The programme over sets of all slots."""
+        return Outline(self.goal, self.slots, calendar, self.arrivals(), pessimism=self.pessimism)
 
 
-def best(question: Question) -> tuple[Network, Solution] | None:
-    """The optimum and the network it belongs to; None where there is no plan."""
-    slots = question.slots
+@dataclass(slots=True)
+class _Search:
+    """The best schedule so far, what bounds every schedule on the sets looked at, and these."""
+
+    best: Schedule | None = None
+    floor: float = INFINITY
+    seen: list[Slot] = field(default_factory=list)
+    tried: list[tuple[Slot, ...]] = field(default_factory=list)
+
+    def together(self, chosen: Sequence[Slot]) -> tuple[Slot, ...]:
+        """``chosen`` with the slots of the latest rounds."""
+        recent = [slot for slot in reversed(self.seen) if slot not in chosen]
+        self.seen = [slot for slot in self.seen if slot not in chosen] + list(chosen)
+        return tuple([*chosen, *recent][: max(TOGETHER, len(chosen))])
+
+    def took(self, slots: tuple[Slot, ...], found: Schedule | None) -> None:
+        """Keep what was found on ``slots`` if it is better than before."""
+        self.tried.append(slots)
+        if found is None:
+            return
+        self.floor = min(self.floor, found.bound)
+        if self.best is None or found.objective < self.best.objective:
+            self.best = found
+
+    def within(self, bound: float, close: float) -> bool:
+        """Whether the best schedule is nearly as good as ``bound``."""
+        return self.best is not None and self.best.objective <= bound + close
+
+    def answer(self, bound: float = INFINITY, whole: float | None = None) -> Schedule | None:
+        """The best with what it could still be better by, relative to ``whole`` or itself."""
+        if self.best is None:
+            return None
+        missed = max(self.best.objective - min(bound, self.floor), 0.0)
+        return replace(self.best, gap=missed / max(whole or abs(self.best.objective), 1e-9))
+
+
+def cheapest(goal: FleetGoal, slots: Sequence[Slot], until: dt.date | None = None
+             , pessimism: float = 0.0) -> Schedule | None:  # fmt: skip
+    """The cheapest schedule by ``until`` (the goal's date); None where none keeps every limit.
+
+    Raises KrzemError where the solver is missing, or stops without an answer.
+    """
+    question = Question(goal=goal, slots=tuple(slots), until=until or goal.deadline,
+                        pessimism=pessimism)  # fmt: skip
     if not slots:
         return None
-    if len(slots) * len(question.months) > WHOLE:
-        decided, found = _over_support(question)
-        if decided:
-            return found
-    network = question.network(slots)
-    solution = question.solve(network)
-    return None if solution is None else (network, solution)
+    if len(slots) <= WHOLE:
+        return _cheapest_path(question, slots)
+    return _cheapest_set(question)
 
 
-def _over_support(question: Question) -> tuple[bool, tuple[Network, Solution] | None]:
-    """The optimum over slots that can matter; first whether these are enough to say."""
-    bound: Solution | None = None
-    chosen: list[Slot] = []
-    rest = list(question.slots)
+def _cheapest_path(question: Question, slots: Sequence[Slot]) -> Schedule | None:
+    network = question.network(slots, question.calendar(slots))
+    solution = network.cheapest()
+    return None if solution is None else schedule_of(network, solution)
+
+
+def _cheapest_set(question: Question) -> Schedule | None:
+    outline = question.outline(question.calendar(question.slots))
+    search, bound = _Search(), 0.0
     for _ in range(ROUNDS):
-        network = question.network(rest)
-        relaxed = question.solve(network, relaxed=True)
-        if relaxed is None:
+        found = outline.cheapest()
+        if found is None:
+            return search.answer()
+        bound = max(bound, found.bound)
+        if search.within(bound, CLOSE * bound):
             break
-        bound = bound or relaxed
-        days = relaxed.at(network.x).sum(axis=1)
-        used = [slot for slot, d in zip(rest, days, strict=True) if d > USED_DAYS]
-        chosen += used
-        rest = [slot for slot in rest if slot not in used]
-        if not rest:
-            break
-    if bound is None:
-        return True, None
-    network = question.network(chosen)
-    solution = question.solve(network)
-    if solution is None or (
-        question.aim is Aim.SHORTFALL and solution.objective > MISSED >= bound.objective
-    ):
-        return False, None
-    whole = abs(solution.objective)
-    if question.aim is Aim.EARLIEST:
-        whole = sum(month.days for month in question.months)
-    gap = (solution.objective - bound.objective) / max(whole, 1e-9)
-    return True, (network, replace(solution, gap=max(solution.gap, gap)))
+        slots = search.together([question.slots[i] for i in outline.chosen(found)])
+        search.took(slots, _cheapest_path(question, slots))
+        outline.look_beyond([question.slots.index(slot) for slot in slots])
+    return search.answer(bound)
 
 
-def cheapest(goal: FleetGoal, slots: Sequence[Slot], months: Sequence[Month]) -> Schedule | None:
-    """The cheapest schedule that ends within ``months``; None where none keeps every limit."""
-    found = best(Question(goal=goal, slots=tuple(slots), months=tuple(months), aim=Aim.CHEAPEST))
-    return None if found is None else schedule_of(*found)
+def earliest(goal: FleetGoal, slots: Sequence[Slot], until: dt.date | None = None
+             , pessimism: float = 0.0) -> Schedule | None:  # fmt: skip
+    """The schedule that ends first, by ``until`` (the goal's date); None where none ends.
+
+    Raises KrzemError where the solver is missing, or stops without an answer.
+    """
+    question = Question(goal=goal, slots=tuple(slots), until=until or goal.deadline,
+                        pessimism=pessimism)  # fmt: skip
+    if not slots:
+        return None
+    small = len(slots) <= WHOLE
+    return _tidy(question, _earliest_path(question, slots) if small else _earliest_set(question))
 
 
-def earliest(
-    goal: FleetGoal, slots: Sequence[Slot], months: Sequence[Month], pessimism: float = 0.0
-) -> Schedule | None:
-    """The schedule that ends first within ``months``; None where none ends."""
-
-    question = Question(
-        goal=goal, slots=tuple(slots), months=tuple(months), aim=Aim.SHORTFALL, pessimism=pessimism
-    )
-    for count in range(_first_possible(question) + 1, len(months) + 1):
-        shorter = replace(question, months=question.months[:count])
-        found = best(shorter)
-        if found is None or found[1].objective > MISSED:
-            continue
-        last = best(replace(shorter, aim=Aim.EARLIEST))
-        if last is not None:
-            return schedule_of(*last)
+def _earliest_path(question: Question, slots: Sequence[Slot]) -> Schedule | None:
+    calendar = question.calendar(slots)
+    for count in _candidates(question, calendar, slots):
+        network = question.network(slots, calendar[:count])
+        solution = network.earliest()
+        if solution is not None:
+            return _ending(network, solution)
     return None
 
 
-def _first_possible(question: Question) -> int:
-    """The first month by whose end the relaxed run ends: no true run ends in an earlier one."""
+def _ending(network: Network, solution: Solution) -> Schedule:
+    """Objective and bound are days after the start."""
+    missed = max(solution.objective - solution.bound, 0.0)
+    found = schedule_of(network, solution)
+    return replace(found, objective=found.finish_day, bound=found.finish_day - missed,
+                   gap=missed / max(found.finish_day, 1e-9))  # fmt: skip
 
-    def ends(month: int) -> bool:
-        shorter = replace(question, months=question.months[: month + 1])
-        found = shorter.solve(shorter.network(shorter.slots), relaxed=True)
-        return found is not None and found.objective <= MISSED
 
-    if not question.slots:
-        return len(question.months)
-    # Short programmes are quick, so the search gallops from the first month.
-    low, high = 0, 1
-    while high < len(question.months) and not ends(high - 1):
-        low, high = high, 2 * high
-    high = min(high, len(question.months))
+def _tidy(question: Question, best: Schedule | None) -> Schedule | None:
+    """The cheapest, to 2 %, of the schedules on the same slots that end as early."""
+    if best is None:
+        return None
+    slots = tuple(dict.fromkeys(stage.slot for stage in best.stages))
+    calendar = question.calendar(slots)
+    end = best.finish_day - 1e-6
+    starts = [float((period.first - question.goal.start).days) for period in calendar]
+    count = sum(start < end for start in starts)
+    network = question.network(slots, calendar[:count])
+    solution = network.cheapest_ending(best.finish_day - starts[count - 1])
+    if solution is None:
+        return best
+    return replace(schedule_of(network, solution), objective=best.objective, bound=best.bound,
+                   gap=best.gap)  # fmt: skip
+
+
+def _earliest_set(question: Question) -> Schedule | None:
+    calendar = question.calendar(question.slots)
+    search, rounds = _Search(), 0
+    whole = float((question.until - question.goal.start).days)
+    for count in _candidates(question, calendar, question.slots):
+        bound = begins = float((calendar[count - 1].first - question.goal.start).days)
+        outline = question.outline(calendar[:count])
+        for members in search.tried:
+            outline.look_beyond([question.slots.index(slot) for slot in members])
+        while rounds < ROUNDS and not search.within(bound, CLOSE_DAYS):
+            found = outline.earliest()
+            if found is None:
+                bound = INFINITY
+                break
+            rounds, bound = rounds + 1, begins + found.bound
+            if search.within(bound, CLOSE_DAYS):
+                break
+            slots = search.together([question.slots[i] for i in outline.chosen(found)])
+            search.took(slots, _earliest_path(question, slots))
+            outline.look_beyond([question.slots.index(slot) for slot in slots])
+        if rounds >= ROUNDS or search.within(bound, CLOSE_DAYS):
+            return search.answer(bound, whole)
+    return search.answer(whole=whole)
+
+
+def _candidates(
+    question: Question, calendar: Sequence[Period], slots: Sequence[Slot]
+) -> Iterator[int]:
+    """Numbers of periods after which the run may end, from the first that the relaxed programme
+    over sets allows."""
+    smaller = replace(question, slots=tuple(slots))
+
+    def ends(count: int) -> bool:
+        outline = Outline(question.goal, smaller.slots, calendar[:count], question.arrivals(),
+                          pessimism=question.pessimism)  # fmt: skip
+        return outline.earliest(relaxed=True) is not None
+
+    low, high = 1, len(calendar)
+    if not high or not ends(high):
+        return
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if ends(middle) else (middle + 1, high)
-    return low
+    yield from range(low, len(calendar) + 1)

@@ -34,8 +34,8 @@ _FLEET = (
 {% else %}
 <figure>{{ gantt }}<figcaption>Where the run is, and when. Hatched: moves and
 requalification.</figcaption></figure>
-{% for key in ("cheapest", "fastest", "most_certain") %}
-<h2>{{ key.replace("_", " ") | capitalize }}</h2>
+{% for key in ("cheapest", "fastest", "most_certain", "sure") if d[key] %}
+<h2>{{ titles[key] or d[key].label }}</h2>
 <p>{{ headline(d[key]) }}</p>
 {{ grid(rows(stages(d[key]))) }}
 <ul>{% for line in extras(d[key]) %}<li>{{ line }}</li>{% endfor %}</ul>
@@ -87,6 +87,7 @@ def fleet_page(document: Document) -> str:
         gantt=_gantt(document) if feasible else "",
         front=_front(document) if feasible else "",
         headline=text.headline,
+        titles=text.TITLES,
         stages=text.stages_table,
         extras=text.extras,
         fronts=text.front_table,
@@ -157,24 +158,24 @@ def _block(**kind: Any) -> dict[str, Any]:
 
 
 def _gantt(document: Document) -> Any:
-    """Bars of the three named plans over the calendar."""
+    """Bars of the named plans over the calendar."""
     import datetime as dt
 
     figure = new_figure(10.0, 3.2)
     axes = figure.add_subplot()
-    keys = ["cheapest", "fastest", "most_certain"]
+    keys = [key for key in text.TITLES if document[key]]
     pools = list(dict.fromkeys(s["pool"] for k in keys for s in document[k]["stages"]))
     for y, key in enumerate(keys):
         for stage in document[key]["stages"]:
             first = dt.date.fromisoformat(stage["from"])
-            length = (dt.date.fromisoformat(stage["to"]) - first).days
+            length = (dt.date.fromisoformat(stage["to"]) - first).days + 1
             color = f"C{pools.index(stage['pool']) % 10}"
             left = first.toordinal()
             axes.barh(y, length, left=left, color=color, label=stage["pool"])
             axes.barh(y, min(stage["move_days"], length), left=left, color="none", hatch="///",
                       edgecolor="white")  # fmt: skip
     axes.axvline(dt.date.fromisoformat(document["deadline"]).toordinal(), color="black", ls=":")
-    axes.set_yticks(range(len(keys)), [key.replace("_", " ") for key in keys])
+    axes.set_yticks(range(len(keys)), [text.TITLES[k] or document[k]["label"] for k in keys])
     axes.invert_yaxis()
     ticks = [int(t) for t in axes.get_xticks() if t > 0]
     axes.set_xticks(ticks, [dt.date.fromordinal(t).isoformat() for t in ticks], fontsize="small")

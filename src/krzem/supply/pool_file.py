@@ -25,9 +25,9 @@ from krzem.quantity import (
 )
 from krzem.supply.fields import Faults, Field, flag, read_table, text
 from krzem.supply.goal import FAR, Delivery, Grant, Pool
-from krzem.supply.machines import call_of
-from krzem.supply.months import add_months
-from krzem.supply.readers import place, share
+from krzem.supply.machines import Call, call_of
+from krzem.supply.periods import MONTH_DAYS, add_months, later
+from krzem.supply.readers import months, place, share
 
 CONTEXT: dict[str, Any] = {"to": "", "domestic": "", "start": dt.date.min}
 """What a pool takes from the goal around it."""
@@ -70,7 +70,10 @@ GRANT = {
     "least": Field(parse_count, "160000", "least node-hours of a request"),
     "most": Field(parse_count, "500000", "most node-hours of a request"),
     "from": Field(parse_date, "2027-03-01", "first day"),
-    "until": Field(parse_date, "2028-02-29", "last day"),
+    "until": Field(parse_date, "2028-03-01", "day after the last"),
+    "applied": Field(parse_date, "2026-12-01", "day on which it is asked for"),
+    "lead": Field(months, '"4-6 months"', "from asking for it to its first day"),
+    "chance": Field(share, '"40%"', "of being given"),
     "price": Field(parse_price, '"$1/h"', "per node-hour, if any"),
 }
 
@@ -222,17 +225,20 @@ def _grants(
     if not isinstance(rows, list):
         raise GoalError("grant: write [[pool.grant]] with call, or with least and most")
     return tuple(
-        _grant(read_table(row, GRANT, f"{label}.grant", faults), where, context) for row in rows
+        _grant(read_table(row, GRANT, f"{label}.grant", faults), where, context, k + 1)
+        for k, row in enumerate(rows)
     )
 
 
-def _grant(row: dict[str, Any], where: Machine | None, context: Mapping[str, Any]) -> Grant:
+def _grant(
+    row: dict[str, Any], where: Machine | None, context: Mapping[str, Any], number: int
+) -> Grant:
     call = None
     if "call" in row:
         if where is None:
             raise GoalError("grant.call needs a machine: the calls are those of public machines")
         call = call_of(row["call"], where.id)
-    first = row.get("from", context["start"])
+    first, late, applied = _begins(row, call, context["start"])
     last = row.get("until") or add_months(first, call.months if call else 12)
     most = row.get("most", call.limit if call else None)
     if most is None:
@@ -244,14 +250,41 @@ def _grant(row: dict[str, Any], where: Machine | None, context: Mapping[str, Any
             " above the most, or the end before the start"
         )
     return Grant(
-        name=row.get("name") or (call.call if call else "grant"),
+        name=row.get("name") or (call.call if call else str(number)),
         least=float(least),
         most=float(most),
         first=first,
         last=last,
         usd_per_node_hour=row.get("price", 0.0),
+        chance=row.get("chance", 1.0),
+        late_days=late,
+        applied=applied,
         source=f"{call.source}, {call.date}" if call else "the goal file",
     )
+
+
+def _begins(
+    row: Mapping[str, Any], call: Call | None, start: dt.date
+) -> tuple[dt.date, float, dt.date | None]:
+    """First day of a grant, days by which it may shift, and the day on which it is asked for.
+
+    A first day that is given counts; else the day of asking (the start of the plan, where it is
+    not given) and the middle of the lead time, the call's where none is given.
+    """
+    lead = row.get("lead")
+    if lead is None and call is not None and call.lead_months and "from" not in row:
+        lead = months(call.lead_months)
+    if "from" in row and "applied" in row:
+        raise GoalError("grant: from and applied (with lead) say the same: keep one")
+    if lead is None:
+        if "applied" in row:
+            raise GoalError('grant.lead is missing: applied needs it, such as lead = "4-6 months"')
+        return row.get("from", start), 0.0, None
+    late = (lead[1] - lead[0]) / 2 * MONTH_DAYS
+    if "from" in row:
+        return row["from"], late, None
+    asked = row.get("applied", start)
+    return later(asked, (lead[0] + lead[1]) / 2), late, asked
 
 
 def _rent(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from krzem.quantity import format_bytes, format_count
-from krzem.supply.text import millions, span, table
+from krzem.supply.text import dollars, span, table
 
 Document = Mapping[str, Any]
 
@@ -199,7 +199,7 @@ def _cost(d: Document) -> list[str]:
     if cost is None:
         unknown = "No price of this machine is known; a cloud's own calculator is asked for."
         return ["## Cost", "", unknown]
-    text = f"{millions(cost['mid'])} {span(millions(cost['low']), millions(cost['high']))}"
+    text = f"{dollars(cost['mid'])} {span(dollars(cost['low']), dollars(cost['high']))}"
     return ["## Cost", "", f"At the plan's price per device-hour: {text}, without storage."]
 
 

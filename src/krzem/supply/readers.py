@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from krzem.errors import QuantityError
-from krzem.quantity import parse_duration, parse_rate, parse_ratio
+from krzem.errors import QuantityError, shorten
+from krzem.quantity import parse_duration, parse_money, parse_rate, parse_ratio
 from krzem.rules.places import find_country
 from krzem.supply.fields import text
 
 DAY = 86_400.0
+LEAST_BUDGET = 1_000.0
+"""US dollars: below, a scale was forgotten."""
+MOST_MONTHS = 36
 
 
 def share(value: Any) -> float:
@@ -30,6 +33,36 @@ def days(value: Any) -> float:
 def rate(value: Any) -> float:
     """Bytes per second."""
     return parse_rate(value)
+
+
+def budget(value: Any) -> float:
+    """US dollars of a whole run, currency and scale said; raises QuantityError."""
+    amount = parse_money(value)
+    if not isinstance(value, str) or not ("$" in value or "USD" in value.upper()):
+        raise QuantityError(
+            f'{shorten(str(value), 40)!r} has no currency: write "$20M" or "20M USD" (only US'
+            " dollars are known here)"
+        )
+    if amount < LEAST_BUDGET:
+        raise QuantityError(
+            f"{shorten(value, 40)!r} is ${amount:g}, less than one device costs for a week: is the"
+            ' scale missing? Write "$20M" for 20 million, "$20k" for 20 thousand'
+        )
+    return amount
+
+
+def months(value: Any) -> tuple[float, float]:
+    """Least and most months of a lead time: ``"4-6"``, ``"5 months"`` or a number."""
+    words = str(value).strip().lower().removesuffix("months").removesuffix("month").strip()
+    low, dash, high = words.partition("-")
+    least = parse_ratio(low.strip())
+    most = parse_ratio(high.strip()) if dash else least
+    if not 0 < least <= most <= MOST_MONTHS:
+        raise QuantityError(
+            f"a lead time of {least:g} to {most:g} months: the first must not be above the last,"
+            f" and {MOST_MONTHS} months are the most"
+        )
+    return least, most
 
 
 def place(value: Any) -> str:

@@ -6,18 +6,25 @@ own slack.  What the rules forbid is not relaxed.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from krzem.quantity import format_count
 from krzem.supply.goal import FleetGoal
-from krzem.supply.months import add_months, months_between
-from krzem.supply.network import MILLION, THOUSAND, Network
-from krzem.supply.optimum import earliest
+from krzem.supply.linear import Solution
+from krzem.supply.network import Network
+from krzem.supply.optimum import WHOLE, Question, earliest
+from krzem.supply.periods import add_months
+from krzem.supply.programme import MILLION, THOUSAND
 from krzem.supply.speed import Slot
 from krzem.supply.stages import schedule_of
+from krzem.supply.text import dollars
 
 LATER_MONTHS = 36
 """How far the date is moved at most."""
+LEAST_PART = 1e-3
+"""Of the tokens: training fewer is no advice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +53,19 @@ def relaxations(goal: FleetGoal, slots: Sequence[Slot]) -> tuple[Relaxation, ...
     return tuple(sorted(found, key=lambda r: r.by is None))
 
 
-def _network(goal: FleetGoal, slots: Sequence[Slot]) -> Network:
-    return Network(goal, slots, months_between(goal.start, goal.deadline))
+def _least(goal: FleetGoal, slots: Sequence[Slot], limit: str) -> tuple[Network, Solution] | None:
+    """The least slack of one limit; on the slots that the programme over sets uses, if many."""
+    question = Question(goal=goal, slots=tuple(slots), until=goal.deadline)
+    few: Sequence[Slot] = question.slots
+    if len(few) > WHOLE:
+        outline = question.outline(question.calendar(few))
+        found = outline.least_slack(getattr(outline.slack, limit))
+        if found is None:
+            return None
+        few = [few[i] for i in outline.chosen(found)]
+    network = question.network(few, question.calendar(few))
+    solution = network.least_slack(getattr(network.slack, limit))
+    return None if solution is None else (network, solution)
 
 
 def _none(limit: str, unit: str, what: str) -> Relaxation:
@@ -56,38 +74,40 @@ def _none(limit: str, unit: str, what: str) -> Relaxation:
 
 def _date(goal: FleetGoal, slots: Sequence[Slot]) -> Relaxation:
     """The earliest later end."""
-    months = months_between(goal.start, add_months(goal.deadline, LATER_MONTHS))
-    schedule = earliest(goal, slots, months)
+    schedule = earliest(goal, slots, add_months(goal.deadline, LATER_MONTHS))
     if schedule is None:
         return _none("date", "days", f"a date up to {LATER_MONTHS} months later")
-    by = max(schedule.finish_day - (goal.deadline - goal.start).days, 0.0)
-    words = f"finish on {schedule.finish} instead of {goal.deadline}: {by:,.0f} days later"
+    date = schedule.finish + dt.timedelta(days=1)
+    by = max(float((date - goal.deadline).days), 1.0)
+    later = f"{by:,.0f} day{'' if by == 1 else 's'} later"
+    words = f"the date {goal.deadline + dt.timedelta(days=by)} instead of {goal.deadline}: {later}"
     return Relaxation(limit="date", by=by, unit="days", words=words)
 
 
 def _tokens(goal: FleetGoal, slots: Sequence[Slot]) -> Relaxation:
-    solution = _network(goal, slots).shortfall()
-    if solution is None:
-        return _none("tokens", "tokens", "training fewer tokens")
+    found = _least(goal, slots, "tokens")
     total = slots[0].speed.tokens
-    by = float(solution.objective) * total
-    words = f"train {(total - by) / 1e12:,.3g}T tokens instead of {total / 1e12:,.3g}T"
+    left = 0.0 if found is None else total * (1.0 - found[1].objective)
+    if left < LEAST_PART * total:
+        return _none("tokens", "tokens", "training fewer tokens")
+    by = min(total - left, total)
+    words = f"train {format_count(left, 3)} tokens instead of {format_count(total, 3)}"
     return Relaxation(limit="tokens", by=by, unit="tokens", words=words)
 
 
 def _money(goal: FleetGoal, slots: Sequence[Slot], limit: str) -> Relaxation:
-    network = _network(goal, slots)
-    columns = network.slack.budget if limit == "budget" else network.slack.months
-    solution = network.least_slack(columns)
-    if solution is None:
+    found = _least(goal, slots, "budget" if limit == "budget" else "months")
+    if found is None:
         return _none(limit, "USD", "more money" if limit == "budget" else "more money by month")
+    network, solution = found
+    columns = network.slack.budget if limit == "budget" else network.slack.months
     by = float(solution.at(columns).sum()) * MILLION
     if limit == "budget":
         assert goal.budget_usd is not None
-        words = f"a budget of ${(goal.budget_usd + by) / MILLION:,.2f}M: ${by / MILLION:,.2f}M more"
+        words = f"a budget of {dollars(goal.budget_usd + by)}: {dollars(by)} more"
     else:
         over = [
-            f"${float(v):,.2f}M more in {month.name}"
+            f"{dollars(float(v) * MILLION)} more in {month}"
             for v, month in zip(solution.at(columns), network.months, strict=True)
             if v > 1e-4
         ]
@@ -96,11 +116,10 @@ def _money(goal: FleetGoal, slots: Sequence[Slot], limit: str) -> Relaxation:
 
 
 def _domestic(goal: FleetGoal, slots: Sequence[Slot]) -> Relaxation:
-    network = _network(goal, slots)
-    solution = network.least_slack(network.slack.domestic)
-    if solution is None:
+    found = _least(goal, slots, "domestic")
+    if found is None:
         return _none("domestic_share", "share", "a lower domestic share")
-    home = [stage.tokens for stage in schedule_of(network, solution).stages
+    home = [stage.tokens for stage in schedule_of(*found).stages
             if goal.pools[stage.slot.pool].domestic]  # fmt: skip
     reached = min(sum(home) / slots[0].speed.tokens, goal.domestic_share)
     words = f"a domestic share of {reached:.1%} instead of {goal.domestic_share:.1%}"
@@ -109,17 +128,16 @@ def _domestic(goal: FleetGoal, slots: Sequence[Slot]) -> Relaxation:
 
 
 def _grants(goal: FleetGoal, slots: Sequence[Slot], side: str) -> Relaxation:
-    network = _network(goal, slots)
-    columns = network.slack.most if side == "most" else network.slack.least
-    solution = network.least_slack(columns)
     limit = f"grants_{side}"
-    if solution is None:
+    found = _least(goal, slots, side)
+    if found is None:
         return _none(limit, "node-hours", f"other {'upper' if side == 'most' else 'lower'} limits"
                      " of grants")  # fmt: skip
-    values = solution.at(columns) * THOUSAND
-    change = "more than the" if side == "most" else "less than the least of the"
+    network, solution = found
+    values = solution.at(network.slack.most if side == "most" else network.slack.least) * THOUSAND
+    change = "more than" if side == "most" else "less than the least of"
     words = "; ".join(
-        f"{v:,.0f} node-hours {change} {grant.name} grant of {goal.pools[p].name}"
+        f"{v:,.0f} node-hours {change} grant {grant.name} of {goal.pools[p].name}"
         for v, (p, grant) in zip(values, network.grants, strict=True)
         if v > 0.5
     )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from krzem.supply.goal import FleetGoal
 from krzem.supply.linear import Solution
-from krzem.supply.network import HOURS, THOUSAND, Network
+from krzem.supply.network import Network
+from krzem.supply.programme import HOURS, THOUSAND, Arrivals, usd_per_day
 from krzem.supply.speed import Slot
 
 LEAST_DAYS = 1e-4
-"""Shorter visits are rounding of the solver."""
+"""Shorter stretches are rounding of the solver."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +24,8 @@ class Stage:
     """A stretch of the run on one slot."""
 
     slot: Slot
-    index: int
-    """Of the slot."""
-    first_day: float
-    """Days after the start of the plan at which the pool is taken, moves included."""
-    last_day: float
+    stretches: tuple[tuple[float, float], ...]
+    """Days after the start of the plan, from when to when the pool is occupied, in order."""
     days: float
     """Of training."""
     tokens: float
@@ -38,6 +37,16 @@ class Stage:
     usd: float
     """Rent and running costs; purchases and granted hours are counted apart."""
 
+    @property
+    def first_day(self) -> float:
+        """When the pool is taken, moves included."""
+        return self.stretches[0][0]
+
+    @property
+    def last_day(self) -> float:
+        """When it is left."""
+        return self.stretches[-1][1]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrantUse:
@@ -45,6 +54,9 @@ class GrantUse:
 
     pool: int
     name: str
+    first: dt.date
+    last: dt.date
+    """The day after the last."""
     node_hours: float
     usd: float
 
@@ -66,18 +78,25 @@ class Schedule:
     grants: tuple[GrantUse, ...]
     purchases: tuple[Purchase, ...]
     usd: float
-    finish_day: float
-    """Days after the start of the plan."""
     start: dt.date
     gap: float
-    """How much better the solver could still do, relative."""
-    reserve: tuple[Stage, ...] = ()
+    """How much better the best schedule could still be, relative."""
+    objective: float
+    """What was minimised: millions of US dollars, thousands of node-hours, or days."""
+    bound: float
+    """No schedule on these slots has a lower objective."""
+    reserve: tuple[Slot, ...] = ()
     """Pools that are held ready and train only what the stages leave over."""
+
+    @property
+    def finish_day(self) -> float:
+        """Days after the start of the plan."""
+        return max((stage.last_day for stage in self.stages), default=0.0)
 
     @property
     def finish(self) -> dt.date:
         """The day on which the last token is trained."""
-        return self.start + dt.timedelta(days=int(np.ceil(self.finish_day - 1e-6)))
+        return day_of(self.start, self.finish_day, ends=True)
 
     def token_shares(self) -> dict[int, float]:
         """Share of the tokens by pool."""
@@ -88,39 +107,34 @@ class Schedule:
         return shares
 
 
+def day_of(start: dt.date, days: float, *, ends: bool = False) -> dt.date:
+    """The day on which something begins ``days`` after ``start``, or ends."""
+    moment = days - 1e-4 if ends else days + 1e-4
+    return start + dt.timedelta(days=max(math.floor(moment), 0))
+
+
 def schedule_of(network: Network, solution: Solution) -> Schedule:
-    """The stages of a solution, packed from the start of each month."""
-    visits = _visits(network, solution)
-    stages = tuple(_merged(network, visits))
+    """The stages of a solution, as early in each period as what comes before allows."""
+    stages = tuple(_stage(network, visit) for visit in _visits(network, solution))
     grants = _grants(network, solution)
     purchases = _purchases(network, solution)
-    usd = (
-        sum(stage.usd for stage in stages)
-        + sum(grant.usd for grant in grants)
-        + sum(purchase.usd for purchase in purchases)
-    )
+    usd = money(stages, grants, purchases)
     return Schedule(
-        stages=stages,
-        grants=grants,
-        purchases=purchases,
-        usd=usd,
-        finish_day=max((stage.last_day for stage in stages), default=0.0),
-        start=network.months[0].first,
-        gap=solution.gap,
-    )
+        stages=stages, grants=grants, purchases=purchases, usd=usd, gap=solution.gap,
+        start=network.goal.start, objective=solution.objective,
+        bound=solution.bound,
+    )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Visit:
-    index: int
-    first: float
-    last: float
-    days: float
-    move: str
-    move_days: float
+def money(
+    stages: Sequence[Stage], grants: Sequence[GrantUse], purchases: Sequence[Purchase]
+) -> float:
+    """US dollars of all of them."""
+    usd = [*(s.usd for s in stages), *(g.usd for g in grants), *(p.usd for p in purchases)]
+    return float(sum(usd))
 
 
-def reserve_of(goal: FleetGoal, slots: Sequence[Slot], schedule: Schedule) -> tuple[Stage, ...]:
+def reserve_of(goal: FleetGoal, slots: Sequence[Slot], schedule: Schedule) -> tuple[Slot, ...]:
     """Every pool that ``schedule`` does not use, at its fastest size; the fastest first."""
     used = {stage.slot.pool for stage in schedule.stages}
     best: dict[int, Slot] = {}
@@ -128,145 +142,89 @@ def reserve_of(goal: FleetGoal, slots: Sequence[Slot], schedule: Schedule) -> tu
         held = best.get(slot.pool)
         if slot.pool not in used and (held is None or slot.speed.days.mid < held.speed.days.mid):
             best[slot.pool] = slot
-    ready = sorted(best.values(), key=lambda slot: slot.speed.days.mid)
-    move = goal.moves.other_stack
-    return tuple(
-        Stage(slot=slot, index=-1, first_day=0.0, last_day=0.0, days=0.0, tokens=0.0, move="far",
-              move_days=move, node_hours=0.0, usd=0.0)
-        for slot in ready
-    )  # fmt: skip
+    return tuple(sorted(best.values(), key=lambda slot: slot.speed.days.mid))
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One stay at a slot, however many periods it lasts."""
+
+    index: int
+    move: str
+    move_days: float
+    stretches: list[tuple[float, float]]
 
 
 def _visits(network: Network, solution: Solution) -> list[_Visit]:
-    """Stays of at most a month, in order, as early as pools and grants allow.
-
-    The solver may leave idle days where they cost nothing; only budgets by month need them.
-    """
-    place = np.round(solution.at(network.at)).astype(int)
-    x = solution.at(network.x)
-    start = network.months[0].first
+    """Stays in order; days are laid one after the other within each period."""
     found: list[_Visit] = []
-    cursor, here = 0.0, -1
-    for m, month in enumerate(network.months):
-        if network.goal.month_budgets:
-            cursor = max(cursor, float((month.first - start).days))
-        there = int(np.argmax(place[:, m])) if place[:, m].any() else -1
-        if here >= 0 and here != there and x[here, m] > LEAST_DAYS:
-            found.append(_stay(here, cursor, float(x[here, m])))
-            cursor = found[-1].last
-        if there >= 0:
-            visit = _arrival(network, here, there, cursor, float(x[there, m]), start)
-            if visit.last > visit.first + LEAST_DAYS:
-                found.append(visit)
-                cursor = visit.last
+    period, cursor = -1, 0.0
+    for m, index, days, came in _steps(network, solution):
+        if m != period:
+            period = m
+            cursor = float((network.periods[m].first - network.goal.start).days)
+        if came or not found:
+            before = found[-1].index if found else None
+            found.append(_visit(network, before, index))
+        if days > LEAST_DAYS:
+            _lengthen(found[-1], cursor, cursor + days)
+            cursor += days
+    return [visit for visit in found if visit.stretches]
+
+
+def _steps(network: Network, solution: Solution) -> Iterator[tuple[int, int, float, bool]]:
+    """Period, slot, days there, and whether the run has just come, in order of time."""
+    place = np.round(solution.at(network.at)).astype(int)
+    days = solution.at(network.days)
+    here = -1
+    for b, (m, _) in enumerate(network.steps):
+        there = int(np.argmax(place[:, b])) if place[:, b].any() else -1
+        if here >= 0:
+            yield m, here, float(days[here, b]), False
+        if there >= 0 and there != here:
+            yield m, there, float(days[there, b]), True
         here = there
-    return found
 
 
-def _stay(index: int, first: float, days: float) -> _Visit:
-    return _Visit(index=index, first=first, last=first + days, days=days, move="", move_days=0.0)
+def _visit(network: Network, before: int | None, index: int) -> _Visit:
+    slot = network.slots[index]
+    way = network.arrivals.way(None if before is None else network.slots[before], slot)
+    return _Visit(index, way, move_days(network.arrivals, way), [])
 
 
-def _arrival(
-    network: Network, here: int, there: int, cursor: float, days: float, start: dt.date
-) -> _Visit:
-    """The stay at ``there``, with the move to it if the run was elsewhere."""
-    if here == there:
-        return _stay(there, cursor, days)
-    move, move_days = _move(network, here, there)
-    pool = network.pool(there)
-    available = pool.available(network.slots[there].speed.devices)
-    if pool.grants:
-        available = max(available, min(grant.first for grant in pool.grants))
-    first = max(cursor, float((max(available, start) - start).days))
-    return _Visit(
-        index=there, first=first, last=first + move_days + days, days=days, move=move,
-        move_days=move_days,
-    )  # fmt: skip
+def move_days(arrivals: Arrivals, way: str) -> float:
+    """Days of one way to come to a place."""
+    return float(getattr(arrivals, way))
 
 
-def _move(network: Network, here: int, there: int) -> tuple[str, float]:
-    moves = network.goal.moves
-    if here < 0:
-        return "begin", moves.start
-    before, after = network.slots[here], network.slots[there]
-    if before.pool == after.pool:
-        return "resize", moves.resize
-    if before.speed.stack == after.speed.stack:
-        return "near", moves.same_stack + network.transfer_days()
-    return "far", moves.other_stack + network.transfer_days()
+def _lengthen(visit: _Visit, first: float, last: float) -> None:
+    if visit.stretches and abs(visit.stretches[-1][1] - first) < LEAST_DAYS:
+        visit.stretches[-1] = (visit.stretches[-1][0], last)
+    else:
+        visit.stretches.append((first, last))
 
 
-def _merged(network: Network, visits: Sequence[_Visit]) -> list[Stage]:
-    """Visits to the same slot one after the other are one stage; empty ones are dropped."""
-    stages: list[Stage] = []
-    for visit in visits:
-        slot = network.slots[visit.index]
-        stage = _stage(network, visit, slot)
-        if stages and stages[-1].index == visit.index and visit.move == "":
-            stages[-1] = _joined(stages[-1], stage)
-        else:
-            stages.append(stage)
-    return _without_empty(stages)
-
-
-def _without_empty(stages: Sequence[Stage]) -> list[Stage]:
-    """Stages that train; what passing through another took belongs to the next one."""
-    kept: list[Stage] = []
-    passed: Stage | None = None
-    for stage in stages:
-        whole = stage if passed is None else _after(passed, stage)
-        if stage.days > LEAST_DAYS:
-            kept.append(whole)
-            passed = None
-        else:
-            passed = whole
-    return kept
-
-
-def _after(passed: Stage, stage: Stage) -> Stage:
-    return replace(
-        stage,
-        first_day=passed.first_day,
-        move=passed.move if stage.move in ("", "resize") else stage.move,
-        move_days=passed.move_days + stage.move_days,
-        node_hours=passed.node_hours + stage.node_hours,
-        usd=passed.usd + stage.usd,
-    )
-
-
-def _stage(network: Network, visit: _Visit, slot: Slot) -> Stage:
-    occupied = visit.days + visit.move_days
+def _stage(network: Network, visit: _Visit) -> Stage:
+    slot = network.slots[visit.index]
+    occupied = sum(last - first for first, last in visit.stretches)
+    days = max(occupied - visit.move_days, 0.0)
     return Stage(
         slot=slot,
-        index=visit.index,
-        first_day=visit.first,
-        last_day=visit.last,
-        days=visit.days,
-        tokens=visit.days * float(network.rates[visit.index]) * slot.speed.tokens,
+        stretches=tuple(visit.stretches),
+        days=days,
+        tokens=days * float(network.rates[visit.index]) * slot.speed.tokens,
         move=visit.move,
         move_days=visit.move_days,
         node_hours=occupied * slot.speed.nodes * HOURS,
-        usd=occupied * network.usd_per_day(visit.index),
-    )
-
-
-def _joined(a: Stage, b: Stage) -> Stage:
-    return replace(
-        a,
-        last_day=b.last_day,
-        days=a.days + b.days,
-        tokens=a.tokens + b.tokens,
-        node_hours=a.node_hours + b.node_hours,
-        usd=a.usd + b.usd,
+        usd=occupied * usd_per_day(network.pool(visit.index), slot),
     )
 
 
 def _grants(network: Network, solution: Solution) -> tuple[GrantUse, ...]:
     hours = solution.at(network.hours).sum(axis=1) * THOUSAND
     return tuple(
-        GrantUse(pool=p, name=grant.name, node_hours=float(used),
-                 usd=float(used) * grant.usd_per_node_hour)
+        GrantUse(pool=p, name=grant.name, first=grant.first, last=grant.last,
+                 node_hours=float(used), usd=float(used) * grant.usd_per_node_hour)
         for (p, grant), used in zip(network.grants, hours, strict=True)
         if used > 1e-3
     )  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from krzem.quantity import format_count
 
 Document = Mapping[str, Any]
+TITLES = {"cheapest": "Cheapest", "fastest": "Fastest", "most_certain": "Most certain", "sure": ""}
+"""Named plans; the last is called by its chance."""
 MOVES = {"begin": "start", "near": "same software", "far": "other software", "resize": "resize"}
 
 
@@ -33,11 +36,18 @@ def percent(value: float | None) -> str:
     return f"{value:.0%}".replace("%", " %")
 
 
-def millions(usd: float | None) -> str:
-    """``$12.3M``."""
+def dollars(usd: float | None) -> str:
+    """``$12.3M``, ``$850k``, ``$42.0``: three digits that count."""
     if usd is None:
         return "–"
-    return "$0" if usd == 0 else f"${usd / 1e6:,.1f}M"
+    if abs(usd) < 0.005:
+        return "$0"
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, "")):
+        value = abs(usd) / unit
+        if value >= 0.9995 or unit == 1.0:
+            digits = max(2 - math.floor(math.log10(max(value * 1.0005, 1e-3))), 0)
+            return f"{'-' * (usd < 0)}${value:,.{min(digits, 2)}f}{name}"
+    raise AssertionError
 
 
 def span(low: str, high: str) -> str:
@@ -49,7 +59,7 @@ def money_span(planned_usd: float, cost: Mapping[str, float]) -> str:
     """``$12.3M ($10.1M to $15.0M)``: as planned, and the 80 % interval of the draws."""
     if cost["high"] == 0:
         return "for no money"
-    return f"{millions(planned_usd)} {span(millions(cost['low']), millions(cost['high']))}"
+    return f"{dollars(planned_usd)} {span(dollars(cost['low']), dollars(cost['high']))}"
 
 
 def fleet_text(document: Document) -> str:
@@ -62,9 +72,10 @@ def fleet_text(document: Document) -> str:
         parts.append("\nNo plan keeps every limit. Relaxing one of them, the others held:")
         parts += [f"- {r['limit']}: {r['words']}" for r in document["relaxations"]]
     else:
-        for key in ("cheapest", "fastest", "most_certain"):
-            parts += ["", f"{key.replace('_', ' ').capitalize()}: {headline(document[key])}",
-                      stages_table(document[key])]  # fmt: skip
+        for key, title in TITLES.items():
+            if document[key]:
+                shown = title or document[key]["label"].capitalize()
+                parts += ["", f"{shown}: {headline(document[key])}", stages_table(document[key])]
         parts += ["", "What an earlier date costs:", front_table(document)]
     for name, why in document["left_out"].items():
         parts.append(f"\nleft out, {name}: {why}")
@@ -98,7 +109,7 @@ def stages_table(portfolio: Document) -> str:
             format_count(stage["tokens"], 3),
             percent(stage["tokens"] / total),
             f"{stage['node_hours']:,.0f}",
-            millions(stage["cost_usd"]),
+            dollars(stage["cost_usd"]),
         ]
         for stage in portfolio["stages"]
     ]
@@ -113,7 +124,8 @@ def _listed(lines: Sequence[str]) -> list[str]:
 def extras(portfolio: Document) -> list[str]:
     """What is asked of grants, held ready and bought."""
     lines = [
-        f"grant {grant['grant']} of {grant['pool']}: {grant['node_hours']:,.0f} node-hours"
+        f"grant {grant['grant']} of {grant['pool']}: {grant['node_hours']:,.0f} node-hours,"
+        f" {grant['from']} until {grant['until']}"
         for grant in portfolio["grants"]
     ]
     if portfolio["reserve"]:
@@ -121,7 +133,7 @@ def extras(portfolio: Document) -> list[str]:
         lines.append(f"held ready for what is left over: {held}")
     lines += [
         f"bought for {bought['pool']}: {bought['devices']:,.0f} devices,"
-        f" {millions(bought['cost_usd'])}"
+        f" {dollars(bought['cost_usd'])}"
         for bought in portfolio["purchases"]
     ]
     return lines
@@ -150,7 +162,7 @@ def front_table(document: Document) -> str:
     rows = [
         [
             point["finish"],
-            millions(point["cost_usd"]),
+            dollars(point["cost_usd"]),
             f"{sum(stage['node_hours'] for stage in point['stages']):,.0f}",
             percent(point["odds"]["meets_date"]),
             " + ".join(f"{percent(share)} {name}" for name, share in point["shares"].items()),

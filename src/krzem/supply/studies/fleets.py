@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from krzem.quantity import format_count
 from krzem.supply import text
@@ -13,7 +14,6 @@ from krzem.supply.document import fleet_document
 from krzem.supply.fleet import Fleet, fleet
 from krzem.supply.goal import FleetGoal
 from krzem.supply.goal_file import read_goal
-from krzem.supply.months import months_between
 from krzem.supply.optimum import cheapest
 from krzem.supply.speed import Slot
 from krzem.supply.stages import Schedule
@@ -71,9 +71,11 @@ def _answers(document: dict[str, object]) -> Iterator[str]:
         for relaxation in d["relaxations"]:  # type: ignore[attr-defined]
             yield f"- {relaxation['limit']}: {relaxation['words']}"
         return
-    for key in ("cheapest", "fastest", "most_certain"):
-        point: dict[str, object] = d[key]  # type: ignore[assignment]
-        yield f"## {key.replace('_', ' ').capitalize()}"
+    for key, title in text.TITLES.items():
+        point: dict[str, Any] = d[key]  # type: ignore[assignment]
+        if not point:
+            continue
+        yield f"## {title or point['label'].capitalize()}"
         yield ""
         yield text.headline(point)[:1].upper() + text.headline(point)[1:] + "."
         yield ""
@@ -108,14 +110,14 @@ def _slower(slot: Slot) -> Slot:
 
 
 def _row(label: str, goal: FleetGoal, slots: Sequence[Slot]) -> list[str]:
-    schedule = cheapest(goal, slots, months_between(goal.start, goal.deadline))
+    schedule = cheapest(goal, slots)
     if schedule is None:
         return [label, "no plan keeps every limit", "", "", "", ""]
     hours = sum(stage.node_hours for stage in schedule.stages)
     return [
         label,
         schedule.finish.isoformat(),
-        text.millions(schedule.usd),
+        text.dollars(schedule.usd),
         f"{hours:,.0f}",
         text.percent(odds(goal, schedule).meets_date),
         _shares(goal, schedule),
