@@ -24,6 +24,9 @@ SURFACE = {
     "plan": {"model", "--on", "--sweep", "--phase", "--fewest", "--chance", "--calibration"} | GOAL | ENGINE | SEARCH | EMIT | OUTPUT,
     "compare": {"model", "--on"} | GOAL | ENGINE | SEARCH | OUTPUT,
     "explain": {"model", "--on", "--layout", "--calibration"} | GOAL | ENGINE | EMIT | OUTPUT,
+    "size": {"--on", "--node-hours", "--device-hours", "--days", "--tokens-per-parameter", "--law",
+             "--config-to", "--grid", "--seq", "--batch", "--global-batch", "--batch-tokens",
+             "--precision", "--optimizer", "--state-bytes", "--json", "--quiet"} | ENGINE,
     "check": {
         "files",
         "--log",

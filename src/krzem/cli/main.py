@@ -24,6 +24,10 @@ VERBS = {
     "explain": Verb(
         at="krzem.cli.explain:explain_command", help="One layout that you give, term by term."
     ),
+    "size": Verb(
+        at="krzem.cli.size:size_command",
+        help="The largest model for a budget of compute, and the loss to expect.",
+    ),
     "check": Verb(
         at="krzem.jobs.command:check_command",
         help="Your own job and its log: as fast as it can be, and what to change.",

@@ -13,10 +13,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _RECIPE = "Default: the model's published recipe"
 
-GOAL = (
+TOKENS = (
     click.option(
         "--tokens", metavar="N", help=f"Tokens of the run: 14.8T, 300B; 1k is 1,000. {_RECIPE}."
     ),
+)  # fmt: skip
+
+STEP = (
     click.option(
         "--seq", "sequence", metavar="N", help=f"Tokens per sequence; 4k is 4,096. {_RECIPE}."
     ),
@@ -37,6 +40,14 @@ GOAL = (
         "--optimizer", metavar="NAME", help=f"adamw or muon. {_RECIPE}, else adamw."
     ),
     click.option(
+        "--state-bytes", metavar="K=B,...",
+        help="Bytes per parameter of weight, gradient, master, moments (all moments together):"
+        " moments=4. Default: the recipe over weight=2,gradient=4,master=4,moments=8.",
+    ),
+)  # fmt: skip
+
+TUNING = (
+    click.option(
         "--finetune", metavar="KIND",
         help="Tune weights that exist instead of pre-training: full (all weights), lora (adapters"
         " beside 16-bit weights) or qlora (beside 4-bit ones).",
@@ -46,24 +57,28 @@ GOAL = (
         "--lora-targets", metavar="LIST",
         help="Matrices with adapters: all, attention, mlp, or q_proj,v_proj,... Default: all.",
     ),
+)  # fmt: skip
+
+ELECTRICITY = (
     click.option(
-        "--state-bytes", metavar="K=B,...",
-        help="Bytes per parameter of weight, gradient, master, moments (all moments together):"
-        " moments=4. Default: the recipe over weight=2,gradient=4,master=4,moments=8.",
+        "--grid", metavar="WHERE",
+        help="Whose electricity, for CO2: a country (fr, us, cn), world, or grams per kWh."
+        " Default: that of a public machine.",
     ),
+)  # fmt: skip
+
+LIMITS = (
     click.option(
         "--deadline", metavar="WHEN", help="Days (60d) or a date; reports the chance of meeting it."
     ),
     click.option(
         "--budget", metavar="USD", help="US dollars ($5M); reports the chance of keeping to it."
     ),
-    click.option(
-        "--grid", metavar="WHERE",
-        help="Whose electricity, for CO2: a country (fr, us, cn), world, or grams per kWh."
-        " Default: that of a public machine.",
-    ),
     click.option("--start", metavar="DATE", help="First day of the run; gives finishing dates."),
 )  # fmt: skip
+
+GOAL = (*TOKENS, *STEP, *TUNING, *LIMITS, *ELECTRICITY)
+"""All that may be said of a run."""
 
 ENGINE = (
     click.option(
@@ -155,10 +170,12 @@ CALIBRATION = (
     ),
 )  # fmt: skip
 
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/json.md).")
+QUIET = click.option("--quiet", is_flag=True, help="Only the answer in one sentence, no progress.")
 OUTPUT = (
-    click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/json.md)."),
+    JSON,
     click.option("--html", metavar="FILE", help="Also write a page that needs no network."),
-    click.option("--quiet", is_flag=True, help="Only the answer in one sentence, no progress."),
+    QUIET,
 )
 
 MODEL = click.argument("model", metavar="MODEL")

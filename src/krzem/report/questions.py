@@ -7,6 +7,7 @@ from typing import Any
 
 from krzem.plan.fewest import Fewest
 from krzem.plan.phases import PhasePlan, Phases
+from krzem.plan.size import Size
 from krzem.report.document import cleaned, plan_document
 from krzem.report.document_run import footprint
 from krzem.report.text import footprint_part, format_plan, joined
@@ -16,6 +17,7 @@ from krzem.report.text_table import paragraph, shortened, table
 Document = dict[str, Any]
 PHASES = "krzem.phases/1"
 FEWEST = "krzem.fewest/1"
+SIZE = "krzem.size/1"
 
 
 def phases_document(found: Phases) -> Document:
@@ -142,8 +144,9 @@ def _number(document: Document) -> Iterator[str]:
     run, goal = plan["whole_run"], plan["goal"]
     yield from paragraph(
         f"{document['devices']:,.0f} {plan['cluster']['device']} ({plan['cluster']['nodes']:,}"
-        f" nodes) are the fewest tried that meet the deadline of {plain(goal['deadline_days'])} days"
-        f" with a chance of at least {percent(document['chance'])}:"
+        f" nodes) are the fewest tried that meet the deadline of"
+        f" {plain(goal['deadline_days'])} days with a chance of at least"
+        f" {percent(document['chance'])}:"
         f" {percent(run['deadline_probability'])}, {days(run['days'])}."
     )
 
@@ -158,3 +161,65 @@ def _tried(document: Document) -> Iterator[str]:
         for point in document["tried"]
     ]
     yield from table(("devices", "days", "in time"), rows, "rlr")
+
+
+def size_document(found: Size) -> Document:
+    """What a budget buys as JSON-ready data, schema ``krzem.size/1``."""
+    return cleaned(
+        {
+            "schema": SIZE,
+            "device_hours": found.device_hours,
+            "rule": found.rule,
+            "config": found.config,
+            "flop": found.flop,
+            "plan": plan_document(found.plan, found.asked),
+            "splits": list(found.splits),
+        }
+    )
+
+
+def format_size(document: Document, sentence_alone: bool = False) -> str:
+    """The size first, then other ways to divide the same compute, then its plan."""
+    sentence = joined(_bought(document))
+    if sentence_alone:
+        return sentence
+    return f"{sentence}\n{joined(_splits(document))}\n{format_plan(document['plan'])}"
+
+
+def _bought(document: Document) -> Iterator[str]:
+    plan, config = document["plan"], document["config"]
+    model, goal, losses = plan["model"], plan["goal"], plan["footprint"]["losses"]
+    hours = f"{count(document['device_hours'])} device-hours"
+    nodes = document["device_hours"] / plan["cluster"]["devices_per_node"]
+    yield from paragraph(
+        f"{hours} ({count(nodes)} node-hours) of {plan['cluster']['name']} train a dense model of"
+        f" {count(model['parameters'])} parameters on {count(goal['tokens'])} tokens"
+        f" ({plain(goal['tokens'] / model['parameters'])} tokens per parameter,"
+        f" {document['rule']}): {days(plan['whole_run']['days'])} on"
+        f" {plan['cluster']['devices']:,} devices, MFU {interval(plan['best']['mfu'], percent)};"
+        f" {config['num_hidden_layers']} layers of {config['hidden_size']:,}. Expected loss"
+        f" {_span(losses)} nats per token, by law."
+    )
+
+
+def _span(losses: list[Document]) -> str:
+    low, high = min(x["low"] for x in losses), max(x["high"] for x in losses)
+    return f"{low:.2f} to {high:.2f}" if f"{low:.2f}" != f"{high:.2f}" else f"{low:.2f}"
+
+
+def _splits(document: Document) -> Iterator[str]:
+    laws = [loss["law"] for loss in document["splits"][0]["losses"]]
+    rows = [
+        (
+            split["rule"], count(split["parameters"]), count(split["tokens"]),
+            *(f"{loss['low']:.3f}" for loss in split["losses"]),
+        )
+        for split in document["splits"]
+    ]  # fmt: skip
+    yield from paragraph(
+        f"The same {document['flop']:.2e} FLOP (6 N D) divided otherwise; loss in nats per token."
+        " Compare down a column: each law has a text of its own. The laws say nothing of mixtures"
+        " of experts or of what serving a model costs."
+    )
+    yield from table(("", "parameters", "tokens", *(law.split("_")[0] for law in laws)), rows,
+                     "lrr" + "r" * len(laws))  # fmt: skip

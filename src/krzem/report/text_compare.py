@@ -42,7 +42,7 @@ def _table(document: Document) -> Iterator[str]:
 
 def _cheapest(document: Document) -> Iterator[str]:
     """Which costs less, by how much, and how sure that is."""
-    found = document["cheapest"]
+    found = document.get("cheapest")
     if found is None:
         return
     names = [entry["cluster"] for entry in document["plans"]]

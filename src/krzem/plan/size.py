@@ -1,0 +1,240 @@
+"""The largest model for a budget of compute: its size and tokens, its shape, the loss to expect.
+
+The budget is device-hours of a cluster.  What it buys depends on the MFU, that on the shape, and
+that on the budget: so a shape is made, its run is planned (layouts, failures, the distance of
+published runs) and the compute is corrected until the run takes the budget.  How compute is divided
+between parameters and tokens is a loss law's optimum or a given number of tokens per parameter.
+The shape has the proportions of published dense models (Llama 3): a start, not an optimum for the
+chip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from krzem.errors import GoalError
+from krzem.hardware.cluster import Cluster
+from krzem.hardware.cluster_reader import read_cluster
+from krzem.model.architecture import Architecture
+from krzem.model.parameters import count
+from krzem.model.reader import read_config
+from krzem.plan.answer import Progress, plan_of
+from krzem.plan.footprint import Loss
+from krzem.plan.laws import FLOP_PER_PARAMETER_TOKEN, dense_laws, loss_law, scaling_laws
+from krzem.plan.plan import Plan
+from krzem.plan.request import Asked, Question, settle
+from krzem.quantity import Written, parse_count
+
+LAW = "besiroglu_2024"
+"""Whose optimum is taken where no tokens per parameter are given."""
+RATIOS = (20.0, 100.0, 500.0)
+"""Tokens per parameter that are shown beside: Chinchilla's rule, and models made to be served."""
+ROUNDS, CLOSE = 6, 0.03
+"""Corrections of the compute, and how near to the budget is near enough."""
+FIRST_MFU = 0.35
+HEAD, WIDE = 128, 3.5
+"""Width of a head; inner over outer width of the network (Llama 3 8B and 70B)."""
+VOCABULARY = 128_256
+SMALLEST, LARGEST = 20e6, 20e12
+"""Parameters between which the proportions are meant to hold, roughly."""
+LEAST_BATCH = 64
+"""Sequences: fewer are below what the law of batches was fitted on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """One way to divide the compute."""
+
+    rule: str
+    parameters: float
+    tokens: float
+    losses: tuple[Loss, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """What a budget buys."""
+
+    device_hours: float
+    """The budget."""
+    rule: str
+    config: dict[str, Any]
+    """A ``config.json`` of the model, to be planned, changed and trained."""
+    asked: Asked
+    plan: Plan
+    flop: float
+    """``6 N D`` of the run."""
+    splits: tuple[Split, ...]
+    """The same compute divided by other rules."""
+
+
+def shape(parameters: float, vocabulary: int = VOCABULARY) -> dict[str, Any]:
+    """The config of a dense model of about that many parameters, in Llama 3's proportions.
+
+    Layers follow the width as in Llama 3 (1B to 405B: one for 100 to 130 of width).  Raises
+    GoalError outside what the proportions are good for.
+    """
+    if not SMALLEST <= parameters <= LARGEST:
+        raise GoalError(
+            f"a model of {parameters:.3g} parameters is outside the {SMALLEST:.0e} to"
+            f" {LARGEST:.0e} that shapes are made for: change the budget or --tokens-per-parameter"
+        )
+    tied = parameters < 2e9
+    step = HEAD * (1 if parameters < 5e8 else 4 if parameters < 3e9 else 8)
+    sizes = ((abs(_parameters(h, tied, vocabulary) - parameters), h)
+             for h in range(step, 400 * HEAD, step))  # fmt: skip
+    hidden = min(sizes)[1]
+    ends = (1 if tied else 2) * vocabulary * hidden
+    layers = max(2, round((parameters - ends) / _of_a_layer(hidden)))
+    heads = hidden // HEAD
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": _inner(hidden),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": _groups(heads),
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": tied,
+    }
+
+
+def _groups(heads: int) -> int:
+    return next(n for n in (8, 4, 2, 1) if heads % n == 0)
+
+
+def _inner(hidden: int) -> int:
+    return round(WIDE * hidden / 256) * 256
+
+
+def _of_a_layer(hidden: int) -> float:
+    heads = hidden // HEAD
+    attention = 2.0 * hidden * hidden + 2.0 * hidden * _groups(heads) * HEAD
+    return attention + 3.0 * hidden * _inner(hidden)
+
+
+def _parameters(hidden: int, tied: bool, vocabulary: int) -> float:
+    return (1 if tied else 2) * vocabulary * hidden + hidden / 115.0 * _of_a_layer(hidden)
+
+
+def size(
+    on: str | Cluster,
+    device_hours: float,
+    *,
+    tokens_per_parameter: float | None = None,
+    law: str = LAW,
+    question: Question | None = None,
+    progress: Progress | None = None,
+) -> Size:
+    """The largest dense model that ``device_hours`` of ``on`` train.
+
+    ``question`` says the rest (precision, engine, sequence, …); its model, cluster and tokens are
+    not read.  Raises GoalError for a budget that trains no model, and what a plan raises.
+    """
+    cluster = on if isinstance(on, Cluster) else read_cluster(on)
+    if not 0 < device_hours < 1e12:
+        raise GoalError(f"a budget of {device_hours:g} device-hours: more than none is needed")
+    base = question or Question(model="", on=cluster)
+    ratio, rule = _rule(tokens_per_parameter, law)
+    peak = max(cluster.device.peak_flops.get(kind, 0.0) for kind in ("bf16", "fp16", "fp32"))
+    flop = device_hours * 3600.0 * FIRST_MFU * (peak or 1e14)
+    for _ in range(ROUNDS):
+        parameters, _tokens = _divided(flop, ratio, law)
+        config = shape(parameters)
+        asked, plan = _planned(base, cluster, config, flop, progress)
+        run = plan.whole_run
+        used = (run.device_hours.mid if run.device_hours is not None
+                else run.training_days.mid * 24.0 * cluster.devices)  # fmt: skip
+        flop = _flop(asked)
+        if abs(device_hours / used - 1.0) < CLOSE:
+            break
+        flop *= device_hours / used
+    flop = _flop(asked)
+    return Size(
+        device_hours=device_hours,
+        rule=rule,
+        config=config,
+        asked=asked,
+        plan=plan,
+        flop=flop,
+        splits=tuple(_splits(flop)),
+    )
+
+
+def _rule(ratio: float | None, law: str) -> tuple[float | None, str]:
+    if ratio is None:
+        return None, f"compute-optimal by {loss_law(law).name}"
+    if not 0.1 <= ratio <= 1e6:
+        raise GoalError(f"--tokens-per-parameter {ratio:g}: from 0.1 to a million, such as 20")
+    return ratio, f"{ratio:g} tokens per parameter"
+
+
+def _divided(flop: float, ratio: float | None, law: str) -> tuple[float, float]:
+    found = loss_law(law)
+    return found.best_size(flop) if ratio is None else found.size_with(flop, ratio)
+
+
+def _flop(asked: Asked) -> float:
+    parameters = count(asked.task.architecture).total
+    return FLOP_PER_PARAMETER_TOKEN * parameters * asked.task.goal.tokens
+
+
+def _planned(
+    base: Question, cluster: Cluster, config: dict[str, Any], flop: float,
+    progress: Progress | None,
+) -> tuple[Asked, Plan]:  # fmt: skip
+    architecture: Architecture = read_config(config, _name(config))
+    parameters = count(architecture).total
+    tokens = flop / FLOP_PER_PARAMETER_TOKEN / parameters
+    sequence = base.sequence or 8192
+    given = base.global_batch is not None or base.batch_tokens is not None
+    batch = base.global_batch if given else _batch(flop, sequence, cluster.devices)
+    asked = settle(
+        replace(
+            base, model=architecture, on=cluster, tokens=round(tokens), sequence=sequence,
+            global_batch=batch, precision=base.precision,
+        )
+    )  # fmt: skip
+    if not given:
+        said = f"a batch of {batch:,} sequences: by DeepSeek's law of batches (arXiv 2401.02954)"
+        asked = replace(asked, notes=(*asked.notes, said))
+    return asked, plan_of(asked, progress=progress)
+
+
+def _name(config: dict[str, Any]) -> str:
+    parameters = count(read_config(config, "dense")).total
+    return f"dense-{parameters / 1e9:.3g}b"
+
+
+def _batch(flop: float, sequence: Written, devices: int) -> int:
+    """Sequences a step: ``0.292 C^0.3271`` tokens, as a power of two times what devices share."""
+    assert "0.2920*C^0.3271" in scaling_laws()["deepseek_llm_2024"]["form"]
+    wanted = 0.2920 * flop**0.3271 / parse_count(sequence)
+    odd = devices // (devices & -devices)
+    step = odd if odd <= 16 else 1
+    batch = step
+    while batch * 1.42 < max(wanted, LEAST_BATCH):
+        batch *= 2
+    return batch
+
+
+def _splits(flop: float) -> list[Split]:
+    optima = [(f"optimum of {law.name}", law.best_size(flop))
+              for law in dense_laws().values() if not law.doubt]  # fmt: skip
+    given = [(f"{ratio:g} tokens per parameter", loss_law(LAW).size_with(flop, ratio))
+             for ratio in RATIOS]  # fmt: skip
+    return [
+        Split(rule=rule, parameters=n, tokens=d, losses=losses_of(n, d))
+        for rule, (n, d) in (*optima, *given)
+    ]
+
+
+def losses_of(parameters: float, tokens: float) -> tuple[Loss, ...]:
+    """What each law of dense models expects."""
+    found = ((law, law.loss(parameters, tokens)) for law in dense_laws().values() if not law.doubt)
+    return tuple(Loss(law=w.name, low=x, high=x, source=w.source) for w, x in found)
