@@ -39,7 +39,6 @@ def test_a_byte_order_mark_is_accepted() -> None:
         (b'{"a": 1, "a": 2}', "'a' appears twice"),
         (b'{"a": {"b": 1, "b": 1}}', "'b' appears twice"),
         (b'{"a": NaN}', "NaN"),
-        (b'{"a": -Infinity}', "-Infinity"),
         (b'{"a": "\xff"}', "not UTF-8"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not a usable config"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too deeply"),

@@ -53,10 +53,49 @@ EXACT = {
     "glm-5": 743_911_199_232,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
+    "nemotron-h-8b": 8_100_852_736,
+    "nemotron-h-47b": 46_791_554_816,
+    "nemotron-h-56b": 56_324_350_464,
+    "nemotron-nano-9b-v2": 8_888_227_328,
+    "nemotron-nano-12b-v2": 12_310_001_152,
+    "nemotron-3-nano-30b-a3b": 31_577_937_344,
+    "nemotron-3-super-120b-a12b": 120_668_687_360,
+    "apertus-8b": 8_053_338_176,
+    "apertus-70b": 70_599_864_480,
+    "viking-7b": 7_550_013_440,
+    "viking-13b": 14_030_361_600,
+    "eurollm-9b": 9_152_319_488,
+    "gemma-3-4b": 3_880_099_328,
+    "gemma-3-12b": 11_765_788_416,
+    "gemma-3-27b": 27_009_002_240,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-2-27b": 27_227_128_320,
+    "gemma-4-31b": 30_697_345_280,
+    "gemma-4-26b-a4b": 25_233_141_760,
+    "olmo-3-7b": 7_298_011_136,
+    "olmo-3-32b": 32_233_522_176,
+    "qwen3.5-397b-a17b": 396_346_350_336,
+    "qwen3.5-35b-a3b": 34_660_610_688,
+    "qwen3-next-80b-a3b": 79_674_391_296,
+    "qwen3-coder-480b-a35b": 480_154_875_392,
+    "qwen3.5-27b": 26_895_998_464,
+    "llama-4-scout": 107_769_861_120,
+    "llama-4-maverick": 400_711_848_960,
+    "minimax-m2": 228_689_748_992,
+    "kimi-linear-48b-a3b": 49_133_074_464,
+    "hunyuan-3": 295_033_528_320,
+    "glm-4.7-flash": 29_943_390_976,
+    "glm-4.5-air": 106_852_245_504,
+    "ernie-4.5-21b-a3b": 21_825_437_888,
+    "ernie-4.5-300b-a47b": 299_484_163_264,
+    "smollm3-3b": 3_075_098_624,
+    "mimo-v2-flash": 308_778_768_832,
+    "solar-open-100b": 102_651_793_408,
 }
 
+# LongCat-Flash's class allocates matrices of zero experts, which nothing uses (test_model_types).
 # Pangu Ultra has no class; its report rounds to 135B what the shapes it prints add to as 133.9B.
-UNCHECKED = {"pangu-ultra-135b", "pangu-ultra-moe-718b"}
+UNCHECKED = {"pangu-ultra-135b", "pangu-ultra-moe-718b", "longcat-flash"}
 
 
 @pytest.mark.parametrize("name", EXACT)

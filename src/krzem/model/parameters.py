@@ -16,6 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields
 
 from krzem.model.architecture import Architecture, Layer
+from krzem.model.flops import computed_experts
 from krzem.model.weights import (
     attention_weights,
     expert_weights,
@@ -167,7 +168,7 @@ def layer_parameters(layer: Layer, arch: Architecture) -> LayerParameters:
         router=router_weights(mlp, hidden).total * held,
         norms=layer.norms * norm_parameters(arch),
         hyper=2 * hyper_weights(arch.hyper_connections, hidden, arch.streams_mix).total,
-        idle_experts=max(0, mlp.experts - mlp.experts_per_token) * expert,
+        idle_experts=round((mlp.experts - computed_experts(mlp)) * expert) if mlp.is_moe else 0,
     )
 
 

@@ -68,7 +68,7 @@ def _matters(key: str, value: Any, scope: Scope) -> bool:
     """Whether a field says something that nobody read and that is not as good as not said."""
     kinds, known = field_kinds(), scope.description
     names = {key, *known.aliases.get(key, ())}
-    if value is None or value is False or value == [] or value == {}:
+    if value in (None, False, [], {}) or key.startswith("_"):
         return False
     if names & scope.read or names & known.mentioned:
         return False
