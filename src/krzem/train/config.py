@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -153,9 +153,12 @@ class _Reader:
             self.fail(f"{name!r} is {value!r}; it has to be a number")
         return float(value)
 
-    def flag(self, name: str, default: bool) -> bool:
+    def flag(self, name: str, default: bool, *, null: bool | None = None) -> bool:
+        """``default`` where the field is absent; ``null`` says what a null means, if not that."""
         value = self.raw.get(name)
-        return default if value is None else bool(value)
+        if value is None:
+            return default if null is None or name not in self.raw else null
+        return bool(value)
 
     def refuse_unsupported(self) -> None:
         if self.arch.model_type not in TRAINABLE:
@@ -169,11 +172,56 @@ class _Reader:
             self.fail("'attention_bias' is true; the trainer's latent attention has no biases")
         if self.is_v4 and self.flag("mlp_bias", False):
             self.fail("'mlp_bias' is true; the trainer's experts have no biases")
+        self._refuse_partial_rotation()
+        for name, allowed, why in self._fixed():
+            value = self.raw.get(name, allowed[0])
+            if value not in allowed:
+                built = " or ".join(repr(a) for a in allowed if a is not None)
+                self.fail(f"{name!r} is {value!r}; {why}, {built}")
+
+    def _fixed(self) -> Iterator[tuple[str, tuple[object, ...], str]]:
+        """Fields that the ``transformers`` class of a family does not read, or reads one value of:
+        another value would mean another model there than in other code that reads it."""
+        built = "what is built is"
+        if self.arch.model_type in ("deepseek_v3", "kimi_k2"):
+            yield "scoring_func", ("sigmoid", None), built
+            yield "topk_method", ("noaux_tc", None), built
+            yield "moe_layer_freq", (1, None), built
+            heads, rotated = self.raw.get("num_attention_heads"), self.raw.get("qk_rope_head_dim")
+            yield "num_key_value_heads", (heads, None), "each head has keys of its own, so it is"
+            yield "head_dim", (rotated, None), "the class makes it 'qk_rope_head_dim', which is"
+        elif self.is_v4:
+            yield "scoring_func", ("sqrtsoftplus", "sigmoid"), built
+            yield "topk_method", ("noaux_tc", None), built
+            yield "n_shared_experts", (1,), built
+            if "swiglu_limit" in self.raw and self.raw["swiglu_limit"] is None:
+                self.fail("'swiglu_limit' is null; it has to be a number")
+        elif self.arch.model_type == "qwen3_moe":
+            yield "norm_topk_prob", (False, True), "it has to be"
+            yield "scoring_func", ("softmax", None), built
+            yield "routed_scaling_factor", (1.0, 1, None), built
+
+    def _refuse_partial_rotation(self) -> None:
+        ropes = [self.raw, self._rope_fields()]
+        ropes += [r for r in ropes[1].values() if isinstance(r, Mapping)]
+        stated = {r["partial_rotary_factor"] for r in ropes if r.get("partial_rotary_factor")}
+        whole = 1.0
+        if self.is_v4:
+            attention = self.arch.runs[0].layer.attention
+            whole = (attention.rope_dim or attention.head_dim) / attention.head_dim
+        for factor in stated:
+            if not isinstance(factor, int | float) or factor != whole:
+                self.fail(
+                    f"'partial_rotary_factor' is {factor!r}; by the other fields {whole:g} of "
+                    "a head is rotated, which is what is built"
+                )
+        if self.raw.get("rope_theta", 0) is None and "rope_theta" not in ropes[1]:
+            self.fail("'rope_theta' is null; it has to be a number")
 
     def interleaved(self) -> bool:
         if self.is_v4:
             return True
-        return self.is_latent and self.flag("rope_interleave", True)
+        return self.is_latent and self.flag("rope_interleave", True, null=False)
 
     def routed_scale(self) -> float:
         if not (self.is_latent or self.is_v4):
@@ -183,7 +231,7 @@ class _Reader:
     def normalise_weights(self) -> bool:
         if self.is_v4:
             return True
-        return self.flag("norm_topk_prob", self.is_latent)
+        return self.flag("norm_topk_prob", self.is_latent, null=False)
 
     def hash_score(self) -> RouterKind:
         kinds = {"softmax": RouterKind.SOFTMAX, "sigmoid": RouterKind.SIGMOID}

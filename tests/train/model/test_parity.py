@@ -46,8 +46,10 @@ def oracle(name: str, config: dict[str, Any]) -> Any:
 
 
 def ours(config: dict[str, Any], source: Any) -> Transformer:
-    """Our model with the weights of ``source``."""
+    """Our model with the weights of ``source``; None leaves the initial ones."""
     model = build_model(model_spec({**config, "num_nextn_predict_layers": 0}))
+    if source is None:
+        return model
     target = model.state_dict()
     for key, value in source.state_dict().items():
         name = key.removeprefix("model.")
