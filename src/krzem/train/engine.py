@@ -78,7 +78,7 @@ class Engine:
         self.held = held_by(self.stages, placements)
         self._replicas: list[Replicas] = []
         if self.meshes is not None and not uses_fsdp(layout):
-            self._replicas = [Replicas(stage, self.meshes, device) for stage in self.stages]
+            self._replicas = [Replicas(stage, self.meshes) for stage in self.stages]
         set_recompute(self.stages, layout)
         set_float8(self.stages, float8)
         self._pipelines: dict[tuple[int, int], Pipeline] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,22 +15,9 @@ from torch import Tensor
 from krzem.errors import UnknownNameError
 from krzem.train import ops
 from krzem.train.device import accelerator_type
-from krzem.train.ops import native
 from krzem.train.ops.attention import causal_mask
 
 DEVICES = ["cpu", *([accelerator_type()] if accelerator_type() else [])]
-
-
-@pytest.fixture(autouse=True, params=["kernels", "torch"])
-def with_or_without_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Processors with kernels in C and without them."""
-    if request.param == "torch":
-        with native.switched_off():
-            yield
-    else:
-        if native.library() is None:
-            pytest.skip("no C compiler")
-        yield
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

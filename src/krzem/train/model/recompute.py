@@ -33,7 +33,6 @@ _KEPT = frozenset(
         "aten._grouped_mm",
         "aten._scaled_mm_v2",
         "mkldnn._linear_pointwise",
-        "krzem.causal_attention",
         "krzem.grouped_linear",
         "krzem.grouped_network",
     }

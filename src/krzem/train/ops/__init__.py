@@ -9,11 +9,9 @@ from __future__ import annotations
 from krzem.train.ops import (
     ascend,
     cpu,
-    cpu_activation,
     cpu_attention,
     cpu_gated,
     cpu_heads,
-    cpu_logits,
     cpu_permute,
     cuda,
 )
@@ -41,11 +39,9 @@ __all__ = [
     "combine",
     "count_choices",
     "cpu",
-    "cpu_activation",
     "cpu_attention",
     "cpu_gated",
     "cpu_heads",
-    "cpu_logits",
     "cpu_permute",
     "cuda",
     "dispatch",

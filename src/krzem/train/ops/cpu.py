@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from krzem.train.ops import native
 from krzem.train.ops.linear import linear
 from krzem.train.ops.norm import rms_norm
 from krzem.train.ops.opaque import opaque_linear
@@ -60,41 +59,8 @@ def rms_norm_cpu(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """In few passes; the backward computes from the input and one number per row."""
     if x.dtype not in (torch.float32, torch.bfloat16):
         return rms_norm.portable(x, weight, eps)
-    norm = _NativeNorm if native.usable(x) else _Norm
-    y: Tensor = norm.apply(x, weight, eps)
+    y: Tensor = _Norm.apply(x, weight, eps)
     return y
-
-
-class _NativeNorm(torch.autograd.Function):
-    """One pass forward and one backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        rows = _rows(x)
-        y, inverse = torch.empty(x.shape, dtype=x.dtype), torch.empty(len(rows))
-        gain = None if weight is None else weight.float()
-        sizes = (*rows.shape, eps, native.narrow(x))
-        native.call("norm", rows, rows.stride(0), gain, y, inverse, *sizes)
-        ctx.save_for_backward(x, weight, inverse)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, weight, inverse = ctx.saved_tensors
-        along, rows = _rows(g), _rows(x)
-        dx = torch.empty(x.shape, dtype=x.dtype)
-        gain = None if weight is None else weight.float()
-        dw = torch.zeros(torch.get_num_threads(), x.shape[-1])
-        of = (along, along.stride(0), rows, rows.stride(0), gain, inverse)
-        sizes = (*rows.shape, native.narrow(x))
-        native.call("norm_gradient", *of, dx, dw, *sizes)
-        return dx, None if weight is None else dw.sum(0).to(weight.dtype), None
-
-
-def _rows(x: Tensor) -> Tensor:
-    """``[n, D]``, of which the last axis is contiguous."""
-    return native.with_rows(x.reshape(-1, x.shape[-1]))
 
 
 class _Norm(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Causal attention on processors: by kernels in C, or blocks of queries against what they may read.
+"""Causal attention on processors: blocks of queries against what they may read.
 
 Shape letters: B batch, H heads, G key-value heads, S sequence, N query-key width, V value width.
 """
@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from krzem.train.ops.attention import attention, causal_mask
-from krzem.train.ops.native_attention import native_attention, takes
 
 _SHORT = 1024
 """Sequences up to which keeping the weights of all pairs pays off."""
@@ -30,16 +29,13 @@ def attention_cpu(
     window: int | None = None,
     documents: Tensor | None = None,
 ) -> Tensor:
-    """Short sequences by a kernel or in blocks, everything else portably."""
+    """Short sequences in blocks, everything else portably."""
     length = q.shape[2]
     if q.dtype not in _BLOCK or length > _SHORT:
         return attention.portable(q, k, v, scale=scale, window=window, documents=documents)
     if k.shape[1] != q.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     mask = causal_mask(length, q.device, window, documents)
-    if takes(q, k, v):
-        out, _ = native_attention(q, k, v, scale, mask)
-        return out
     if mask is None:
         mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()[None, None]
     blocked = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from krzem.train.ops.cpu_activation import activated, activated_backward
 from krzem.train.ops.gated import grouped_network
 from krzem.train.ops.grouped import Groups, group_spans
 from krzem.train.ops.products import product, product_into, transposed_product_into
+from krzem.train.ops.swiglu import swiglu
 
 
 @grouped_network.version("cpu")
@@ -35,7 +36,7 @@ def _forward(
     for e, rows in group_spans(sizes):
         product_into(inner[rows], x[rows], up[e])
         gate, value = inner[rows].chunk(2, dim=-1)
-        product_into(y[rows], activated(gate, value, limit), down[e])
+        product_into(y[rows], swiglu.portable(gate, value, limit), down[e])
     return y, inner
 
 
@@ -58,7 +59,7 @@ def _backward(
     for e, rows in group_spans(sizes):
         gate, value = inner[rows].chunk(2, dim=-1)
         d_hidden = product(g[rows], down[e].t())
-        d_inner, hidden = activated_backward(d_hidden, gate, value, limit)
+        d_inner, hidden = _activated_backward(d_hidden, gate, value, limit)
         transposed_product_into(d_down[e], g[rows], hidden)
         product_into(dx[rows], d_inner, up[e].t())
         transposed_product_into(d_up[e], d_inner, x[rows])
@@ -96,3 +97,19 @@ def _gradients(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor | None, ..
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
+
+
+def _activated_backward(
+    g: Tensor, gate: Tensor, value: Tensor, limit: float | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of gate beside those of value ``[n, 2W]``, and the activation ``[n, W]`` again."""
+    cut_gate = gate if limit is None else gate.clamp(max=limit)
+    cut_value = value if limit is None else value.clamp(-limit, limit)
+    active = F.silu(cut_gate)
+    out = active * cut_value
+    d_value = active.mul_(g)
+    d_gate = torch.ops.aten.silu_backward(g * cut_value, cut_gate)
+    if limit is not None:
+        d_gate.masked_fill_(gate > limit, 0.0)
+        d_value.masked_fill_(value.abs() > limit, 0.0)
+    return torch.cat((d_gate, d_value), dim=-1), out

@@ -3,8 +3,6 @@
 Parameters stay plain tensors (or tensor- and expert-parallel parts).  A large gradient is summed
 where it is, the small ones of a layer together; during the last backward pass of a step each is
 summed as soon as it is complete, in the same order on every rank, while earlier layers compute.
-Where the ranks are processors of one host, all are summed at the end through its memory instead:
-there is no other device that could do it meanwhile.
 """
 
 from __future__ import annotations
@@ -20,9 +18,7 @@ from torch.distributed.tensor import DTensor, Partial
 
 from krzem.train.model.experts import Experts
 from krzem.train.model.transformer import Transformer
-from krzem.train.parallel.host_memory import HostSum, host_sum
 from krzem.train.parallel.mesh import Meshes
-from krzem.train.parallel.placing import local_part
 
 _LARGE = 2**18
 """Elements from which a gradient is worth a collective of its own."""
@@ -45,32 +41,15 @@ class _Bucket:
 class Replicas:
     """The copies of one pipeline stage."""
 
-    def __init__(self, model: Transformer, meshes: Meshes, device: torch.device) -> None:
+    def __init__(self, model: Transformer, meshes: Meshes) -> None:
         buckets = _buckets(model, meshes)
         alone = [b for b in buckets if dist.get_world_size(b.group) == 1]
         self._alone = [p for b in alone for p in b.parameters]
-        buckets = [b for b in buckets if b not in alone]
-        self._hosts: list[tuple[HostSum, list[nn.Parameter]]] = []
-        if device.type == "cpu":
-            buckets = self._through_memory(buckets)
-        self._buckets = buckets
+        self._buckets = [b for b in buckets if b not in alone]
         self._armed, self._next = False, 0
-        for bucket in buckets:
+        for bucket in self._buckets:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(partial(self._reached, bucket))
-
-    def _through_memory(self, buckets: list[_Bucket]) -> list[_Bucket]:
-        """Take over what ranks of one host hold; returns the other buckets."""
-        left = []
-        for group in dict.fromkeys(b.group for b in buckets):
-            own = [b for b in buckets if b.group is group]
-            parameters = [p for b in own for p in b.parameters]
-            host = host_sum(group, sum(local_part(p).numel() for p in parameters))
-            if host is None:
-                left += own
-            else:
-                self._hosts.append((host, parameters))
-        return left
 
     def arm(self) -> None:
         """The next backward pass is the last one of its step."""
@@ -86,8 +65,6 @@ class Replicas:
             _end(bucket)
         for parameter in (p for p in self._alone if p.grad is not None):
             _local_gradient(parameter)
-        for host, parameters in self._hosts:
-            host([_local_gradient(p) for p in parameters if p.grad is not None])
         self._armed, self._next = False, 0
 
     def _reached(self, bucket: _Bucket, _: Tensor) -> None:
