@@ -36,6 +36,8 @@ SURFACE = {
         "--set",
         "--calibration",
         "--calibrate",
+        "--mfu",
+        "--tokens-per-s",
         "--top",
     }
     | OUTPUT,

@@ -77,7 +77,7 @@ def naive_errors(batch: Batch) -> np.ndarray:
     family, or of all.
     """
     cases = batch.cases
-    reached = np.array([_reached(case) for case in cases])
+    reached = np.array([reached_mfu(case) for case in cases])
     narrow = [case.precision.arithmetic in ("fp8", "fp4") for case in cases]
     found = []
     for i, case in enumerate(cases):
@@ -90,7 +90,7 @@ def naive_errors(batch: Batch) -> np.ndarray:
     return np.array(found)
 
 
-def _reached(case: Case) -> float:
+def reached_mfu(case: Case) -> float:
     """MFU of a case: model FLOPs over the dense peak of its precision."""
     kind = case.precision.arithmetic
     peaks = case.device.peak_flops

@@ -9,12 +9,13 @@ import click
 
 from krzem.cli.options import OUTPUT, options
 from krzem.cli.output import check_files, show, write_page
+from krzem.errors import InputError
 
 FILE = click.Path(path_type=Path)
 
 
 @click.command("check")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
+@click.argument("files", metavar="[FILE...]", nargs=-1, type=FILE)
 @click.option(
     "--log",
     "logs",
@@ -43,6 +44,14 @@ FILE = click.Path(path_type=Path)
     " switch.loss=fused (docs/check.md lists all of them).",
 )
 @click.option(
+    "--mfu",
+    metavar="P",
+    help="Judge a figure instead of files: is 38% normal for --model on --on?",
+)
+@click.option(
+    "--tokens-per-s", metavar="N", help="The same for tokens per second and device: 9.8k."
+)
+@click.option(
     "--calibration", type=FILE, metavar="FILE", help="Use the local factors in this file."
 )
 @click.option(
@@ -62,7 +71,8 @@ FILE = click.Path(path_type=Path)
 @options(OUTPUT)
 def check_command(
     files: tuple[Path, ...], logs: tuple[Path, ...], on: str | None, model: str | None,
-    engine: str | None, given: tuple[str, ...], calibration: Path | None, calibrate: Path | None,
+    engine: str | None, given: tuple[str, ...], mfu: str | None,
+    tokens_per_s: str | None, calibration: Path | None, calibrate: Path | None,
     top: int, as_json: bool, html: str | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Check a training job: as fast as its silicon allows, and what to change.
@@ -78,11 +88,17 @@ def check_command(
     krzem check llama3_70b.toml --set devices=256 --set device=b200 --json
     krzem check ds_config.json run.sh --log out.txt --html check.html
     krzem check run.sh --log train.log --on h100:64 --calibrate mycluster.toml
+    krzem check --model llama-3.1-8b --on h100:256 --mfu 38%
+    krzem check --model qwen3-32b --on mi300x:64 --tokens-per-s 1.1k --set seq=4k --set batch=512
     """
     from krzem.jobs.answer import Asking, answer
     from krzem.report.document_check import check_document
     from krzem.report.text_check import format_check, format_check_sentence
 
+    if mfu is not None or tokens_per_s is not None:
+        refused = {"FILE": files, "--log": logs, "--html": html, "--calibrate": calibrate}
+        _judge(refused, model, on, engine, calibration, given, mfu, tokens_per_s, as_json, quiet)
+        return
     one_sentence = quiet and not (as_json or html)
     check_files(html, None if calibrate is None else str(calibrate))
     found = answer(
@@ -95,6 +111,30 @@ def check_command(
     show(document, format_check_sentence(document) if quiet else format_check(document), as_json)
     write_page(document, html)
     _keep(found.calibration, calibrate)
+
+
+def _judge(
+    refused: dict[str, Any], model: str | None, on: str | None, engine: str | None,
+    calibration: Path | None, given: tuple[str, ...], mfu: str | None, tokens_per_s: str | None,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Answer whether a figure is normal; raises InputError for what only files answer."""
+    from krzem.accuracy.normal import normal
+    from krzem.cli.figure import question_of, read_figure
+    from krzem.cli.progress import search_progress
+    from krzem.report.normal import format_normal, normal_document
+
+    named = [name for name, value in refused.items() if value]
+    if named or model is None or on is None:
+        raise InputError(
+            "--mfu and --tokens-per-s judge one figure: give --model and --on with it"
+            + (f", and leave out {' and '.join(named)}" if named else "")
+        )
+    question = question_of(model, on, engine, calibration, given)
+    with search_progress("searching", quiet or as_json) as progress:
+        found = normal(question, **read_figure(mfu, tokens_per_s), progress=progress)
+    document = normal_document(found)
+    show(document, format_normal(document, quiet), as_json)
 
 
 def _keep(calibration: Any, path: Path | None) -> None:
