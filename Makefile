@@ -1,5 +1,5 @@
 # Everything here makes its own virtual environment in .venv: Python 3.11+, pip, git and make do.
-.PHONY: demo test engines check bench studies scoreboard clean
+.PHONY: demo test engines check bench studies scoreboard site clean
 .DELETE_ON_ERROR:
 
 PINS := pyproject.toml constraints.txt scripts/setup
@@ -14,6 +14,7 @@ check: .venv/test.done  ## lint, formatting, strict types
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+	@.venv/bin/python scripts/house
 
 bench: .venv/demo.done  ## how fast the planner answers
 	@.venv/bin/python benchmarks/speed.py --json out/speed.json
@@ -39,6 +40,10 @@ studies: .venv/test.done  ## write the three worked studies anew (some minutes)
 
 scoreboard: .venv/demo.done  ## the page of errors on rows that calibration had not seen
 	@.venv/bin/python -m krzem.accuracy.scoreboard docs/scoreboard.md
+
+site: .venv/test.done  ## the documentation as a site: out/site/index.html
+	@.venv/bin/python scripts/reference
+	@.venv/bin/zensical build --strict
 
 clean:
 	rm -rf .venv .venv-engines out

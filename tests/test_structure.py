@@ -1,6 +1,7 @@
 """The rooms of the package and who may import whom, as docs/architecture.md draws it."""
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -128,6 +129,27 @@ def test_report_computes_nothing() -> None:
 def test_planner_never_imports_torch() -> None:
     files = [f for f in FILES if room_of(f) in WITHOUT_TORCH]
     assert not [f for f in files if any(name.split(".")[0] == "torch" for name in imports(f))]
+
+
+PLANNER = set(MAY_IMPORT) - {"train", "witness", "run"}
+LINUX_ALONE = re.compile(
+    r"import (fcntl|resource|pwd|grp|termios|pty)\b"
+    r"|os\.(fork|getuid|geteuid|setsid|killpg|mkfifo|statvfs|sysconf|sched_getaffinity|O_[A-Z]+(?<!O_RDONLY))\b"
+    r"|signal\.SIG(KILL|HUP|USR1|USR2)|%-[dmHIjMS]|[\"'](/proc|/dev|/tmp)/"
+)
+"""What macOS or Windows lack; strftime's ``%-d`` is glibc's."""
+
+
+def test_the_planner_runs_on_macos_and_windows() -> None:
+    found = [
+        f"{file.relative_to(SOURCE)}: {match[0]}"
+        for file in FILES
+        if room_of(file) in PLANNER
+        and "run" not in file.relative_to(SOURCE).parts[:1]
+        and file.relative_to(SOURCE).parts[0] not in ("train", "witness")
+        for match in LINUX_ALONE.finditer(file.read_text(encoding="utf-8"))
+    ]
+    assert not found
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,10 @@ def open_regular(path: Path) -> int:
         DataError: it is something else, or cannot be read.
     """
     name = shorten(path.name, 120)
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    # What Windows lacks is nothing there: it has no such pipes, devices or links to fear.
+    flags = os.O_RDONLY
+    for name_of in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name_of, 0)
     try:
         descriptor = os.open(path, flags)
     except FileNotFoundError:

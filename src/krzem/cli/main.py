@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -111,10 +112,21 @@ Examples:
 Every verb has --help with examples, and --json."""
 
 
+def pages() -> Path:
+    """The folder of the documentation: in the package, or beside the source."""
+    package = Path(__file__).parents[1]
+    return next(p for p in (package / "docs", package.parents[1] / "docs", package) if p.is_dir())
+
+
 class Krzem(LazyGroup):
     """The verbs of krzem."""
 
     verbs = VERBS
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples, and where the pages are that messages name (docs/json.md and others)."""
+        super().format_epilog(ctx, formatter)
+        formatter.write(f"\nThe pages that messages name (docs/...) are in {pages()}\n")
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

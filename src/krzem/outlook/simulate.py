@@ -19,7 +19,7 @@ from krzem.outlook.quantity import Array
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 FANS = (
     "gap_points", "lag_months", "leader_level", "follower_level", "leader_stock",
-    "follower_stock", "leader_run", "follower_run", "run_ratio",
+    "follower_stock", "leader_run", "follower_run", "run_ratio", "leader_gw",
 )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def forecast(
         (chunk, size, max(0, min(size, run.fan_paths - int(before))))
         for chunk, (size, before) in enumerate(zip(sizes, kept, strict=False))
     ]
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         tallies = []
         for tally in pool.map(lambda job: _chunk(assumptions, *job), jobs):
             tallies.append(tally)
@@ -152,6 +152,7 @@ def _fan_values(state: State, count: int) -> dict[str, Array]:
         "follower_stock": state.follower_stock[first],
         "leader_run": state.leader_run[first],
         "follower_run": state.follower_run[first],
+        "leader_gw": state.leader_gw[first],
         "run_ratio": np.float32(10) ** (state.leader_run - state.follower_run)[first],
     }
 

@@ -30,7 +30,8 @@ def amount(value: float) -> str:
 
 def day(value: str) -> str:
     """2027-02-11 as 11 Feb 2027."""
-    return f"{date.fromisoformat(value):%-d %b %Y}"
+    found = date.fromisoformat(value)
+    return f"{found.day} {found:%b %Y}"
 
 
 def ends(interval: Interval, form: Any = plain) -> dict[str, str]:
