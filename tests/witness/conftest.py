@@ -23,15 +23,22 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def recorded() -> dict[tuple[str, str], tuple[Any, Any]]:
-    """(model, dtype) -> (witness, model under it), made when first asked for."""
-    from tests.witness.models import QUICK, batches, subject
+    """(model, arithmetic) -> (witness, model under it), made when first asked for.
+
+    The arithmetic is one type, or ``both``: what ``krzem run`` records.
+    """
+    from tests.witness.models import QUICK, batches, subject, with_documents
 
     from krzem.witness.recording import record
 
     class Kept(dict[tuple[str, str], tuple[Any, Any]]):
         def __missing__(self, key: tuple[str, str]) -> tuple[Any, Any]:
-            model = subject(*key)
-            self[key] = record(model, batches(), settings=QUICK), model
+            name, arithmetic = key
+            both = arithmetic == "both"
+            model = subject(name, "float32" if both else arithmetic)
+            also = ("bfloat16",) if both else ()
+            found = record(model, with_documents(batches()), settings=QUICK, also=also)
+            self[key] = found, model
             return self[key]
 
     return Kept()

@@ -168,7 +168,7 @@ LOADED = (
            "parameter", "optimizer steps"),
 )  # fmt: skip
 UPDATE = (
-    _plant("one parameter never updated", f.never_updated, "update", f"{HERE}.self_attn.o_proj",
+    _plant("one parameter never updated", f.never_updated, "parameter", f"{HERE}.self_attn.o_proj",
            source=f.TRAINCHECK),
     _plant("learning rate as at the start of the warm-up", f.rate(0.1), "update",
            (*EVERYWHERE, "learning rate"), source=f.TRAINCHECK),

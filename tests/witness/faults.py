@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tests.witness.plants import HERE, LAYER, changed, version
+from tests.witness.plants import HERE, LAYER, apart, changed, version
 from torch import Tensor, nn
 
 from krzem.train.model import mixture
@@ -158,8 +158,8 @@ def core(
         ]
         scores = (q @ spread[0].mT).float() * (scale * scaled)
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-        if causal:
-            scores = scores.masked_fill(hidden, -torch.inf)
+        hidden = (hidden if causal else ~hidden & hidden) | apart(given.get("documents"))
+        scores = scores.masked_fill(hidden, -torch.inf)
         shares = half(scores).softmax(-1) if low else scores.softmax(-1)
         return heads((half(shares) if low else shares).to(q.dtype) @ spread[1])
 
@@ -366,9 +366,11 @@ def last_micro_batch_only(subject: TrainerSubject) -> Iterator[None]:
     (model,) = engine.stages
 
     def micro_batches(tokens: Tensor, documents: Any) -> None:
-        for piece in tokens.split(engine.layout.micro_batch):
+        size = engine.layout.micro_batch
+        for start in range(0, len(tokens), size):
+            piece = slice(start, start + size)
             model.zero_grad()
-            model(piece).backward()
+            model(tokens[piece], documents=documents[piece]).backward()
 
     with patched(engine, "_micro_batches", micro_batches):
         yield

@@ -153,14 +153,23 @@ def shuffled_experts(subject: TrainerSubject) -> Iterator[None]:
         yield
 
 
+def apart(documents: Tensor | None) -> Tensor:
+    """[B, 1, S, S] or a single value: True where a query and a key are in different documents."""
+    if documents is None:
+        return torch.zeros((), dtype=torch.bool)
+    return documents[:, None, :, None] != documents[:, None, None, :]
+
+
 @contextlib.contextmanager
 def mask_off_by_one(subject: TrainerSubject) -> Iterator[None]:
     """Attention sees one token of the future."""
 
-    def wrong(q: Tensor, k: Tensor, v: Tensor, *, scale: float, **_: Any) -> Tensor:
+    def wrong(
+        q: Tensor, k: Tensor, v: Tensor, *, scale: float, documents: Any = None, **_: Any
+    ) -> Tensor:
         n, width = q.shape[2], v.shape[-1]
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-        mask = torch.ones(n, n, dtype=torch.bool).tril(1)
+        mask = torch.ones(n, n, dtype=torch.bool).tril(1) & ~apart(documents)
         out: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return out[..., :width]
 
@@ -286,10 +295,12 @@ def plain_norms(subject: TrainerSubject) -> Iterator[None]:
 def plain_attention(subject: TrainerSubject) -> Iterator[None]:
     """Attention from single operations, softmax in float32, probabilities rounded."""
 
-    def core(q: Tensor, k: Tensor, v: Tensor, *, scale: float, **_: Any) -> Tensor:
+    def core(
+        q: Tensor, k: Tensor, v: Tensor, *, scale: float, documents: Any = None, **_: Any
+    ) -> Tensor:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         scores = (q @ k.mT).float() * scale
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1) | apart(documents)
         return scores.masked_fill(hidden, -torch.inf).softmax(-1).to(q.dtype) @ v
 
     with version(attention, core):

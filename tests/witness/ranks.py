@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from tests.train.configs import ALL
-from tests.witness.models import batches, build
+from tests.witness.models import RATE, batches, build, with_documents
 from tests.witness.plants import wrong_backward
 
-from krzem.layout.layout import parse_layout
-from krzem.train.optim import OptimizerConfig
+from krzem.layout.layout import Layout, parse_layout
+from krzem.train.engine import Engine
+from krzem.train.optim import Optimizer, OptimizerConfig
 from krzem.witness.checking import check
 from krzem.witness.recording import record
 from krzem.witness.rule import TrainerRule
@@ -40,8 +41,9 @@ def main() -> None:
         verdict = check(read_witness(Path(folder) / "float32.json"), model)
     found["faulty"] = [verdict.passed, verdict.message, []]
     model = under(LAYOUTS[0], "float32")
-    model.build = lambda layout, dtype: build("deepseek_v3", layout, dtype)
-    witness = record(model, batches(), settings=(Setting(name="tp", layout=LAYOUTS[1]),))
+    witness = record(
+        model, with_documents(batches()), settings=(Setting(name="tp", layout=LAYOUTS[1]),)
+    )
     found["recorded"] = [check(witness, model).passed, str(model.engine.layout), []]
     if rank == "0":
         print(json.dumps(found))
@@ -50,9 +52,15 @@ def main() -> None:
 
 
 def under(text: str, dtype: str) -> TrainerSubject:
-    engine = build("deepseek_v3", parse_layout(text), getattr(torch, dtype))
-    rule = TrainerRule(OptimizerConfig())
-    return TrainerSubject(engine, ALL["deepseek_v3"], rule=rule)
+    def again(layout: Layout, kind: torch.dtype) -> tuple[Engine, Optimizer]:
+        return build("deepseek_v3", layout, kind)
+
+    engine, optimizer = again(parse_layout(text), getattr(torch, dtype))
+    return TrainerSubject(
+        engine, ALL["deepseek_v3"], rule=TrainerRule(OptimizerConfig()), build=again,
+        optimizer=optimizer, rate=RATE,
+    )  # fmt: skip
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,7 @@ from krzem.witness.batches import (
 )
 from krzem.witness.checking import check
 from krzem.witness.positions import BUDGET, FEWEST, positions, samples_per_tensor
-from krzem.witness.quantity import Kind, Quantity, depth, errors, layer_of
+from krzem.witness.quantity import STATE_KINDS, Kind, Quantity, depth, errors, layer_of
 from krzem.witness.tolerance import Tolerance
 from krzem.witness.witness import MOST_BYTES, Witness, from_bytes, read_witness, to_bytes
 
@@ -45,8 +45,8 @@ def test_inf_and_nan_survive_the_file(recorded: Recorded) -> None:
         kind=Kind.LOSS, name="odd", batch=0, stats={"value": float("nan")},
         samples=np.array([np.inf, np.nan], np.float32),
     )  # fmt: skip
-    found = from_bytes(to_bytes(replace(witness, reading={strange.key: strange})), "here")
-    (q,) = found.reading.values()
+    found = from_bytes(to_bytes(replace(witness, state={strange.key: strange})), "here")
+    (q,) = found.state.values()
     assert np.isnan(q.stats["value"])
     assert np.isinf(q.samples[0])
 
@@ -59,11 +59,11 @@ def test_a_damaged_file_is_one_sentence(damage: str, recorded: Recorded) -> None
     elif damage == "flip":
         content = content.replace(b'"parameters":', b'"parameterS":')
     elif damage == "format":
-        content = content.replace(b"krzem.witness.record/1", b"krzem.witness.record/9")
+        content = content.replace(b"krzem.witness.record/2", b"krzem.witness.record/9")
     elif damage == "other":
         content = b'{"schema": "something else"}'
     else:
-        content = json.dumps({"format": "krzem.witness.record/1"}).encode()
+        content = json.dumps({"format": "krzem.witness.record/2"}).encode()
     with pytest.raises(CheckpointError) as error:
         from_bytes(content, "x.json")
     assert "x.json" in str(error.value)
@@ -82,10 +82,10 @@ def test_another_model_or_type_is_refused(recorded: Recorded) -> None:
     changed = replace(witness, config={**witness.config, "rms_norm_eps": 1e-6})
     with pytest.raises(CheckpointError, match="rms_norm_eps: 1e-06 in the witness, 1e-05 here"):
         check(changed, there)
-    with pytest.raises(CheckpointError, match="declare it with --dtype bfloat16"):
+    with pytest.raises(CheckpointError, match="float32 and not in bfloat16: record it with --also"):
         check(witness, subject("llama", "bfloat16"))
-    with pytest.raises(CheckpointError, match="no noise floor for bfloat16"):
-        check(witness, subject("llama", "bfloat16"), dtype="bfloat16")
+    with pytest.raises(CheckpointError, match="not in bfloat16"):
+        check(witness, there, dtypes=("float32", "bfloat16"))
     with pytest.raises(CheckpointError, match="modules have other names"):
         check(replace(witness, kind="transformers"), there)
 
@@ -96,7 +96,32 @@ def test_a_declared_type_is_judged_by_its_own_floor() -> None:
     from krzem.witness.recording import record
 
     witness = record(subject("llama"), batches(), settings=QUICK, also=("bfloat16",))
-    assert check(witness, subject("llama", "bfloat16"), dtype="bfloat16").passed
+    assert check(witness, subject("llama", "bfloat16")).dtypes == ("bfloat16",)
+    both = check(witness, subject("llama"))
+    assert both.passed
+    assert both.dtypes == ("float32", "bfloat16")
+    floors = [witness.floors[t]["activation|norm|0"]["samples"] for t in both.dtypes]
+    assert floors[1] > 100 * floors[0] > 0, "each arithmetic has its own reading and floor"
+
+
+def test_a_device_whose_float32_is_tf32_has_a_floor_of_its_own() -> None:
+    from tests.witness.models import QUICK
+    from tests.witness.plants import rope_base
+
+    from krzem.train.device import has_float32
+    from krzem.witness.recording import record
+    from krzem.witness.reduction import narrow_products
+
+    there = subject("llama")
+    witness = record(there, batches(), settings=QUICK, also=("tf32",))
+    assert set(witness.readings) == {"float32"}
+    assert has_float32(torch.device("cpu"))
+    with narrow_products():
+        assert not has_float32(torch.device("cpu"))
+        assert not check(witness, there).passed, "declared as float32 it departs"
+        assert check(witness, there, dtypes=("tf32",)).passed
+        with rope_base(there):
+            assert not check(witness, there, dtypes=("tf32",)).passed
 
 
 class Rows:
@@ -185,12 +210,14 @@ def test_the_largest_model_fits_in_fifty_megabytes(recorded: Recorded) -> None:
     found = []
     for name, shape in shapes.items():
         count = len(positions(name, shape, each))
-        for kind, batch in ((Kind.PARAMETER, None), (Kind.UPDATE, None),
-                            *((Kind.GRADIENT, b) for b in range(batch_count))):  # fmt: skip
+        for kind, batch, of in ((Kind.PARAMETER, None, ""), (Kind.UPDATE, None, ""),
+                            (Kind.MOMENT, None, ":exp_avg"), (Kind.MOMENT, None, ":exp_avg_sq"),
+                            (Kind.STEP, None, ""),
+                            *((Kind.GRADIENT, b, "") for b in range(batch_count))):  # fmt: skip
             values = random.normal(size=count).astype(np.float32)
             found.append(
-                Quantity(kind=kind, name=name, batch=batch, stats={"norm": 1.2345678901234567},
-                         samples=values)
+                Quantity(kind=kind, name=f"{name}{of}", batch=batch,
+                         stats={"norm": 1.2345678901234567}, samples=values)
             )  # fmt: skip
     for i in range(layers):
         for site in ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp", "block"):
@@ -205,13 +232,15 @@ def test_the_largest_model_fits_in_fifty_megabytes(recorded: Recorded) -> None:
             Quantity(kind=Kind.LOAD, name=f"layers.{i}.mlp.gate", batch=0,
                      samples=np.ones(experts, np.float32))
         )  # fmt: skip
+    both = ("float32", "bfloat16")
     spread = dict.fromkeys(("samples", "far", "norm", "mean", "rms", "absmax"), 1.23456e-5)
-    floors = {q.key: spread for q in found if q.kind is not Kind.PARAMETER}
+    floors = {q.key: spread for q in found if q.kind not in STATE_KINDS}
     tokens = tuple(WitnessBatch(tokens=np.ones((4, 4097), np.int64)) for _ in range(batch_count))
     large = replace(
         witness,
-        reading={q.key: q for q in found},
-        floors={"bfloat16": floors, "float32": floors},
+        state={q.key: q for q in found if q.kind in STATE_KINDS},
+        readings={t: {q.key: q for q in found if q.kind not in STATE_KINDS} for t in both},
+        floors=dict.fromkeys(both, floors),
         batches=tokens,
     )
     assert len(to_bytes(large)) < MOST_BYTES
@@ -254,4 +283,84 @@ def test_tally_of_parts_is_the_tally_of_the_whole() -> None:
     for tally in parts[1:]:
         parts[0].merge(tally)
     assert parts[0].activation() == pytest.approx(whole.activation(), rel=1e-5, abs=1e-6)
-    assert np.array_equal(parts[0].samples, whole.samples, equal_nan=True)
+    assert np.array_equal(parts[0].samples(), whole.samples(), equal_nan=True)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.integers(0, 2**31), st.data())
+def test_a_checksum_is_the_same_however_a_tensor_is_cut_and_sees_every_bit(
+    shape: list[int], seed: int, data: st.DataObject
+) -> None:
+    from krzem.witness.tally import checksum
+
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    whole = checksum(x, tuple(shape), tuple(slice(0, n) for n in shape))
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    cut = data.draw(st.integers(0, shape[axis]))
+    parts = 0
+    for start, stop in ((0, cut), (cut, shape[axis])):
+        region = tuple(
+            slice(start, stop) if a == axis else slice(0, n) for a, n in enumerate(shape)
+        )
+        parts += checksum(x[region], tuple(shape), region)
+    assert parts % 2**64 == whole
+    place = data.draw(st.integers(0, x.numel() - 1))
+    bit = data.draw(st.integers(0, 22))
+    x.view(-1).view(torch.int32)[place] ^= 1 << bit
+    assert checksum(x, tuple(shape), tuple(slice(0, n) for n in shape)) != whole
+
+
+def test_many_tokens_are_kept_as_positions(recorded: Recorded) -> None:
+    from krzem.witness.batches import Positions, found_again, kept
+
+    source = Rows(length=9000)
+    many = batches_from(source, first=40, sequences=4, batches=2)
+    positions = kept(many)
+    assert all(isinstance(p, Positions) for p in positions)
+    assert not any(isinstance(b, Positions) for b in kept(batches())), "few are kept"
+    witness = replace(recorded["llama", "float32"][0], batches=positions)
+    again = from_bytes(to_bytes(witness), "here")
+    assert again.batches == positions
+    with pytest.raises(DataError, match="positions of its tokens"):
+        found_again(again.batches, None)
+    assert np.array_equal(found_again(again.batches, source)[1].tokens, many[1].tokens)
+    with pytest.raises(DataError, match="other tokens"):
+        found_again(again.batches, Rows(shift=1, length=9000))
+
+
+def test_settings_of_the_run_have_to_be_equal(recorded: Recorded) -> None:
+    witness, there = recorded["llama", "float32"]
+    settings = {"data.tokenizer": "abc", "optimizer.rate": 3e-4, "schedule.warmup": 0}
+    stated = from_bytes(to_bytes(replace(witness, run={"settings": settings})), "here")
+    same = check(stated, there, settings=settings)
+    assert same.passed
+    assert set(same.equal) == set(settings)
+    other = check(stated, there, settings={**settings, "data.tokenizer": "abd"})
+    assert not other.passed
+    assert "data.tokenizer is 'abd' here and was 'abc' at the source" in other.message
+
+
+def test_a_model_that_ignores_documents_is_refused_where_it_is_recorded() -> None:
+    from tests.witness.faults import no_documents
+    from tests.witness.models import with_documents
+
+    from krzem.witness.recording import record
+
+    there = subject("llama")
+    given = with_documents(batches())
+    assert record(there, given, settings=()).batches[0].documents is not None
+    with no_documents(there), pytest.raises(DataError, match="ignores the mask"):
+        record(there, given, settings=())
+
+
+@given(st.integers(1, 4000), st.floats(0, 0.1))
+def test_the_share_of_far_samples_is_a_quantile_of_counts(samples: int, rate: float) -> None:
+    from scipy.stats import poisson
+
+    from krzem.witness.tolerance import rare
+
+    count = round(rare(samples, rate) * samples)
+    assert 0 <= count <= samples
+    if count < samples:
+        assert poisson.sf(count, samples * rate) <= 3e-6
+    if count:
+        assert poisson.sf(count - 1, samples * rate) > 0.3e-6

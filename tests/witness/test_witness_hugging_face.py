@@ -15,6 +15,7 @@ import torch  # noqa: E402
 
 from krzem.errors import InputError, ModelError  # noqa: E402
 from krzem.witness import (  # noqa: E402
+    HfSubject,
     TorchRule,
     check,
     load_folder,
@@ -59,7 +60,9 @@ def test_a_folder_agrees_with_itself_and_faults_are_found(folder: Path, tmp_path
     witness = read_witness(tmp_path / "witness.json")
     there = load_folder(folder, rule=rule)
     assert check(witness, there).passed
-    assert check(witness, load_folder(folder, dtype="bfloat16"), dtype="bfloat16").passed
+    assert check(witness, load_folder(folder, dtype="bfloat16")).passed
+    both = check(witness, there)
+    assert both.dtypes == ("float32", "bfloat16")
     for module in there.model.modules():
         if hasattr(module, "variance_epsilon"):
             module.variance_epsilon = 1e-4
@@ -89,3 +92,23 @@ def test_bad_folders_are_one_sentence(tmp_path: Path, folder: Path) -> None:
         load_folder(folder, dtype="int3")
     with pytest.raises(InputError, match="no layouts"):
         record(load_folder(folder), batches(), settings=(Setting(layout="dp=1"),))
+
+
+def test_another_arithmetic_is_the_model_that_a_check_loads(folder: Path) -> None:
+    """Tables of rotations stay in float32, also while the floor of bfloat16 is recorded."""
+    there = load_folder(folder)
+    rotations = there.model.model.rotary_emb.inv_freq.clone()  # type: ignore[union-attr]
+    alone = HfSubject(load_folder(folder).model)
+    for model in (there, alone):
+        with model.under(Setting(dtype="bfloat16")):
+            assert model.dtype == "bfloat16"
+            inside: Any = model.model
+            assert inside.model.rotary_emb.inv_freq.dtype is torch.float32
+        assert model.dtype == "float32"
+        assert torch.equal(model.model.model.rotary_emb.inv_freq, rotations)  # type: ignore[union-attr]
+    witness = record(there, batches(), settings=QUICK, also=("bfloat16",))
+    again: Any = load_folder(folder, dtype="bfloat16")
+    assert check(witness, again).passed
+    with torch.no_grad():
+        again.model.model.rotary_emb.inv_freq.mul_(0.9)
+    assert not check(witness, again).passed

@@ -14,18 +14,18 @@ from tests.train.parallel.spawn import ROOT, free_port
 from krzem.witness.witness import write_witness
 
 
-def run_ranks(folder: Path) -> dict[str, Any]:
+def run_ranks(folder: Path, script: str = "ranks.py", count: int = 2, *more: str) -> dict[str, Any]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    port, script = str(free_port()), str(Path(__file__).with_name("ranks.py"))
+    port, path = str(free_port()), str(Path(__file__).with_name(script))
     ranks = [
         subprocess.Popen(
-            [sys.executable, script, str(rank), "2", port, str(folder)],
+            [sys.executable, path, str(rank), str(count), port, str(folder), *more],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]  # fmt: skip
-    said = [rank.communicate(timeout=240) for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), said[0][1][-3000:] + said[1][1][-3000:]
+    said = [rank.communicate(timeout=400) for rank in ranks]
+    assert not any(rank.returncode for rank in ranks), said[0][1][-3000:] + said[-1][1][-3000:]
     found: dict[str, Any] = json.loads(said[0][0])
     return found
 
@@ -42,3 +42,16 @@ def test_other_layouts_pass_and_a_fault_under_them_does_not(
     assert all(result[0] for result in found.values()), found
     assert not any(result[2] for result in found.values()), found
     assert found["recorded"][1].startswith("tp=1")
+
+
+def test_four_sequences_are_enough_for_eight_ranks_and_their_replica(tmp_path: Path) -> None:
+    """Ranks beyond the sequences compute them again; fewer data-parallel ranks with the same cut of
+    the model read the same within the floor."""
+    full = run_ranks(tmp_path, "replica_ranks.py", 8, "dp=4,pp=2,ep=2,mbs=1")
+    assert full["copies"] == 4, "dp=4 ranks with four micro-batches each for busy stages"
+    assert full["rows"] == [0, 1, 2, 3]
+    assert full["ranks"] < 1e-6, "every data-parallel rank computes a sequence alike"
+    replica = run_ranks(tmp_path, "replica_ranks.py", 4, "dp=2,pp=2,ep=2,mbs=1")
+    assert replica["copies"] == 2
+    assert replica["passed"], replica["message"]
+    assert not any("settings" not in what for what in replica["apart"])

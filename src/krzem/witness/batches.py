@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,10 @@ from krzem.errors import DataError
 from krzem.train.data.dataset import content_hash
 
 MOST_TOKENS = 2_000_000
-"""Over all batches: they are kept in the witness, at four bytes each."""
+"""Over all batches, at most."""
+KEPT_TOKENS = 65_536
+"""So many are kept in a witness, at four bytes each; of more the data hold them, and the witness
+their positions and hash."""
 
 BUILT_IN = (
     "The quick brown fox jumps over the lazy dog. Whoever reads this on other hardware should "
@@ -35,9 +39,35 @@ class WitnessBatch:
     """[n, S] an id per input token, where attention stays within documents."""
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Sequences, and input tokens of each."""
+        return self.tokens.shape[0], self.tokens.shape[1] - 1
+
+    @property
     def sha256(self) -> str:
         """Of the tokens."""
         return content_hash(self.tokens)
+
+    @property
+    def documents_sha256(self) -> str | None:
+        """Of the documents' numbers."""
+        return None if self.documents is None else content_hash(self.documents)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """A batch whose tokens the data hold: where they are, and what they have to be."""
+
+    first_sample: int
+    shape: tuple[int, int]
+    """Sequences, and input tokens of each."""
+    sha256: str
+    """Of the tokens."""
+    documents_sha256: str | None = None
+    """Of the documents' numbers, where attention stays within them."""
+
+
+Recorded = WitnessBatch | Positions
 
 
 class Source(Protocol):
@@ -48,13 +78,88 @@ class Source(Protocol):
 
 
 def batches_from(
-    source: Source, *, first: int = 0, sequences: int = 4, batches: int = 2
+    source: Source,
+    *,
+    first: int = 0,
+    sequences: int = 4,
+    batches: int = 2,
+    documents: bool = False,
 ) -> tuple[WitnessBatch, ...]:
-    """``batches`` batches of ``sequences`` from global sample ``first`` on."""
+    """``batches`` batches of ``sequences`` from global sample ``first`` on.
+
+    With ``documents`` the source also tells which document each token is of, as
+    :meth:`krzem.train.data.SampleStream.batch_with_documents` does.
+    """
     starts = range(first, first + sequences * batches, sequences)
-    return tuple(
-        WitnessBatch(tokens=source.batch(start, sequences), first_sample=start) for start in starts
+    return tuple(_batch_of(source, start, sequences, documents) for start in starts)
+
+
+def _batch_of(source: Any, start: int, count: int, documents: bool) -> WitnessBatch:
+    if not documents:
+        return WitnessBatch(tokens=source.batch(start, count), first_sample=start)
+    found = source.batch_with_documents(start, count)
+    return WitnessBatch(
+        tokens=found.tokens,
+        first_sample=start,
+        documents=found.documents[:, :-1].astype(np.int64),
     )
+
+
+def kept(batches: Sequence[WitnessBatch]) -> tuple[Recorded, ...]:
+    """What a witness keeps of ``batches``: few tokens as they are, of many only where they are."""
+    many = sum(b.tokens.size for b in batches) > KEPT_TOKENS
+    return tuple(
+        Positions(
+            first_sample=b.first_sample,
+            shape=b.shape,
+            sha256=b.sha256,
+            documents_sha256=b.documents_sha256,
+        )
+        if many and b.first_sample is not None
+        else b
+        for b in batches
+    )
+
+
+def found_again(recorded: Sequence[Recorded], source: Source | None) -> tuple[WitnessBatch, ...]:
+    """The recorded batches, read from ``source`` where there is one, and compared.
+
+    Raises:
+        DataError: the data at hand do not give the recorded tokens or documents, or there are
+            no data and the witness holds positions alone.
+    """
+    return tuple(_again(batch, source) for batch in recorded)
+
+
+def _again(batch: Recorded, source: Source | None) -> WitnessBatch:
+    if source is None:
+        if isinstance(batch, WitnessBatch):
+            return batch
+        raise DataError(
+            f"the witness holds the positions of its tokens (samples from {batch.first_sample:,} "
+            "on) and not the tokens: give --run-file or --data, from which they are read"
+        )
+    if batch.first_sample is None:
+        raise DataError(
+            "the witness does not say which samples its batches are, so they cannot be "
+            "compared with this data"
+        )
+    n, length = batch.shape
+    found = _batch_of(source, batch.first_sample, n, batch.documents_sha256 is not None)
+    where = f"samples {batch.first_sample} to {batch.first_sample + n - 1}"
+    if found.shape != batch.shape:
+        raise DataError(
+            f"{where} have {found.shape[1]} tokens here, {length} in the witness: the sequence "
+            "length differs"
+        )
+    if found.sha256 != batch.sha256:
+        raise DataError(
+            f"{where} hold other tokens here than in the witness: data, seed, weights or "
+            "tokenizer differ"
+        )
+    if found.documents_sha256 != batch.documents_sha256:
+        raise DataError(f"{where} are cut into other documents here than in the witness")
+    return found
 
 
 def batches_of(
@@ -116,6 +221,6 @@ def check_batches(batches: tuple[WitnessBatch, ...]) -> None:
     tokens = sum(b.tokens.size for b in batches)
     if tokens > MOST_TOKENS:
         raise DataError(
-            f"the batches hold {tokens:,} tokens; a witness keeps at most {MOST_TOKENS:,}: "
-            "use fewer or shorter sequences"
+            f"the batches hold {tokens:,} tokens; a witness is made of at most {MOST_TOKENS:,}: "
+            "use fewer or shorter sequences; ranks beyond them compute the same ones again"
         )

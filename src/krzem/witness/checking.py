@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from krzem.errors import CheckpointError, DataError, shorten
-from krzem.witness.batches import Source, WitnessBatch
-from krzem.witness.judge import judge, permuted_experts
-from krzem.witness.measure import measure, measure_parameters
+from krzem.errors import CheckpointError, shorten
+from krzem.witness.batches import Source, found_again
+from krzem.witness.judge import judge, judge_state, permuted_experts
+from krzem.witness.measure import measure, measure_state
 from krzem.witness.quantity import Kind, Reading
 from krzem.witness.recording import Progress, check_model_batches, probe_rule
 from krzem.witness.setting import Setting
@@ -23,44 +23,78 @@ def check(
     model: Subject,
     *,
     tolerance: Tolerance | None = None,
-    dtype: str | None = None,
+    dtypes: Sequence[str] = (),
     source: Source | None = None,
+    settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Recompute on this machine and judge; called by all ranks, the verdict is the same on each.
 
-    ``dtype`` declares that the destination computes in another type than the source; without it a
-    model in another type is refused.  ``source`` is the destination's data: its tokens at the
-    recorded sample indices have to be the recorded ones.
+    ``dtypes`` are the arithmetic types to compute in, finest first; without them every one that
+    was recorded, or that of a model which has but one.  ``tf32`` declares that this device's
+    float32 is TF32.  ``source`` is the destination's data: its tokens at the recorded sample
+    indices have to be the recorded ones.  ``settings`` are those of the run here, which have to
+    equal the recorded ones.
 
     Raises:
-        CheckpointError: another model or configuration, or arithmetic without a recorded floor.
+        CheckpointError: another model or configuration, or arithmetic that was not recorded.
         DataError: the data at hand has other tokens, or none.
     """
     check_same_model(witness, model)
-    check_dtype(witness, model, dtype)
-    check_model_batches(model, witness.batches)
-    if source is not None:
-        check_data(witness.batches, source)
-    reading: Reading = {}
-    for number, batch in enumerate(witness.batches):
-        if progress is not None:
-            progress("the step", number, len(witness.batches))
-        reading |= measure(model, batch, number, Setting(), witness.samples)
-    reading |= measure_parameters(model, witness.samples)
-    reading |= probe_rule(model.rule, witness.reading) if witness.rule is not None else {}
-    findings, apart = judge(witness, reading, tolerance or Tolerance(), model.dtype)
+    wanted = check_dtypes(witness, model, dtypes)
+    batches = found_again(witness.batches, source)
+    check_model_batches(model, batches)
+    tolerance = tolerance or Tolerance()
+    state = measure_state(model, witness.samples)
+    state |= probe_rule(model.rule, witness.reading) if witness.rule is not None else {}
+    findings, apart = judge_state(witness, state, tolerance, model.dtype)
+    total, done = len(wanted) * len(batches), 0
+    for dtype in wanted:
+        reading: Reading = {}
+        with model.under(Setting(name=dtype, dtype="float32" if dtype == "tf32" else dtype)):
+            for number, batch in enumerate(batches):
+                if progress is not None:
+                    progress(f"the step in {dtype}", done, total)
+                reading |= measure(model, batch, number, Setting(), witness.samples)
+                done += 1
+        judged, missing = judge(witness, reading, tolerance, dtype)
+        findings, apart = (*findings, *judged), (*apart, *missing)
+    unequal, equal = compare_settings(witness.run.get("settings"), settings)
     return Verdict(
         model=witness.name,
         findings=findings,
         first=first_departure(findings),
-        notes=tuple(_notes(witness, reading)),
-        not_compared=(*apart, *_missing_parts(witness, model)),
+        notes=tuple(_notes(witness, state)),
+        not_compared=(*dict.fromkeys(apart), *_missing_parts(witness, model, settings, wanted)),
         source=witness.software,
         destination=model.software(),
-        dtype=model.dtype,
+        dtypes=wanted,
         settings=witness.settings,
+        unequal=unequal,
+        equal=equal,
     )
+
+
+def compare_settings(
+    recorded: Mapping[str, Any] | None, here: Mapping[str, Any] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Settings that differ, each as a sentence, and the names of those that agree."""
+    if not recorded or here is None:
+        return (), ()
+    names = list(dict.fromkeys((*recorded, *here)))
+    apart = tuple(
+        f"{name} is {_brief(here, name)} here and was {_brief(recorded, name)} at the source"
+        for name in names
+        if recorded.get(name) != here.get(name)
+    )
+    return apart, tuple(name for name in names if recorded.get(name) == here.get(name))
+
+
+_FINEST_FIRST = ("float64", "float32", "tf32", "float16", "bfloat16")
+
+
+def _fineness(dtype: str) -> int:
+    return _FINEST_FIRST.index(dtype) if dtype in _FINEST_FIRST else len(_FINEST_FIRST)
 
 
 def check_same_model(witness: Witness, model: Subject) -> None:
@@ -90,44 +124,17 @@ def _brief(config: Any, key: str) -> str:
     return shorten(repr(config[key]), 40) if key in config else "absent"
 
 
-def check_dtype(witness: Witness, model: Subject, declared: str | None) -> None:
-    """Raise CheckpointError where types differ undeclared, or have no floor."""
-    if declared is not None and declared != model.dtype:
+def check_dtypes(witness: Witness, model: Subject, asked: Sequence[str]) -> tuple[str, ...]:
+    """The arithmetic to check in; CheckpointError where one of them was not recorded."""
+    own = (model.dtype,) if model.dtype != witness.dtype else tuple(witness.readings)
+    wanted = tuple(sorted(dict.fromkeys(asked or own), key=_fineness))
+    missing = [dtype for dtype in wanted if dtype not in witness.floors]
+    if missing:
         raise CheckpointError(
-            f"{declared} was declared for the destination, but it computes in {model.dtype}"
+            f"the witness holds the step in {', '.join(witness.floors)} and not in "
+            f"{', '.join(missing)}: record it with --also {missing[0]} where the run is"
         )
-    if model.dtype != witness.dtype and declared is None:
-        raise CheckpointError(
-            f"the witness was recorded in {witness.dtype}, the model here computes in "
-            f"{model.dtype}: if that is meant, declare it with --dtype {model.dtype}"
-        )
-    if model.dtype not in witness.floors:
-        raise CheckpointError(
-            f"the witness has no noise floor for {model.dtype}, only for "
-            f"{', '.join(witness.floors)}: record it with --also {model.dtype}"
-        )
-
-
-def check_data(batches: Sequence[WitnessBatch], source: Source) -> None:
-    """Raise DataError where the data here does not give the recorded tokens."""
-    for batch in batches:
-        first, (n, length) = batch.first_sample, batch.tokens.shape
-        if first is None:
-            raise DataError(
-                "the witness does not say which samples its batches are, so they cannot be "
-                "compared with this data"
-            )
-        found = source.batch(first, n)
-        if found.shape != (n, length):
-            raise DataError(
-                f"samples {first} to {first + n - 1} have {found.shape[1] - 1} tokens here, "
-                f"{length - 1} in the witness: the sequence length differs"
-            )
-        if WitnessBatch(tokens=found).sha256 != batch.sha256:
-            raise DataError(
-                f"samples {first} to {first + n - 1} hold other tokens here than in the witness: "
-                "data, seed, weights or tokenizer differ"
-            )
+    return wanted
 
 
 def _notes(witness: Witness, reading: Reading) -> list[str]:
@@ -145,7 +152,19 @@ def _experts(config: Any) -> int:
     return next((int(config[n]) for n in names if config.get(n)), 0)
 
 
-def _missing_parts(witness: Witness, model: Subject) -> list[str]:
+def _missing_parts(
+    witness: Witness,
+    model: Subject,
+    settings: Mapping[str, Any] | None,
+    wanted: tuple[str, ...],
+) -> Iterator[str]:
+    """What the certificate has to say was not compared."""
     if witness.rule is None or model.rule is None:
-        return ["the optimiser's rule: none was given on both sides"]
-    return []
+        yield "the optimiser's rule: none was given on both sides"
+    if not any(q.kind is Kind.MOMENT for q in witness.state.values()):
+        yield "the optimiser's moments and its next step: the source had none of them loaded"
+    if not witness.run.get("settings") or settings is None:
+        yield "the settings of the run: no run file was given on both sides"
+    for dtype in witness.readings:
+        if dtype not in wanted and not (dtype == "float32" and "tf32" in wanted):
+            yield f"the step in {dtype}: it was recorded, and is not asked for here"

@@ -15,10 +15,10 @@ from krzem.errors import CheckpointError
 from krzem.layout.layout import Layout, parse_layout
 from krzem.train.checkpoint import load, read_manifest
 from krzem.train.config import model_spec
-from krzem.train.device import find_device, start_ranks
+from krzem.train.device import find_device, has_float32, start_ranks
 from krzem.train.engine import Engine
 from krzem.train.model.context import LossWeights
-from krzem.train.optim import OptimizerConfig
+from krzem.train.optim import Optimizer, OptimizerConfig
 from krzem.train.state import copies_state, run_state
 from krzem.witness.batches import Source, WitnessBatch
 from krzem.witness.checking import check
@@ -37,6 +37,10 @@ class RunConstants:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     bias_rate: float = 1e-3
     weights: LossWeights = field(default_factory=LossWeights)
+    rate: float | None = None
+    """Learning rate of the next step; None: no schedule is known."""
+    settings: Mapping[str, Any] | None = None
+    """What has to be equal wherever the run is trained; None: no run file was read."""
 
 
 def open_checkpoint(
@@ -47,7 +51,7 @@ def open_checkpoint(
     layout: str = "",
     constants: RunConstants | None = None,
 ) -> TrainerSubject:
-    """The model of a checkpoint with its weights, in ``layout`` over the ranks present.
+    """The model of a checkpoint with its weights and moments, in ``layout`` over the ranks present.
 
     Raises:
         CheckpointError: incomplete, altered, or without the model's config.
@@ -61,19 +65,36 @@ def open_checkpoint(
     start_ranks(info)
     spec = model_spec(config)
 
-    def build(layout: Layout, dtype: torch.dtype) -> Engine:
-        engine = Engine(spec, layout, device=info.device, dtype=dtype, weights=constants.weights)
-        load(folder, run_state(engine, None), config=config, strict=False)
-        if layout.pp > 1:
-            load(folder, copies_state(engine, None), strict=False, check="sizes")
-        return engine
-
     groups = spec.layers[0].attention.output_groups or 1
+
+    def build(layout: Layout, dtype: torch.dtype) -> tuple[Engine, Optimizer | None]:
+        engine = Engine(spec, layout, device=info.device, dtype=dtype, weights=constants.weights)
+        return engine, _loaded(folder, engine, constants.optimizer, groups)
+
     rule = TrainerRule(
         constants.optimizer, bias_rate=constants.bias_rate, groups=groups, device=info.device
     )
-    engine = build(parse_layout(layout) if layout else _plain_layout(), dtype_of(dtype))
-    return TrainerSubject(engine, config, rule=rule, build=build)
+    chosen = parse_layout(layout) if layout else _plain_layout()
+    engine, optimizer = build(chosen, dtype_of(dtype))
+    return TrainerSubject(
+        engine, config, rule=rule, build=build, optimizer=optimizer, rate=constants.rate
+    )
+
+
+def _loaded(folder: Path, engine: Engine, config: OptimizerConfig, groups: int) -> Optimizer | None:
+    """Fill ``engine``; the optimiser with its moments where the checkpoint holds all of them."""
+    manifest = read_manifest(folder)
+    optimizer: Optimizer | None = Optimizer(
+        engine.held, config, groups=groups, holders=engine.holders
+    )
+    if not all(name in manifest.tensors for name in run_state(engine, optimizer)):
+        optimizer = None
+    load(folder, run_state(engine, optimizer), config=manifest.config, strict=False)
+    if engine.layout.pp > 1:
+        load(folder, copies_state(engine, optimizer), strict=False, check="sizes")
+    if optimizer is not None:
+        optimizer.steps = int(manifest.meta.get("updates", manifest.step))
+    return optimizer
 
 
 def record_checkpoint(
@@ -106,7 +127,7 @@ def check_checkpoint(
     *,
     witness: Witness | None = None,
     device: str = "auto",
-    dtype: str | None = None,
+    dtypes: Sequence[str] = (),
     layout: str = "",
     constants: RunConstants | None = None,
     tolerance: Tolerance | None = None,
@@ -115,20 +136,36 @@ def check_checkpoint(
 ) -> Verdict:
     """Load a checkpoint on this hardware and judge it against its own witness, or ``witness``.
 
-    ``constants`` are those of the run; without them the recorded ones are taken.
+    In every arithmetic that was recorded, or in ``dtypes``; float32 is told from TF32 by what this
+    device's products keep.  ``constants`` are those of the run; without them the recorded ones.
     """
     if witness is None:
         witness = read_witness(folder)
+    first = next((t for t in dtypes or (witness.dtype,) if t != "tf32"), "float32")
     model = open_checkpoint(
         folder,
         device=device,
-        dtype=dtype or witness.dtype,
+        dtype=first,
         layout=layout,
         constants=constants or constants_of(witness.run),
     )
     return check(
-        witness, model, dtype=dtype, tolerance=tolerance, source=source, progress=progress
-    )  # fmt: skip
+        witness,
+        model,
+        dtypes=arithmetic_of(witness, model.engine.device, dtypes),
+        tolerance=tolerance,
+        source=source,
+        settings=None if constants is None else constants.settings,
+        progress=progress,
+    )
+
+
+def arithmetic_of(witness: Witness, device: torch.device, asked: Sequence[str]) -> tuple[str, ...]:
+    """The types to check in: where this device's float32 is TF32, the floor of that is taken."""
+    wanted = tuple(asked) or tuple(witness.readings)
+    if "float32" in wanted and "tf32" in witness.floors and not has_float32(device):
+        return tuple("tf32" if dtype == "float32" else dtype for dtype in wanted)
+    return wanted
 
 
 def constants_of(run: Mapping[str, Any]) -> RunConstants:
@@ -142,6 +179,7 @@ def constants_of(run: Mapping[str, Any]) -> RunConstants:
             optimizer=OptimizerConfig(**run.get("optimizer", {})),
             bias_rate=float(run.get("bias_rate", 1e-3)),
             weights=LossWeights(**run.get("weights", {})),
+            rate=run.get("rate"),
         )
     except TypeError as error:
         raise CheckpointError(f"the witness names constants unknown here: {error}") from None
@@ -157,6 +195,8 @@ def _constants_value(constants: RunConstants) -> dict[str, Any]:
         "optimizer": asdict(constants.optimizer),
         "bias_rate": constants.bias_rate,
         "weights": asdict(constants.weights),
+        "rate": constants.rate,
+        "settings": None if constants.settings is None else dict(constants.settings),
     }
 
 

@@ -15,6 +15,7 @@ from krzem.train.durable import write_atomic
 
 if TYPE_CHECKING:
     from krzem.witness.batches import WitnessBatch
+    from krzem.witness.checkpoint import RunConstants
     from krzem.witness.recording import Progress
     from krzem.witness.subject import Subject
     from krzem.witness.tolerance import Tolerance
@@ -112,7 +113,11 @@ def record_command(**given: Any) -> None:
 @DATA
 @SEED
 @DEVICE
-@click.option("--dtype", help="Declares that the destination computes in another type.")
+@click.option(
+    "--dtype",
+    multiple=True,
+    help="Arithmetic to check in, finest first. [all that was recorded]",
+)
 @LAYOUT
 @click.option("--loss", default=0.005, show_default=True, help="Relative tolerance of the loss.")
 @click.option(
@@ -173,11 +178,7 @@ def _record_checkpoint(folder: Path, given: dict[str, Any], progress: Progress) 
     from krzem.train.checkpoint import read_manifest
     from krzem.witness.checkpoint import RunConstants, record_checkpoint
 
-    constants = RunConstants()
-    if given["run_file"] is not None:
-        from krzem.witness.run_file import run_constants
-
-        constants, _ = run_constants(given["run_file"])
+    constants = _constants(given, folder) or RunConstants()
     config = read_manifest(folder).config or {}
     return record_checkpoint(
         folder,
@@ -218,7 +219,8 @@ def _batches(given: dict[str, Any], vocabulary: int) -> tuple[WitnessBatch, ...]
     shape = {"sequences": given["sequences"], "batches": given["batches"]}
     source = _source(given, given["length"])
     if source is not None:
-        return b.batches_from(source, first=given["first"], **shape)
+        masks = given["run_file"] is not None and given["data"] is None and _documents(given)
+        return b.batches_from(source, first=given["first"], documents=masks, **shape)
     length = given["length"] or 128
     if given["tokens"] is not None:
         return b.batches_of(b.tokens_of_file(given["tokens"], vocabulary), length=length, **shape)
@@ -232,9 +234,10 @@ def _source(given: dict[str, Any], length: int | None) -> Any:
 
         return data_stream(given["data"], length=length or 128, seed=given["seed"])
     if given["run_file"] is not None:
-        from krzem.witness.run_file import run_constants, run_stream
+        from krzem.train.settings import read_settings
+        from krzem.witness.run_file import run_stream
 
-        return run_stream(run_constants(given["run_file"])[1], length)
+        return run_stream(read_settings(given["run_file"]), length)
     return None
 
 
@@ -251,26 +254,39 @@ def _verdict(
     witness = read_witness(where)
     common: dict[str, Any] = {
         "tolerance": _tolerance(given),
-        "source": _source(given, witness.batches[0].tokens.shape[1] - 1),
+        "source": _source(given, witness.batches[0].shape[1]),
         "progress": progress,
-        "dtype": given["dtype"],
+        "dtypes": given["dtype"],
     }
     if checkpoint is None:
-        model = _hf(hf, given["dtype"] or witness.dtype, given["device"])
+        model = _hf(hf, (*given["dtype"], witness.dtype)[0], given["device"])
         return check(witness, model, **common)
-    constants = None
-    if given["run_file"] is not None:
-        from krzem.witness.run_file import run_constants
-
-        constants, _ = run_constants(given["run_file"])
     return check_checkpoint(
         checkpoint,
         witness=witness,
         device=given["device"],
         layout=given["layout"],
-        constants=constants,
+        constants=_constants(given, checkpoint),
         **common,
     )
+
+
+def _constants(given: dict[str, Any], folder: Path) -> RunConstants | None:
+    """What the run file says of the step after the checkpoint; None without one."""
+    if given["run_file"] is None:
+        return None
+    from krzem.train.checkpoint import read_manifest
+    from krzem.witness.run_file import run_constants
+
+    meta = read_manifest(folder).meta
+    return run_constants(given["run_file"], int(meta["sample"]) if "sample" in meta else None)[0]
+
+
+def _documents(given: dict[str, Any]) -> bool:
+    """Whether the run keeps attention within documents."""
+    from krzem.train.settings import read_settings
+
+    return read_settings(given["run_file"]).data.documents
 
 
 def _tolerance(given: dict[str, Any]) -> Tolerance:

@@ -21,7 +21,7 @@ def document(verdict: Verdict) -> dict[str, Any]:
         "passed": verdict.passed,
         "message": verdict.message,
         "model": verdict.model,
-        "dtype": verdict.dtype,
+        "dtypes": list(verdict.dtypes),
         "first_departure": None
         if first is None
         else {
@@ -40,6 +40,8 @@ def document(verdict: Verdict) -> dict[str, Any]:
             {"layer": layer, "forward": forward, "backward": backward}
             for layer, forward, backward in layers_of(verdict.findings)
         ],
+        "settings_unequal": list(verdict.unequal),
+        "settings_equal": list(verdict.equal),
         "notes": list(verdict.notes),
         "not_compared": list(verdict.not_compared),
         "floor_settings": list(verdict.settings),
@@ -62,8 +64,8 @@ def witness_document(witness: Witness) -> dict[str, Any]:
         "batches": [
             {
                 "first_sample": b.first_sample,
-                "sequences": b.tokens.shape[0],
-                "tokens": b.tokens.shape[1] - 1,
+                "sequences": b.shape[0],
+                "tokens": b.shape[1],
                 "sha256": b.sha256,
             }
             for b in witness.batches
@@ -88,6 +90,7 @@ def _finding(f: Finding) -> dict[str, Any]:
         "signal": f.signal,
         "error": _finite(f.error),
         "tolerance": _finite(f.tolerance),
+        "dtype": f.dtype,
         "floor": _finite(f.floor),
     }
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krzem.errors import InputError, ModelError
 from krzem.witness.batches import WitnessBatch
+from krzem.witness.quantity import Kind
 from krzem.witness.rule import UpdateRule
 from krzem.witness.setting import Setting
-from krzem.witness.subject import HeldTensor, Identity, Share, Site, Stepped
+from krzem.witness.subject import HeldTensor, Identity, Rows, Share, Site, Stepped
 from krzem.witness.trainer import dtype_name, dtype_of, machine
 
 
@@ -50,7 +53,11 @@ def load_folder(
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"{folder} cannot be loaded as a causal language model: {first}") from None
-    return HfSubject(model.to(device), name=folder.name, rule=rule)
+
+    def load(dtype: str) -> nn.Module:
+        return load_folder(folder, dtype=dtype, device=device).model
+
+    return HfSubject(model.to(device), name=folder.name, rule=rule, load=load)
 
 
 class HfSubject:
@@ -63,8 +70,9 @@ class HfSubject:
         name: str = "",
         rule: UpdateRule | None = None,
         micro_batch: int = 0,
+        load: Callable[[str], nn.Module] | None = None,
     ) -> None:
-        self.model, self.rule, self.micro_batch = model, rule, micro_batch
+        self.model, self.rule, self.micro_batch, self.load = model, rule, micro_batch, load
         # As a file would hold it: keys are text there.
         config = json.loads(json.dumps(model.config.to_dict(), default=str))  # type: ignore[operator, union-attr]
         for own in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
@@ -95,32 +103,39 @@ class HfSubject:
         """Set up for ``setting`` within, and as before afterwards."""
         if setting.layout is not None:
             raise InputError("a Hugging Face model runs on one device here: it has no layouts")
-        size, dtype = self.micro_batch, self._first.dtype
-        kept = None
-        if setting.dtype is not None and dtype_of(setting.dtype) != dtype:
-            kept = {n: t.clone() for n, t in self.model.state_dict().items()}
-            self.model.to(dtype_of(setting.dtype))
+        size = self.micro_batch
         self.micro_batch = size if setting.micro_batch is None else setting.micro_batch
+        try:
+            with self._in(setting.dtype or self.dtype):
+                yield
+        finally:
+            self.micro_batch = size
+
+    @contextlib.contextmanager
+    def _in(self, dtype: str) -> Iterator[None]:
+        """The model in another type, as a destination would load it."""
+        kept = self.model
+        if dtype == self.dtype:
+            yield
+            return
+        self.model = _converted(kept, dtype_of(dtype)) if self.load is None else self.load(dtype)
         try:
             yield
         finally:
-            self.micro_batch = size
-            if kept is not None:
-                self.model.to(dtype)
-                self.model.load_state_dict(kept)
+            self.model = kept
 
     def share(self, batch: WitnessBatch) -> Share:
         """All of it: there is one rank."""
-        n, length = batch.tokens.shape
-        return Share(rows=(0, n), tokens=(0, length - 1))
+        n, length = batch.shape
+        return Share(rows=np.arange(n), copies=1, tokens=(0, length))
 
-    def step(self, batch: WitnessBatch) -> Stepped:
+    def step(self, batch: WitnessBatch, rows: Rows) -> Stepped:
         """Forward and backward of the mean next-token loss, computed here in float32."""
         if batch.documents is not None:
             raise InputError("document masks are krzem's own: record without documents")
         self.model.eval()  # dropout would be noise
         self.model.zero_grad()
-        tokens = torch.from_numpy(batch.tokens.copy()).to(self._first.device)
+        tokens = torch.from_numpy(batch.tokens[rows].copy()).to(self._first.device)
         size, targets, total = self.micro_batch or len(tokens), tokens[:, 1:].numel(), 0.0
         for piece in tokens.split(size):
             logits = self.model(input_ids=piece[:, :-1], use_cache=False).logits.float()
@@ -130,6 +145,19 @@ class HfSubject:
         grads = [p.grad.float() for p in self.model.parameters() if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(grads)).square().sum().sqrt()
         return Stepped(losses={"loss": total / targets}, gradient_norm=float(norm))
+
+    @contextlib.contextmanager
+    def updated(self, norm: float) -> Iterator[Iterable[HeldTensor]]:
+        """Nothing: the optimiser of another trainer is known by its rule alone."""
+        yield ()
+
+    def moments(self) -> Iterator[HeldTensor]:
+        """None: a folder holds weights."""
+        yield from ()
+
+    def numbers(self) -> Iterator[tuple[Kind, str, float]]:
+        """None."""
+        yield from ()
 
     def sites(self) -> Iterator[Site]:
         """The embedding, each decoder layer with its parts, and what follows the layers."""
@@ -180,3 +208,13 @@ class HfSubject:
         return {
             **machine(self._first.device), "transformers": version("transformers"), "ranks": 1
         }  # fmt: skip
+
+
+def _converted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy with what a file holds in ``dtype``; tables made at the start stay as they are."""
+    found = copy.deepcopy(model)
+    stored = set(found.state_dict())
+    for name, tensor in (*found.named_parameters(), *found.named_buffers()):
+        if name in stored and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return found

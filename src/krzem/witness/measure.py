@@ -1,24 +1,27 @@
-"""One reading: all quantities of one batch in one setting."""
+"""One reading: all quantities of one batch in one setting, put together from all ranks."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
+import torch.distributed as dist
 
 from krzem.witness.batches import WitnessBatch
-from krzem.witness.merging import Partial, merged
 from krzem.witness.positions import positions
 from krzem.witness.quantity import Kind, Quantity, Reading, layer_of
-from krzem.witness.reduction import split_products
+from krzem.witness.reduction import narrow_products, split_products
 from krzem.witness.setting import Setting
-from krzem.witness.subject import HeldTensor, Subject
+from krzem.witness.subject import HeldTensor, Share, Subject
 from krzem.witness.tally import Tally
 from krzem.witness.watch import Watch
+
+Partial = dict[str, Any]
+"""Tallies by key, or plain values that one rank answers for."""
+_KINDS = {"A": Kind.ACTIVATION, "B": Kind.ACTIVATION_GRADIENT, "G": Kind.GRADIENT, "U": Kind.STEP}
 
 
 def measure(
@@ -26,22 +29,15 @@ def measure(
 ) -> Reading:
     """Run one step of ``batch`` (the ``number``-th) under ``setting`` and read everything.
 
+    The first batch also goes through the optimiser, whose state is put back afterwards.
     Called by all ranks; the result is the same on each.
     """
     with subject.under(setting), _conditions(setting):
         share = subject.share(batch)
-        rows = np.arange(*share.rows)
-        run = batch
-        if setting.reverse:
-            rows, run = rows[::-1], _reversed(batch, share.rows)
-        watch = Watch(
-            shape=(batch.tokens.shape[0], batch.tokens.shape[1] - 1),
-            rows=rows,
-            share=share,
-            samples=samples,
-        )
+        rows = share.rows[::-1] if setting.reverse else share.rows
+        watch = Watch(shape=batch.shape, rows=rows, share=share, samples=samples)
         with watch.watching(subject.sites()):
-            stepped = subject.step(run)
+            stepped = subject.step(batch, rows)
         own: Partial = {}
         for name, seen in watch.seen.items():
             own[f"A|{name}"], own[f"B|{name}"] = seen.forward, seen.backward
@@ -49,31 +45,74 @@ def measure(
         for tensor in subject.tensors():
             if tensor.grad is not None:
                 own[f"G|{tensor.name}"] = _tally(tensor, tensor.grad, samples)
-        own |= {f"L|{n}": load.float().cpu().numpy() for n, load in stepped.loads.items()}
+        own |= {f"L|{n}": x.float().cpu().numpy() / share.copies for n, x in stepped.loads.items()}
+        if number == 0:
+            with subject.updated(stepped.gradient_norm) as changes:
+                for tensor in changes:
+                    own[f"U|{tensor.name}"] = _tally(tensor, tensor.part, samples)
         found = merged(own)
-    reading = list(_read(found, number))
+    reading = list(_read(found, number, share))
     reading += [_scalar(Kind.LOSS, n, v, number) for n, v in stepped.losses.items()]
     reading.append(_scalar(Kind.GRADIENT_NORM, "", stepped.gradient_norm, number))
     return {q.key: q for q in (*reading, *_layers(reading, number))}
 
 
-def measure_parameters(subject: Subject, samples: int) -> Reading:
-    """Norm and samples of every parameter, and every balancing bias."""
-    own: Partial = {f"P|{t.name}": _tally(t, t.part, samples) for t in subject.tensors()}
+def measure_state(subject: Subject, samples: int) -> Reading:
+    """What was loaded: every parameter, balancing bias and moment, and what goes with them."""
+    own: Partial = {}
+    for mark, tensors in (("P", subject.tensors()), ("M", subject.moments())):
+        for tensor in tensors:
+            tally = own[f"{mark}|{tensor.name}"] = _tally(tensor, tensor.part, samples)
+            tally.check(tensor.part, tensor.shape, tensor.region)
     for name, bias in subject.biases().items():
         whole = (slice(0, bias.numel()),)
         held = HeldTensor(name=name, shape=tuple(bias.shape), region=whole, part=bias, grad=None)
-        own[f"P|{name}.bias"] = _tally(held, bias, samples)
+        tally = own[f"P|{name}.bias"] = _tally(held, bias, samples)
+        tally.check(bias, held.shape, whole)
     found = [
         Quantity(
-            kind=Kind.PARAMETER,
+            kind=Kind.PARAMETER if key.startswith("P") else Kind.MOMENT,
             name=key[2:],
-            stats={**tally.tensor(), "axes": tally.positions.shape[1]},
-            samples=tally.samples.astype(np.float32),
+            stats={**tally.checked(), "axes": tally.positions.shape[1]},
+            samples=tally.samples(),
         )
         for key, tally in merged(own).items()
     ]
+    for kind, name, value in subject.numbers():
+        found.append(Quantity(kind=kind, name=name, stats={"value": value}))
     return {q.key: q for q in found}
+
+
+def merged(own: Partial) -> Partial:
+    """The parts of all ranks, the same on every rank.
+
+    Neighbours merge in pairs, so no rank ever holds more than two parts however many there are.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return own
+    rank, size, step = dist.get_rank(), dist.get_world_size(), 1
+    while step < size:
+        if rank % (2 * step) == step:
+            dist.send_object_list([own], dst=rank - step)
+            break
+        if rank + step < size:
+            received: list[Any] = [None]
+            dist.recv_object_list(received, src=rank + step)
+            _join(own, received[0])
+        step *= 2
+    whole = [own if rank == 0 else None]
+    dist.broadcast_object_list(whole, src=0)
+    assert whole[0] is not None
+    return whole[0]
+
+
+def _join(own: Partial, other: Partial) -> None:
+    for key, value in other.items():
+        mine = own.get(key)
+        if isinstance(mine, Tally) and isinstance(value, Tally):
+            mine.merge(value)
+        else:
+            own.setdefault(key, value)
 
 
 def _tally(tensor: HeldTensor, values: torch.Tensor, samples: int) -> Tally:
@@ -83,24 +122,23 @@ def _tally(tensor: HeldTensor, values: torch.Tensor, samples: int) -> Tally:
     return tally
 
 
-_KINDS = {"A": Kind.ACTIVATION, "B": Kind.ACTIVATION_GRADIENT, "G": Kind.GRADIENT}
-
-
-def _read(found: Partial, number: int) -> Iterator[Quantity]:
+def _read(found: Partial, number: int, share: Share) -> Iterator[Quantity]:
     for key, value in found.items():
         what, _, name = key.partition("|")
         if what == "L":
             order = found.get(f"O|{name.rpartition('.')[0]}", 0)  # with the network it is part of
             yield Quantity(kind=Kind.LOAD, name=name, batch=number, order=order, samples=value)
         elif what in _KINDS and value.count:
-            activation = what != "G"
+            watched = what in "AB"
+            # Each copy of a sequence has its part of the gradient: together they are the whole.
+            scale = float(share.copies) if what == "B" else 1.0
             yield Quantity(
                 kind=_KINDS[what],
                 name=name,
-                batch=number,
-                order=found.get(f"O|{name}", 0) if activation else 0,
-                stats=value.activation() if activation else value.tensor(),
-                samples=value.samples.astype(np.float32),
+                batch=None if what == "U" else number,
+                order=found.get(f"O|{name}", 0) if watched else 0,
+                stats=value.activation(share.copies, scale) if watched else value.tensor(),
+                samples=value.samples(scale),
             )
 
 
@@ -121,19 +159,13 @@ def _layers(reading: list[Quantity], number: int) -> Iterator[Quantity]:
         )
 
 
-def _reversed(batch: WitnessBatch, rows: tuple[int, int]) -> WitnessBatch:
-    """The same batch with one rank's sequences from last to first."""
-    order = np.arange(len(batch.tokens))
-    order[slice(*rows)] = order[slice(*rows)][::-1]
-    documents = None if batch.documents is None else batch.documents[order]
-    return replace(batch, tokens=batch.tokens[order], documents=documents)
-
-
 @contextlib.contextmanager
 def _conditions(setting: Setting) -> Iterator[None]:
     """What a setting asks of the process, as before afterwards."""
     threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
+        if setting.narrow:
+            stack.enter_context(narrow_products())
         if setting.split is not None:
             stack.enter_context(split_products(setting.split))
         if setting.threads is not None:

@@ -6,7 +6,10 @@ Errors are relative and free of units, so that floors and tolerances can be comp
 * ``samples``: the median difference of sampled values over their root mean square.  A token that
   is routed otherwise changes few of them by much, a wrong operator changes most;
 * ``far``: the share of samples that differ by more than a hundredth (fp32) of that;
-* ``norm``: of a gradient or parameter; ``value``: of a loss;
+* ``norm``: of a gradient or parameter; ``value``: of a loss or a setting;
+* ``checksum``: 1 where a parameter or moment differs in any bit of any element;
+* ``ranks``: how far data-parallel ranks that computed the same sequence are from each other, beyond
+  what they were at the source;
 * ``nonfinite``: elements that are Inf or NaN on one side only.
 """
 
@@ -31,6 +34,10 @@ class Kind(enum.StrEnum):
     GRADIENT_NORM = "gradient norm"
     """Global, before clipping."""
     PARAMETER = "parameter"
+    MOMENT = "optimiser moment"
+    """As loaded: one kind of state of one parameter."""
+    LOADED = "loaded state"
+    """A number that a checkpoint brings: how many updates the optimiser has counted."""
     ACTIVATION = "activation"
     LOAD = "router load"
     """Choices per expert."""
@@ -39,6 +46,10 @@ class Kind(enum.StrEnum):
     """Norm over all parameters of a layer."""
     GRADIENT = "gradient"
     """Of one parameter tensor."""
+    RATE = "learning rate"
+    """Of the next step, by the schedule."""
+    STEP = "step"
+    """What the optimiser, with its moments, adds to a parameter in the next step."""
     UPDATE = "update"
     """What the optimiser's rule makes of recorded parameters and gradients."""
     BIAS_UPDATE = "router bias update"
@@ -48,8 +59,10 @@ FORWARD = frozenset({Kind.LOSS, Kind.ACTIVATION, Kind.LOAD})
 BACKWARD = frozenset({Kind.GRADIENT_NORM, Kind.ACTIVATION_GRADIENT, Kind.LAYER_GRADIENT,
                       Kind.GRADIENT})  # fmt: skip
 RULE = frozenset({Kind.UPDATE, Kind.BIAS_UPDATE})
+EXACT = frozenset({Kind.PARAMETER, Kind.MOMENT, Kind.LOADED, Kind.RATE})
+"""What is the same everywhere, whatever computes."""
 
-FAR = {"float32": 0.01, "float64": 0.01, "float16": 0.02, "bfloat16": 0.1}
+FAR = {"float32": 0.01, "float64": 0.01, "tf32": 0.02, "float16": 0.02, "bfloat16": 0.1}
 """Difference, over the root mean square, from which a sample counts as far off."""
 
 
@@ -75,11 +88,14 @@ class Quantity:
     @property
     def layer(self) -> str:
         """Label of the layer it belongs to."""
-        return layer_of(self.name)
+        return layer_of(self.name.partition(":")[0])
 
 
 Reading = dict[str, Quantity]
 """Quantities by key."""
+
+STATE_KINDS = EXACT | RULE
+"""What depends on no arithmetic of the step: it is read once."""
 
 _NUMBERED = re.compile(r"(?:.*\.)?(layers|h|blocks|mtp)\.(\d+)(?:\.|$)")
 
@@ -113,11 +129,15 @@ def place(quantity: Quantity) -> tuple[int, int, int]:
 def errors(base: Quantity, other: Quantity, dtype: str) -> dict[str, float]:
     """How far ``other`` is from ``base``, by signal."""
     found = {"nonfinite": _nonfinite(base, other)}
-    if base.kind in (Kind.LOSS, Kind.GRADIENT_NORM):
+    if base.kind in (Kind.LOSS, Kind.GRADIENT_NORM, Kind.LOADED, Kind.RATE):
         found["value"] = _relative(base.stats["value"], other.stats["value"])
         return found
     if base.kind in (Kind.ACTIVATION, Kind.ACTIVATION_GRADIENT):
         found |= _statistics(base.stats, other.stats)
+    if "ranks" in other.stats:
+        found["ranks"] = max(0.0, other.stats["ranks"] - base.stats.get("ranks", 0.0))
+    if "checksum" in base.stats:
+        found["checksum"] = float(base.stats["checksum"] != other.stats.get("checksum"))
     if "norm" in base.stats:
         found["norm"] = _relative(base.stats["norm"], other.stats["norm"])
     if base.kind is Kind.LOAD:
@@ -167,6 +187,6 @@ def _sampled(base: Quantity, other: Quantity, far: float) -> dict[str, float]:
     a, b = a[used], b[used]
     scale = float(np.sqrt(np.mean(a * a))) or float(np.sqrt(np.mean(b * b)))
     apart = np.abs(a - b) / scale
-    if base.kind in RULE or base.kind is Kind.PARAMETER:
+    if base.kind in RULE or base.kind in EXACT:
         return {"samples": float(apart.max())}
     return {"samples": float(np.median(apart)), "far": float(np.mean(apart > far))}

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from krzem.witness.batches import WitnessBatch, check_batches, check_ids
+from krzem.errors import DataError
+from krzem.witness.batches import WitnessBatch, check_batches, check_ids, kept
 from krzem.witness.floor import spread
-from krzem.witness.measure import measure, measure_parameters
+from krzem.witness.measure import measure, measure_state
 from krzem.witness.positions import samples_per_tensor
 from krzem.witness.quantity import Kind, Quantity, Reading
 from krzem.witness.rule import Probe, UpdateRule
@@ -22,6 +23,11 @@ from krzem.witness.witness import Floors, Witness
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and of how many."""
+_NARROW = (
+    Setting(name="products in TF32", narrow=True),
+    Setting(name="products in TF32, sequences reversed", narrow=True, reverse=True),
+)
+"""What a device does whose float32 is TF32: the floor that it is judged by."""
 
 
 def record(
@@ -36,29 +42,34 @@ def record(
 ) -> Witness:
     """Read ``batches`` on this machine, and again in every setting for the noise floor.
 
-    ``also`` names arithmetic types that a destination may compute in; ``layouts`` are other
-    parallel layouts of the same number of ranks.  Called by all ranks.
+    ``also`` names further arithmetic types: the step is read in each of them too, with a floor of
+    its own; ``tf32`` gets a floor beside the reading in float32.  ``layouts`` are other parallel
+    layouts of the same number of ranks.  Called by all ranks.
 
     Raises:
-        DataError: no batches, too many tokens, or ids outside the vocabulary.
+        DataError: no batches, too many tokens, ids outside the vocabulary, or a model that pays no
+            attention to the documents of its batches.
     """
     batches = tuple(batches)
     check_model_batches(model, batches)
-    if settings is None:
-        settings = usual(model, batches, tuple(layouts))
-    settings = tuple(settings)
+    ways = usual(model, tuple(layouts)) if settings is None else tuple(settings)
     samples = samples_per_tensor(model.tensor_count())
-    floored = {model.dtype: settings}
-    for dtype in also:
-        if dtype != model.dtype:
-            light = (s for s in (Setting(name=dtype), *settings) if not s.rebuilds)
-            floored[dtype] = tuple(replace(s, dtype=dtype) for s in light)
-    steps = _Steps(model, batches, samples, progress, sum(map(len, floored.values())) + 1)
-    base = steps.read(Setting())
-    parameters = measure_parameters(model, samples)
+    dtypes = tuple(dict.fromkeys((model.dtype, *(t for t in also if t != "tf32"))))
+    total = len(dtypes) * (len(ways) + 1) + (len(_NARROW) if "tf32" in also else 0)
+    steps = _Steps(model, batches, samples, progress, total)
+    state = measure_state(model, samples)
+    readings: dict[str, Reading] = {}
     floors: dict[str, Floors] = {}
-    for dtype, ways in floored.items():
-        floors[dtype] = spread(base, map(steps.read, ways), dtype)
+    for dtype in dtypes:
+        # The model is set up for an arithmetic once: it may have to be loaded for it.
+        with model.under(Setting(name=dtype, dtype=dtype)):
+            readings[dtype] = steps.read(Setting())
+            floors[dtype] = spread(readings[dtype], map(steps.read, ways), dtype)
+            if dtype == "float32" and "tf32" in also:
+                floors["tf32"] = spread(readings[dtype], map(steps.read, _NARROW), "tf32")
+            if dtype == model.dtype:
+                check_documents(model, batches, readings[dtype], samples)
+    first = {**state, **readings[model.dtype]}
     return Witness(
         kind=model.identity.kind,
         name=model.identity.name,
@@ -66,10 +77,11 @@ def record(
         parameters=model.identity.parameters,
         dtype=model.dtype,
         samples=samples,
-        batches=batches,
-        reading={**parameters, **base, **probe_rule(model.rule, {**parameters, **base})},
+        batches=kept(batches),
+        state={**state, **probe_rule(model.rule, first)},
+        readings=readings,
         floors=floors,
-        settings=tuple(s.name for s in settings),
+        settings=tuple(s.name for s in ways),
         rule=None if model.rule is None else model.rule.describe(),
         run=dict(run or {}),
         software=model.software(),
@@ -86,14 +98,27 @@ def check_model_batches(model: Subject, batches: tuple[WitnessBatch, ...]) -> No
             check_ids(batch.tokens, vocabulary, "the batch")
 
 
-def usual(
-    model: Subject, batches: tuple[WitnessBatch, ...], layouts: tuple[str, ...] = ()
-) -> tuple[Setting, ...]:
+def check_documents(
+    model: Subject, batches: tuple[WitnessBatch, ...], reading: Reading, samples: int
+) -> None:
+    """Raise DataError where documents change nothing: a model that ignores them on both sides of a
+    move would agree with itself."""
+    batch = batches[0]
+    if batch.documents is None or (batch.documents == batch.documents[:, :1]).all():
+        return
+    plain = measure(model, replace(batch, documents=None), 0, Setting(), samples)
+    loss = Quantity(kind=Kind.LOSS, name="loss", batch=0).key
+    if loss in plain and plain[loss].stats == reading[loss].stats:
+        raise DataError(
+            "the sequences hold several documents, and the loss is the same whether attention "
+            "stays within them or not: the model ignores the mask"
+        )
+
+
+def usual(model: Subject, layouts: tuple[str, ...] = ()) -> tuple[Setting, ...]:
     """The settings that give a floor on this machine."""
-    first, last = model.share(batches[0]).rows
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return usual_settings(
-        sequences=last - first,
         micro_batch=model.micro_batch,
         threads=torch.get_num_threads(),
         cores=cores,
@@ -121,7 +146,7 @@ class _Steps:
         found: Reading = {}
         for number, batch in enumerate(self.batches):
             if self.progress is not None:
-                self.progress(setting.name, self.done, self.total)
+                self.progress(f"{self.model.dtype}, {setting.name}", self.done, self.total)
             found |= measure(self.model, batch, number, setting, self.samples)
             self.done += 1
         return found

@@ -1,4 +1,4 @@
-"""The same products in another order of summing.
+"""The same products in another order of summing, or with operands of fewer bits.
 
 On a given machine a matrix product is summed in one order; on other hardware in another.  Here the
 contracted axis is cut in two and the two products are added, each rounded to the type in use, as
@@ -32,10 +32,22 @@ def split_products(share: float) -> Iterator[None]:
         yield
 
 
-class _Split(TorchDispatchMode):
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
+@contextlib.contextmanager
+def narrow_products() -> Iterator[None]:
+    """Operands of every matrix product below are rounded to TF32, sums stay in float32.
+
+    What a device computes whose float32 products are not float32.
+    """
+    with portable_only(), sdpa_kernel([SDPBackend.MATH]), _Narrow():
+        yield
+
+
+class _Products(TorchDispatchMode):
+    """Changes the products of plain tensors."""
+
+    def change(self, product: Callable[..., Tensor], *args: Any) -> Tensor:
+        """The product of ``args``, computed otherwise."""
+        raise NotImplementedError
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -46,12 +58,37 @@ class _Split(TorchDispatchMode):
         if kwargs or not plain:
             return func(*args, **kwargs)
         if name in _PRODUCTS and len(args) == 2:
-            return _in_two(_PRODUCTS[name], self.share, *args)
+            return self.change(_PRODUCTS[name], *args)
         if name == "aten::addmm" and len(args) == 3:
-            return args[0] + _in_two(torch.mm, self.share, *args[1:])
+            return args[0] + self.change(torch.mm, *args[1:])
         if name == _GROUPED:
-            return _grouped(func, self.share, *args)
+            return self.change(func, *args)
         return func(*args)
+
+
+class _Split(_Products):
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def change(self, product: Callable[..., Tensor], *args: Any) -> Tensor:
+        """In two parts."""
+        halve = _in_two if len(args) == 2 else _grouped
+        return halve(product, self.share, *args)
+
+
+class _Narrow(_Products):
+    def change(self, product: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Of rounded operands."""
+        return product(tf32(args[0]), tf32(args[1]), *args[2:])
+
+
+def tf32(x: Tensor) -> Tensor:
+    """``x`` rounded to the ten bits after the point that TF32 keeps; other types as they are."""
+    if x.dtype is not torch.float32:
+        return x
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def _in_two(

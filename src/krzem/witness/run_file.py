@@ -1,29 +1,65 @@
-"""What a witness takes from a run file: constants of the step, and the order of samples."""
+"""What a witness takes from a run file: constants of the step, the order of samples, settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from krzem.train.data import Component, SampleStream, TokenDataset
-from krzem.train.loop import loss_weights, optimizer_config
+from krzem.train.loop import loss_weights, optimizer_config, schedule_of
 from krzem.train.settings import TrainSettings, read_settings
 from krzem.witness.checkpoint import RunConstants
 
+_TABLES = ("goal", "train", "optimizer", "schedule")
+_OWN = frozenset({"goal.deadline", "goal.budget", "goal.deadline_days", "goal.budget_usd",
+                  "goal.states", "train.device", "train.compile"})  # fmt: skip
+"""What may differ between two machines that train the same run."""
 
-def run_constants(run_file: Path) -> tuple[RunConstants, TrainSettings]:
-    """Optimiser, balancing rate and weights of losses of a run.
+
+def run_constants(run_file: Path, sample: int | None = None) -> tuple[RunConstants, TrainSettings]:
+    """Optimiser, balancing rate, weights of losses and settings of a run.
+
+    With ``sample``, the samples taken so far, also the learning rate of the next step.
 
     Raises:
         RunError: with every fault of the file.
+        DataError: a data set is missing or damaged.
     """
     settings = read_settings(run_file)
     constants = RunConstants(
         optimizer=optimizer_config(settings),
         bias_rate=settings.train.bias_rate,
         weights=loss_weights(settings),
+        rate=None if sample is None else next_rate(settings, sample),
+        settings=agreed(settings),
     )
     return constants, settings
+
+
+def next_rate(settings: TrainSettings, sample: int) -> float:
+    """The learning rate of the step that begins at ``sample``."""
+    end = sample + settings.batches.at(sample)
+    return schedule_of(settings).at(end * settings.goal.sequence)
+
+
+def agreed(settings: TrainSettings) -> dict[str, Any]:
+    """What has to be equal wherever the run is trained, by name: schedule, data, tokeniser."""
+    found = {
+        f"{table}.{name}": value
+        for table in _TABLES
+        for name, value in asdict(getattr(settings, table)).items()
+        if f"{table}.{name}" not in _OWN
+    }
+    stream = run_stream(settings)
+    tokenizers = {c.dataset.tokenizer.sha256 for c in stream.components}
+    return {
+        **found,
+        "data.documents": settings.data.documents,
+        "data.order": stream.fingerprint,
+        "data.tokenizer": ", ".join(sorted(str(x) for x in tokenizers)),
+    }
 
 
 def run_stream(settings: TrainSettings, length: int | None = None) -> SampleStream:

@@ -17,22 +17,18 @@ class Setting:
     split: float | None = None
     """Matrix products in two parts, of which the first gets this share of the contracted axis, and
     attention by plain products: another reduction order."""
+    narrow: bool = False
+    """Operands of products rounded to TF32: what some devices call float32."""
     reverse: bool = False
     """The batch's sequences from last to first: another order of summing gradients."""
     layout: str | None = None
     """Another parallel layout, as ``--layout`` reads it."""
     dtype: str | None = None
-    """Another arithmetic type than the source's: its floor is kept apart."""
-
-    @property
-    def rebuilds(self) -> bool:
-        """Whether the model has to be built anew."""
-        return self.layout is not None
+    """Another arithmetic type than the one the model is set up in."""
 
 
 def usual_settings(
     *,
-    sequences: int,
     micro_batch: int,
     threads: int,
     cores: int,
@@ -46,8 +42,13 @@ def usual_settings(
         Setting(name="products in 2/3 and 1/3", split=2 / 3),
         Setting(name="sequences reversed", reverse=True),
     ]
-    sizes = [n for n in (1, 2, sequences) if n != micro_batch and sequences % n == 0]
-    found += [Setting(name=f"micro-batch {n}", micro_batch=n) for n in dict.fromkeys(sizes)]
+    # None larger: the memory of an accelerator is planned for the micro-batch that it has.
+    sizes = {1, micro_batch // 2} if micro_batch else {1, 2}
+    found += [
+        Setting(name=f"micro-batch {n}", micro_batch=n)
+        for n in sorted(sizes)
+        if n and n != micro_batch
+    ]
     if device_type == "cpu" and cores > 1:
         other = 1 if threads > 1 else 2
         found.append(Setting(name=f"{other} threads", threads=other))

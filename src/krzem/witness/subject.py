@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from krzem.witness.batches import WitnessBatch
+from krzem.witness.quantity import Kind
 from krzem.witness.rule import UpdateRule
 from krzem.witness.setting import Setting
+
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +62,18 @@ class Stepped:
     """Choices per expert by router, over all tokens; empty on ranks that only hold copies."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Share:
-    """This rank's part of a batch."""
+    """This rank's part of a batch.
 
-    rows: tuple[int, int]
-    """First sequence and one past the last."""
+    Where there are more data-parallel ranks and pipeline slots than sequences, sequences are
+    computed several times: the mean over all of them is the mean over the batch.
+    """
+
+    rows: Rows
+    """Numbers of the sequences that this rank computes, in order."""
+    copies: int
+    """How often every sequence is computed, over all ranks."""
     tokens: tuple[int, int]
     """First token and one past the last, between layers."""
 
@@ -91,14 +102,23 @@ class Subject(Protocol):
     def share(self, batch: WitnessBatch) -> Share:
         """Which part of the batch this rank computes."""
 
-    def step(self, batch: WitnessBatch) -> Stepped:
-        """Forward and backward; afterwards the tensors have gradients."""
+    def step(self, batch: WitnessBatch, rows: Rows) -> Stepped:
+        """Forward and backward of the sequences ``rows``; then the tensors have gradients."""
+
+    def updated(self, norm: float) -> AbstractContextManager[Iterable[HeldTensor]]:
+        """The optimiser's next step, whose changes are given within; undone afterwards."""
 
     def sites(self) -> Iterator[Site]:
         """Modules to watch."""
 
     def tensors(self) -> Iterator[HeldTensor]:
         """Every parameter part that this rank answers for."""
+
+    def moments(self) -> Iterator[HeldTensor]:
+        """The optimiser's state, under the names ``parameter:kind``."""
+
+    def numbers(self) -> Iterator[tuple[Kind, str, float]]:
+        """What else is loaded: updates counted, and the learning rate of the next step."""
 
     def biases(self) -> dict[str, Tensor]:
         """Balancing biases of routers by name; empty on ranks that only hold copies."""

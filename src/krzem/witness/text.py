@@ -40,7 +40,7 @@ def format_verdict(verdict: Verdict) -> str:
 
 def format_witness(witness: Witness) -> str:
     """What a witness holds; ends with a line break."""
-    tokens = sum(b.tokens.size - len(b.tokens) for b in witness.batches)
+    tokens = sum(b.shape[0] * b.shape[1] for b in witness.batches)
     lines = [
         f"witness of {witness.name} ({witness.kind}), {witness.parameters:,} parameters",
         f"config      {witness.config_sha256[:16]}",
@@ -51,12 +51,12 @@ def format_witness(witness: Witness) -> str:
         f"batches     {len(witness.batches)} with {tokens:,} tokens",
     ]
     for number, batch in enumerate(witness.batches):
-        n, length = batch.tokens.shape
+        n, length = batch.shape
         first = batch.first_sample
         where = "not of an order" if first is None else f"samples {first} to {first + n - 1}"
         loss = witness.reading.get(f"{Kind.LOSS}|loss|{number}")
         said = "" if loss is None else f", loss {loss.stats['value']:.6f}"
-        lines.append(f"  {batch.sha256[:16]}  {n} x {length - 1} tokens, {where}{said}")
+        lines.append(f"  {batch.sha256[:16]}  {n} x {length} tokens, {where}{said}")
     kinds = Counter(str(q.kind) for q in witness.reading.values())
     lines.append("quantities  " + ", ".join(f"{n:,} {kind}" for kind, n in kinds.items()))
     return "\n".join(lines) + "\n"

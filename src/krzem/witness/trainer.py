@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,13 +22,16 @@ from krzem.model import count
 from krzem.train.engine import Engine
 from krzem.train.model.block import Block
 from krzem.train.model.transformer import Transformer
+from krzem.train.optim import Optimizer
+from krzem.train.parallel.held import Held
 from krzem.witness.batches import WitnessBatch
-from krzem.witness.rule import UpdateRule
+from krzem.witness.quantity import Kind
+from krzem.witness.rule import RATE, UpdateRule
 from krzem.witness.setting import Setting
-from krzem.witness.subject import HeldTensor, Identity, Share, Site, Stepped
+from krzem.witness.subject import HeldTensor, Identity, Rows, Share, Site, Stepped
 
-Build = Callable[[Layout, torch.dtype], Engine]
-"""Builds the same model, with the same weights, in another layout or arithmetic."""
+Build = Callable[[Layout, torch.dtype], tuple[Engine, Optimizer | None]]
+"""Builds the same model, with the same weights and moments, in another layout or arithmetic."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,7 +53,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 class TrainerSubject:
-    """An engine of the trainer with ``config``; ``build`` makes it anew for other layouts."""
+    """An engine of the trainer with ``config``; ``build`` makes it anew for other layouts.
+
+    ``optimizer`` holds the moments as loaded; ``rate`` is the learning rate of the next step, None
+    where no schedule is known.
+    """
 
     def __init__(
         self,
@@ -57,9 +66,12 @@ class TrainerSubject:
         *,
         rule: UpdateRule | None = None,
         build: Build | None = None,
+        optimizer: Optimizer | None = None,
+        rate: float | None = None,
         name: str = "",
     ) -> None:
         self.engine, self.rule, self.build = engine, rule, build
+        self.optimizer, self.rate = optimizer, rate
         counted = count(engine.spec.arch)
         self.identity = Identity(
             kind="krzem",
@@ -108,21 +120,28 @@ class TrainerSubject:
                 f"another layout or type ({layout}, {dtype_name(dtype)}) needs the model built "
                 "anew: give build, or record from a checkpoint"
             )
-        del engine, self.engine  # two models may not fit
-        self.engine = self.build(layout, dtype)
+        del engine, self.engine, self.optimizer  # two models may not fit
+        self.engine, self.optimizer = self.build(layout, dtype)
 
     def share(self, batch: WitnessBatch) -> Share:
-        """Which part of the batch this rank computes."""
-        n, length = batch.tokens.shape[0], batch.tokens.shape[1] - 1
-        data, axis = self.engine.data, self._sequence()
-        if n % (data.size * self.micro_batch) or length % axis[1]:
+        """Which sequences and tokens of the batch this rank computes.
+
+        In the layout's own micro-batch, with all pipeline stages busy.  Few sequences are enough
+        for any number of ranks: they are gone through again until every rank has its part, each
+        equally often.
+        """
+        (n, length), data, axis = batch.shape, self.engine.data, self._sequence()
+        if length % axis[1]:
             raise LayoutError(
-                f"a witness of {n} sequences of {length} tokens does not divide over dp = "
-                f"{data.size} ranks of micro-batch {self.micro_batch} and cp*tp = {axis[1]}"
+                f"a witness of sequences of {length} tokens does not divide over cp*tp = {axis[1]}"
             )
-        own, part = n // data.size, length // axis[1]
+        pp = self.engine.layout.pp
+        least = self.micro_batch * (2 * pp if pp > 1 else 1)
+        own = least * (n // math.gcd(n, data.size * least))
+        first, part = data.rank * own, length // axis[1]
         return Share(
-            rows=(data.rank * own, (data.rank + 1) * own),
+            rows=np.arange(first, first + own, dtype=np.int64) % n,
+            copies=own * data.size // n,
             tokens=(axis[0] * part, (axis[0] + 1) * part),
         )
 
@@ -131,14 +150,14 @@ class TrainerSubject:
         axis = self.engine.stages[0].axes.sequence
         return axis.rank, axis.size
 
-    def step(self, batch: WitnessBatch) -> Stepped:
-        """Forward and backward; afterwards the tensors have gradients."""
-        rows, device = slice(*self.share(batch).rows), self.engine.device
+    def step(self, batch: WitnessBatch, rows: Rows) -> Stepped:
+        """Forward and backward of the sequences ``rows``; then the tensors have gradients."""
+        device = self.engine.device
         tokens = torch.from_numpy(batch.tokens[rows].copy()).to(device)
         documents = batch.documents
         result = self.engine.step(
             tokens,
-            sequences=len(batch.tokens),
+            sequences=len(rows) * self.engine.data.size,
             documents=None
             if documents is None
             else torch.from_numpy(documents[rows].copy()).to(device),
@@ -167,9 +186,51 @@ class TrainerSubject:
         """Every parameter part that this rank answers for."""
         for h in self.engine.held:
             if h.primary and h.placement.first_copy:
-                shape = tuple(h.placement.shape)
-                region = h.placement.region if shape else ()
-                yield HeldTensor(name=h.name, shape=shape, region=region, part=h.part, grad=h.grad)
+                yield _held(h, h.name, h.part, h.grad)
+
+    @contextlib.contextmanager
+    def updated(self, norm: float) -> Iterator[Iterable[HeldTensor]]:
+        """The optimiser's next step: what it adds to each parameter; undone afterwards.
+
+        Parameters and moments wait in host memory meanwhile.
+        """
+        optimizer = self.optimizer
+        if optimizer is None:
+            yield ()
+            return
+        parts = [h.part for h in self.engine.held]
+        states = [t for tensors in optimizer.state.values() for t in tensors.values()]
+        kept = [t.detach().to("cpu", copy=True) for t in (*parts, *states)]
+        steps = optimizer.steps
+        optimizer.step(RATE if self.rate is None else self.rate, norm)
+        try:
+            yield self._changes(kept)
+        finally:
+            optimizer.steps = steps
+            with torch.no_grad():
+                for tensor, before in zip((*parts, *states), kept, strict=True):
+                    tensor.copy_(before)
+
+    def _changes(self, before: list[Tensor]) -> Iterator[HeldTensor]:
+        for h, old in zip(self.engine.held, before, strict=False):
+            if h.primary and h.placement.first_copy:
+                yield _held(h, h.name, h.part.detach() - old.to(h.part.device))
+
+    def moments(self) -> Iterator[HeldTensor]:
+        """The optimiser's state, under the names ``parameter:kind``."""
+        if self.optimizer is None:
+            return
+        for key, h in self.optimizer.items():
+            if h.primary and h.placement.first_copy:
+                for kind, tensor in self.optimizer.state[key].items():
+                    yield _held(h, f"{h.name}:{kind}", tensor)
+
+    def numbers(self) -> Iterator[tuple[Kind, str, float]]:
+        """Updates that the optimiser has counted, and the learning rate of the next step."""
+        if self.optimizer is not None:
+            yield Kind.LOADED, "optimizer steps", float(self.optimizer.steps)
+        if self.rate is not None:
+            yield Kind.RATE, "learning rate", self.rate
 
     def biases(self) -> dict[str, Tensor]:
         """Balancing biases of routers by name."""
@@ -188,6 +249,12 @@ class TrainerSubject:
             "layout": str(self.engine.layout),
             "ranks": dist.get_world_size() if dist.is_initialized() else 1,
         }
+
+
+def _held(held: Held, name: str, part: Tensor, grad: Tensor | None = None) -> HeldTensor:
+    shape = tuple(held.placement.shape)
+    region = held.placement.region if shape else ()
+    return HeldTensor(name=name, shape=shape, region=region, part=part, grad=grad)
 
 
 def _wanted(setting: Setting, layout: Layout, dtype: torch.dtype) -> tuple[Layout, torch.dtype]:

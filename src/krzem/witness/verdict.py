@@ -19,6 +19,8 @@ class Finding:
     error: float
     floor: float
     tolerance: float
+    dtype: str = "float32"
+    """Arithmetic that the step was computed in."""
 
     @property
     def departs(self) -> bool:
@@ -38,7 +40,7 @@ class Departure:
     """The first place where the destination leaves the source."""
 
     direction: str
-    """parameter, forward, backward or update."""
+    """settings, parameter, forward, backward or update."""
     layer: str
     name: str
     """Module or tensor."""
@@ -60,13 +62,24 @@ class Verdict:
     not_compared: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
     destination: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
+    dtypes: tuple[str, ...] = ("float32",)
+    """Arithmetic that the step was computed in here, one after the other."""
     settings: tuple[str, ...] = ()
+    """In which the source repeated the step for its floor."""
+    unequal: tuple[str, ...] = ()
+    """Settings of the run that have to be equal and are not, each as a sentence."""
+    equal: tuple[str, ...] = ()
+    """Settings of the run that were compared and are equal."""
 
     @property
     def passed(self) -> bool:
-        """Whether every quantity is within its tolerance."""
-        return self.first is None
+        """Whether every quantity is within its tolerance, and every setting the same."""
+        return self.first is None and not self.unequal
+
+    @property
+    def dtype(self) -> str:
+        """The arithmetic, in words."""
+        return " and ".join(self.dtypes)
 
     @property
     def departures(self) -> tuple[Finding, ...]:
@@ -85,12 +98,19 @@ class Verdict:
     @property
     def message(self) -> str:
         """One sentence."""
+        if self.unequal:
+            more = f" (and {len(self.unequal) - 1} more settings)" if len(self.unequal) > 1 else ""
+            return f"{self.model} is another run here: {self.unequal[0]}{more}"
         if self.first is None:
-            return f"{self.model} computes the same here: {len(self.findings):,} signals agree"
+            return (
+                f"{self.model} computes the same here in {self.dtype}: {len(self.findings):,} "
+                "signals agree"
+            )
         f = self.first.finding
         return (
             f"{self.model} departs {_WHERE[self.first.direction]} at {self.first.name}: "
-            f"{f.quantity.kind} {f.signal} off by {f.error:.3g}, tolerance {f.tolerance:.3g}"
+            f"{f.quantity.kind} {f.signal} off by {f.error:.3g}, tolerance {f.tolerance:.3g}, "
+            f"in {f.dtype}"
         )
 
 
@@ -101,18 +121,20 @@ _WHERE = {
     "update": "in the optimiser's update",
 }
 HINTS = {
-    "parameter": "a tensor that was not loaded, loaded from another step, converted or reordered",
+    "parameter": "a tensor or moment that was not loaded, loaded from another step, converted or "
+    "reordered",
     "forward": "an operator or constant of this module: epsilon, rotation, mask, scale, precision, "
     "place of a norm",
     "backward": "the backward of this module, or how its gradient is scaled and summed over ranks",
-    "update": "the optimiser: decay, epsilon, clipping, or the balancing bias",
+    "update": "the optimiser: learning rate, decay, betas, epsilon, clipping, a parameter that it "
+    "was not given, or the balancing bias",
 }
 
 
 def direction(finding: Finding) -> str:
     """Which part of a training step a finding belongs to."""
     kind = finding.quantity.kind
-    if kind is Kind.PARAMETER:
+    if kind in (Kind.PARAMETER, Kind.MOMENT, Kind.LOADED):
         return "parameter"
     if kind in FORWARD:
         return "forward"
@@ -125,6 +147,8 @@ def _along(finding: Finding) -> tuple[float, ...]:
     here = place(q)
     if q.kind in (Kind.LOSS, Kind.GRADIENT_NORM):
         return (9, 0, 0, 0)  # after all layers
+    if q.kind is Kind.RATE:
+        return (-1, 0, 0, 0)  # before any parameter moves
     if q.kind in BACKWARD:
         # Backwards; in one module the gradient of its output comes before those of its tensors.
         later = {Kind.ACTIVATION_GRADIENT: 0, Kind.GRADIENT: 1, Kind.LAYER_GRADIENT: 2}[q.kind]
@@ -133,19 +157,29 @@ def _along(finding: Finding) -> tuple[float, ...]:
 
 
 def first_departure(findings: tuple[Finding, ...]) -> Departure | None:
-    """Where it begins: parameters, else forward, else backward, else the update."""
+    """Where it begins: parameters, else forward, else backward, else the update.
+
+    The first arithmetic in which the step departs names the place: it is the finest.
+    """
     departing = [f for f in findings if f.departs]
-    for part in ("parameter", "forward", "backward", "update"):
-        own = [f for f in departing if direction(f) == part]
-        if own:
-            start = min(_along(f) for f in own)
-            found = max((f for f in own if _along(f) == start), key=lambda f: f.severity)
-            name = found.quantity.name or str(found.quantity.kind)
-            return Departure(
-                direction=part,
-                layer=found.quantity.layer,
-                name=name,
-                finding=found,
-                hint=HINTS[part],
-            )
+    loaded = [f for f in departing if direction(f) == "parameter"]
+    if loaded:
+        return _departure("parameter", loaded)
+    for dtype in dict.fromkeys(f.dtype for f in findings):
+        for part in ("forward", "backward", "update"):
+            own = [f for f in departing if f.dtype == dtype and direction(f) == part]
+            if own:
+                return _departure(part, own)
     return None
+
+
+def _departure(part: str, own: list[Finding]) -> Departure:
+    start = min(_along(f) for f in own)
+    found = max((f for f in own if _along(f) == start), key=lambda f: f.severity)
+    return Departure(
+        direction=part,
+        layer=found.quantity.layer,
+        name=found.quantity.name or str(found.quantity.kind),
+        finding=found,
+        hint=HINTS[part],
+    )

@@ -30,7 +30,8 @@ class Seen:
 class Watch:
     """Tallies of sites over the micro-batches of one step.
 
-    ``rows`` are the numbers of the sequences in the order in which they run on this rank.
+    ``rows`` are the numbers of the sequences in the order in which they run on this rank; one may
+    come several times.
     """
 
     shape: tuple[int, int]
@@ -100,10 +101,10 @@ class Watch:
         tally.add(tensor)
         low, high = self.share.tokens
         at = tally.positions
-        inside = np.isin(at[:, 0], rows) & (at[:, 1] >= low) & (at[:, 1] < high)
-        which = np.flatnonzero(inside)
-        where = at[which].copy()
-        place = {int(row): i for i, row in enumerate(rows)}
-        where[:, 0] = [place[int(row)] for row in where[:, 0]]
-        where[:, 1] -= low
-        tally.sample_at(tensor, which, where)
+        inside = (at[:, 1] >= low) & (at[:, 1] < high)
+        for place, row in enumerate(rows):
+            which = np.flatnonzero(inside & (at[:, 0] == row))
+            where = at[which].copy()
+            where[:, 0] = place
+            where[:, 1] -= low
+            tally.sample_at(tensor, which, where)

@@ -17,10 +17,10 @@ import numpy as np
 from krzem.errors import CheckpointError, shorten
 from krzem.train.checkpoint import attach, config_hash, read_attachment, read_manifest
 from krzem.train.durable import canonical_json, write_atomic
-from krzem.witness.batches import WitnessBatch
+from krzem.witness.batches import Positions, Recorded, WitnessBatch
 from krzem.witness.quantity import Kind, Quantity, Reading
 
-FORMAT = "krzem.witness.record/1"
+FORMAT = "krzem.witness.record/2"
 ATTACHMENT = "witness.json"
 """Its name among a checkpoint's attachments."""
 MOST_BYTES = 50_000_000
@@ -39,13 +39,16 @@ class Witness:
     config: Mapping[str, Any]
     parameters: int
     dtype: str
-    """Arithmetic of the source."""
+    """The first arithmetic that the source read the step in."""
     samples: int
     """Sampled values of a tensor."""
-    batches: tuple[WitnessBatch, ...]
-    reading: Reading
+    batches: tuple[Recorded, ...]
+    state: Reading
+    """What was loaded, and what the optimiser's rule makes of it."""
+    readings: Mapping[str, Reading]
+    """The step by arithmetic."""
     floors: Mapping[str, Floors]
-    """By arithmetic of the destination."""
+    """By arithmetic of the destination; ``tf32`` is judged against the reading in float32."""
     settings: tuple[str, ...]
     """In which the step was repeated for the floor."""
     rule: Mapping[str, Any] | None
@@ -54,6 +57,15 @@ class Witness:
     """What else a destination needs: step, weights of losses."""
     software: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
+
+    @property
+    def reading(self) -> Reading:
+        """What was loaded, and the step in the first arithmetic."""
+        return {**self.state, **self.readings[self.dtype]}
+
+    def reading_for(self, dtype: str) -> Reading:
+        """The step that a destination in ``dtype`` is compared with."""
+        return self.readings.get(dtype, self.readings[self.dtype])
 
     @property
     def config_sha256(self) -> str:
@@ -77,7 +89,11 @@ def to_bytes(witness: Witness) -> bytes:
         "dtype": witness.dtype,
         "samples": witness.samples,
         "batches": [_batch_value(b) for b in witness.batches],
-        "quantities": [_quantity_value(q) for q in witness.reading.values()],
+        "state": [_quantity_value(q) for q in witness.state.values()],
+        "readings": {
+            d: [_quantity_value(q) for q in reading.values()]
+            for d, reading in witness.readings.items()
+        },
         "floors": {d: {k: _compact(v) for k, v in f.items()} for d, f in witness.floors.items()},
         "settings": list(witness.settings),
         "rule": None if witness.rule is None else dict(witness.rule),
@@ -104,7 +120,8 @@ def from_bytes(content: bytes, where: str) -> Witness:
         raise CheckpointError(f"{where} is not a krzem witness") from None
     if form != FORMAT:
         raise CheckpointError(
-            f"{where} has the format {shorten(str(form), 40)!r}; this krzem reads {FORMAT!r}"
+            f"{where} has the format {shorten(str(form), 40)!r}; this krzem reads {FORMAT!r}: "
+            "record it anew where the run is"
         )
     stated = value.pop("sha256", None)
     if stated != hashlib.sha256(canonical_json(value)).hexdigest():
@@ -146,13 +163,18 @@ def write_witness(witness: Witness, path: Path) -> None:
 def _witness(value: dict[str, Any]) -> Witness:
     same = ("kind", "name", "config", "parameters", "dtype", "samples", "floors", "rule", "run",
             "software", "created")  # fmt: skip
-    found = [_quantity(q) for q in value["quantities"]]
     return Witness(
         **{name: value[name] for name in same},
         batches=tuple(_batch(b) for b in value["batches"]),
-        reading={q.key: q for q in found},
+        state=_reading(value["state"]),
+        readings={dtype: _reading(found) for dtype, found in value["readings"].items()},
         settings=tuple(value["settings"]),
     )
+
+
+def _reading(values: list[dict[str, Any]]) -> Reading:
+    found = [_quantity(q) for q in values]
+    return {q.key: q for q in found}
 
 
 def _quantity_value(q: Quantity) -> dict[str, Any]:
@@ -180,25 +202,35 @@ def _quantity(value: dict[str, Any]) -> Quantity:
     )
 
 
-def _batch_value(b: WitnessBatch) -> dict[str, Any]:
-    return {
+def _batch_value(b: Recorded) -> dict[str, Any]:
+    found: dict[str, Any] = {
         "first_sample": b.first_sample,
         "sha256": b.sha256,
-        "shape": list(b.tokens.shape),
-        "tokens": _packed(b.tokens, "<i4"),
-        "documents": None if b.documents is None else _packed(b.documents, "<i4"),
+        "documents_sha256": b.documents_sha256,
+        "shape": list(b.shape),
     }
+    if isinstance(b, WitnessBatch):
+        found["tokens"] = _packed(b.tokens, "<i4")
+        found["documents"] = None if b.documents is None else _packed(b.documents, "<i4")
+    return found
 
 
-def _batch(value: dict[str, Any]) -> WitnessBatch:
+def _batch(value: dict[str, Any]) -> Recorded:
     n, length = value["shape"]
+    if "tokens" not in value:
+        return Positions(
+            first_sample=int(value["first_sample"]),
+            shape=(n, length),
+            sha256=value["sha256"],
+            documents_sha256=value["documents_sha256"],
+        )
     documents = value["documents"]
     found = WitnessBatch(
-        tokens=_unpacked(value["tokens"], "<i4").reshape(n, length).astype(np.int64),
+        tokens=_unpacked(value["tokens"], "<i4").reshape(n, length + 1).astype(np.int64),
         first_sample=value["first_sample"],
         documents=None
         if documents is None
-        else _unpacked(documents, "<i4").reshape(n, length - 1).astype(np.int64),
+        else _unpacked(documents, "<i4").reshape(n, length).astype(np.int64),
     )
     if found.sha256 != value["sha256"]:
         raise ValueError("the tokens of a batch do not match their content hash")
