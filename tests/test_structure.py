@@ -134,7 +134,8 @@ def test_planner_never_imports_torch() -> None:
 PLANNER = set(MAY_IMPORT) - {"train", "witness", "run"}
 LINUX_ALONE = re.compile(
     r"import (fcntl|resource|pwd|grp|termios|pty)\b"
-    r"|os\.(fork|getuid|geteuid|setsid|killpg|mkfifo|statvfs|sysconf|sched_getaffinity|O_[A-Z]+(?<!O_RDONLY))\b"
+    r"|os\.(fork|getuid|geteuid|setsid|killpg|mkfifo|statvfs|sysconf|sched_getaffinity)\b"
+    r"|os\.O_(NOFOLLOW|NONBLOCK|CLOEXEC|DIRECTORY)\b"
     r"|signal\.SIG(KILL|HUP|USR1|USR2)|%-[dmHIjMS]|[\"'](/proc|/dev|/tmp)/"
 )
 """What macOS or Windows lack; strftime's ``%-d`` is glibc's."""
