@@ -28,7 +28,7 @@ def small() -> Any:
     from krzem.api import plan
 
     return plan(
-        "qwen3-0.6b", on="h100:16", tokens="36T", global_batch=64, start="2027-01-01",
+        "qwen3-0.6b", on="h100:16", tokens="36T", batch=64, start="2027-01-01",
         deadline="900d", budget="$3M", date="2026-11-01",
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ packages too: ``krzem.plan`` and ``krzem.accuracy`` can be called and hold modul
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -76,10 +77,24 @@ _CALLABLE = ("plan", "accuracy")
 class _Verb(ModuleType):
     """A package that can be called: it passes the call on to the function of ``krzem.api``."""
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the function."""
+        return inspect.signature(self._function)
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        """That of the function, which ``help`` shows, and the package's own."""
+        own = vars(self).get("__doc__") or ""
+        return f"{self.__name__}{self.__signature__}\n\n{inspect.getdoc(self._function)}\n\n{own}"
+
+    @property
+    def _function(self) -> Any:
+        return getattr(importlib.import_module("krzem.api"), self.__name__.rpartition(".")[2])
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function of the same name in ``krzem.api``."""
-        name = self.__name__.rpartition(".")[2]
-        return getattr(importlib.import_module("krzem.api"), name)(*args, **kwargs)
+        return self._function(*args, **kwargs)
 
 
 class _Face(ModuleType):

@@ -7,12 +7,14 @@ one sentence for people.  Quantities are numbers in base units, or text as peopl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, get_type_hints
 
 import krzem.plan.plan as planner
+from krzem.errors import InputError, nearest, shorten
 from krzem.hardware.catalogue import device_ids
 from krzem.hardware.cluster import Cluster
 from krzem.layout.layout import Layout
@@ -21,8 +23,10 @@ from krzem.model.catalogue import load_model, model_ids
 from krzem.model.parameters import ParameterCount, count
 from krzem.plan.answer import Candidate as _Candidate
 from krzem.plan.answer import candidates_of, explanation_of, plan_of, script_of
+from krzem.plan.footprint import Footprint
 from krzem.plan.forecast import WholeRun
 from krzem.plan.request import Asked, Question, settle
+from krzem.plan.search import SURE
 from krzem.plan.wall import Gain
 from krzem.quantity import Written
 
@@ -31,44 +35,97 @@ if TYPE_CHECKING:
 
 
 class Asking(TypedDict, total=False):
-    """What may be said of a run beside model and cluster; what is left out is the recipe's."""
+    """What may be said of a run beside model and cluster; what is left out is the recipe's.
+
+    The names are those of the command line.  :data:`KEYWORDS` says what each means.
+    """
 
     tokens: Written | None
-    """Tokens of the run."""
-    sequence: Written | None
-    """Tokens per sequence; ``"4k"`` is 4,096."""
-    global_batch: Written | None
-    """Sequences per optimiser step."""
+    seq: Written | None
+    batch: Written | None
     batch_tokens: Written | None
-    """The same in tokens."""
     precision: str | None
-    """bf16, fp16, fp8, fp8-block, mxfp8, nvfp4 or fp32."""
     optimizer: str | None
-    """adamw or muon."""
     state_bytes: str | None
-    """Bytes per parameter: ``"weight=2,gradient=4,master=4,moments=8"``."""
-    engine: str | None
-    """Training engine to price; None: the usual one of the device."""
-    switched: str | None
-    """Switches stated on (``"deepep,cuda-graphs=full"``); the others are chosen."""
-    switched_off: str | None
-    """Switches stated off."""
-    limits: str | None
-    """What a search keeps to: ``"tp<=8,cp=1,pp=4..16"``."""
-    schedules: str | None
-    """Names separated by commas, or ``"all"``; None: what the engine can run."""
+    finetune: str | None
+    lora_rank: Written | None
+    lora_targets: str | None
     deadline: str | None
-    """A duration (``"60d"``) or a date."""
     budget: Written | None
-    """US dollars."""
-    sure: float
-    """Chance of fitting into memory that a recommended layout has at least (0.9)."""
-    offload: bool
-    """Also try optimiser states in host memory."""
+    grid: str | None
     start: str | None
-    """First day of the run, ISO 8601."""
+    engine: str | None
+    with_: str | None
+    without: str | None
     date: str | None
-    """Age of the software stack, ISO 8601; None: today."""
+    calibration: str | Path | None
+
+
+class Searching(Asking, total=False):
+    """What may be said of a search too."""
+
+    layout: str | None
+    schedules: str | None
+    sure: float
+    offload: bool
+
+
+KEYWORDS = {
+    "tokens": "tokens of the run (14.8e12, '14.8T')",
+    "seq": "tokens per sequence; '4k' is 4,096",
+    "batch": "sequences per optimiser step",
+    "batch_tokens": "the same in tokens",
+    "precision": "bf16, fp16, fp8, fp8-block, mxfp8, nvfp4 or fp32",
+    "optimizer": "adamw or muon",
+    "state_bytes": "bytes per parameter: 'weight=2,gradient=4,master=4,moments=8'",
+    "finetune": "full, lora or qlora; None: pre-training",
+    "lora_rank": "rank of the adapters (16)",
+    "lora_targets": "'all', 'attention', 'mlp', or names such as 'q_proj,v_proj'",
+    "deadline": "a duration ('60d') or a date",
+    "budget": "US dollars (5e6, '$5M')",
+    "grid": "whose electricity: 'fr', or grams of CO2 per kWh ('56')",
+    "start": "first day of the run, ISO 8601",
+    "engine": "training engine to price; None: the usual one of the device",
+    "with_": "switches stated on ('deepep,cuda-graphs=full'); the others are chosen",
+    "without": "switches stated off",
+    "date": "age of the software stack, ISO 8601; None: today",
+    "calibration": "a file of local factors, as `krzem check --calibrate` writes it",
+    "layout": "what a search keeps to: 'tp<=8,cp=1,pp=4..16'",
+    "schedules": "pipeline schedules, separated by commas, or 'all'; None: what the engine runs",
+    "sure": "minimum chance of fitting in memory for a layout to be recommended (0.9)",
+    "offload": "also try optimiser states in host memory",
+}
+"""Keywords of :func:`plan`, :func:`explain` and :func:`compare`, as on the command line."""
+_FIELDS = {
+    "seq": "sequence", "batch": "global_batch", "with_": "switched", "without": "switched_off",
+    "layout": "limits",
+}  # fmt: skip
+"""Keywords whose field of a Question has another name."""
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _spelled_out(asking: type) -> Callable[[_F], _F]:
+    """Every keyword of ``asking`` in the signature and the docstring, for ``help()``."""
+    names = tuple(get_type_hints(asking))
+
+    def spell(function: _F) -> _F:
+        shown = inspect.signature(function)
+        kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        more = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY,
+                default={"sure": SURE, "offload": False}.get(name),
+            )
+            for name in names
+        ]  # fmt: skip
+        function.__signature__ = shown.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]
+        lines = "\n".join(f"    {name}: {KEYWORDS[name]}." for name in names)
+        function.__doc__ = (
+            f"{inspect.getdoc(function)}\n\nKeywords, as on the command line:\n{lines}\n"
+        )
+        return function
+
+    return spell
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +163,45 @@ class Model:
         return self.counts.active
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class _Answer:
+    """What every answer can do: be read, shown, and turned into columns."""
+
+    __slots__ = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document that ``--json`` prints."""
+        raise NotImplementedError
+
+    def to_frame(self, library: str | None = None) -> Any:
+        """A table: columns by name, as a dict of lists, or as a frame of ``library``.
+
+        ``pandas.DataFrame(answer.to_frame())`` and ``polars.DataFrame(answer.to_frame())`` work as
+        they are; ``library`` may be ``pandas``, ``polars`` or ``pyarrow``, none of which is needed.
+
+        Raises InputError for another library, or one that is not installed.
+        """
+        from krzem.report.frame import columns, framed
+
+        return framed(columns(self.as_dict()), library)
+
+    def write_html(self, path: str | Path) -> None:
+        """Write a page that opens without a network; raises StorageError."""
+        _write_html(self.as_dict(), path)
+
+    def __repr__(self) -> str:
+        from krzem.report.frame import short
+
+        return f"{type(self).__name__}({short(self.as_dict())})"
+
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        from krzem.report.frame import as_html
+
+        return as_html(self.as_dict())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Plan(_Answer):
     """The answer to "how would this run go on this cluster"; ``print`` shows its report."""
 
     asked: Asked
@@ -146,6 +240,12 @@ class Plan:
         return self.result.whole_run
 
     @property
+    def footprint(self) -> Footprint:
+        """Training compute against legal thresholds, CO2, expected loss."""
+        assert self.result.footprint is not None
+        return self.result.footprint
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Every choice that was made for you."""
         return (*self.asked.notes, *self.result.notes)
@@ -155,10 +255,6 @@ class Plan:
         from krzem.report.document import plan_document
 
         return plan_document(self.result, self.asked)
-
-    def write_html(self, path: str | Path) -> None:
-        """Write a page that opens without a network; raises StorageError."""
-        _write_html(self.as_dict(), path)
 
     def script(self, engine: str) -> str:
         """Launch arguments for megatron-lm, mindspeed-llm, torchtitan or krzem, each explained.
@@ -173,8 +269,8 @@ class Plan:
         return format_plan(self.as_dict())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Explanation(_Answer):
     """One layout, term by term; ``print`` shows its report."""
 
     asked: Asked
@@ -201,10 +297,6 @@ class Explanation:
 
         return explain_document(self.result, self.asked)
 
-    def write_html(self, path: str | Path) -> None:
-        """Write a page that opens without a network; raises StorageError."""
-        _write_html(self.as_dict(), path)
-
     def script(self, engine: str) -> str:
         """Launch arguments of this layout, as :meth:`Plan.script`."""
         return script_of(self.asked, self.result, engine)
@@ -215,8 +307,8 @@ class Explanation:
         return format_explanation(self.as_dict())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Comparison(_Answer):
     """The same run on several clusters; ``print`` shows them side by side."""
 
     candidates: tuple[_Candidate, ...]
@@ -239,28 +331,25 @@ class Comparison:
 
         return compare_document(self.candidates)
 
-    def write_html(self, path: str | Path) -> None:
-        """Write a page that opens without a network; raises StorageError."""
-        _write_html(self.as_dict(), path)
-
     def __str__(self) -> str:
         from krzem.report.text_compare import format_comparison
 
         return format_comparison(self.as_dict())
 
 
+@_spelled_out(Searching)
 def plan(
     model: str | Path | Model,
     *,
     on: str | Path | Cluster,
-    alternatives: int = 5,
+    top: int = 5,
     progress: Callable[[int], None] | None = None,
-    **asking: Unpack[Asking],
+    **asking: Unpack[Searching],
 ) -> Plan:
     """Search every legal layout of ``model`` on the cluster ``on`` and forecast the run.
 
-    ``on`` is ``"h800:2048"``, the path of a TOML file, or a Cluster.  ``progress`` is called with
-    the number of layouts priced so far.
+    ``on`` is ``"h800:2048"``, the path of a TOML file, or a Cluster; ``top`` the number of other
+    layouts to describe.  ``progress`` is called with the number of layouts priced so far.
 
     Raises:
         InputError: a name, quantity, file or combination that cannot be used.
@@ -269,9 +358,10 @@ def plan(
         UnknownFactError: a quantity of the device that nobody has published.
     """
     asked = _settle(model, on, asking)
-    return Plan(asked=asked, result=plan_of(asked, alternatives=alternatives, progress=progress))
+    return Plan(asked=asked, result=plan_of(asked, alternatives=top, progress=progress))
 
 
+@_spelled_out(Asking)
 def explain(
     model: str | Path | Model,
     *,
@@ -287,13 +377,14 @@ def explain(
     return Explanation(asked=asked, result=explanation_of(asked, layout))
 
 
+@_spelled_out(Searching)
 def compare(
     model: str | Path | Model,
     *,
     on: Sequence[str | Path | Cluster],
-    alternatives: int = 5,
+    top: int = 5,
     progress: Callable[[int], None] | None = None,
-    **asking: Unpack[Asking],
+    **asking: Unpack[Searching],
 ) -> Comparison:
     """The same run on several clusters, each with its own best layout.
 
@@ -301,7 +392,7 @@ def compare(
     raises where none has a plan.
     """
     several = [_settle(model, each, asking) for each in on]
-    found = candidates_of(several, alternatives=alternatives, progress=progress)
+    found = candidates_of(several, alternatives=top, progress=progress)
     return Comparison(candidates=found)
 
 
@@ -330,10 +421,21 @@ def models() -> tuple[str, ...]:
 
 
 def _settle(
-    model: str | Path | Model, on: str | Path | Cluster, asking: Asking, step_alone: bool = False
-) -> Asked:
+    model: str | Path | Model, on: str | Path | Cluster, asking: Mapping[str, Any],
+    step_alone: bool = False,
+) -> Asked:  # fmt: skip
+    """The question; raises InputError for a keyword that there is not."""
+    unknown = next((name for name in asking if name not in KEYWORDS), None)
+    if unknown is not None:
+        older = {field: name for name, field in _FIELDS.items()} | {"alternatives": "top"}
+        near = [older[unknown]] if unknown in older else list(nearest(unknown, KEYWORDS))
+        offer = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(
+            f"unknown keyword {shorten(unknown, 40)!r}.{offer} Keywords: {', '.join(KEYWORDS)}"
+        )
     chosen = model.architecture if isinstance(model, Model) else model
-    return settle(Question(model=chosen, on=on, step_alone=step_alone, **asking))
+    fields = {_FIELDS.get(name, name): value for name, value in asking.items()}
+    return settle(Question(model=chosen, on=on, step_alone=step_alone, **fields))
 
 
 def _write_html(document: dict[str, Any], path: str | Path) -> None:

@@ -9,7 +9,7 @@ from krzem.plan.price import Pricer
 from krzem.plan.request import Question, settle
 
 HEAD = 'device = "h100"\ndevices = 16\n[measured]\n'
-ASKED = {"tokens": "10B", "global_batch": 64}
+ASKED = {"tokens": "10B", "batch": 64}
 
 
 def pricer(tmp_path: Path, measured: str, precision: str = "bf16") -> Pricer:

@@ -46,7 +46,7 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--mfu",
     metavar="P",
-    help="Judge a figure instead of files: is 38% normal for --model on --on?",
+    help="Judge a figure instead of files: whether 38% is normal for --model on --on.",
 )
 @click.option(
     "--tokens-per-s", metavar="N", help="The same for tokens per second and device: 9.8k."

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_plan_file_is_a_run_file_without_data(folder: Path) -> None:
     write(folder)
     plan = krzem.plan(
-        "qwen3-0.6b", on="h100:8", tokens="10B", sequence="1k", global_batch=64,
+        "qwen3-0.6b", on="h100:8", tokens="10B", seq="1k", batch=64,
         precision="bf16", engine="krzem",
     )  # fmt: skip
     text = plan.script("krzem")
@@ -62,8 +62,8 @@ def test_a_plan_file_is_a_run_file_without_data(folder: Path) -> None:
 
 
 def test_a_plan_for_krzem_searches_what_the_trainer_runs(folder: Path) -> None:
-    asking = {"tokens": "1T", "sequence": "32k", "global_batch": 256, "precision": "bf16"}
-    found = krzem.plan("qwen3-8b", on="h100:64", engine="krzem", alternatives=30, **asking)  # type: ignore[arg-type]
+    asking = {"tokens": "1T", "seq": "32k", "batch": 256, "precision": "bf16"}
+    found = krzem.plan("qwen3-8b", on="h100:64", engine="krzem", top=30, **asking)  # type: ignore[arg-type]
     several = [x.layout for x in (found.best, *found.alternatives) if x.layout.cp > 1]
     assert several
     assert {x.context_parallel.value for x in several} == {"a2a"}
