@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +25,9 @@ from krzem.run.contract import (
     TrainerContract,
 )
 
+if TYPE_CHECKING:
+    from krzem.train.loop import RunEnd, Trainer
+
 
 @click.command("train")
 @click.argument("run_file", type=click.Path(path_type=Path))
@@ -35,7 +39,40 @@ from krzem.run.contract import (
 @click.option(
     "--layout", metavar="LAYOUT", help='Instead of the file\'s, such as "dp=2,ep=2,mbs=4".'
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the dry run or the end as JSON.")
+@click.option(
+    "--phase",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Add the phase in FILE (the keys of a [[phase]]) to the run, from where it stands.",
+)
+@click.option(
+    "--rehearse",
+    is_flag=True,
+    help="Run a step as one rank of each stage on tensors without values: memory, collectives, "
+    "whether all ranks meet; needs neither devices nor data.",
+)
+@click.option(
+    "--devices",
+    metavar="DEVICE:N",
+    help="Of a rehearsal, instead of the file's cluster, such as h800:2048.",
+)
+@click.option("--rank", type=int, metavar="R", help="Rehearse this rank alone.")
+@click.option("--stages", is_flag=True, help="Rehearse the first rank of every stage (usual).")
+@click.option(
+    "--routing",
+    default="even",
+    metavar="even|TIMES",
+    help="Of a rehearsal: rows that a rank's experts get, as a multiple of an even share.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the rehearsed step as a trace for ui.perfetto.dev or chrome://tracing.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the rehearsal, dry run or end as JSON."
+)
 @click.option(
     "--html",
     type=click.Path(path_type=Path),
@@ -43,15 +80,28 @@ from krzem.run.contract import (
     help="Write a page when the run ends, by a fault too: loss, speed, plan and actual.",
 )
 def train_command(
-    run_file: Path, dry_run: bool, layout: str | None, as_json: bool, html: Path | None
+    run_file: Path,
+    dry_run: bool,
+    layout: str | None,
+    phase: Path | None,
+    rehearse: bool,
+    devices: str | None,
+    rank: int | None,
+    stages: bool,
+    routing: str,
+    trace: Path | None,
+    as_json: bool,
+    html: Path | None,
 ) -> None:
     """Train the run that RUN_FILE describes, in its folder; a second start resumes it.
 
     \b
     krzem train run.toml --dry-run                       parameters, layout, memory, time
+    krzem train run.toml --rehearse --devices h800:2048  each stage's memory and collectives
     krzem train run.toml                                 on one device
     torchrun --nproc-per-node 8 -m krzem.train run.toml  on many
     krzem train run.toml --html run.html                 also of a run that has ended
+    krzem train run.toml --phase longer.toml             goes on with other data, length or rate
 
     Ctrl-C saves and stops, with exit code 75; the same command goes on. The folder gets
     metrics.jsonl (a line per step), events.jsonl (warnings, held-out losses) and checkpoints/.
@@ -71,13 +121,36 @@ def train_command(
     """
     if layout is not None:
         os.environ[ENV_LAYOUT] = layout
-    code = main(run_file, dry_run=dry_run, as_json=as_json, html=html)
+    only = {"--devices": devices, "--rank": rank, "--stages": stages or None, "--trace": trace}
+    if rehearse:
+        if stages and rank is not None:
+            raise click.UsageError("--rank rehearses one rank, --stages the first of every stage")
+        sys.exit(
+            _rehearse(
+                run_file,
+                devices=devices,
+                rank=rank,
+                routing=routing,
+                as_json=as_json,
+                html=html,
+                trace=trace,
+            )
+        )
+    given = [name for name, value in only.items() if value is not None]
+    if given:
+        raise click.UsageError(f"{given[0]} is of a rehearsal: add --rehearse")
+    code = main(run_file, dry_run=dry_run, as_json=as_json, html=html, phase=phase)
     contract = TrainerContract.from_environment(int(os.environ.get("RANK", "0")))
     sys.exit(code if contract is None else contract.leave(code))
 
 
 def main(
-    run_file: Path, *, dry_run: bool = False, as_json: bool = False, html: Path | None = None
+    run_file: Path,
+    *,
+    dry_run: bool = False,
+    as_json: bool = False,
+    html: Path | None = None,
+    phase: Path | None = None,
 ) -> int:
     """Train; returns the exit code that the controller understands."""
     try:
@@ -85,6 +158,10 @@ def main(
     except ImportError as error:
         return _fail(RunError(_torch_missing(error)))
     try:
+        if phase is not None:
+            from krzem.train.phases import add_phase
+
+            add_phase(run_file, phase)
         if dry_run:
             return _describe(run_file, as_json=as_json, html=html)
         return _train(run_file, as_json=as_json, html=html)
@@ -99,6 +176,18 @@ def main(
         return _fail(
             RunError(f"another rank is gone ({said}): what it said, or its signal, is the cause")
         )
+
+
+def _rehearse(run_file: Path, **wish: Any) -> int:
+    """Rehearse a step; the exit code."""
+    try:
+        from krzem.train.command.rehearsing import Wish, rehearse_run
+    except ImportError as error:
+        return _fail(RunError(_torch_missing(error)))
+    try:
+        return rehearse_run(run_file, Wish(**wish))
+    except KrzemError as error:
+        return _fail(error)
 
 
 def _describe(run_file: Path, *, as_json: bool, html: Path | None) -> int:
@@ -127,26 +216,47 @@ def _train(run_file: Path, *, as_json: bool, html: Path | None) -> int:
     if rank == 0:
         check_page(html)
     contract = TrainerContract.from_environment(rank)
-    trainer = prepare(run_file, contract, forecast)
-    resumed = trainer.resume(None if contract is None else contract.resume_from)
-    if resumed is not None and trainer.steps_left and rank == 0:
-        trainer.reporter.event(trainer.step, "resumed", f"resumed from {resumed}")
+    resume_from = None if contract is None else contract.resume_from
     page = html if rank == 0 else None
-    try:
-        end = trainer.run()
-    except KrzemError as error:
-        if page is not None:
-            with contextlib.suppress(KrzemError):  # the cause is told in any case
-                write_page(trainer, page)
-        if isinstance(error, StorageError):
-            raise StorageError(f"{error}; {what_is_left(trainer.root)}") from error
-        raise
+    while True:
+        trainer = prepare(run_file, contract, forecast, resume_from)
+        try:
+            end = _through(trainer, resume_from)
+        except (KrzemError, FencedError) as error:
+            if page is not None:
+                with contextlib.suppress(KrzemError):  # the cause is told in any case
+                    write_page(trainer, page)
+            if isinstance(error, StorageError):
+                raise StorageError(f"{error}; {what_is_left(trainer.root)}") from error
+            raise
+        if end.stopped or trainer.last:
+            break
+        resume_from = None  # the next phase goes on from where this one ended
+        del trainer
     if rank == 0:
         value, sentence = end_value(trainer, end), end_sentence(trainer, end)
         click.echo(json.dumps(value) if as_json else sentence)
     if page is not None:
         write_page(trainer, page)
     return EXIT_STOPPED if end.stopped else EXIT_DONE
+
+
+def _through(trainer: Trainer, resume_from: Path | None) -> RunEnd:
+    """Resume, and train the phase to its end; what breaks on the way becomes one sentence."""
+    from krzem.train.command.ending import crashed
+    from krzem.train.parallel.lost import lost_rank
+
+    try:
+        resumed = trainer.resume(resume_from)
+        if resumed is not None and trainer.steps_left and trainer.rank == 0:
+            trainer.reporter.event(trainer.step, "resumed", f"resumed from {resumed}")
+        return trainer.run()
+    except (KrzemError, FencedError):
+        raise
+    except Exception as error:
+        if lost_rank(error):
+            raise
+        raise crashed(trainer, error) from error
 
 
 def _fail(error: Exception) -> int:

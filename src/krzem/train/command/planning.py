@@ -118,6 +118,15 @@ def _asked(
     )
 
 
+def best_layout(settings: TrainSettings, spec: ModelSpec, cluster: Cluster) -> Layout:
+    """The planner's fastest layout of the run on ``cluster`` that the trainer runs.
+
+    Raises:
+        KrzemError: there is none, or the planner lacks a fact.
+    """
+    return _best(_asked(settings, spec, cluster, None), settings, spec)
+
+
 def _best(asked: Asked, settings: TrainSettings, spec: ModelSpec) -> Layout:
     """The fastest layout of the plan that the trainer runs as well."""
     found = plan_of(asked, alternatives=CHOICES)

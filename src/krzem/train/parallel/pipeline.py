@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -132,6 +133,52 @@ def _residual(model: Transformer, ids: Tensor) -> tuple[int, ...]:
     return (len(ids), length, *streams, model.spec.hidden)
 
 
+class _Stage(PipelineStage):
+    """A stage that has memory for what it receives from when it asks for it until it is used.
+
+    torch 2.13 sets aside two buffers for every micro-batch of a step, however few are under way.
+    """
+
+    @contextmanager
+    def _without_memory(self) -> Iterator[None]:
+        device, self.device = self.device, torch.device("meta")
+        try:
+            yield
+        finally:
+            self.device = device
+
+    def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
+        with self._without_memory():
+            super()._setup_forward_recv_info(num_microbatches, has_backward)
+
+    def _setup_backward_recv_info(self, num_microbatches: int) -> None:
+        with self._without_memory():
+            super()._setup_backward_recv_info(num_microbatches)
+
+    def _get_recv_ops(self, recv_infos: Any) -> list[dist.P2POp]:
+        for info in recv_infos:
+            if info.buffer is not None:
+                info.buffer = torch.empty_like(info.buffer, device=self.device)
+        return super()._get_recv_ops(recv_infos)
+
+    def _retrieve_recv_activations(self, fwd_chunk_id: int) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = super()._retrieve_recv_activations(fwd_chunk_id)
+        _let_go(self.args_recv_info[fwd_chunk_id])
+        return found
+
+    def _retrieve_recv_grads(self, bwd_chunk_id: int) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = super()._retrieve_recv_grads(bwd_chunk_id)
+        _let_go(self.grad_recv_info[bwd_chunk_id])
+        return found
+
+
+def _let_go(recv_infos: Any) -> None:
+    """Keep the shapes of received tensors alone: who uses them holds them."""
+    for info in recv_infos:
+        if info.buffer is not None:
+            info.buffer = torch.empty_like(info.buffer, device="meta", requires_grad=False)
+
+
 def _already_a_loss(output: Tensor, _: Tensor) -> Tensor:
     return output
 
@@ -144,14 +191,14 @@ def _stage(
     length: int,
     device: torch.device,
     axis: Axis,
-) -> PipelineStage:
+) -> _Stage:
     """A stage with its shapes stated, so that torch need not run it once to find them."""
     ids = torch.empty(sequences, length + 1, dtype=torch.int64, device="meta")
     shape = _residual(model, ids)
     residual = torch.empty(shape, dtype=model.dtype, device="meta", requires_grad=True)
     loss = torch.empty((), device="meta", requires_grad=True)
     whole = index == count - 1 and _meets_twice(model)
-    return PipelineStage(
+    return _Stage(
         model,
         index,
         count,
