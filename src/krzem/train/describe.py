@@ -153,8 +153,7 @@ def describe(run_file: Path, planner: Planner | None = None) -> Description:
     ready = checked(run_file, planner, here=False)
     settings, arch = ready.settings, ready.spec.arch
     counted = count(arch)
-    samples = _samples(settings)
-    tokens = samples * settings.goal.sequence
+    tokens = settings.tokens_at(settings.last_sample)
     root = settings.folder / "checkpoints"
     found = newest_good(root, lambda folder, why: None)
     return Description(
@@ -165,7 +164,7 @@ def describe(run_file: Path, planner: Planner | None = None) -> Description:
         layout=str(ready.layout),
         ranks=ready.layout.devices,
         tokens=tokens,
-        data=tuple(_data(settings, tokens)),
+        data=tuple(_data(settings, tokens - settings.begin)),
         sequence=settings.goal.sequence,
         batch=settings.batches.sizes,
         steps=settings.steps,
@@ -205,21 +204,11 @@ def _data(settings: TrainSettings, tokens: int) -> Iterator[DataShare]:
 
 def _sample(checkpoint: Path | None, settings: TrainSettings) -> int:
     """The sample at which a start would go on."""
-    if checkpoint is None:
-        return 0
-    meta = load_meta(checkpoint)
-    return int(meta.get("sample", meta.get("tokens", 0) // settings.goal.sequence))
-
-
-def _samples(settings: TrainSettings) -> int:
-    """Samples of the whole run, the last step whole."""
-    sample = 0
-    batches, least = settings.batches, settings.samples
-    while sample < least:
-        if sample >= batches.ramp_samples:
-            return sample + -(-(least - sample) // batches.full) * batches.full
-        sample += batches.at(sample)
-    return sample
+    meta = {} if checkpoint is None else load_meta(checkpoint)
+    if int(meta.get("phase", settings.phase)) != settings.phase:
+        return settings.first_sample
+    past = max(0, int(meta.get("tokens", 0)) - settings.begin) // settings.goal.sequence
+    return int(meta.get("sample", settings.first_sample + past))
 
 
 def _start(ranks: int) -> str:

@@ -40,10 +40,12 @@ from krzem.train.model.context import LossWeights
 from krzem.train.optim import ExpertLoad, Optimizer, OptimizerConfig, Schedule, update_biases
 from krzem.train.own_work import OwnWork
 from krzem.train.parallel.pipeline import check_micro_batches
+from krzem.train.phases import ROTATION_KEYS
 from krzem.train.report import Contract, Reporter
 from krzem.train.resuming import check_optimizer, newest_good
 from krzem.train.settings import TrainSettings
 from krzem.train.state import copies_state, run_state
+from krzem.train.summary import last_step
 from krzem.train.watch import Watch, blame, broken, is_finite
 
 
@@ -89,7 +91,10 @@ class Trainer:
         held_out: Source | None = None,
         contract: Contract | None = None,
         forecast: Forecast | None = None,
+        last: bool = True,
     ) -> None:
+        self.last = last
+        """Whether no phase of the run follows."""
         self.settings, self.spec, self.config = settings, spec, config
         self.info, self.source, self.held_out = info, source, held_out
         self.contract, self.layout, self.forecast = contract, layout, forecast
@@ -115,12 +120,13 @@ class Trainer:
         self.schedule = schedule_of(settings)
         self.watch, self.collapse = Watch(), CollapseWatch()
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.step, self.sample = 0, 0
+        self.step, self.sample = 0, settings.first_sample
+        self._repeated = 0
         self.batches, self._stop = settings.batches, False
         self.root = settings.folder / "checkpoints"
         self.reporter = Reporter(
             settings.folder,
-            tokens=settings.samples * goal.sequence,
+            tokens=settings.tokens_at(settings.samples),
             every=settings.metrics.every if self.rank == 0 else 0,
             tensorboard=settings.metrics.tensorboard and self.rank == 0,
             plan=forecast,
@@ -140,7 +146,8 @@ class Trainer:
         if "imported_from" in meta:
             self._begin_from(found, int(meta.get("tokens", 0)))
             return found
-        if meta.get("order") != self.source.fingerprint:
+        begins = int(meta.get("phase", 0)) < self.settings.phase
+        if not begins and meta.get("order") != self.source.fingerprint:
             raise CheckpointError(
                 f"{found} was trained on other data, or in another order "
                 f"({str(meta.get('order'))[:12]} instead of {self.source.fingerprint[:12]}): data, "
@@ -148,14 +155,34 @@ class Trainer:
                 "folder"
             )
         state = run_state(self.engine, self.optimizer)
-        check_config(found, read_manifest(found), self.config)
+        config = self._as_before(read_manifest(found).config) if begins else self.config
+        check_config(found, read_manifest(found), config)
         check_optimizer(found, state, self.settings.goal.optimizer)
-        load(found, state, config=self.config)
+        load(found, state, config=config)
         if self.layout.pp > 1:
             load(found, copies_state(self.engine, self.optimizer), strict=False, check="sizes")
-        self.step, self.sample = int(meta["step"]), int(meta["sample"])
+        self.step = int(meta["step"])
+        self.sample = self.settings.first_sample if begins else int(meta["sample"])
         self.optimizer.steps = int(meta["updates"])
+        if begins and self.rank == 0:
+            self.reporter.event(self.step, "phase", phase_sentence(self.settings))
         return found
+
+    def _as_before(self, saved: Mapping[str, Any] | None) -> dict[str, Any]:
+        """This phase's config with the rotations of the phase before."""
+        rest = {k: v for k, v in self.config.items() if k not in ROTATION_KEYS}
+        return rest | {k: v for k, v in (saved or {}).items() if k in ROTATION_KEYS}
+
+    def _say_positions(self) -> None:
+        """Tell of sequences beyond the positions that the model's config states."""
+        length, most = self.settings.goal.sequence, self.spec.arch.max_positions
+        if self.rank == 0 and self.steps_left and most and length > most:
+            self.reporter.event(
+                self.step,
+                "warning",
+                f"sequences of {length:,} tokens go beyond the model's max_position_embeddings = "
+                f"{most:,}: it has not been told how to rotate there (rope scaling, max_positions)",
+            )
 
     def _passed_over(self, folder: Path, why: str) -> None:
         if self.rank == 0:
@@ -177,7 +204,8 @@ class Trainer:
         if self.layout.pp > 1:
             load(folder, copies_state(self.engine, optimizer), strict=False, check="sizes")
         self.step = manifest.step
-        self.sample = tokens // self.settings.goal.sequence
+        past = max(0, tokens - self.settings.begin)
+        self.sample = self.settings.first_sample + past // self.settings.goal.sequence
         self.optimizer.steps = manifest.step if moments else 0
 
     def run(self) -> RunEnd:
@@ -188,6 +216,8 @@ class Trainer:
             StorageError: the disk does not take a checkpoint.
         """
         previous = self._listen()
+        self._repeated = last_step(self.settings.folder) if self.rank == 0 else 0
+        self._say_positions()
         loss = float("nan")
         try:
             with self._saver() as saver, self.reporter:
@@ -197,11 +227,12 @@ class Trainer:
                     if every and self.step % every == 0 and self.steps_left:
                         self._save(saver)
                     self._evaluate()
+                stopped = self.steps_left > 0 or (not self.last and self._asked_to_stop())
                 self._save(saver)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return RunEnd(step=self.step, loss=loss, stopped=self.steps_left > 0)
+        return RunEnd(step=self.step, loss=loss, stopped=stopped)
 
     @property
     def steps_left(self) -> int:
@@ -220,7 +251,7 @@ class Trainer:
         if not is_finite(result):
             self._report_broken(result)
         self._beat("update")
-        rate = self.schedule.at((self.sample + size) * self.settings.goal.sequence)
+        rate = self.schedule.at(self.settings.tokens_at(self.sample + size))
         with own.alone():
             self.optimizer.step(rate, result.gradient_norm)
         counts = self.engine.loads()
@@ -259,7 +290,7 @@ class Trainer:
         self.reporter.step(
             {
                 "step": self.step,
-                "tokens": self.sample * length,
+                "tokens": self.settings.tokens_at(self.sample),
                 **result.losses,
                 "grad_norm": result.gradient_norm,
                 "rate": rate,
@@ -272,6 +303,9 @@ class Trainer:
                 "attempt": getattr(self.contract, "attempt", 0),
                 "time": time.time(),
                 "memory_bytes": peak_memory(self.info.device),
+                **({"phase": self.settings.phase} if self.settings.phases else {}),
+                # The step was taken before, and lost: its first line no longer counts.
+                **({"repeated": True} if self.step <= self._repeated else {}),
             },
             left=self.steps_left,
         )
@@ -331,11 +365,14 @@ class Trainer:
         meta = {
             "step": self.step,
             "updates": self.optimizer.steps,
-            "tokens": self.sample * self.settings.goal.sequence,
+            "tokens": self.settings.tokens_at(self.sample),
             "sample": self.sample,
             "order": self.source.fingerprint,
             "seed": self.settings.train.seed,
         }
+        if self.settings.phases:
+            stated = self.settings.phases[: self.settings.phase]
+            meta |= {"phase": self.settings.phase, "phases": list(stated)}
         saver.save(self.step, run_state(self.engine, self.optimizer), meta)
 
     def _report_broken(self, result: StepResult) -> None:
@@ -394,13 +431,26 @@ def optimizer_config(settings: TrainSettings) -> OptimizerConfig:
 def schedule_of(settings: TrainSettings) -> Schedule:
     """The learning rate over the run."""
     s = settings.schedule
+    own = settings.since > 0
+    end = settings.until if own and settings.until else settings.goal.tokens
     return Schedule(
-        tokens=settings.goal.tokens,
+        tokens=end - settings.since,
+        since=settings.since,
         peak=settings.optimizer.rate,
         kind=s.kind,
         warmup_tokens=s.warmup,
         decay_share=s.decay_share,
         final_share=s.final_share,
+    )
+
+
+def phase_sentence(settings: TrainSettings) -> str:
+    """What a phase begins with."""
+    goal = settings.goal
+    stated = settings.phases[settings.phase - 1].get("name") or f"phase {settings.phase}"
+    return (
+        f"{stated} begins at {settings.begin:,} tokens: {goal.global_batch:,} sequences of "
+        f"{goal.sequence:,} tokens from {settings.data.path}"
     )
 
 

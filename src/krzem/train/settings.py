@@ -29,24 +29,28 @@ PRECISIONS = ("bf16", "fp32", "fp8-block")
 """Arithmetic of matrix products that the trainer has."""
 
 
-def _key(default: Any, read: Callable[[Any], Any], means: str) -> Any:
+def as_key(default: Any, read: Callable[[Any], Any], means: str) -> Any:
+    """A field of a table: how it is read and what it means."""
     about = {"read": read, "means": means}
     return field(metadata=about) if default is MISSING else field(default=default, metadata=about)
 
 
-def _text(value: Any) -> str:
+def read_text_value(value: Any) -> str:
+    """A text in quotes."""
     if not isinstance(value, str) or not value.strip():
         raise RunError("it has to be a text in quotes")
     return value
 
 
-def _flag(value: Any) -> bool:
+def read_flag(value: Any) -> bool:
+    """true or false."""
     if not isinstance(value, bool):
         raise RunError("it has to be true or false")
     return value
 
 
-def _number(value: Any) -> float:
+def read_number(value: Any) -> float:
+    """A finite number, 0 or more."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     if not plain or value < 0 or not math.isfinite(value):
         raise RunError("it has to be a number, 0 or more")
@@ -54,7 +58,7 @@ def _number(value: Any) -> float:
 
 
 def _share(value: Any) -> float:
-    if _number(value) > 1:
+    if read_number(value) > 1:
         raise RunError("it has to be a share between 0 and 1")
     return float(value)
 
@@ -75,7 +79,8 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _folders(value: Any) -> Any:
+def read_folders(value: Any) -> Any:
+    """A folder, or folders with weights."""
     if isinstance(value, Mapping) and value:
         for folder, weight in value.items():
             if not _is_whole(weight) and not isinstance(weight, float):
@@ -105,91 +110,95 @@ def _anything(value: Any) -> Any:
 class GoalTable:
     """``[goal]``: what is trained, shared with the planner."""
 
-    tokens: int = _key(MISSING, parse_count, "tokens of the whole run")
-    sequence: int = _key(MISSING, parse_length, "tokens of a sequence")
-    global_batch: int = _key(MISSING, parse_count, "sequences per optimiser step")
-    precision: str = _key("bf16", _one_of(*PRECISIONS), "arithmetic of matrix products")
-    optimizer: str = _key("adamw", _one_of("adamw", "muon"), "adamw or muon")
-    deadline: Any = _key(None, _anything, "the controller's")  # noqa: RUF009
-    budget: Any = _key(None, _anything, "the controller's")  # noqa: RUF009
-    deadline_days: Any = _key(None, _anything, "the planner's")  # noqa: RUF009
-    budget_usd: Any = _key(None, _anything, "the planner's")  # noqa: RUF009
-    states: Any = _key(None, _anything, "the planner's")  # noqa: RUF009
+    tokens: int = as_key(MISSING, parse_count, "tokens of the whole run")
+    sequence: int = as_key(MISSING, parse_length, "tokens of a sequence")
+    global_batch: int = as_key(MISSING, parse_count, "sequences per optimiser step")
+    precision: str = as_key("bf16", _one_of(*PRECISIONS), "arithmetic of matrix products")
+    optimizer: str = as_key("adamw", _one_of("adamw", "muon"), "adamw or muon")
+    deadline: Any = as_key(None, _anything, "the controller's")  # noqa: RUF009
+    budget: Any = as_key(None, _anything, "the controller's")  # noqa: RUF009
+    deadline_days: Any = as_key(None, _anything, "the planner's")  # noqa: RUF009
+    budget_usd: Any = as_key(None, _anything, "the planner's")  # noqa: RUF009
+    states: Any = as_key(None, _anything, "the planner's")  # noqa: RUF009
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainTable:
     """``[train]``: how it is trained."""
 
-    seed: int = _key(0, _whole, "of initial values and of the order of data")
-    device: str = _key("auto", _text, "auto, cpu, cuda or npu")
-    mtp: float = _key(0.3, _number, "weight of multi-token prediction")
-    balance: float = _key(1e-4, _number, "weight of the sequence-wise balance loss")
-    bias_rate: float = _key(1e-3, _number, "step of the balancing biases")
-    z: float = _key(0.0, _number, "weight of the output's z-loss")
-    router_z: float = _key(0.0, _number, "weight of the routers' z-loss")
-    indexer: float = _key(1e-2, _number, "weight of what sparse attention's indexer learns from")
-    compile: bool = _key(False, _flag, "compile layers with torch.compile")
+    seed: int = as_key(0, _whole, "of initial values and of the order of data")
+    device: str = as_key("auto", read_text_value, "auto, cpu, cuda or npu")
+    mtp: float = as_key(0.3, read_number, "weight of multi-token prediction")
+    balance: float = as_key(1e-4, read_number, "weight of the sequence-wise balance loss")
+    bias_rate: float = as_key(1e-3, read_number, "step of the balancing biases")
+    z: float = as_key(0.0, read_number, "weight of the output's z-loss")
+    router_z: float = as_key(0.0, read_number, "weight of the routers' z-loss")
+    indexer: float = as_key(
+        1e-2, read_number, "weight of what sparse attention's indexer learns from"
+    )
+    compile: bool = as_key(False, read_flag, "compile layers with torch.compile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataTable:
     """``[data]``: tokens made by ``krzem data build``."""
 
-    path: Any = _key(MISSING, _folders, "a folder, or a table of folders with weights")  # noqa: RUF009
-    documents: bool = _key(False, _flag, "keep attention within a document")
-    verify: bool = _key(True, _flag, "read every shard at the start and compare with its hash")
+    path: Any = as_key(MISSING, read_folders, "a folder, or a table of folders with weights")  # noqa: RUF009
+    documents: bool = as_key(False, read_flag, "keep attention within a document")
+    verify: bool = as_key(
+        True, read_flag, "read every shard at the start and compare with its hash"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerTable:
     """``[optimizer]``."""
 
-    rate: float = _key(3e-4, _number, "peak learning rate")
-    beta1: float = _key(0.9, _share, "of AdamW")
-    beta2: float = _key(0.95, _share, "of AdamW")
-    eps: float = _key(1e-8, _number, "of AdamW")
-    momentum: float = _key(0.95, _share, "of Muon")
-    weight_decay: float = _key(0.1, _number, "of matrices")
-    clip: float = _key(1.0, _number, "largest gradient norm, 0 for none")
+    rate: float = as_key(3e-4, read_number, "peak learning rate")
+    beta1: float = as_key(0.9, _share, "of AdamW")
+    beta2: float = as_key(0.95, _share, "of AdamW")
+    eps: float = as_key(1e-8, read_number, "of AdamW")
+    momentum: float = as_key(0.95, _share, "of Muon")
+    weight_decay: float = as_key(0.1, read_number, "of matrices")
+    clip: float = as_key(1.0, read_number, "largest gradient norm, 0 for none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleTable:
     """``[schedule]``: the learning rate and the batch over tokens."""
 
-    kind: str = _key("wsd", _one_of(*KINDS), "shape after the warm-up")
-    warmup: int = _key(0, parse_count, "tokens of linear warm-up")
-    decay_share: float = _key(0.2, _share, "last part of the run, of wsd")
-    final_share: float = _key(0.1, _share, "rate at the end over the peak")
-    ramp_from: int = _key(0, _whole, "sequences of the first step, 0: no batch ramp")
-    ramp_by: int = _key(0, _whole, "sequences by which the batch grows, 0: ramp_from")
-    ramp_tokens: int = _key(0, parse_count, "tokens over which it grows to goal.global_batch")
+    kind: str = as_key("wsd", _one_of(*KINDS), "shape after the warm-up")
+    warmup: int = as_key(0, parse_count, "tokens of linear warm-up")
+    decay_share: float = as_key(0.2, _share, "last part of the run, of wsd")
+    final_share: float = as_key(0.1, _share, "rate at the end over the peak")
+    ramp_from: int = as_key(0, _whole, "sequences of the first step, 0: no batch ramp")
+    ramp_by: int = as_key(0, _whole, "sequences by which the batch grows, 0: ramp_from")
+    ramp_tokens: int = as_key(0, parse_count, "tokens over which it grows to goal.global_batch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointTable:
     """``[checkpoint]``."""
 
-    every: int = _key(1000, _whole, "steps between checkpoints, 0: only at the end")
-    keep_last: int = _key(3, _some, "newest checkpoints kept")
+    every: int = as_key(1000, _whole, "steps between checkpoints, 0: only at the end")
+    keep_last: int = as_key(3, _some, "newest checkpoints kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationTable:
     """``[evaluation]``: loss on held-out data."""
 
-    every: int = _key(0, _whole, "steps between evaluations, 0: none")
-    sequences: int = _key(64, _some, "sequences of one evaluation")
+    every: int = as_key(0, _whole, "steps between evaluations, 0: none")
+    sequences: int = as_key(64, _some, "sequences of one evaluation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsTable:
     """``[metrics]``."""
 
-    every: int = _key(10, _whole, "steps between lines on the screen")
-    tensorboard: bool = _key(False, _flag, "also write TensorBoard files")
-    peak: float | None = _key(None, parse_flops, "dense peak of one device, for MFU")
+    every: int = as_key(10, _whole, "steps between lines on the screen")
+    tensorboard: bool = as_key(False, read_flag, "also write TensorBoard files")
+    peak: float | None = as_key(None, parse_flops, "dense peak of one device, for MFU")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,16 +222,48 @@ class TrainSettings:
     checkpoint: CheckpointTable
     evaluation: EvaluationTable
     metrics: MetricsTable
+    phases: tuple[Mapping[str, Any], ...] = ()
+    """The run file's ``[[phase]]`` tables as they stand; in a phase, those up to it."""
+    phase: int = 0
+    """Which phase these are the settings of (:func:`krzem.train.phases.phases_of`)."""
+    begin: int = 0
+    """Tokens before this phase."""
+    until: int = 0
+    """Tokens at which the next phase begins; 0 where there is none."""
+    since: int = 0
+    """Tokens before the phase whose schedule it is."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What this phase changes of the model's config."""
 
     @property
     def steps(self) -> int:
-        """Optimiser steps that reach the tokens, the last one whole."""
-        return self.batches.steps(0, self.samples)
+        """Optimiser steps of this phase, the last one whole."""
+        return self.batches.steps(self.first_sample, self.samples)
+
+    @property
+    def first_sample(self) -> int:
+        """Index of this phase's first sample: those of its length that fit before it."""
+        return -(-self.begin // self.goal.sequence)
 
     @property
     def samples(self) -> int:
-        """Samples that reach the tokens."""
-        return -(-self.goal.tokens // self.goal.sequence)
+        """The sample index that reaches the end of this phase."""
+        tokens = (self.until or self.goal.tokens) - self.begin
+        return self.first_sample + -(-tokens // self.goal.sequence)
+
+    @property
+    def last_sample(self) -> int:
+        """The sample index at which this phase ends, its last step whole."""
+        sample, batches = self.first_sample, self.batches
+        while sample < self.samples:
+            if sample >= batches.ramp_samples:
+                return sample + -(-(self.samples - sample) // batches.full) * batches.full
+            sample += batches.at(sample)
+        return sample
+
+    def tokens_at(self, sample: int) -> int:
+        """Tokens of the run before the sample with this index of this phase."""
+        return self.begin + (sample - self.first_sample) * self.goal.sequence
 
     @property
     def batches(self) -> Batches:
@@ -278,15 +319,19 @@ def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
     file = Path(path)
     raw = _parse(file)
     faults: list[str] = []
-    known = {*_TABLES, "run", "model", "layout", "cluster", *_OTHERS}
+    known = {*_TABLES, "run", "model", "layout", "cluster", "phase", *_OTHERS}
     faults += [_unknown("table", name, known, "") for name in raw if name not in known]
     tables: dict[str, Any] = {
-        n: _table(kind, raw.get(n, {}), n, faults) for n, kind in _TABLES.items()
+        n: read_table(kind, raw.get(n, {}), n, faults) for n, kind in _TABLES.items()
     }
     name, folder = _run(raw.get("run", {}), file, faults)
     model = _model(raw.get("model"), file.parent, faults)
     layout = _layout(raw.get("layout", "auto"), file.parent, faults)
     cluster = raw.get("cluster")
+    phases = raw.get("phase", [])
+    if not isinstance(phases, list):
+        faults.append("phase has to be a list of tables, each written [[phase]]")
+        phases = []
     if not isinstance(cluster, str | Mapping | None):
         faults.append('cluster has to be a text such as "h100:8", a file, or a table [cluster]')
     if faults:
@@ -298,6 +343,7 @@ def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
         model=model,
         layout=layout,
         cluster=cluster,
+        phases=tuple(phases),
         **tables,
     )
 
@@ -335,7 +381,8 @@ def _parse(file: Path) -> Mapping[str, Any]:
         raise RunError(f"{file} is no TOML: {error}") from error
 
 
-def _table(kind: type[Values], given: object, where: str, faults: list[str]) -> Values | None:
+def read_table(kind: type[Values], given: object, where: str, faults: list[str]) -> Values | None:
+    """A table of the run file as ``kind``; None where it has faults, which are added."""
     if not isinstance(given, Mapping):
         faults.append(f"{where} has to be a table, written [{where}]")
         return None

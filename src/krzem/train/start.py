@@ -25,6 +25,7 @@ from krzem.train.engine import check_layout
 from krzem.train.forecast import Forecast, Planner
 from krzem.train.loop import Trainer, check_batch, optimizer_config, schedule_of
 from krzem.train.parallel.stages import parts
+from krzem.train.phases import of_phase, phases_of, standing
 from krzem.train.report import Contract
 from krzem.train.settings import (
     PRECISIONS,
@@ -55,17 +56,22 @@ class Ready:
     forecast: Forecast | None
     unplanned: str
     """Why there is no forecast."""
+    last: bool = True
+    """Whether no phase follows."""
 
 
 def prepare(
-    run_file: Path, contract: Contract | None = None, planner: Planner | None = None
+    run_file: Path,
+    contract: Contract | None = None,
+    planner: Planner | None = None,
+    resume_from: Path | None = None,
 ) -> Trainer:
-    """Check the whole run, join the ranks and build the model.
+    """Check the whole run, join the ranks and build the model of the phase that it goes on in.
 
     Raises:
         RunError: with every fault found, before any work.
     """
-    ready = checked(run_file, planner)
+    ready = checked(run_file, planner, resume_from=resume_from)
     settings, spec = ready.settings, ready.spec
     check_folder(settings.folder)
     info = find_device(settings.train.device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -83,13 +89,21 @@ def prepare(
         held_out=_stream(settings, spec, "held_out") if settings.evaluation.every else None,
         contract=contract,
         forecast=ready.forecast,
+        last=ready.last,
     )
 
 
-def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True) -> Ready:
-    """Settings, model, its config and the layout, with all faults at once.
+def checked(
+    run_file: Path,
+    planner: Planner | None = None,
+    *,
+    here: bool = True,
+    resume_from: Path | None = None,
+) -> Ready:
+    """Settings, model, its config and the layout, with all faults of all phases at once.
 
-    ``here`` demands the layout's ranks to be present.
+    ``here`` demands the layout's ranks to be present.  Of several phases, the one in which the
+    run goes on: from ``resume_from``, or from its newest good checkpoint.
 
     Raises:
         RunError: with every fault.
@@ -97,7 +111,19 @@ def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True
     settings = _settings(run_file)
     faults: list[str] = []
     settings = _tried(lambda: on_this_pool(settings), faults) or settings
-    model = _tried(lambda: _model(settings.model), faults)
+    phases = _tried(lambda: phases_of(settings), faults) or (settings,)
+    now = _tried(lambda: standing(phases, resume_from), faults) or settings
+    found = [_checked_phase(p, planner if p is now else None, here, faults) for p in phases]
+    ready = found[phases.index(now)] if now in phases else None
+    if faults or ready is None:
+        raise RunError(listed(run_file, list(dict.fromkeys(faults))))
+    return replace(ready, last=now is phases[-1])
+
+
+def _checked_phase(
+    settings: TrainSettings, planner: Planner | None, here: bool, faults: list[str]
+) -> Ready | None:
+    model = _tried(lambda: _model(settings), faults)
     batches = _tried(lambda: settings.batches, faults)
     for check in (
         lambda: optimizer_config(settings),
@@ -111,22 +137,20 @@ def checked(run_file: Path, planner: Planner | None = None, *, here: bool = True
     for split in ("train", "held_out") if settings.evaluation.every else ("train",):
         _tried(lambda split=split: _stream_of(settings, vocabulary, split), faults)  # type: ignore[misc]
     if model is None or batches is None:
-        raise RunError(listed(run_file, faults))
+        return None
     spec, config = model
     planned = _tried(lambda: _planned(settings, spec, planner, here), faults)
-    if planned is not None:
-        layout = planned[0]
-        for rule in (
-            lambda: check_layout(spec, layout),
-            lambda: parts(len(spec.layers), layout),
-            lambda: check_batch(settings, layout),
-            lambda: _check_ranks(layout) if here else None,
-            lambda: _check_memory(settings, spec, layout) if here else None,
-        ):
-            _tried(rule, faults)
-    if faults or planned is None:
-        raise RunError(listed(run_file, list(dict.fromkeys(faults))))
+    if planned is None:
+        return None
     layout, forecast, why = planned
+    for rule in (
+        lambda: check_layout(spec, layout),
+        lambda: parts(len(spec.layers), layout),
+        lambda: check_batch(settings, layout),
+        lambda: _check_ranks(layout) if here else None,
+        lambda: _check_memory(settings, spec, layout) if here else None,
+    ):
+        _tried(rule, faults)
     return Ready(
         settings=settings,
         spec=spec,
@@ -148,7 +172,7 @@ def _settings(run_file: Path) -> TrainSettings:
     except SettingsError as error:
         faults, given, folder = list(error.faults), error.model, error.folder
         _tried(lambda: check_place(folder), faults)
-        model = _tried(lambda: _model(given), faults) if given else None
+        model = _tried(lambda: _model_of(given), faults) if given else None
         vocabulary = None if model is None else model[0].vocab
         paths = [] if error.data is None else weighed_folders(error.data.path)
         for path in paths:
@@ -190,9 +214,17 @@ def _tried(action: Callable[[], Value], faults: list[str]) -> Value | None:
         return None
 
 
-def _model(given: Path | str) -> tuple[ModelSpec, dict[str, Any]]:
-    """What is trained, from a config's path or a built-in name."""
+def _model(settings: TrainSettings) -> tuple[ModelSpec, dict[str, Any]]:
+    """What is trained in the phase of ``settings``."""
+    return _model_of(settings.model, lambda config: of_phase(config, settings))
+
+
+def _model_of(
+    given: Path | str, changed: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+) -> tuple[ModelSpec, dict[str, Any]]:
+    """A model from a config's path or a built-in name."""
     config, name = load_model_config(given)
+    config = changed(config)
     return model_spec(config, name=name), dict(config)
 
 

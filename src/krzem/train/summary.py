@@ -122,3 +122,18 @@ def _curve(steps: Sequence[Mapping[str, Any]], name: str) -> tuple[tuple[int, fl
     each = max(1, -(-len(known) // POINTS))
     parts = [known[i : i + each] for i in range(0, len(known), each)]
     return tuple((part[-1][0], statistics.fmean(v for _, v in part)) for part in parts)
+
+
+def last_step(folder: Path) -> int:
+    """The highest step that has a line in the run's metrics, 0 where there is none."""
+    path = folder / METRICS
+    if not path.exists():
+        return 0
+    steps = [0]
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                steps.append(int(json.loads(line)["step"]))
+            except (ValueError, KeyError, TypeError):
+                continue  # a line that a kill cut short
+    return max(steps)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from krzem.errors import RunError, shorten
 from krzem.files import check_target
 from krzem.model import count
 from krzem.report.selfcontained import need_extra, write_text
@@ -33,7 +36,7 @@ def end_value(trainer: Trainer, end: RunEnd) -> dict[str, Any]:
     return {
         "step": end.step,
         "steps": end.step + trainer.steps_left,
-        "tokens": trainer.sample * trainer.settings.goal.sequence,
+        "tokens": trainer.settings.tokens_at(trainer.sample),
         "loss": None if end.loss != end.loss else end.loss,
         "stopped": end.stopped,
         "folder": str(trainer.settings.folder),
@@ -60,6 +63,18 @@ def end_sentence(trainer: Trainer, end: RunEnd) -> str:
     )
 
 
+def crashed(trainer: Trainer, error: Exception) -> RunError:
+    """One sentence for an ``error`` that nobody foresaw; its traceback goes into the run."""
+    file = trainer.settings.folder / f"crash-rank-{trainer.rank}.txt"
+    with contextlib.suppress(OSError):
+        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    said = shorten((str(error).strip().splitlines() or ["no message"])[0], 200)
+    return RunError(
+        f"step {trainer.step + 1} under layout {trainer.layout} broke on rank {trainer.rank}: "
+        f"{type(error).__name__}: {said}; the traceback is in {file}"
+    )
+
+
 def what_is_left(root: Path) -> str:
     """Which checkpoint in ``root`` the next start goes on from, by manifests and sizes."""
     found = latest_good(root, deep=False) if root.is_dir() else None
@@ -78,9 +93,7 @@ def write_page(trainer: Trainer, path: Path) -> None:
     settings = trainer.settings
     goal = settings.goal
     summary = summarise(settings.folder, full_tokens=goal.global_batch * goal.sequence)
-    text = run_page(
-        settings.name, settings.samples * goal.sequence, facts(trainer), trainer.forecast, summary
-    )
+    text = run_page(settings.name, goal.tokens, facts(trainer), trainer.forecast, summary)
     write_text(path, text)
     click.echo(f"wrote {path}", err=True)
 

@@ -20,12 +20,14 @@ class Schedule:
     """
 
     tokens: int
-    """Tokens of the whole run."""
+    """Tokens over which it goes: those of the whole run, or of a phase with its own."""
     peak: float
     kind: str = "wsd"
     warmup_tokens: int = 0
     decay_share: float = 0.2
     final_share: float = 0.1
+    since: int = 0
+    """Tokens of the run before it begins."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -40,6 +42,7 @@ class Schedule:
 
     def at(self, tokens: int) -> float:
         """The learning rate of the step that ends with ``tokens`` seen."""
+        tokens -= self.since
         if tokens < self.warmup_tokens:
             return self.peak * tokens / self.warmup_tokens
         return self.peak * (self.final_share + (1 - self.final_share) * self._height(tokens))
