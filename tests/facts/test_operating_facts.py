@@ -7,7 +7,7 @@ import pytest
 from krzem.facts.fact import Fact
 from krzem.facts.operations import ANY, published
 from krzem.facts.operations import TABLE as OPERATIONS
-from krzem.facts.prices import PURCHASE, RENTAL, price
+from krzem.facts.prices import PURCHASE, RENTAL, TERMS, price
 from krzem.facts.prices import TABLE as PRICES
 from krzem.facts.table import manual, read_table
 from krzem.hardware.catalogue import device_ids, device_row, load_device
@@ -33,11 +33,17 @@ def test_operation_rows_are_sound(row: dict[str, str]) -> None:
     assert int(row["min_devices"]) >= 1
 
 
-@pytest.mark.parametrize("row", PRICE_ROWS, ids=lambda r: f"{r['id']}-{r['what']}-{r['market']}")
+@pytest.mark.parametrize(
+    "row",
+    PRICE_ROWS,
+    ids=lambda r: f"{r['id']}-{r['what']}-{r['market']}-{r['terms']}-{r['country']}",
+)
 def test_price_rows_are_sound(row: dict[str, str]) -> None:
     assert row["id"] in device_ids()
     assert row["what"] in (RENTAL, PURCHASE)
     assert row["market"] in ("world", "china")
+    assert (row["country"] == "CN") == (row["market"] == "china")
+    assert row["terms"] in (TERMS if row["what"] == RENTAL else ("",))
     assert row["includes"] in ("card", "module", "server", "rack")
     assert 0 < float(row["low"]) <= float(row["mid"]) <= float(row["high"])
     assert row["source"]
@@ -54,7 +60,8 @@ def test_prices_are_near_those_of_the_catalogue() -> None:
 
 
 def test_rows_are_unique() -> None:
-    prices = [(row["id"], row["what"], row["market"]) for row in PRICE_ROWS]
+    keys = ("id", "what", "market", "terms", "country")
+    prices = [tuple(row[key] for key in keys) for row in PRICE_ROWS]
     assert len(prices) == len(set(prices))
     operations = [(r["what"], r["applies_to"], r["min_devices"]) for r in OPERATION_ROWS]
     assert len(operations) == len(set(operations))
@@ -96,3 +103,14 @@ def test_facts_scale_and_turn_over() -> None:
     assert days.scaled(0.5).mid == 1250
     with pytest.raises(ValueError, match="out of order"):
         Fact(what="x", low=2, mid=1, high=3, unit="", source="")
+
+
+def test_rents_of_one_kind_are_ordered_as_markets_are() -> None:
+    spot, reserved, on_demand = (
+        price("nvidia-h100-sxm", RENTAL, terms=terms) for terms in ("spot", "reserved", "on_demand")
+    )
+    assert spot is not None
+    assert reserved is not None
+    assert on_demand is not None
+    assert spot.mid < reserved.mid < on_demand.mid
+    assert price("nvidia-h100-sxm", PURCHASE, terms="spot") is None
