@@ -1,6 +1,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,3 +64,32 @@ def own_slurm(new_slurm: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) ->
     home = new_slurm()
     monkeypatch.setenv("SLURM_CONF", str(home / "slurm.conf"))
     return home
+
+
+ENABLE_GRID_ENGINE = (
+    "apt-get install -y --no-install-recommends gridengine-master gridengine-exec "
+    "gridengine-client && KRZEM_GRID_ENGINE=1 make test, as root"
+)
+
+
+@pytest.fixture(scope="session")
+def grid_engine_variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Grid Engine of our own; skips, with the command that enables it, where that cannot be."""
+    missing = [t for t in ("sge_qmaster", "sge_execd", "qsub", "qconf") if not shutil.which(t)]
+    if missing or os.geteuid() or os.environ.get("KRZEM_GRID_ENGINE") != "1":
+        pytest.skip(f"tests of Grid Engine start its daemons on this machine: {ENABLE_GRID_ENGINE}")
+    home = Path(tempfile.mkdtemp(prefix="krzem-sge."))
+    up = [SCRIPTS / "grid-engine-up", home, str(os.getpid())]
+    said = subprocess.run(up, capture_output=True, text=True, check=False)
+    if said.returncode:
+        raise RuntimeError(f"Grid Engine did not start: {said.stderr}")
+    yield dict(word.split("=", 1) for word in said.stdout.split())
+    subprocess.run([SCRIPTS / "grid-engine-down", home], check=False)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def grid_engine(grid_engine_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Grid Engine that tests share."""
+    for name, value in grid_engine_variables.items():
+        monkeypatch.setenv(name, value)

@@ -73,6 +73,13 @@ VERBS = {
     "status": Verb(at="krzem.run.command:status_command", help="How a run is doing."),
     "logs": Verb(at="krzem.run.command:logs_command", help="What a run has written."),
     "stop": Verb(at="krzem.run.command:stop_command", help="Stop a run cleanly."),
+    "pause": Verb(at="krzem.run.command:pause_command", help="Hold a run, and go on with it."),
+    "move": Verb(at="krzem.run.command:move_command", help="Take a run to another of its pools."),
+    "retry": Verb(at="krzem.run.command:retry_command", help="Try a repaired pool anew."),
+    "reload": Verb(
+        at="krzem.run.command:reload_command", help="Have a run read its run file again."
+    ),
+    "gates": Verb(at="krzem.run.command:gates_command", help="Try gates on past metrics."),
     "witness": Verb(
         at="krzem.witness.command:witness_command",
         help="Record what a run must reproduce, and check it on other hardware.",

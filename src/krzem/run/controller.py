@@ -22,9 +22,9 @@ from krzem.run.history import History
 from krzem.run.launch.job import SilentError
 from krzem.run.ledger import Ledger
 from krzem.run.lock import RunLock
-from krzem.run.pools import Pools
 from krzem.run.recovery import open_ledger, reconcile
-from krzem.run.rows import Attempt, Cause, Fired, RunRow, State
+from krzem.run.requests import Operated
+from krzem.run.rows import Attempt, Cause, Fired, Request, RunRow, State
 from krzem.run.run_file import identity
 from krzem.run.services import Services
 from krzem.run.settings import Pool, RunSettings, Verify
@@ -60,7 +60,7 @@ def _says_stop(fired: Sequence[Fired]) -> str:
     return f"gate {last.gate} says stop: {last.message}"
 
 
-class Controller(Pools):
+class Controller(Operated):
     """Runs a run; use :func:`run`."""
 
     def __init__(self, settings: RunSettings, services: Services, ledger: Ledger) -> None:
@@ -76,10 +76,11 @@ class Controller(Pools):
             State.TRAIN: self._train,
             State.MOVE: self._move,
             State.AFTER: self._after,
+            State.PAUSED: lambda row: self.wait_for_resume(row.pool),
         }
         while not (row := self.row()).state.final:
             try:
-                if self._stopped_while_idle(row):
+                if self._stopped_while_idle(row) or self._asked_while_idle(row):
                     continue
                 handlers[row.state](row)
                 self._troubles = 0
@@ -156,8 +157,16 @@ class Controller(Pools):
         if started is None:
             return
         watch = Watch(self.settings, self.services, self.ledger, started, self.expected(pool))
-        outcome = watch.until_end()
+        outcome = watch.until_end(self._at_each_look)
         self._close(pool, started, outcome, watch)
+
+    def _at_each_look(self, watch: Watch) -> None:
+        self.while_it_trains(watch)
+
+    def _asked_while_idle(self, row: RunRow) -> bool:
+        """What operators ask for while no trainer runs; whether the state changed."""
+        idle = row.state in (State.QUALIFY, State.TRAIN) and self.ledger.open_attempt() is None
+        return idle and self.obey(row.pool)
 
     def _stopped_while_idle(self, row: RunRow) -> bool:
         """Stop before anything new is started; a move that is under way is finished first."""
@@ -233,6 +242,8 @@ class Controller(Pools):
         if self.row().stop_requested:
             self._stop(pool.name)
             return
+        if self.obey(pool.name):
+            return
         fired = [f for f in self.ledger.fired() if f.attempt == attempt.id]
         if outcome.cause is Cause.QUEUED:
             self.give_up(pool, outcome.detail)
@@ -259,7 +270,7 @@ class Controller(Pools):
 
     def _judge_faults(self, pool: Pool) -> bool:
         """Gates on the faults of a pool; whether one of them moved the run."""
-        attempts = self.ledger.attempts(pool.name)
+        attempts = self._counting(pool)
         if attempts and self._disk_never_mends(attempts):
             return True
         if not attempts or not attempts[-1].is_fault:
@@ -280,6 +291,12 @@ class Controller(Pools):
                 why = f"gate {finding.gate} says stop: {finding.message}"
                 self.ledger.set_state(State.STOPPED, pool.name, why)
         return self.row().state is not State.TRAIN
+
+    def _counting(self, pool: Pool) -> list[Attempt]:
+        """The attempts of a pool that count: those since an operator had it tried anew."""
+        since = [d.evidence["after"] for d in self.ledger.decisions()
+                 if d.subject == f"retry {pool.name}" and d.evidence]  # fmt: skip
+        return [a for a in self.ledger.attempts(pool.name) if a.id > (since or [0])[-1]]
 
     def _disk_never_mends(self, attempts: list[Attempt]) -> bool:
         """Whether the disk has taken no checkpoint for as long as the run file waits for it."""
@@ -323,13 +340,41 @@ class Controller(Pools):
     def _move(self, row: RunRow) -> None:
         """Choose the next pool; its qualification asks the witness."""
         self.leave_nothing_alive()
-        pools = self.settings.after(row.pool or "")
-        if pools:
-            self.record_witness(self.settings.pool(row.pool or ""))
-        else:
+        here = self.settings.pool(row.pool) if row.pool else None
+        if (asked := self.asked_for()) is not None:
+            self._move_as_asked(asked, here)
+            return
+        pools = self._to_come(row.pool)
+        if not pools:
             self.fail(f"no pool is left{self.given_up()}", None)
             return
+        if here is not None:
+            self.record_witness(here)
         self.take_next([self.plan(pool) for pool in pools], f"moving on from {row.pool}")
+
+    def _move_as_asked(self, asked: Request, here: Pool | None) -> None:
+        """To the pool that an operator named; where it is refused the run stays where it is."""
+        plan = self.plan(self.settings.pool(asked.pool or ""))
+        if plan.refused and here is not None:
+            with self.ledger.writing():
+                self.ledger.answer(asked.id, "refused", plan.refused)
+                self.ledger.set_state(State.TRAIN, here.name, f"{asked.pool}: {plan.refused}")
+            self.services.say(f"{asked.pool} is refused, the run stays: {plan.refused}")
+            return
+        if here is not None:
+            self.record_witness(here)
+        self.take_next([plan], f"request to {asked.kind}")
+        self.ledger.answer(asked.id, "refused" if plan.refused else "done", f"to {asked.pool}")
+
+    def _to_come(self, pool: str | None) -> tuple[Pool, ...]:
+        """The pools after one; behind the last, the one that an operator took the run from."""
+        if pool is None:
+            return self.settings.pools
+        left = {d.subject for d in self.ledger.decisions() if d.choice == "given up"}
+        before = [a.pool for a in self.ledger.attempts()][-1:]
+        others = [p for p in self.settings.pools if p.name != pool and f"pool {p.name}" not in left]
+        back = tuple(p for p in others if p.name in before)
+        return self.settings.after(pool) or back
 
     def _write_back(self) -> None:
         write_back(self.settings)

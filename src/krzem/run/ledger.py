@@ -23,6 +23,7 @@ from krzem.run.reader import LEDGER, LedgerDamagedError, Reader, connect, senten
 from krzem.run.rows import (
     Attempt,
     Cause,
+    RequestKind,
     RunRow,
     State,
 )
@@ -127,6 +128,32 @@ class Ledger(Reader):
             return
         with sentences(), self._immediately() as connection:
             connection.execute("UPDATE run SET stop_requested = ?", (how,))
+
+    def ask(self, kind: RequestKind, pool: str | None = None) -> int:
+        """Ask the controller for something; needs no lock and no epoch.  The request's number."""
+        with sentences(), self._immediately() as connection:
+            made = connection.execute(
+                "INSERT INTO requests (wall, kind, pool) VALUES (?, ?, ?)",
+                (self.clock.read().iso, str(kind), pool),
+            )
+        return int(made.lastrowid or 0)
+
+    def answer(self, request: int, state: str, message: str) -> None:
+        """Close a request: ``done`` or ``refused``."""
+        with self.writing() as connection:
+            connection.execute(
+                "UPDATE requests SET state = ?, message = ? WHERE id = ?",
+                (state, message, request),
+            )
+            self.event(f"request {state}", message)
+
+    def resettle(self, settings: Mapping[str, Any], settings_sha256: str) -> None:
+        """Keep what the run file says now."""
+        with self.writing() as connection:
+            connection.execute(
+                "UPDATE run SET settings = ?, settings_sha256 = ?",
+                (_json(settings), settings_sha256),
+            )
 
     def event(
         self,

@@ -41,6 +41,11 @@ class Pulse:
         """The last heartbeat of every rank."""
         return {rank: seen.beat for rank, seen in self._seen.items()}
 
+    def settle(self, gates: Gates) -> None:
+        """Judge by other gates from now on."""
+        self._gates = gates
+        self._work.gate = gates.straggler or Straggler()
+
     def look(
         self,
         beats: Mapping[int, Heartbeat],

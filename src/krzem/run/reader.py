@@ -18,6 +18,8 @@ from krzem.run.rows import (
     Event,
     Fired,
     Measurement,
+    Request,
+    RequestKind,
     RunRow,
     State,
 )
@@ -87,6 +89,14 @@ class Reader:
         """Gates that fired, oldest first."""
         return self._read(Fired, "SELECT * FROM gates ORDER BY id")
 
+    def requests(self) -> list[Request]:
+        """What operators asked for, oldest first."""
+        return self._read(Request, "SELECT * FROM requests ORDER BY id")
+
+    def open_requests(self) -> list[Request]:
+        """Those that are not answered yet."""
+        return self._read(Request, "SELECT * FROM requests WHERE state = 'open' ORDER BY id")
+
     def checkpoints(self) -> list[CheckpointRow]:
         """Every checkpoint ever seen, by step."""
         return self._read(CheckpointRow, "SELECT * FROM checkpoints ORDER BY step, at")
@@ -135,6 +145,8 @@ def _value(kind: type[Row], row: sqlite3.Row) -> Row:
         values[name] = None if values[name] is None else json.loads(values[name])
     if kind is RunRow:
         values["state"] = State(values["state"])
+    if kind is Request:
+        values["kind"] = RequestKind(values["kind"])
     if values.get("cause"):
         values["cause"] = Cause(values["cause"])
     return kind(**values)

@@ -21,6 +21,8 @@ class State(enum.StrEnum):
     """The current pool was given up; the next one is to take over."""
     AFTER = "after"
     """All tokens are trained; the report is to be written."""
+    PAUSED = "paused"
+    """On request: nothing runs, and the controller waits."""
     DONE = "done"
     STOPPED = "stopped"
     """On request; starting again goes on."""
@@ -69,6 +71,30 @@ FAULTS = frozenset(
      Cause.CHECKPOINT, Cause.MEMORY, Cause.FENCED}
 )  # fmt: skip
 """Causes that count as restarts of a pool.  A full disk is the storage's fault, not the pool's."""
+
+
+class RequestKind(enum.StrEnum):
+    """What operators ask for."""
+
+    MOVE = "move"
+    RETRY = "retry"
+    """A pool that was repaired: its faults so far count no more."""
+    PAUSE = "pause"
+    RESUME = "resume"
+    RELOAD = "reload"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Something that an operator asked for."""
+
+    id: int
+    wall: str
+    kind: RequestKind
+    pool: str | None
+    state: str
+    """open, done, refused."""
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

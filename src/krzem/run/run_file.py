@@ -24,7 +24,9 @@ from krzem.run.settings import (
     SLURM,
     Environment,
     GoalKeys,
+    Hook,
     Limits,
+    Monitor,
     Pool,
     Qualify,
     Recovery,
@@ -35,7 +37,8 @@ from krzem.run.settings import (
     WitnessKeys,
 )
 
-OWN = ("run", "model", "goal", "pool", "gates", "qualify", "witness", "recovery", "trainer")
+OWN = ("run", "model", "goal", "pool", "gates", "qualify", "witness", "recovery", "trainer",
+       "hook", "monitor")  # fmt: skip
 PASSED_ON = ("data", "train", "layout", "optimizer", "schedule", "checkpoint", "evaluation",
              "metrics")  # fmt: skip
 """Tables that are the trainer's; it reads the same file."""
@@ -56,6 +59,8 @@ def read_run(path: Path) -> RunSettings:
     qualify = read_table(Qualify, raw.get("qualify", {}), "qualify", faults)
     witness = read_table(WitnessKeys, raw.get("witness", {}), "witness", faults)
     recovery = read_table(Recovery, raw.get("recovery", {}), "recovery", faults)
+    hooks = _hooks(raw.get("hook", []), faults)
+    monitor = read_table(Monitor, raw.get("monitor", {}), "monitor", faults)
     name, folder = _run(raw.get("run", {}), path, faults)
     model = _model(raw.get("model"), path.parent, faults)
     if faults or goal is None or None in (trainer, qualify, witness, recovery, gates):
@@ -73,6 +78,8 @@ def read_run(path: Path) -> RunSettings:
         qualify=qualify or Qualify(),
         witness=witness or WitnessKeys(),
         recovery=recovery or Recovery(),
+        hooks=hooks,
+        monitor=monitor or Monitor(),
         raw=raw,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
@@ -161,6 +168,14 @@ def _goal(table: object, faults: list[str]) -> tuple[Goal | None, datetime.date 
         faults.append(f"goal: {error}")
         return None, None
     return goal, date
+
+
+def _hooks(tables: object, faults: list[str]) -> tuple[Hook, ...]:
+    if not isinstance(tables, list):
+        faults.append("hook: write [[hook]], one for each")
+        return ()
+    read = [read_table(Hook, table, f"hook {n}", faults) for n, table in enumerate(tables, 1)]
+    return tuple(hook for hook in read if hook)
 
 
 def _pools(tables: object, base: Path, faults: list[str]) -> tuple[Pool, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import QuantityError
+from krzem.errors import QuantityError, RunError
 from krzem.layout.precision import Optimizer, Precision
 from krzem.plan.goal import Goal
 from krzem.quantity import (
@@ -175,6 +175,15 @@ class Trainer:
         ("{torchrun}", "-m", "krzem.train", "{run_toml}"), texts,
         '["{torchrun}", "-m", "krzem.train", "{run_toml}"]', "the trainer and its arguments",
     )  # fmt: skip
+    engine: str = setting(
+        "command", plain_name, '"torchtitan"',
+        "whose log and checkpoints it has: torchtitan, megatron-lm, or command for one that keeps "
+        "to the contract",
+    )  # fmt: skip
+    checkpoints: str = setting(
+        "{run_dir}/trainer/checkpoint", line, '"{run_dir}/outputs/checkpoint"',
+        "folder of such an engine's own checkpoints",
+    )  # fmt: skip
     stop_seconds: float = setting(
         300.0, parse_duration, '"5 min"', "to save and exit after a stop request"
     )
@@ -206,6 +215,36 @@ class WitnessKeys:
     limit_seconds: float = setting(
         1800.0, parse_duration, '"30 min"', "to record, and to check", key="limit"
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hook:
+    """Who is told of an event."""
+
+    on: tuple[str, ...] = setting(
+        ("*",), lines, '["fault", "gate *", "state *"]', "kinds of events, * for any"
+    )
+    command: tuple[str, ...] | None = setting(
+        None, texts, '["./told.sh"]', "run with the event as JSON on standard input"
+    )
+    url: str | None = setting(
+        None, line, '"slack://…"', "an address that apprise knows; json://host/path is a webhook"
+    )
+
+    def __post_init__(self) -> None:
+        if (self.command is None) == (self.url is None):
+            raise RunError("give either command or url")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Monitor:
+    """Prometheus metrics of the run."""
+
+    textfile: str | None = setting(
+        None, line, '"/var/lib/node_exporter/krzem.prom"', "written every few seconds"
+    )
+    port: int | None = setting(None, whole(1, 65535), "9095", "served by HTTP")
+    address: str = setting("127.0.0.1", line, '"0.0.0.0"', "that the port listens on")
 
 
 class Verify(enum.StrEnum):
@@ -283,6 +322,8 @@ class RunSettings:
     recovery: Recovery
     raw: Mapping[str, Any]
     sha256: str
+    hooks: tuple[Hook, ...] = ()
+    monitor: Monitor = field(default_factory=Monitor)
 
     def pool(self, name: str) -> Pool:
         """The pool called ``name``."""

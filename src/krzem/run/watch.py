@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from krzem.run import gates, limits
@@ -89,10 +89,27 @@ class Watch:
             f.gate for f in ledger.fired() if f.attempt == started.attempt.id
         }  # fmt: skip
 
-    def until_end(self) -> Outcome:
+    @property
+    def pool_name(self) -> str:
+        """Where the attempt runs."""
+        return self._pool.name
+
+    def settle(self, settings: RunSettings) -> None:
+        """Go on under other settings."""
+        self._settings = settings
+        self._pool = settings.pool(self._pool.name)
+        self._pulse.settle(settings.gates)
+
+    def stop_for(self, why: str) -> None:
+        """Have the trainer save and stop, if nobody has asked yet."""
+        if self._stopping is None:
+            self._ask_to_stop(why)
+
+    def until_end(self, each_look: Callable[[Watch], None]) -> Outcome:
         """Look again and again until nothing of the attempt runs any more."""
         self._go_on_stopping()
         while True:
+            each_look(self)
             outcome = self._look()
             if outcome is not None:
                 self._started.launcher.kill(self._started.job, self._started.handle)

@@ -21,6 +21,7 @@ from krzem.run.answers import PoolPlan
 from krzem.run.clock import DAY, duration, iso
 from krzem.run.command.common import AS_JSON, REPORT, ask_to_stop, json_text, write_report
 from krzem.run.controller import run as run_run
+from krzem.run.notify import check_extras, follow
 from krzem.run.own import check_trainer
 from krzem.run.parity import announced
 from krzem.run.rows import State
@@ -79,12 +80,14 @@ def run_command(run_toml: Path, dry_run: bool, quiet: bool, as_json: bool) -> No
     """
     settings = read_run(run_toml)
     check_trainer(settings)
+    check_extras(settings)
     if dry_run:
         _dry_run(settings, as_json)
         return
     with (
         _view(settings, quiet=quiet or as_json) as services,
         _signals(settings.folder, services.say),
+        follow(settings),
     ):
         state = run_run(settings, services)
     story = tell(settings.folder)

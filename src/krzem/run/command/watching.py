@@ -13,11 +13,14 @@ from rich.live import Live
 
 from krzem.errors import RunError
 from krzem.run.command.common import AS_JSON, RUN, folder_of, json_text, write_report
-from krzem.run.contract import attempt_folder
+from krzem.run.contract import METRICS, attempt_folder
+from krzem.run.history import Metrics
 from krzem.run.launch.job import OUTPUT
 from krzem.run.ledger import Reader
 from krzem.run.lock import held
+from krzem.run.replay import replay
 from krzem.run.rows import Event
+from krzem.run.run_file import read_run
 from krzem.run.story import Teller, tell
 from krzem.run.untrusted import BadInputError, open_bounded, printable
 from krzem.run.view import format_story, panel
@@ -173,3 +176,39 @@ def _event(event: Event, as_json: bool) -> None:
         return
     where = f" [{event.pool}]" if event.pool else ""
     click.echo(printable(f"{event.wall} {event.kind}{where}: {event.message}"))
+
+
+@click.command("gates")
+@click.argument("run_toml", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--on", "metrics", type=click.Path(path_type=Path, exists=True), required=True,
+              help="A metrics.jsonl, or the folder of a run that has one.")  # fmt: skip
+@click.option("--expected", type=float, help="Tokens/s that the throughput gate compares with.  "
+              "[default: the first pool's tokens_per_s]")  # fmt: skip
+@AS_JSON
+def gates_command(run_toml: Path, metrics: Path, expected: float | None, as_json: bool) -> None:
+    """Try the gates of a run file on past metrics: what would have fired, when, and why.
+
+    Gates on steps alone are asked (throughput, deadline, spike, gradient_norm, nonfinite); those
+    that look at processes need a run.
+
+    \b
+    krzem gates run.toml --on runs/earlier/metrics.jsonl
+    """
+    settings = read_run(run_toml)
+    folder = metrics if metrics.is_dir() else metrics.parent
+    if not metrics.is_dir() and metrics.name != METRICS:
+        raise RunError(f"--on {metrics}: give a file called {METRICS}, or its folder")
+    read = Metrics(folder)
+    read.read()
+    speed = settings.pools[0].tokens_per_s if expected is None else expected
+    found = list(replay(settings, read.history, speed))
+    if as_json:
+        shown = [{"step": step, "gate": f.gate, "action": f.action, "message": f.message}
+                 for step, f in found]  # fmt: skip
+        click.echo(json_text({"steps": len(read.history.kept), "bad_lines": read.bad,
+                              "fired": shown}))  # fmt: skip
+        return
+    for step, finding in found:
+        click.echo(f"step {step:,}: {finding.gate} ({finding.action}): {finding.message}")
+    bad = f", {read.bad:,} lines are no steps" if read.bad else ""
+    click.echo(f"{len(read.history.kept):,} steps, {len(found)} gates would have fired{bad}")

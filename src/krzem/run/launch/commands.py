@@ -148,8 +148,8 @@ class CommandLauncher:
 
     def _options(self, values: Mapping[str, str]) -> Iterator[str]:
         """Those whose values are known, then the run file's own."""
-        for text in (self.commands.options or {}).values():
-            if all(values.get(name) for name in _placeholders(text)):
+        for key, text in (self.commands.options or {}).items():
+            if all(values.get(name) for name in (*_placeholders(text), key) if name in values):
                 yield from _words(text, values)
         yield from json.loads(values["own_options"])
 
