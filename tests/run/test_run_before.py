@@ -186,9 +186,32 @@ def test_a_failed_witness_sends_the_run_to_the_pool_after(tmp_path: Path) -> Non
     assert run_it(path, witness=witness("wrong")) is State.DONE
     with Reader(tmp_path / "run") as reader:
         assert [a.pool for a in reader.attempts()] == ["first", "first", "right"]
-        checks = [d for d in reader.decisions() if d.subject.startswith("witness")]
+        told = [d for d in reader.decisions() if d.subject.startswith("witness")]
+    checks = [d for d in told if d.choice != "not recorded"]
     assert [d.choice for d in checks] == ["failed", "passed"]
     assert checks[0].evidence["departs"] == ["layers.3.attention"]
+
+
+def unchecked(*_: Any, **__: Any) -> Verdict:
+    return Verdict(agreement=Agreement.NOT_CHECKED, message="step-17 has no witness")
+
+
+def test_nothing_moves_unproven_unless_it_is_said_so(tmp_path: Path) -> None:
+    faults = [{"id": i, "step": 17, "at": "compute", "do": "nan"} for i in "ab"]
+    path = write_run(tmp_path, pools=["first", "second"], faults=faults)
+    text = path.read_text()
+    path.write_text(text.replace('witness = { not_checked = "warn" }', ""))
+    for _ in range(2):  # asked again, it stops again
+        assert run_it(path, witness=unchecked) is State.STOPPED
+        with Reader(tmp_path / "run") as reader:
+            assert {a.pool for a in reader.attempts()} == {"first"}
+            row = reader.run()
+            last = reader.events()[-1].message
+        assert row is not None
+        assert last.startswith("witness not checked: step-17 has no witness")
+        assert 'set gates.witness.not_checked = "warn" and start the run again' in last
+    path.write_text(text)
+    assert run_it(path, witness=unchecked) is State.DONE
 
 
 def test_without_another_pool_a_failed_witness_fails_the_run(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The witness inside a move: recorded and checked as jobs of pools, here within this process."""
 
 import shlex
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +15,16 @@ from krzem.errors import RunError
 from krzem.run import own
 from krzem.run.launch.job import Job, Look, Phase
 from krzem.run.own import check_trainer
-from krzem.run.parity import _sequences as sequences_for
-from krzem.run.parity import check, record
+from krzem.run.parity import announced, check, record
 from krzem.run.run_file import read_run
 from krzem.run.settings import RunSettings
 from krzem.run.verdict import Agreement, Verdict
-from krzem.train.checkpoint.manifest import read_manifest
+from krzem.train.checkpoint.manifest import read_manifest, write_manifest
 from krzem.train.command import main
 from krzem.witness import checkpoint as witness_checkpoint
 from krzem.witness import read_witness
 from krzem.witness.command import witness_command
+from krzem.witness.quantity import Kind
 
 POOLS = """
 [witness]
@@ -84,7 +85,7 @@ def recorded(settings: RunSettings) -> Path:
     told = record(settings, pool, launcher, 1, checkpoint=folder, layouts=layouts)
     assert told is not None
     assert told.recorded, told.message
-    assert told.message == "of 2 samples from 32 on"
+    assert told.message == "of 2 samples from 32 on, in float32 and bfloat16"
     again = record(settings, pool, launcher, 2, checkpoint=folder, layouts=layouts)
     assert again is None, "it has one"
     return folder
@@ -97,27 +98,30 @@ def asked(
     return check(settings, pool, launcher or Here(), 3, checkpoint=folder, layout=layout)
 
 
-def test_every_layout_to_come_can_share_out_the_sequences(settings: RunSettings) -> None:
-    assert settings.witness.sequences == 2
-
-    def found(*layouts: str | None, count: int = 1) -> int:
-        first, second = settings.pools
-        return sequences_for(settings, (first, replace(second, count=count)), layouts)
-
-    assert found("mbs=4", None) == 2
-    assert found("mbs=4", None, count=2) == 4, "not planned yet: both ranks may become stages"
-    assert found("mbs=4", "dp=4,mbs=2") == 4
-    assert found("dp=2", "pp=2,dp=2,mbs=2") == 8, "both stages busy"
-    assert found("dp=2", "dp=3") == 6
-    assert found("dp=8", "dp=6") == 8, "no more than a step has"
+def test_a_dry_run_says_what_a_move_would_be_proved_by(settings: RunSettings) -> None:
+    assert announced(settings) == {
+        "there": "a move to there is proved by a witness of 1 steps of 2 sequences in float32 and "
+        "bfloat16"
+    }
+    other = tuple(replace(p, command=("python", "-m", "mytrainer")) for p in settings.pools)
+    assert announced(replace(settings, pools=other)) == {
+        "there": "a move to there would not be proved: the trainer of there is not krzem's; "
+        'gates.witness.not_checked = "stop"'
+    }
 
 
-def test_sequences_that_a_layout_cannot_share_out_are_not_compared(
-    settings: RunSettings, recorded: Path
+def test_a_checkpoint_without_a_witness_is_not_compared(
+    settings: RunSettings, recorded: Path, tmp_path: Path
 ) -> None:
-    found = asked(settings, recorded, layout="dp=4")
+    bare = tmp_path / recorded.name
+    shutil.copytree(recorded, bare)
+    manifest = read_manifest(bare)
+    write_manifest(bare, replace(manifest, attachments={}, files={
+        n: f for n, f in manifest.files.items() if n not in manifest.attachments.values()
+    }))  # fmt: skip
+    found = asked(settings, bare)
     assert found.agreement is Agreement.NOT_CHECKED
-    assert "has 2 sequences, which do not divide by the 4" in found.message
+    assert "has no witness: it is not compared on there" in found.message
 
 
 def test_the_witness_is_of_the_samples_that_come_next(
@@ -125,7 +129,13 @@ def test_the_witness_is_of_the_samples_that_come_next(
 ) -> None:
     witness, meta = read_witness(recorded), read_manifest(recorded).meta
     assert witness.batches[0].first_sample == meta["sample"] == 32
-    assert set(witness.floors) == {"float32", "bfloat16"}, "the arithmetic of the pool to come"
+    assert set(witness.readings) == {"float32", "bfloat16"}, "the arithmetic of the pool to come"
+    assert any(q.kind is Kind.MOMENT for q in witness.state.values())
+    assert any(q.kind is Kind.STEP for q in witness.readings["bfloat16"].values())
+    assert witness.run["rate"] > 0
+    assert witness.run["settings"]["data.documents"] is True
+    documents = witness.batches[0]
+    assert documents.documents_sha256, "the run keeps attention within documents"
     assert witness.run["optimizer"]["clip"] == 1.0
 
 
@@ -134,7 +144,9 @@ def test_the_same_run_passes_in_the_pool_s_arithmetic(
 ) -> None:
     found = asked(settings, recorded)
     assert found.agreement is Agreement.PASSED, found.message
-    assert found.evidence["dtype"] == "bfloat16"
+    assert found.evidence["dtypes"] == ["float32", "bfloat16"]
+    assert found.evidence["not_compared"] == []
+    assert "data.order" in found.evidence["settings_equal"]
     assert found.evidence["layers"]
     assert "krzem witness: pass" in Path(found.evidence["page"]).read_text()
 

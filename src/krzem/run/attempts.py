@@ -28,6 +28,7 @@ from krzem.run.contract import (
 from krzem.run.launch.job import Job, JobLauncher, SilentError
 from krzem.run.launch.words import shell_words
 from krzem.run.ledger import Ledger
+from krzem.run.own import command_of
 from krzem.run.rows import Attempt, Cause
 from krzem.run.services import Services
 from krzem.run.settings import LOCAL, SLURM, Pool, RunSettings
@@ -165,7 +166,7 @@ def job_of(
         folder=attempt_folder(run_dir, attempt.id),
         run_dir=run_dir,
         token=attempt.token,
-        command=shell_words(pool.command or settings.trainer.command, pool, values),
+        command=shell_words(command_of(settings, pool, layout), pool, values),
         variables=variables | surroundings(pool),
         environment=pool.environment,
         **placed(pool),

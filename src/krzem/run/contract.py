@@ -257,6 +257,30 @@ class TrainerContract:
             )
 
 
+def commit(
+    folder: Path,
+    step: int,
+    tokens: int,
+    *,
+    sample: int | None = None,
+    contract: TrainerContract | None = None,
+) -> Path:
+    """Make the files in ``folder`` a checkpoint of the run: for trainers in any style.
+
+    Call it on one rank, after ``step`` steps and ``tokens`` tokens, once every file is whole; see
+    :func:`krzem.run.committing.commit_files`.  Returns the checkpoint's folder.
+
+    Raises FencedError where a newer attempt owns the run, ValueError outside of a run or for a
+    folder without files.
+    """
+    from krzem.run.committing import commit_files
+
+    contract = contract or TrainerContract.from_environment()
+    if contract is None:
+        raise ValueError(f"{ENV_RUN_DIR} is not set: this process was not started by `krzem run`")
+    return commit_files(contract, folder, step, tokens, sample)
+
+
 def attempt_folder(run_dir: Path, attempt: int) -> Path:
     """Folder of one attempt."""
     return run_dir / ATTEMPTS / f"{attempt:04d}"

@@ -20,6 +20,80 @@ def is_own(settings: RunSettings, pool: Pool) -> bool:
     return _MODULE in (pool.command or settings.trainer.command)
 
 
+LAYOUT_FLAGS = "{layout_flags}"
+"""A word of a command that becomes the engine's flags for the layout planned for the pool."""
+
+
+def command_of(settings: RunSettings, pool: Pool, layout: str | None) -> tuple[str, ...]:
+    """What is started on ``pool``: its command, under an adapter for an engine that has one.
+
+    Raises:
+        RunError: an engine that is not known, or a layout that it has no flags for.
+    """
+    engine, words = settings.trainer.engine, pool.command or settings.trainer.command
+    if LAYOUT_FLAGS in words:
+        at = words.index(LAYOUT_FLAGS)
+        flags = layout_flags(engine, settings, pool, layout)
+        words = (*words[:at], *flags, *words[at + 1 :])
+    if engine == "command":
+        return tuple(words)
+    from krzem.run.adapter import adapted
+
+    goal = settings.goal
+    return adapted(
+        engine, settings.trainer.checkpoints, words, batch=goal.global_batch,
+        sequence=goal.sequence,
+    )  # fmt: skip
+
+
+_PARALLEL = {
+    "torchtitan": ("parallelism.", "training.local_batch_size"),
+    "megatron-lm": (
+        "tensor-model-parallel-size", "pipeline-model-parallel-size", "context-parallel-size",
+        "expert-model-parallel-size", "expert-tensor-parallel-size", "sequence-parallel",
+        "num-layers-per-virtual-pipeline-stage", "micro-batch-size", "use-distributed-optimizer",
+    ),
+}  # fmt: skip
+"""Beginnings of the names of flags that say how a step is cut."""
+
+
+def layout_flags(
+    engine: str, settings: RunSettings, pool: Pool, layout: str | None
+) -> tuple[str, ...]:
+    """The flags of ``layout`` for ``engine``, as its emitter writes them.
+
+    None where no layout was planned: the engine's own configuration holds.
+
+    Raises:
+        RunError: the engine has no way to run the layout.
+    """
+    from krzem.hardware import CPU, cluster_of
+    from krzem.layout.layout import parse_layout
+    from krzem.model import load_model
+    from krzem.plan.emit.engines import emit
+    from krzem.run.before import cluster_for
+
+    if engine not in _PARALLEL:
+        raise RunError(f"{LAYOUT_FLAGS} needs trainer.engine: {' or '.join(_PARALLEL)}")
+    if layout is None:
+        return ()
+    # Degrees depend on no device; processors have no catalogue entry to be emitted for.
+    on = {"device": "h100", "devices": pool.count or 1, "name": pool.name}
+    try:
+        launch = emit(
+            engine, parse_layout(layout), settings.goal, load_model(settings.model),
+            cluster_of(on, pool.name) if pool.accelerator == CPU else cluster_for(pool, {}),
+        )  # fmt: skip
+    except KrzemError as error:
+        raise RunError(f"layout {layout} on pool {pool.name}: {error}") from error
+    words: list[str] = []
+    for flag in launch.flags:
+        name = flag.name.lstrip("-")
+        if name.startswith(_PARALLEL[engine]):
+            words += [f"--{name}", *([flag.value.strip('"')] if flag.value else [])]
+    return tuple(words)
+
+
 def check_trainer(settings: RunSettings) -> None:
     """Read the trainer's part of the run file before anything is started.
 

@@ -28,6 +28,8 @@ from krzem.witness.witness import ATTACHMENT
 
 PARITY = "parity"
 VERDICT, PAGE = "verdict.json", "parity.html"
+CERTIFICATES = "certificates"
+"""Folder of a run in which the certificates of its moves lie, each with the hash of the last."""
 _TRIES = 2
 """A check that breaks off says nothing about the numbers: it is tried again once."""
 
@@ -147,8 +149,10 @@ def _check_job(
 ) -> Job:
     folder = _folder(settings, pool, token)
     types = dict.fromkeys(("float32", _dtype(settings, pool)))
+    certificate = settings.folder / CERTIFICATES / f"{checkpoint.name}-{pool.name}.json"
     words = ["check", checkpoint, *(x for name in types for x in ("--dtype", name)),
              "--out", folder / VERDICT,
+             "--certificate", certificate,
              *_data(settings, pool, manifest, first=False)]  # fmt: skip
     if all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib")):
         words += ["--html", folder / PAGE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from krzem.report.selfcontained import inline_svg, new_figure, page
@@ -79,3 +80,44 @@ def _chart(verdict: Verdict) -> Any:
     axes.set_xticks(list(numbers)[::every], [row[0] for row in layers][::every], rotation=60)
     axes.legend(fontsize="small")
     return inline_svg(figure)
+
+
+_CERTIFICATE = """
+<h1>krzem certificate: {{ "pass" if c.passed else "fail" }}</h1>
+<p><strong>{{ c.message }}.</strong></p>
+<table>
+{% if c.checkpoint %}<tr><th scope="row">checkpoint</th><td>{{ c.checkpoint.name }}, step
+{{ "{:,}".format(c.checkpoint.step) }}, {{ c.checkpoint.files }} files with the joint hash
+<code>{{ c.checkpoint.files_sha256 }}</code></td></tr>{% endif %}
+<tr><th scope="row">from</th><td>{{ words(c.source) }}</td></tr>
+<tr><th scope="row">to</th><td>{{ words(c.destination) }}</td></tr>
+<tr><th scope="row">noise floor from</th><td>{{ c.floor_settings | join(", ") }}</td></tr>
+<tr><th scope="row">made</th><td>{{ c.created }}</td></tr>
+<tr><th scope="row">this certificate</th><td><code>{{ c.sha256 }}</code></td></tr>
+<tr><th scope="row">the one before</th>
+<td><code>{{ c.previous or "none: the first" }}</code></td></tr>
+</table>
+<h2>What was compared</h2>
+<table><tr><th>evidence</th><th>what it says</th></tr>
+{% for e in c.evidence %}<tr><td>{{ e.kind }}</td><td>
+{% if e.kind == "bit-exact" %}{{ e.equal }} tensors equal in every bit
+({% for kind, n in e.tensors.items() %}{{ n }} of kind {{ kind }}{{ ", " if not loop.last }}{%
+endfor %}){% if e.unequal %}; unequal: {{ e.unequal | join(", ") }}{% endif %}
+{% elif e.kind == "numeric" %}in {{ e.arithmetic }}: {{ e.signals }} signals, {{ e.depart }} depart,
+worst error over tolerance {{ "%.3g" | format(e.worst_error_over_tolerance) }}
+{% elif e.kind == "settings" %}{{ e.equal | length }} settings of the run equal
+{% if e.unequal %}; {{ e.unequal | join("; ") }}{% endif %}
+{% else %}{{ e.message }}{% endif %}</td></tr>{% endfor %}
+</table>
+<h2>What was not</h2>
+{% if c.not_compared %}<ul>{% for n in c.not_compared %}<li>{{ n }}</li>{% endfor %}</ul>
+{% else %}<p>Nothing was left out of what this kind of check compares.</p>{% endif %}
+<p class="quiet">The hash is SHA-256 of the JSON beside this page; <code>krzem witness verify</code>
+checks it, the chain and the signature.</p>
+"""
+
+
+def certificate_page(certificate: Mapping[str, Any]) -> str:
+    """A certificate for people; raises KrzemError where the extra ``report`` is missing."""
+    title = f"krzem certificate: {certificate['model']}"
+    return page(title, _CERTIFICATE, c=certificate, words=machine_words)

@@ -156,7 +156,7 @@ def _found(stats: Any, spread: float, freedom: int, alpha: float) -> float:
     low, high = 0.0, 1.0
     while _power(stats, high, freedom, alpha) < LEAST_POWER and high < 1e6:
         high *= 2
-    for _ in range(40):
+    for _ in range(20):
         middle = (low + high) / 2
         enough = _power(stats, middle, freedom, alpha) >= LEAST_POWER
         low, high = (low, middle) if enough else (middle, high)
@@ -165,11 +165,13 @@ def _found(stats: Any, spread: float, freedom: int, alpha: float) -> float:
 
 def _needed(stats: Any, sigma: float, difference: float, alpha: float) -> int:
     """Runs on A, with half as many on B, that give the least power; at most a thousand."""
-    for runs in range(4, 1001, 2):
+    runs = 4
+    while runs < 1000:
         other = runs // 2
         spread = sigma * math.sqrt(1 / runs + 1 / other)
         if _power(stats, difference / spread, runs + other - 2, alpha) >= LEAST_POWER:
             return runs
+        runs = 2 * math.ceil(runs * 0.55)
     return 1000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import click
 
 from krzem.errors import InputError
 from krzem.train.durable import write_atomic
+from krzem.witness.command.proving import runs_command, verify_command
 
 if TYPE_CHECKING:
     from krzem.witness.batches import WitnessBatch
@@ -56,11 +58,17 @@ def witness_command() -> None:
     krzem witness check RUN/checkpoints/step-000012000 --html parity.html  where it is to go on
     krzem witness record --hf MODEL --out witness.json                     another trainer's model
     krzem witness check --hf MODEL --witness witness.json
+    krzem witness verify RUN/certificates/step-000012000-there.json
+    krzem witness runs --on-a A1 --on-a A2 --on-a A3 --on-b B1            bits cannot agree
 
     A witness holds loss, gradients, activations, parameters and the optimiser's rule on a few fixed
     batches, with the noise floor of the machine that recorded it. Under torchrun or srun all ranks
     take part. Exit code 0: the same; 1: it departs; 2: it could not be checked.
     """
+
+
+witness_command.add_command(verify_command)
+witness_command.add_command(runs_command)
 
 
 @witness_command.command("record")
@@ -128,6 +136,11 @@ def record_command(**given: Any) -> None:
 @AS_JSON
 @click.option("--out", type=FILE, help="Also write the result as JSON to this file.")
 @click.option("--html", type=FILE, help="Write a page to this file.")
+@click.option(
+    "--certificate", type=FILE, help="Write a certificate, chained to the newest in its folder."
+)
+@click.option("--statistical", multiple=True, type=FILE, help="Result of `krzem witness runs`.")
+@click.option("--key", type=FILE, help="Sign the certificate with this SSH key.")
 def check_command(**given: Any) -> None:
     """Recompute on this machine and judge CHECKPOINT, or a folder (--hf), against its witness.
 
@@ -150,6 +163,8 @@ def check_command(**given: Any) -> None:
 
         write_text(given["html"], verdict_page(verdict))
         click.echo(f"wrote {given['html']}", err=True)
+    if given["certificate"] is not None:
+        _certify(verdict, checkpoint, given)
     _show(document(verdict), format_verdict(verdict), given["as_json"])
     if not verdict.passed:
         raise click.exceptions.Exit(FAILED)
@@ -166,6 +181,32 @@ def show_command(path: Path, as_json: bool) -> None:
 
     found = read_witness(path)
     _show(witness_document(found), format_witness(found), as_json)
+
+
+def _certify(verdict: Verdict, checkpoint: Path | None, given: dict[str, Any]) -> None:
+    """Write the certificate of a check, and its page beside it where pages can be made."""
+    from krzem.witness import certificate as c
+
+    target: Path = given["certificate"]
+    runs = []
+    for file in given["statistical"]:
+        try:
+            runs.append({k: v for k, v in json.loads(file.read_bytes()).items() if k != "schema"})
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{file} is no result of `krzem witness runs`: {error}") from None
+    value = c.certify(
+        verdict,
+        checkpoint=checkpoint,
+        previous=c.newest_certificate(target.parent),
+        statistical=runs,
+    )
+    c.write_certificate(value, target, key=given["key"])
+    if all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib")):
+        from krzem.report.selfcontained import write_text
+        from krzem.witness.page import certificate_page
+
+        write_text(target.with_suffix(".html"), certificate_page(value))
+    click.echo(f"wrote {target}", err=True)
 
 
 def _one_model(checkpoint: Path | None, hf: Path | None) -> tuple[Path | None, Path | None]:
