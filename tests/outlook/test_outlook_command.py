@@ -36,7 +36,7 @@ def test_text_has_every_part(few: str) -> None:
     for words in (
         "Chance of having been ahead", "Levers of the odds within 5 years", "What others said",
         "Justin Lin", "Polymarket", "What one must believe", "is right up to here",
-        "Back-test", "90 % intervals hold",
+        "Back-test", "CRPS: lower is better",
         "Published figures reproduced", "besiroglu_2024", "are our judgement",
     ):  # fmt: skip
         assert words in text
@@ -51,7 +51,18 @@ def test_json_is_versioned_valid_and_holds_the_assumptions(few: str) -> None:
     quantity = data["assumptions"]["quantities"]["catch_up"]
     assert quantity["mid"] == 10.0
     assert quantity["source"]
-    assert data["back_test"]["covered"]["0.9"] <= 10
+    model, trended, count = data["back_test"]["covered"]["0.9"]
+    assert max(model, trended) <= count == len(data["back_test"]["targets"])
+    assert data["definitions"][0]["odds"][0][1] == pytest.approx(
+        data["forecast"]["ever_ahead"][4], abs=1e-9
+    )
+
+
+def test_the_back_test_alone() -> None:
+    shown = run("--back-test").stdout
+    assert "Chance of having been ahead" not in shown
+    data = json.loads(run("--back-test", "--json").stdout)
+    assert {v["family"] for v in data["verdicts"]} == {t["family"] for t in data["targets"]}
 
 
 def test_json_has_no_nan_where_an_option_is_excluded(few: str) -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from krzem.outlook import Assumptions, beliefs, forecast, levers, shipped
-from krzem.outlook.backtest import LEVELS, assumptions_of_2024, back_test
 from krzem.outlook.sensitivity import _ranks, count_of_levers, rank_correlations
 from krzem.outlook.statements import compare, not_comparable, statements, view
 
@@ -94,43 +93,3 @@ def test_comparison_with_the_stated_odds() -> None:
 def test_a_short_horizon_leaves_later_statements_out() -> None:
     rows = compare(forecast(SMALL.with_run(horizon_years=1.0)))
     assert all(c.statement.years <= 1.0 for c in rows)
-
-
-def test_back_test_knows_nothing_of_what_it_predicts() -> None:
-    a = assumptions_of_2024()
-    for q in a.quantities.values():
-        assert "2025" not in q.source or q == shipped().quantities[q.name]
-    changed = [n for n in a.quantities if a.quantities[n] != shipped().quantities[n]]
-    assert {"gap_points", "leader_level", "leader_stock", "legal_stock"} <= set(changed)
-
-
-def test_back_test_coverage_is_counted_honestly() -> None:
-    test = back_test(paths=16_384)
-    assert len(test.targets) == 10
-    for level in LEVELS:
-        assert test.covered(level) == sum(t.inside(level) for t in test.targets)
-    for t in test.targets:
-        assert t.low <= t.mid <= t.high
-        assert t.inside(0.9) == (t.low <= t.actual <= t.high)
-    assert test.covered(0.9) >= 8
-    assert test.covered(0.5) <= 8  # intervals wide enough to hold all would tell nothing
-
-
-def test_back_test_actuals_are_the_published_ones() -> None:
-    actual = {t.what: t.actual for t in back_test(paths=1000).targets}
-    assert actual["lag, mean of 2025"] == pytest.approx(5.0, abs=0.05)
-    assert actual["gap, mean of 2026"] == pytest.approx(9.0, abs=0.05)
-    assert actual["US record, 10 Sept 2026"] == 166.6
-    assert actual["China's record, end of 2025"] == 146.28
-    assert actual["five US labs, end of 2025"] == pytest.approx(6.15, abs=0.01)
-
-
-def test_the_documented_coverage_is_what_the_back_test_gives() -> None:
-    from pathlib import Path
-
-    text = Path(__file__).parents[2].joinpath("docs/outlook.md").read_text(encoding="utf-8")
-    test = back_test()
-    for level in LEVELS:
-        assert f"{100 * level:.0f} % intervals hold {test.covered(level)} of 10" in text
-    for t in test.targets:
-        assert t.what in text

@@ -18,6 +18,12 @@ from krzem.outlook.model import simulate, start
 SMALL = shipped().with_run(paths=8192, chunk_paths=4096, fan_paths=1000, lever_paths=4096)
 
 
+NO_CEILINGS = {
+    "power_ceiling_gw": 1e9, "spend_ceiling_usd": 1e22, "fab_h100e_per_year": 1e16,
+    "follower_power_ceiling_gw": 1e9, "ceiling_flop": 1e37,
+}  # fmt: skip
+
+
 def fixed(base: Assumptions = SMALL, **values: float) -> Assumptions:
     return base.with_quantities({n: base.quantities[n].fixed_at(v) for n, v in values.items()})
 
@@ -35,7 +41,7 @@ def random_walk(spread: float, step: float) -> Assumptions:
     return unweighted(fixed(
         base, gap_points=8.9, gap_drift_noise=spread, release_noise=1e-6, reversion=1e-5,
         compute_weight=1e-6, leader_stock_growth=growth, leader_stock_growth_later=growth,
-        run_growth=1.0, ceiling_flop=1e37, points_per_oom=9.4, frontier_algorithms=3.0,
+        run_growth=1.0, points_per_oom=9.4, frontier_algorithms=3.0, **NO_CEILINGS,
     ))  # fmt: skip
 
 
@@ -69,6 +75,7 @@ def test_lag_at_the_start_by_hand() -> None:
         legal_stock=4e5, smuggled_stock=3e5, domestic_stock=5e5, domestic_usefulness=0.6,
         rented_stock=1e6, follower_research_share=0.3, follower_top_share=0.2, catch_up=10.0,
         leader_stock_growth=3.4, run_growth=1.35, frontier_algorithms=3.0, points_per_oom=10.0,
+        **NO_CEILINGS,
     ))  # fmt: skip
     lag, slope, gap = start(draw_chunk(a, 0, 100).draws)
     assert gap == pytest.approx(np.log10(2.436e6 / 1.2e5), abs=1e-3)
@@ -90,7 +97,7 @@ def test_stocks_add_up_by_hand() -> None:
         legal_stock=1e6, smuggled_stock=1.0, domestic_stock=1.0, rented_stock=1.0,
         legal_per_year_tight=1e5, legal_per_year_as_now=1e5, legal_per_year_loose=1e5,
         legal_growth=4.0, smuggled_per_year=1.0, domestic_per_year=1.0, wear=0.19,
-        leader_stock=1e7, leader_stock_growth=4.0, leader_stock_growth_later=4.0,
+        leader_stock=1e7, leader_stock_growth=4.0, leader_stock_growth_later=4.0, **NO_CEILINGS,
     ))  # fmt: skip
     states = list(simulate(draw_chunk(a, 0, 100).draws, 2, 0.5, path_rng(a, 0)))
     kept = 0.81**0.5

@@ -25,7 +25,7 @@ class Path:
         self.imported = d["legal_stock"] + d["smuggled_stock"]
         self.domestic, self.rented = d["domestic_stock"], d["rented_stock"]
         tight, now, loose = (d[f"legal_per_year_{x}"] for x in ("tight", "as_now", "loose"))
-        self.legal_rate = (tight, now, loose)[int(d["export"])]
+        self.legal_rate, self.decided_rate = now, (tight, now, loose)[int(d["export"])]
         self.smuggled_rate, self.domestic_rate = d["smuggled_per_year"], d["domestic_per_year"]
         self.stock = d["leader_stock"]
         self.research = d["follower_research_share"]
@@ -40,6 +40,20 @@ class Path:
         after = math.log10(d[later]) if later else 0.0
         left = math.exp(-self.years / d[time_constant])
         return after + (math.log10(d[now]) - after) * left
+
+    def watts(self, years: float) -> float:
+        return self.d["watts_per_h100e"] / self.d["efficiency_growth"] ** years
+
+    def ceiling(self, years: float) -> float:
+        """Power, money for five years of chips, and what fabs make until then."""
+        d = self.d
+        dollars = d["usd_per_h100e"] / d["price_performance"] ** years
+        made = d["fab_h100e_per_year"] * (d["fab_growth"] ** years - 1) / math.log(d["fab_growth"])
+        return min(
+            d["power_ceiling_gw"] * 1e9 / self.watts(years),
+            5 * d["spend_ceiling_usd"] / dollars,
+            d["leader_stock"] + d["leader_chip_share"] * made,
+        )
 
     def run(self, chips: float, research: float, top: float) -> float:
         d = self.d
@@ -88,18 +102,27 @@ class Path:
         own = a * ratio ** d["returns_to_research"]
         self.edge += d["unpublished_share"] * (own - a) * STEP
         kept = (1 - d["wear"]) ** STEP
-        self.imported = self.imported * kept + (self.legal_rate + self.smuggled_rate) * STEP
+        decided = self.years >= d["export_decided_years"]
+        legal = self.decided_rate if decided else self.legal_rate
+        self.imported = self.imported * kept + (legal + self.smuggled_rate) * STEP
         self.domestic = self.domestic * kept + self.domestic_rate * STEP
-        closed = d["rental"] == 1
+        closed = d["rental"] == 1 and self.years >= d["rental_decided_years"]
         self.rented *= (
             math.exp(-STEP / d["rental_exit_years"]) if closed else d["rented_growth"] ** STEP
         )
+        fed = d["follower_power_ceiling_gw"] * 1e9 / self.watts(self.years + STEP)
+        left = min(1.0, fed / (self.imported + self.domestic + self.rented))
+        self.imported, self.domestic, self.rented = (
+            left * x for x in (self.imported, self.domestic, self.rented)
+        )
         self.legal_rate *= d["legal_growth"] ** STEP
+        self.decided_rate *= d["legal_growth"] ** STEP
         self.smuggled_rate *= d["smuggled_growth"] ** STEP
         growth = self.faded("domestic_growth", "domestic_growth_later", "slowdown_years")
         self.domestic_rate *= 10 ** (growth * STEP)
         growth = self.faded("leader_stock_growth", "leader_stock_growth_later", "slowdown_years")
-        self.stock *= 10 ** (growth * STEP)
+        grown = self.stock * 10 ** (growth * STEP)
+        self.stock = min(grown, max(self.ceiling(self.years + STEP), self.stock))
         self.bonus += self.faded("run_growth", "", "run_growth_years") * STEP
         self.research = min(self.research * d["follower_research_share_growth"] ** STEP, 0.95)
         self.years += STEP

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from krzem.outlook import Outlook, outlook, shipped
+from krzem.outlook.backtest import FAMILIES
 from krzem.outlook.document import document, plain
 from krzem.outlook.figures import fan_figure, lag_figure, odds_figure, tornado_figure
 from krzem.outlook.page import _blocks
@@ -74,10 +75,15 @@ def test_fan_table_starts_at_the_origin(result: Outlook) -> None:
 
 def test_back_test_table_counts(result: Outlook) -> None:
     text = back_test_table(result.back_test)
-    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
-    assert len(rows) == len(result.back_test.targets)
-    inside = sum(cells(row)[-1] == "yes" for row in rows)
-    assert f"80 % intervals hold {inside} of {len(rows)}." in text
+    families, coverage, targets = (
+        [line for line in part.splitlines() if line.startswith("| ")][2:]
+        for part in text.split("\n\n")
+        if part.startswith("| ")
+    )
+    assert [cells(row)[0] for row in families] == list(FAMILIES)
+    assert len(coverage) == len(result.back_test.cutoffs) == 4
+    assert len(targets) == len(result.back_test.targets)
+    assert sum(int(cells(row)[1]) for row in families) == len(targets)
 
 
 def test_sections_name_every_strong_assumption(result: Outlook) -> None:

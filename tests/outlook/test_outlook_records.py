@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from krzem.outlook import records, shipped
-from krzem.outlook.backtest import assumptions_of_2024
+from krzem.outlook.backtest import assumptions_at
 from krzem.outlook.reproduce import Reproduced, reproduce
 
 ROWS = reproduce()
@@ -43,8 +43,8 @@ def test_a_lag_uses_nothing_later_than_its_day() -> None:
 
 @pytest.mark.parametrize("end", [dt.date(2024, 12, 31), records.LAST_DAY])
 def test_the_assumptions_are_what_the_data_say(end: dt.date) -> None:
-    """The fitted entries of both files, by the same rules, from data up to their origin only."""
-    a = shipped() if end == records.LAST_DAY else assumptions_of_2024()
+    """The fitted entries, by the same rules, from data up to their origin only."""
+    a = shipped() if end == records.LAST_DAY else assumptions_at(end)
     assert a.origin == end
     gap = records.daily_gap(last=end)
     half_year = gap.within(end - dt.timedelta(182), end)
@@ -64,7 +64,7 @@ def test_stocks_of_the_assumptions() -> None:
     assert nvidia is not None
     assert amd is not None
     assert q["legal_stock"].mid == pytest.approx(nvidia[1] + amd[1], rel=0.01)
-    before = assumptions_of_2024().quantities
+    before = assumptions_at(dt.date(2024, 12, 31)).quantities
     assert before["leader_stock"].mid == pytest.approx(records.total("used", 2024), rel=0.01)
     assert before["legal_stock"].mid == pytest.approx(322257, rel=0.01)
     assert records.stock("held", "China AMD", 2023) is None

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     help="Horizon of the odds whose levers are shown.",
 )
 @click.option("--no-levers", is_flag=True, help="Only the forecast: a few seconds instead of tens.")
+@click.option(
+    "--back-test",
+    "back_tested",
+    is_flag=True,
+    help="Only the back-test: four cut-offs, the model and a naive trend, both scored.",
+)
 @click.option("--assumptions", is_flag=True, help="Print the shipped assumptions as TOML and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page to this file.")
@@ -35,6 +41,7 @@ def outlook_command(
     seed: int | None,
     years: float,
     no_levers: bool,
+    back_tested: bool,
     assumptions: bool,
     as_json: bool,
     html: Path | None,
@@ -45,6 +52,7 @@ def outlook_command(
     krzem outlook                             China against the US frontier
     krzem outlook --assumptions > mine.toml   every number it rests on, with its source
     krzem outlook mine.toml                   the same with your numbers
+    krzem outlook --back-test                 what it would have said at the end of 2022 to mid 2025
 
     FILE holds the assumptions that differ; a quantity is a number (then it is certain) or a table
     with low, mid and high (5, 50 and 95 % points).
@@ -57,10 +65,26 @@ def outlook_command(
     if assumptions:
         click.echo(shipped_text(), nl=False)
         return
+    if back_tested:
+        _back_test(as_json)
+        return
     chosen = load(file) if file is not None else shipped()
     given = {"paths": paths, "seed": seed}
     chosen = chosen.with_run(**{k: v for k, v in given.items() if v is not None})
     _run(chosen, None if no_levers else years, as_json, html)
+
+
+def _back_test(as_json: bool) -> None:
+    from krzem.outlook.backtest import back_test
+    from krzem.outlook.document import back_test_document
+    from krzem.outlook.text import back_test_table
+    from krzem.report.text_markdown import fitted
+
+    test = back_test()
+    if as_json:
+        click.echo(json.dumps(back_test_document(test), indent=2))
+    else:
+        click.echo(fitted(back_test_table(test)), nl=False)
 
 
 def _run(chosen: object, years: float | None, as_json: bool, html: Path | None) -> None:

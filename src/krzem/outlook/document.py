@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from krzem.outlook.assumptions import Assumptions
-from krzem.outlook.backtest import LEVELS
+from krzem.outlook.backtest import LEVELS, BackTest
 from krzem.outlook.simulate import QUANTILES, Forecast
 from krzem.outlook.whole import Outlook
 
@@ -19,24 +19,34 @@ SCHEMA = "krzem.outlook/1"
 
 def document(result: Outlook) -> dict[str, Any]:
     """Everything, the assumptions included; odds between 0 and 1, unknown as null."""
-    test = result.back_test
     return {
         "schema": SCHEMA,
         "assumptions": assumptions(result.forecast.assumptions),
         "forecast": _forecast(result.forecast),
+        "definitions": plain(result.definitions),
         "levers": plain(result.levers),
         "beliefs": plain(result.beliefs),
         "statements": [
             {**plain(c), "agrees": c.agrees, "overlaps": c.overlaps} for c in result.comparisons
         ],
-        "back_test": {
-            "targets": [
-                {**plain(t), "inside": {str(p): t.inside(p) for p in LEVELS}} for t in test.targets
-            ],
-            "covered": {str(p): test.covered(p) for p in LEVELS},
-        },
+        "back_test": back_test_document(result.back_test),
         "reproduced": plain(result.reproduced),
         "nats": plain(result.nats),
+    }
+
+
+def back_test_document(test: BackTest) -> dict[str, Any]:
+    """Targets with both scores, verdicts by family and coverage (model, trend, targets)."""
+    return {
+        "targets": [
+            {**plain(t), "inside": {str(p): t.model.inside(p) for p in LEVELS}}
+            for t in test.targets
+        ],
+        "verdicts": [{**plain(v), "better": v.better} for v in test.verdicts],
+        "covered": {str(p): list(test.covered(p)) for p in LEVELS},
+        "covered_by_cutoff": {
+            str(day): {str(p): list(test.covered(p, day)) for p in LEVELS} for day in test.cutoffs
+        },
     }
 
 

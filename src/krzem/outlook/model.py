@@ -31,6 +31,8 @@ OPEN, CLOSED = 0, 1
 
 _MONTH_SECONDS = 365.25 / 12 * 86400
 _MOST_SHARE = np.float32(0.95)
+_CHIP_YEARS = 5.0
+"""How long a chip is in use: what is spent in a year keeps so many years' chips running."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,8 @@ class State:
     leader_run: Array
     """log10 of the FLOP of the largest run."""
     follower_run: Array
+    leader_gw: Array
+    """Power that the leader's chips draw with their buildings, GW."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +67,8 @@ class _Follower:
     domestic: Array = field(init=False)
     rented: Array = field(init=False)
     legal_rate: Array = field(init=False)
+    decided_rate: Array = field(init=False)
+    """The legal rate once the drawn export scenario has come."""
     smuggled_rate: Array = field(init=False)
     domestic_rate: Array = field(init=False)
 
@@ -70,18 +76,29 @@ class _Follower:
         d = self.draws
         self.imported = d["legal_stock"] + d["smuggled_stock"]
         self.domestic, self.rented = d["domestic_stock"], d["rented_stock"]
-        self.legal_rate = np.choose(d["export"].astype(np.int8), [
+        self.legal_rate = d["legal_per_year_as_now"]
+        self.decided_rate = np.choose(d["export"].astype(np.int8), [
             d["legal_per_year_tight"], d["legal_per_year_as_now"], d["legal_per_year_loose"],
         ])  # fmt: skip
         self.smuggled_rate, self.domestic_rate = d["smuggled_per_year"], d["domestic_per_year"]
 
-    def advance(self, domestic_growth: Array, kept: Array, rent: Array) -> None:
-        """One step: wear, additions at the rates of its start, then growth of the rates."""
+    def advance(
+        self, years: float, domestic_growth: Array, kept: Array, rent: Array, most: Array
+    ) -> None:
+        """One step from ``years`` on: wear, additions at the rates of its start, their growth.
+
+        ``most`` is the number of chips (log10) that there is power for.
+        """
         d, h = self.draws, np.float32(self.step)
-        self.imported = self.imported * kept + (self.legal_rate + self.smuggled_rate) * h
+        legal = np.where(years < d["export_decided_years"], self.legal_rate, self.decided_rate)
+        self.imported = self.imported * kept + (legal + self.smuggled_rate) * h
         self.domestic = self.domestic * kept + self.domestic_rate * h
         self.rented = self.rented * rent
+        left = np.minimum(1, np.float32(10) ** most / self.count)
+        self.imported, self.domestic = self.imported * left, self.domestic * left
+        self.rented = self.rented * left
         self.legal_rate = self.legal_rate * _power(d["legal_growth"], h)
+        self.decided_rate = self.decided_rate * _power(d["legal_growth"], h)
         self.smuggled_rate = self.smuggled_rate * _power(d["smuggled_growth"], h)
         self.domestic_rate = self.domestic_rate * domestic_growth
 
@@ -133,8 +150,10 @@ class _World:
         self._research = d["follower_research_share"]
         self._research_growth = _power(d["follower_research_share_growth"], h)
         self._kept = _power(1 - d["wear"], h)
-        left = np.exp(-h / d["rental_exit_years"])
-        self._rent = _array(np.where(d["rental"] == OPEN, _power(d["rented_growth"], h), left))
+        self._rent_left = np.exp(-h / d["rental_exit_years"])
+        self._rent_grown = _power(d["rented_growth"], h)
+        self._ceilings = _Ceilings(d)
+        self._years = 0.0
         self._stock = np.log10(d["leader_stock"])
         self._leader_part = np.log10(d["leader_research_share"] * d["leader_top_share"])
         self._follower_part = np.log10(d["follower_top_share"])
@@ -181,6 +200,7 @@ class _World:
             follower_stock=self._chips.count,
             leader_run=leader,
             follower_run=follower,
+            leader_gw=np.float32(10) ** (self._stock + self._ceilings.log_watts(years) - 9),
         )
 
     def advance(self) -> None:
@@ -190,11 +210,54 @@ class _World:
         ratio = theirs - self._stock - np.log10(d["leader_research_share"])
         own = self._algorithms * _power(np.float32(10), d["returns_to_research"] * ratio)
         self._edge = self._edge + d["unpublished_share"] * (own - self._algorithms) * self._h
-        self._stock = self._stock + self._pace.stock_step()
+        kept_open = (d["rental"] == OPEN) | (self._years < d["rental_decided_years"])
+        rent = _array(np.where(kept_open, self._rent_grown, self._rent_left))
+        then = self._years + float(self._h)
+        grown = self._stock + self._pace.stock_step()
+        self._stock = np.minimum(grown, np.maximum(self._ceilings.leader(then), self._stock))
         self._both = self._both + self._pace.both_step()
-        self._chips.advance(self._pace.domestic_step(), self._kept, self._rent)
+        most = self._ceilings.follower(then)
+        self._chips.advance(self._years, self._pace.domestic_step(), self._kept, rent, most)
+        self._years = then
         self._pace.advance()
         self._research = np.minimum(self._research * self._research_growth, _MOST_SHARE)
+
+
+class _Ceilings:
+    """The most chips there can be, log10 H100e, for want of power, money or wafers.
+
+    power   GW / watts per H100e, with chips that need less each year
+    money   dollars a year x years of use / dollars per H100e, with chips that cost less
+    fabs    the stock there is, and the group's share of all that fabs can make until then
+    """
+
+    def __init__(self, draws: Draws) -> None:
+        self._d = draws
+        self._stock = draws["leader_stock"]
+        self._per_watt = np.log10(draws["efficiency_growth"])
+        self._per_dollar = np.log10(draws["price_performance"])
+
+    def log_watts(self, years: float) -> Array:
+        """log10 of the watts that one H100e takes with its share of the building."""
+        return _array(np.log10(self._d["watts_per_h100e"]) - self._per_watt * years)
+
+    def power(self, gw: Array, years: float) -> Array:
+        """The chips that so many GW can feed."""
+        return _array(np.log10(gw) + 9 - self.log_watts(years))
+
+    def leader(self, years: float) -> Array:
+        """The least of the three for the leader."""
+        d = self._d
+        price = np.log10(d["usd_per_h100e"]) - self._per_dollar * years
+        money = np.log10(d["spend_ceiling_usd"] * np.float32(_CHIP_YEARS)) - price
+        made = d["fab_h100e_per_year"] * np.expm1(np.log(d["fab_growth"]) * np.float32(years))
+        fabs = np.log10(self._stock + d["leader_chip_share"] * made / np.log(d["fab_growth"]))
+        least = np.minimum(self.power(d["power_ceiling_gw"], years), np.minimum(money, fabs))
+        return _array(least)
+
+    def follower(self, years: float) -> Array:
+        """Power alone: its chips are counted by where they come from."""
+        return self.power(self._d["follower_power_ceiling_gw"], years)
 
 
 class _Pace:

@@ -74,6 +74,13 @@ def not_comparable() -> tuple[Mapping[str, str], ...]:
     return tuple(MappingProxyType(row) for row in _file()["not_comparable"])
 
 
+@cache
+def arena() -> tuple[float, tuple[float, ...]]:
+    """The gap on Arena text in points, and how far it may wander per square root of a year."""
+    table = _file()["arena"]
+    return float(table["gap"]), tuple(map(float, table["wander"]))
+
+
 def compare(result: Forecast) -> tuple[Comparison, ...]:
     """Every statement against the forecast; a stated condition is simulated as such."""
     last = float(result.years[-1])

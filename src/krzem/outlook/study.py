@@ -44,7 +44,7 @@ def study_text(result: Outlook, stem: str) -> str:
         f"Written by `{COMMAND}`; change nothing here by hand. How the model works: "
         "[outlook.md](../outlook.md). Data of Epoch AI are used under CC BY.",
     ]
-    pictures = {1: ["odds"], 2: ["fan", "lag"], 3: ["tornado"]}
+    pictures = {2: ["odds"], 3: ["fan", "lag"], 4: ["tornado"]}
     for i, (title, body) in enumerate(sections(result)):
         lines += ["", f"## {'Summary' if i == 0 else title}", "", body]
         for name in pictures.get(i, ()):

@@ -12,7 +12,7 @@ from krzem.outlook.reproduce import Reproduced
 from krzem.outlook.sensitivity import Belief, Beliefs, Levers
 from krzem.outlook.simulate import QUANTILES, Forecast
 from krzem.outlook.statements import ODDS, Comparison, not_comparable
-from krzem.outlook.whole import Nats, Outlook
+from krzem.outlook.whole import Definition, Nats, Outlook
 
 Cells = Sequence[str]
 
@@ -29,6 +29,7 @@ def sections(result: Outlook) -> Iterable[tuple[str, str]]:
     f = result.forecast
     a = f.assumptions
     yield a.title, _summary(result)
+    yield 'Odds by what "ahead" means', _definitions(result.definitions)
     yield "Chance of having been ahead", odds_table(f)
     yield f"How far {a.follower} are behind (5, 50 and 95 % points)", fan_table(f)
     if result.levers is not None:
@@ -44,7 +45,7 @@ def sections(result: Outlook) -> Iterable[tuple[str, str]]:
             "\n\n".join(_belief_block(b, result.comparisons) for b in result.beliefs),
         )
     yield (
-        "Back-test: known at the end of 2024, held against 2025 and 2026",
+        "Back-test: the model and a naive trend at four days of the past",
         back_test_table(result.back_test),
     )
     yield "Published figures reproduced from the inputs", _reproduced(result.reproduced)
@@ -84,10 +85,11 @@ def odds_table(f: Forecast) -> str:
 def fan_table(f: Forecast) -> str:
     """Lag, gap, ratio of runs and chips by year."""
     head = ["years", "until", "months", "ECI points", "largest run, times",
-            "leader M H100e", "follower M H100e"]  # fmt: skip
+            "leader M H100e", "leader GW", "follower M H100e", "leader's record"]  # fmt: skip
     names = (("lag_months", 1.0, "{:.1f}".format), ("gap_points", 1.0, "{:.1f}".format),
              ("run_ratio", 1.0, _three_digits), ("leader_stock", 1e-6, _three_digits),
-             ("follower_stock", 1e-6, _three_digits))  # fmt: skip
+             ("leader_gw", 1.0, _three_digits), ("follower_stock", 1e-6, _three_digits),
+             ("leader_level", 1.0, "{:.0f}".format))  # fmt: skip
     rows = []
     for n in (0.0, *_years(f)):
         cells = [f"{n:g}", _date(f, n)]
@@ -95,25 +97,45 @@ def fan_table(f: Forecast) -> str:
             three = (_at(f, f.fans[name][:, QUANTILES.index(q)], n) for q in (0.05, 0.5, 0.95))
             cells.append(" / ".join(shown(x * factor) for x in three))
         rows.append(cells)
-    return table(head, rows, 5)
+    return table(head, rows, 7)
 
 
 def back_test_table(test: BackTest) -> str:
-    """Every target, then the coverage."""
+    """Model against trend by family, coverage by cut-off, then every target."""
+    families = [
+        (v.family, f"{v.count}", *(f"{x:.3g}" for x in v.crps),
+         *(f"{x:.2f}" for x in v.log_density), *(f"{n}" for n in v.inside_80), v.better)
+        for v in test.verdicts
+    ]  # fmt: skip
+    head = ("family", "targets", "CRPS, model", "CRPS, trend", "log score, model",
+            "log score, trend", "in the model's 80 %", "in the trend's 80 %", "better")  # fmt: skip
+    coverage = [
+        (f"{day}", *(f"{a} and {b} of {n}" for a, b, n in (test.covered(x, day) for x in LEVELS)))
+        for day in test.cutoffs
+    ]
+    within = tuple(f"in the {100 * level:.0f} %, model and trend" for level in LEVELS)
     rows = [
-        (t.what, t.unit, f"{t.actual:,.4g}", f"{t.low:,.4g}", f"{t.mid:,.4g}", f"{t.high:,.4g}",
-         f"{100 * t.place:.0f} %", "yes" if t.inside(0.8) else "no")
+        (f"{t.cutoff}", t.family, t.what, t.unit, f"{t.actual:,.4g}", f"{t.low:,.4g}",
+         f"{t.mid:,.4g}", f"{t.high:,.4g}", f"{t.trend_mid:,.4g}", f"{100 * t.model.place:.0f} %")
         for t in test.targets
     ]  # fmt: skip
-    head = ("target", "unit", "actual", "5 %", "median", "95 %", "actual lies at", "in the 80 %")
-    count = len(test.targets)
-    lines = [f"{100 * level:.0f} % intervals hold {test.covered(level)} of {count}."
-             for level in LEVELS]  # fmt: skip
-    return table(head, rows, 6) + "\n\n" + " ".join(lines) + " " + (
-        "Several targets are one thing at two dates, so this is fewer than "
-        f"{count} independent tests; the sizes of the noises, the scale of the index and the "
-        "weight of compute were not blind to 2025-26."
-    )  # fmt: skip
+    columns = ("seen from", "family", "target", "unit", "actual", "5 %", "median", "95 %",
+               "trend's median", "actual lies at")  # fmt: skip
+    return "\n\n".join([
+        table(head, families, 8),
+        "CRPS: lower is better; log score: higher is better. Where the trend does better, it is "
+        "used in place of the model. Targets of one cut-off hang together: there are about a dozen "
+        "independent ones.",
+        table(("seen from", *within), coverage, 3),
+        table(columns, rows, 6),
+    ])  # fmt: skip
+
+
+def _definitions(rows: Sequence[Definition]) -> str:
+    years = [y for y, _ in rows[0].odds]
+    body = [(d.means, d.index, d.source, *(_percent(p) for _, p in d.odds)) for d in rows]
+    head = ("ahead means", "by", "from", *("1 year" if y == 1 else f"{y:g} years" for y in years))
+    return table(head, body, len(years))
 
 
 def _summary(result: Outlook) -> str:
@@ -128,7 +150,15 @@ def _summary(result: Outlook) -> str:
         f"{three:g} years, {_percent(f.odds(five))} within {five:g} (standard error "
         f"{100 * f.error(five):.1f} points; the assumptions matter far more).",
         f"Ahead in trend, without the luck of release dates: {_percent(_at(f, f.ahead, five))} "
-        f"after {five:g} years.",
+        f"after {five:g} years. By other definitions the odds are others: see the next table.",
+        "In the back-test the model beats a naive trend on "
+        + ", ".join(v.family for v in result.back_test.verdicts if v.better == "model")
+        + "; the trend is used for "
+        + (
+            ", ".join(v.family for v in result.back_test.verdicts if v.better == "trend")
+            or "nothing"
+        )
+        + ".",
         f"{judged} of {len(a.quantities)} quantities are our judgement; all of them can be changed "
         "in a TOML file (`krzem outlook --assumptions` prints them).",
     ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from krzem.outlook import records, trend
 from krzem.outlook.assumptions import Assumptions
 from krzem.outlook.backtest import BackTest, back_test
 from krzem.outlook.reproduce import Reproduced, reproduce
 from krzem.outlook.sensitivity import Beliefs, Levers, beliefs, count_of_levers, levers
-from krzem.outlook.simulate import Forecast, forecast
-from krzem.outlook.statements import ODDS, Comparison, compare
+from krzem.outlook.simulate import QUANTILES, Forecast, forecast
+from krzem.outlook.statements import ODDS, Comparison, arena, compare
 from krzem.plan.laws import loss_law
 
 STRONGEST = 8
@@ -31,10 +35,23 @@ class Nats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """One meaning of "ahead" and its odds."""
+
+    means: str
+    index: str
+    """Whose measure says so."""
+    source: str
+    odds: tuple[tuple[float, float], ...]
+    """Years from the origin, and the chance."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
     """The forecast with everything that puts it in its place."""
 
     forecast: Forecast
+    definitions: tuple[Definition, ...]
     comparisons: tuple[Comparison, ...]
     reproduced: tuple[Reproduced, ...]
     back_test: BackTest
@@ -58,6 +75,9 @@ def outlook(
     """Simulate, compare, back-test; with ``lever_years`` also the levers of those odds."""
     paths = assumptions.run.paths
     result = forecast(assumptions, workers=workers, progress=lambda n: advance("paths", n / paths))
+    test = back_test()
+    if test.better("US record") == "trend" and assumptions.origin == records.LAST_DAY:
+        result = _with_level_by_trend(result)
     comparisons = compare(result)
     moved: Levers | None = None
     believed: tuple[Beliefs, ...] = ()
@@ -68,13 +88,78 @@ def outlook(
         believed = _beliefs(assumptions, comparisons, moved, years, advance)
     return Outlook(
         forecast=result,
+        definitions=definitions(result),
         comparisons=comparisons,
         reproduced=reproduce(result),
-        back_test=back_test(),
+        back_test=test,
         levers=moved,
         beliefs=believed,
         nats=_nats(result),
     )
+
+
+TESTED_YEARS = 2.0
+"""How far ahead the back-test has tried the trend."""
+
+
+def _with_level_by_trend(f: Forecast) -> Forecast:
+    """The forecast with the leader's record from the trend, and the follower's below it by the gap.
+
+    The back-test found the trend the better of the two for the record's level, up to two years
+    ahead; from there the model's own growth is added.
+    """
+    fan = f.fans["leader_level"]
+    middle = QUANTILES.index(0.5)
+    z = np.array([-1.6449, -1.2816, -0.6745, 0.0, 0.6745, 1.2816, 1.6449])
+    last = int(np.searchsorted(f.years, TESTED_YEARS, side="right")) - 1
+    leader = np.array(fan)
+    for k, years in enumerate(f.years):
+        said = trend.level("US", f.assumptions.origin, float(min(years, f.years[last])))
+        assert said is not None, "the records hold more than four models"
+        grown = fan[k] - fan[k, middle] if k > last else np.zeros_like(z)
+        start = fan[last, middle] if k > last else fan[k, middle]
+        mean = said.mean + fan[k, middle] - start
+        leader[k] = mean + np.sign(z) * np.hypot(z * said.sd, grown)
+    below = f.fans["gap_points"][:, middle, None]
+    spread = (f.fans["gap_points"] - below) ** 2 + (leader - leader[:, middle, None]) ** 2
+    follower = leader[:, middle, None] - below + np.sign(z) * np.sqrt(spread)
+    return replace(f, fans={**f.fans, "leader_level": leader, "follower_level": follower})
+
+
+def definitions(f: Forecast) -> tuple[Definition, ...]:
+    """The odds by what "ahead" is taken to mean."""
+    years = [y for y in (1.0, 3.0, 5.0, 10.0) if y <= f.years[-1]]
+    index, ours = "Epoch's capability index (ECI)", "this model"
+    gap = f.assumptions.quantities["gap_points"].mid
+    walk = trend.wander(records.daily_gap().points)
+    votes, wanders = arena()
+    since = dt.date(2024, 1, 1)
+    drift = records.record_slope("US", since).per_year - records.record_slope("CN", since).per_year
+
+    def curve(values: object) -> tuple[tuple[float, float], ...]:
+        array = np.asarray(values, dtype=np.float64)
+        return tuple((y, float(np.interp(y, f.years, array))) for y in years)
+
+    def walked(start: float, sd: float, rate: float) -> tuple[tuple[float, float], ...]:
+        return tuple((y, trend.ever_ahead(start, sd, rate, y)) for y in years)
+
+    return (
+        Definition(means="a released model has led at some time until then", index=index,
+                   source=ours, odds=curve(f.ever)),
+        Definition(means="the same, by a random walk of the gap and nothing else", index=index,
+                   source=f"gap {gap:.1f}, wandering {walk:.1f} points per root year",
+                   odds=walked(gap, walk, 0.0)),
+        Definition(means="the same walk, widening as since 2024", index=index,
+                   source=f"{drift:+.1f} points a year", odds=walked(gap, walk, drift)),
+        Definition(means="ahead in trend on that day, luck of release dates left out", index=index,
+                   source=ours, odds=curve(f.ahead)),
+        Definition(means="the larger training run on that day", index="FLOP of the largest run",
+                   source=ours, odds=curve(f.larger_run)),
+        *(Definition(means="a model has led at some time until then", index="votes on Arena text",
+                     source=f"a walk from {votes:.0f} points (March 2026, Stanford AI Index), "
+                            f"{sd:.0f} per root year: judgement", odds=walked(votes, sd, 0.0))
+          for sd in wanders),
+    )  # fmt: skip
 
 
 def _beliefs(
