@@ -95,7 +95,7 @@ def test_a_replaced_rule_says_so() -> None:
 
 
 def test_a_disagreement_that_decides_is_weighed() -> None:
-    decided = "With it: Use (US rules): use at home: risk under US law"
+    decided = "With it: Use (US rules): at home: risk under US law"
     assert decided in one_line(text_of("mlu590"))
     assert "The verdict is the same with it." in one_line(text_of("h100-pcie"))
 
@@ -105,10 +105,10 @@ def test_golden_rows_of_the_table() -> None:
     lines = format_table([verdict(c, DAY) for c in chips], load_rules()).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("chip "))
     assert [line.replace("not barred", "...") for line in lines[start + 2 : start + 6]] == [
-        "nvidia-h20-sxm-96    2,368   2.91  licence                         discouraged, ...",
-        "nvidia-b200-sxm     36,000  22.11  presumption of denial           discouraged, ...",
-        "huawei-ascend-910c  12,032   9.04  use at home: risk under US law  -",
-        "google-tpu-v4        4,400      ?  depends on PD                   -",
+        "nvidia-h20-sxm-96    2,368   2.91  licence                       discouraged, ...",
+        "nvidia-b200-sxm     36,000  22.11  presumption of denial         discouraged, ...",
+        "huawei-ascend-910c  12,032   9.04  at home: risk under US law    -",
+        "google-tpu-v4        4,400      ?  depends on PD                 -",
     ]
 
 

@@ -124,7 +124,7 @@ def test_four_kinds_of_answer_have_four_kinds_of_words() -> None:
         summary(verdict("v100-sxm2-32", day, "CN")),
     ]
     assert words == [
-        "use: use presumed in breach of GP 10",
+        "use: presumed in breach of GP 10",
         "export: licence exception, no notice",
         "export: rented time: no export, under review",
         "import: discouraged, not barred",

@@ -37,7 +37,7 @@ def standing(pool: Pool, goal: FleetGoal, rules: RuleSet | None = None) -> Stand
         acquired=pool.acquired if pool.acquired and pool.acquired <= on else None,
         rules=rules,
     )
-    return Standing(lawful=found.clear is True, words=f"{summary(found)} ({_where(pool, on)})")
+    return Standing(lawful=found.clear is True, words=f"{summary(found)}; {_where(pool, on)}")
 
 
 def _rents(pool: Pool) -> bool:
