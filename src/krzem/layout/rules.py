@@ -16,7 +16,7 @@ import numpy as np
 from krzem.errors import LayoutError
 from krzem.layout.arrays import CONTEXTS, SCHEDULES, Layouts, pack
 from krzem.layout.layout import ContextParallel, Layout, Schedule
-from krzem.model.architecture import Architecture
+from krzem.model.architecture import Architecture, RecurrenceKind
 
 Array = Any
 
@@ -40,13 +40,21 @@ class Problem:
     @property
     def heads(self) -> tuple[int, ...]:
         """Distinct numbers of query heads."""
-        return tuple({r.layer.attention.heads for r in self.architecture.runs})
+        return tuple({r.layer.attention.heads for r in self.architecture.runs} - {0})
 
     @property
     def kv_heads(self) -> tuple[int, ...]:
         """Distinct numbers of key-value heads that tensor parallelism cuts."""
         kinds = [r.layer.attention for r in self.architecture.runs]
         return tuple({a.kv_heads for a in kinds if a.kv_lora_rank is None and a.kv_heads > 1})
+
+    @property
+    def states(self) -> tuple[tuple[int, int], ...]:
+        """Heads and groups of keys of recurrent mixers, whose states lie on one rank each."""
+        found = self.architecture.recurrences
+        return tuple(
+            (r.heads, r.key_heads) for r in found if r.kind is not RecurrenceKind.CONVOLUTION
+        )
 
     @property
     def dense_widths(self) -> tuple[int, ...]:
@@ -90,6 +98,15 @@ def _heads(p: Problem, x: Layouts) -> Array:
         ok &= heads % x.tp == 0
     for kv in p.kv_heads:
         ok &= (kv % x.tp == 0) | (x.tp % kv == 0)
+    return ok
+
+
+def _states(p: Problem, x: Layouts) -> Array:
+    """Ranks of tensor and context parallelism hold whole states over the whole sequence."""
+    ok = np.ones(np.shape(x.tp), dtype=bool)
+    for heads, groups in p.states:
+        ranks = x.tp * x.cp
+        ok &= (heads % ranks == 0) & ((groups % ranks == 0) | (ranks % groups == 0))
     return ok
 
 
@@ -199,6 +216,15 @@ RULES: tuple[Rule, ...] = (
         lambda p, x: (
             f"tp={x.tp} does not divide the attention heads {_list(p.heads)} (and divide, "
             f"or be a multiple of, the key-value heads {_list(p.kv_heads)})"
+        ),
+    ),
+    Rule(
+        "states",
+        _states,
+        lambda p, x: (
+            f"tp*cp = {x.tp * x.cp} ranks do not divide the states of the recurrent layers: "
+            f"(heads, groups of keys) = {_list(tuple(pair[0] for pair in p.states))} and "
+            f"{_list(tuple(pair[1] for pair in p.states))}"
         ),
     ),
     Rule(

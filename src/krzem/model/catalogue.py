@@ -79,9 +79,17 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Architecture:
     if not isinstance(name_or_path, str) or _is_path(text):
         return read_config(name_or_path)
     known = _find(text)
+    if known is None and _HUB_ID.fullmatch(text):
+        raise UnknownNameError("model", text, _facts(), _HUB_HINT.format(text))
     if known is None and (os.sep in text or text.endswith(".json") or _exists(text)):
         return read_config(text)
     return _load(known or _resolve(text))
+
+
+def is_built_in(architecture: Architecture) -> bool:
+    """Whether an architecture was read from a built-in config, not from a file of that name."""
+    fact = _facts().get(architecture.name)
+    return fact is not None and fact.source == architecture.source
 
 
 def load_model_config(name_or_path: str | os.PathLike[str]) -> tuple[dict[str, object], str]:
@@ -129,11 +137,11 @@ def _resolve(name: str) -> str:
 
 
 def _find(name: str) -> str | None:
-    """The id that ``name`` means: exactly, else as the only one that begins with its words."""
+    """The id that ``name`` means: exactly, but for variants of the same shape, or by its start."""
     if len(name) > 100:
         return None
     words = _words(name)
-    exact = _spellings().get(_squeeze(words))
+    exact = _spellings().get(_squeeze(words)) or _spellings().get(_squeeze(_shape_words(words)))
     if exact is not None or not words:
         return exact
     begun = {fact.id for fact in _facts().values() if _words(fact.id)[: len(words)] == words}
@@ -143,6 +151,27 @@ def _find(name: str) -> str | None:
 def _words(name: str) -> tuple[str, ...]:
     """``org/Name-8B_it`` as ("name", "8b", "it")."""
     return tuple(re.findall(r"[^-_ ]+", name.lower().rsplit("/", 1)[-1]))
+
+
+def _shape_words(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Words without the vendor before and without what follows that leaves the shape as it is."""
+    first = 1 if words[:1] and words[0] in _VENDORS else 0
+    last = len(words)
+    while last > first and _VARIANT.fullmatch(words[last - 1]):
+        last -= 1
+    return words[first:last]
+
+
+_VENDORS = frozenset({"meta", "nvidia"})
+_VARIANT = re.compile(
+    r"base|instruct|it|pt|chat|hf|thinking|reasoning|bf16|fp8|nvfp4|mxfp4|v0\.\d|\d{4}|\d{6}|\d{8}"
+)
+"""What Hub ids end with for another training stage, format of weights or date."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/(?!.*\.json$)[A-Za-z0-9][\w.-]*")
+_HUB_HINT = (
+    "It is neither built in nor a path here. `hf download {} config.json --local-dir .` fetches "
+    "the config of a Hub id; give its path. See `krzem models`."
+)
 
 
 def _squeeze(words: tuple[str, ...]) -> str:

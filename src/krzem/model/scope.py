@@ -126,7 +126,7 @@ class Scope:
         if key is None or value is None:
             if strict and isinstance(default, int):
                 self.fields.missing(names)
-            if key is None and isinstance(default, int) and not isinstance(default, bool):
+            if key is None and default and isinstance(default, int) and default is not True:
                 self.assumed[name] = default
             return default if key is None else None
         self._fits(key, value, default)

@@ -20,6 +20,7 @@ from krzem.layout.arrays import pack
 from krzem.layout.layout import Layout
 from krzem.layout.rules import check
 from krzem.layout.space import Space
+from krzem.model.catalogue import is_built_in
 from krzem.model.parameters import count
 from krzem.plan.assumed import (
     Ends,
@@ -387,8 +388,9 @@ def _front(found: Found, most: int = 40) -> tuple[FrontPoint, ...]:
 
 
 def _notes(task: Task) -> tuple[str, ...]:
-    cluster, device = task.cluster, task.cluster.device
-    notes = [*cluster.notes, *(assumption(device, a) for a in cluster.assumed.values())]
+    cluster, device, model = task.cluster, task.cluster.device, task.architecture
+    notes = [] if is_built_in(model) else [f"{model.name}: {note}" for note in model.notes]
+    notes += [*cluster.notes, *(assumption(device, a) for a in cluster.assumed.values())]
     if device.device_is != "card":
         notes.append(f"one device is {device.device_is} of {device.name}")
     return tuple(notes)

@@ -60,6 +60,7 @@ def _model(model_id: str) -> dict[str, Any]:
         "source": fact.source,
         "date": fact.date,
         "note": fact.note,
+        "reading": list(architecture.notes),
         "recipe": _recipe(recipe_of(model_id)),
     }
 
