@@ -150,3 +150,9 @@ def test_choices_that_nobody_stated_are_said() -> None:
     notes.clear()
     read_tuning("qlora", "64", "q_proj,v_proj", notes)
     assert notes == []
+
+
+def test_a_published_recipe_is_of_pre_training_and_not_of_tuning() -> None:
+    with pytest.raises(GoalError, match=r"fine-tuning llama-3.1-8b .* give --tokens .*--batch"):
+        settle(Question(model="llama-3.1-8b", on="nvidia-h100-sxm:8", finetune="lora"))
+    assert settle(Question(model="llama-3.1-8b", on="nvidia-h100-sxm:8", global_batch=64)).whole

@@ -87,7 +87,7 @@ def test_what_the_user_gives_is_marked_as_given(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('device = "h100"\ndevices = 16\nscale_out_bandwidth = "100 Gbit/s"\n'
                     'price = "$2/h"\n[measured]\nbf16 = "650 TFLOP/s"\n')  # fmt: skip
-    found = explain("qwen3-0.6b", on=file, layout="tp=1", global_batch=64).as_dict()
+    found = explain("qwen3-0.6b", on=file, layout="tp=1", batch=64).as_dict()
     facts = {fact["what"]: fact for fact in found["facts"]}
     assert facts["scale-out bandwidth per device"]["confidence"] == "given"
     assert facts["usd per device hour"]["confidence"] == "given"
@@ -96,14 +96,14 @@ def test_what_the_user_gives_is_marked_as_given(tmp_path: Path) -> None:
 
 
 def test_what_nobody_published_is_null_with_a_sentence() -> None:
-    run = explain("qwen3-0.6b", on="v100:16", layout="tp=1", global_batch=64).as_dict()["whole_run"]
+    run = explain("qwen3-0.6b", on="v100:16", layout="tp=1", batch=64).as_dict()["whole_run"]
     assert run["cost_usd"] is None
     assert any("price" in sentence for sentence in run["unknown"])
 
 
 def test_a_comparison_says_who_is_best_and_who_makes_it() -> None:
-    found = compare("qwen3-0.6b", on=["h100:16", "a100:16"], global_batch=64, deadline="900d",
-                    alternatives=1).as_dict()  # fmt: skip
+    found = compare("qwen3-0.6b", on=["h100:16", "a100:16"], batch=64, deadline="900d",
+                    top=1).as_dict()  # fmt: skip
     assert found["schema"] == "krzem.compare/1"
     assert found["best"]["days"] == 0
     assert len(found["makes_deadline"]) == len(found["plans"]) == 2
@@ -114,8 +114,8 @@ def test_a_comparison_says_who_is_best_and_who_makes_it() -> None:
 
 
 def test_mfu_of_different_precisions_is_not_ranked() -> None:
-    alike = compare("qwen3-0.6b", on=["h100:16", "a100:16"], global_batch=64).as_dict()
-    apart = compare("qwen3-0.6b", on=["h100:16", "v100:16"], global_batch=64).as_dict()
+    alike = compare("qwen3-0.6b", on=["h100:16", "a100:16"], batch=64).as_dict()
+    apart = compare("qwen3-0.6b", on=["h100:16", "v100:16"], batch=64).as_dict()
     assert alike["best"]["mfu"] is not None
     assert apart["best"]["mfu"] is None
 

@@ -46,7 +46,9 @@ class Picker:
         """Raise GoalError that names every option that is wanting."""
         if self.wanting:
             whose = f"the training recipe of {shorten(self.name, 60)} is not published"
-            if self.recipe is not None:
+            if self.question.finetune:
+                whose = f"fine-tuning {shorten(self.name, 60)} has no published recipe"
+            elif self.recipe is not None:
                 whose = f"not all of {self.name}'s training recipe is published"
             raise GoalError(f"{whose}: give {' and '.join(self.wanting)}")
 

@@ -150,7 +150,9 @@ def settle(question: Question) -> Asked:
     date = check_software_date(date, today)
     start = None if question.start is None else _day("--start", question.start)
     config = config_of(question.model, architecture)
-    recipe = recipe_of(architecture.name) if is_built_in(architecture) else None
+    # What is published is pre-training: of another run than the tuning of its weights.
+    pre_training = is_built_in(architecture) and not question.finetune
+    recipe = recipe_of(architecture.name) if pre_training else None
     picker = Picker(question, architecture.name, recipe)
     engine = engine_for(
         cluster, _emitting(question.engine, question.emits), architecture,

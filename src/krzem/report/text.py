@@ -142,7 +142,8 @@ def setting_part(document: Document) -> Iterator[str]:
         sizes += f", {count(model['mtp_parameters'])} more for multi-token prediction"
     yield from paragraph(f"{sizes}; {model['layers']} layers of {model['hidden']:,}", "Model    ")
     yield from paragraph(
-        f"{cluster['nodes']:,} nodes of {cluster['devices_per_node']}; per device "
+        f"{cluster['nodes']:,} node{'' if cluster['nodes'] == 1 else 's'} of"
+        f" {cluster['devices_per_node']}; per device "
         f"{plain(cluster['memory_gib'])} GiB at {plain(cluster['memory_gb_per_s'])} GB/s, "
         f"{plain(cluster['scale_up_gb_per_s'])} GB/s to {cluster['scale_up_domain']} devices, "
         f"{plain(cluster['scale_out_gb_per_s'])} GB/s beyond",
