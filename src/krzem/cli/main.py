@@ -33,6 +33,10 @@ VERBS = {
         at="krzem.jobs.command:check_command",
         help="Your own job and its log: as fast as it can be, and what to change.",
     ),
+    "design": Verb(
+        at="krzem.cli.design:design_command",
+        help="The shape of a mixture of experts that suits a cluster.",
+    ),
     "ui": Verb(at="krzem.cli.ui:ui_command", help="A page in the browser: what if?", extra="ui"),
     "mcp": Verb(
         at="krzem.cli.ui:mcp_command", help="Tools for programs: a server of MCP.", extra="mcp"

@@ -193,7 +193,7 @@ def _planned(
     tokens = flop / FLOP_PER_PARAMETER_TOKEN / parameters
     sequence = base.sequence or 8192
     given = base.global_batch is not None or base.batch_tokens is not None
-    batch = base.global_batch if given else _batch(flop, sequence, cluster.devices)
+    batch = base.global_batch if given else batch_of(flop, sequence, cluster.devices)
     asked = settle(
         replace(
             base, model=architecture, on=cluster, tokens=round(tokens), sequence=sequence,
@@ -211,7 +211,7 @@ def _name(config: dict[str, Any]) -> str:
     return f"dense-{parameters / 1e9:.3g}b"
 
 
-def _batch(flop: float, sequence: Written, devices: int) -> int:
+def batch_of(flop: float, sequence: Written, devices: int) -> int:
     """Sequences a step: ``0.292 C^0.3271`` tokens, as a power of two times what devices share."""
     assert "0.2920*C^0.3271" in scaling_laws()["deepseek_llm_2024"]["form"]
     wanted = 0.2920 * flop**0.3271 / parse_count(sequence)
