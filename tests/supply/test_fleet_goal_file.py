@@ -66,7 +66,7 @@ def test_domestic_is_by_the_vendors_country() -> None:
 def test_lawfulness_counts_the_day_on_which_devices_were_obtained() -> None:
     found = goal(
         {"name": "old", "on": "h800:8", "acquired": "2023-06-01", "rent": "$2/h"},
-        {"name": "new", "on": "h800:8"},
+        {"name": "new", "on": "h800:8", "buy": "$30000"},
         {"name": "home", "on": "910c:16"},
         to="CN",
     )

@@ -18,6 +18,8 @@ PAGE = click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page to this file."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+CALLS = ["eurohpc", "eurohpc-ai", "incite", "alcc", "nairr", "gcs", "nhr", "cscs"]
+"""Tables of facts/proposals.toml."""
 PATIENCE = 2.0
 """Seconds without a word."""
 
@@ -99,18 +101,22 @@ def fleet_command(
 
 
 @click.command("infer")
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("--tokens", help="Tokens that were trained, such as 33T.  [default: as published]")
 @click.option("--seq", "sequence", help="Tokens per sequence, such as 4k.")
 @click.option("--batch", "global_batch", help="Sequences per step.")
+@click.option("--batch-tokens", help="The same in tokens, such as 4M.")
 @click.option("--precision", help="bf16, fp8-block, ...  [default: as published]")
 @click.option("--hours", help="Published card-hours, such as 2.7M.")
 @click.option(
     "--days", metavar="LOW-HIGH", help="How long the run may have lasted, such as 45-120."
 )
 @click.option("--cards", type=click.IntRange(min=1), help="Published number of cards.")
-@click.option("--done", metavar="MONTH", help="Year-month of the end: later devices are left out.")
-@click.option("--devices", help="Candidate kinds, separated by commas.  [default: a list]")
+@click.option("--done", metavar="MONTH", help="Year-month of the end: says what was on the market.")
+@click.option("--lab", help="Who trained it: says the engine, and whose chips are likely.")
+@click.option("--country", help="Where its machines stood: says what could be had there.")
+@click.option("--engine", help="Training engine.  [default: that of the laboratory and chip]")
+@click.option("--devices", help="Candidate kinds, separated by commas.  [default: the catalogue]")
 @click.option("--stock", help="Cards the owner may have had: h800=10000,h20-141=30000.")
 @click.option(
     "--assume-interruptions",
@@ -118,23 +124,37 @@ def fleet_command(
     metavar="DAYS",
     help="Device-days between interruptions, for kinds of which nobody has published them.",
 )
+@click.option(
+    "--judge", is_flag=True, help="Ask about every known run instead, its hardware left out."
+)
 @JSON
 @PAGE
-def infer_command(as_json: bool, html: Path | None, **given: Any) -> None:
+def infer_command(judge: bool, as_json: bool, html: Path | None, **given: Any) -> None:
     """Which fleet must a published run have used?
 
     Odds of device kinds and numbers from what is published of a run, by the planner's own step
     times and their uncertainty.
 
     \b
-    krzem infer deepseek-v3 --hours 2.664M --days 50-60 --done 2024-12
+    krzem infer deepseek-v3 --hours 2.664M --days 50-60 --done 2024-12 --lab deepseek --country CN
     krzem infer deepseek-v4-pro --days 60-150 --done 2026-04 --stock h800=10000,h20-141=30000
+    krzem infer --judge                 # is it right?  47 runs whose hardware is known
     """
     from krzem.supply import text
     from krzem.supply.document import infer_document
     from krzem.supply.infer import infer
 
     _writable(html)
+    if judge:
+        from krzem.supply.document import judge_document
+        from krzem.supply.judge import every
+
+        found = judge_document(list(every(_progress(as_json))))
+        _show(found, text.judge_text, as_json)
+        _page(html, lambda: _pages().text_page("krzem infer --judge", text.judge_text(found)))
+        return
+    if given["model"] is None:
+        raise InputError("which model?  krzem infer deepseek-v3 --hours 2.664M, or --judge")
     document = infer_document(infer(_evidence(given), _progress(as_json)))
     _show(document, text.infer_text, as_json)
     _page(html, lambda: _pages().infer_page(document))
@@ -145,7 +165,7 @@ def infer_command(as_json: bool, html: Path | None, **given: Any) -> None:
 @click.option(
     "--for",
     "call",
-    type=click.Choice(["eurohpc", "incite", "nairr", "gcs"]),
+    type=click.Choice(CALLS),
     required=True,
     help="The call whose questions are answered.",
 )
@@ -164,38 +184,51 @@ def infer_command(as_json: bool, html: Path | None, **given: Any) -> None:
     "--copies", default=3, show_default=True, type=click.IntRange(1, 1000),
     help="Checkpoints that are kept.",
 )  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write Markdown here.")
+@click.option(
+    "--job-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    help="The longest job of the queue.  [default: the machine's, where known]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write here, as the suffix says: .md, .html; .docx, .odt, .tex, .pdf through pandoc.",
+)
 @JSON
 @PAGE
 def proposal_command(
     plan: Path, call: str, model: str | None, nodes: str | None, measured: Path | None,
     machine: str | None,
-    evaluation: str, copies: int, out: Path | None, as_json: bool, html: Path | None,
+    evaluation: str, copies: int, job_hours: float | None, out: Path | None, as_json: bool,
+    html: Path | None,
 ) -> None:  # fmt: skip
     """The technical part of an application for computing time, from a plan.
 
     \b
     krzem plan llama-3.1-70b --on h100:512 --tokens 2T --batch 1024 --json > plan.json
     krzem proposal --for eurohpc plan.json --out proposal.md --html proposal.html
+    krzem plan llama-3.1-70b --on "jupiter:256 nodes" --tokens 2T --json > plan.json
+    krzem proposal --for eurohpc plan.json --machine jupiter-booster --out proposal.docx
     """
+    from krzem.supply.export import check_suffix, write
     from krzem.supply.proposal import proposal, read_plan
     from krzem.supply.proposal_text import proposal_markdown
 
     _writable(html)
     _writable(out)
+    if out is not None:
+        check_suffix(out)
     document = proposal(
         read_plan(plan), call, model=model, nodes=nodes, measured=measured, evaluation=evaluation,
-        copies=copies, machine=machine, progress=_progress(as_json),
+        copies=copies, machine=machine, job_hours=job_hours, progress=_progress(as_json),
     )  # fmt: skip
     markdown = proposal_markdown(document)
     if out is not None:
-        from krzem.report.selfcontained import write_text
-
-        write_text(out, markdown)
+        write(out, markdown, lambda: _pages().proposal_page(document))
         click.echo(f"wrote {out}", err=True)
     if as_json or out is None:
         _show(document, lambda _: markdown, as_json)
-    _page(html, lambda: _pages().text_page(document["title"], markdown))
+    _page(html, lambda: _pages().proposal_page(document))
 
 
 def _chance(text: str) -> float:
@@ -209,10 +242,11 @@ def _chance(text: str) -> float:
 
 def _evidence(given: Mapping[str, Any]) -> Any:
     from krzem.quantity import parse_count
-    from krzem.supply.infer import CANDIDATES, Evidence
+    from krzem.rules import find_country
+    from krzem.supply.infer import Evidence
 
-    names = ("tokens", "sequence", "global_batch", "precision")
-    candidates = CANDIDATES
+    names = ("tokens", "sequence", "global_batch", "batch_tokens", "precision", "engine")
+    candidates: tuple[str, ...] = ()
     if given["devices"]:
         candidates = tuple(part.strip() for part in given["devices"].split(",") if part.strip())
     assumed = {}
@@ -225,6 +259,8 @@ def _evidence(given: Mapping[str, Any]) -> Any:
         days=_range(given["days"]) if given["days"] else None,
         cards=given["cards"],
         done=_month(given["done"]) if given["done"] else "",
+        lab=given["lab"] or "",
+        country=find_country(given["country"]) if given["country"] else "",
         candidates=candidates,
         stock=_stock(given["stock"] or ""),
         assumed=assumed,

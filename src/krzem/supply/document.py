@@ -13,12 +13,14 @@ from krzem.supply.fleet import Fleet, Portfolio
 from krzem.supply.goal import FleetGoal
 from krzem.supply.infer import Inference, Kind
 from krzem.supply.inverse import Fewest, Largest
+from krzem.supply.judge import Judged, shares
 from krzem.supply.speed import Slot, Speed
 from krzem.supply.stages import Schedule, Stage, day_of
 
 FLEET = "krzem.fleet/1"
 INVERSE = "krzem.inverse/1"
 INFER = "krzem.infer/1"
+JUDGE = "krzem.judge/1"
 Document = dict[str, Any]
 
 
@@ -88,21 +90,48 @@ def infer_document(inference: Inference) -> Document:
     evidence = inference.evidence
     return {
         "schema": INFER,
-        "model": evidence.model,
+        "model": getattr(evidence.model, "name", evidence.model),
         "evidence": {
             "run": {key: _plain(value) for key, value in evidence.run.items()},
             "card_hours": evidence.card_hours,
             "days": None if evidence.days is None else list(evidence.days),
             "cards": evidence.cards,
             "done": evidence.done or None,
+            "lab": evidence.lab or None,
+            "country": evidence.country or None,
             "stock": dict(evidence.stock),
             "assumed": dict(evidence.assumed),
         },
         "kinds": [_kind(kind) for kind in inference.kinds],
         "families": dict(inference.families),
+        "cards": interval(inference.cards),
         "credible_80": list(inference.credible(0.8)),
         "left_out": dict(inference.left_out),
         "notes": list(inference.notes),
+    }
+
+
+def judge_document(found: Sequence[Judged]) -> Document:
+    """Schema ``krzem.judge/1``: each known run asked about, and how often the answer is right."""
+    return {
+        "schema": JUDGE,
+        "shares": shares(found),
+        "runs": [
+            {
+                "id": j.id,
+                "device": j.device,
+                "probability": j.probability,
+                "family_probability": j.family,
+                "in_80": j.in_credible,
+                "credible_80": list(j.credible),
+                "cards": j.devices,
+                "cards_low": j.cards[0],
+                "cards_high": j.cards[1],
+                "cards_in_80": j.cards_in_interval,
+                "trouble": j.trouble or None,
+            }
+            for j in found
+        ],
     }
 
 

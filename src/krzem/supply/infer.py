@@ -1,13 +1,12 @@
 """Which fleets are consistent with a published run: device kinds and numbers, with odds.
 
-The planner says how many card-hours a kind of device needs at each size, and how wrong it may be.
-What was published (hours, dates, a count) is then more or less probable under each kind and count,
-and Bayes' rule turns that into odds.  The prior is flat: every candidate kind, every order of
-magnitude of the count; ``stock`` says how many of a kind its owner may have had.
-
-Dates alone fix the count of each kind, not the kind.  The best layout is assumed for every kind, so
-that hours are what a well-run job needs; ``published_spread`` covers what the published figure
-counts beside (restarts, other phases).
+The planner says how many card-hours a kind of device needs at each number of cards.  Real runs need
+more or fewer: by how much is measured on runs whose hardware is known (``shortfall`` in
+``facts/known_runs.csv``), so that a slow run may be a careless one and need not be an older chip.
+What was published (hours, dates, a count) is then more or less probable under each kind and number,
+and Bayes' rule turns that into odds.  A kind must have been on the market when the run started, and
+where its owner could have it (:mod:`krzem.supply.kinds`); ``stock`` says how many of a kind its
+owner may have had.
 """
 
 from __future__ import annotations
@@ -23,49 +22,82 @@ from numpy.typing import NDArray
 
 from krzem.errors import ClusterError, GoalError, InputError, KrzemError, UnknownFactError
 from krzem.estimate import Estimate
-from krzem.facts.table import read_table
-from krzem.hardware.catalogue import device_row, find_id, load_device
+from krzem.hardware.catalogue import find_id, load_device
 from krzem.hardware.cluster_reader import cluster_of
+from krzem.model.architecture import Architecture
 from krzem.plan.request import Question, settle
+from krzem.supply.kinds import engine_for, obtainable, on_market, prior, released
+from krzem.supply.known import LAB_ENGINES, shortfalls
+from krzem.supply.periods import MONTH_DAYS
 from krzem.supply.speed import Progress, Speed, speed_of
 
 Z80 = 1.2815515655446004
-ANCHORS = (1024, 4096, 16384)
-"""Cards at which a kind is planned; hours in between are interpolated."""
-COUNTS: NDArray[np.float64] = 2.0 ** np.arange(7, 17.01, 0.25)
-"""Cards that are considered: 128 to 131,072."""
+ANCHORS = (16, 256, 4096, 16384)
+"""Cards at which a kind is planned where neither hours nor cards say about how many there were."""
+COUNTS: NDArray[np.float64] = 2.0 ** np.arange(0, 17.01, 0.25)
+"""Cards that are considered: 1 to 131,072."""
 STOCK_SPREAD = 0.5
 """Log standard deviation of a stated stock."""
-_ERRORS = np.linspace(-4.0, 4.0, 81)
-_WEIGHTS = np.exp(-(_ERRORS**2) / 2) / np.exp(-(_ERRORS**2) / 2).sum()
-CANDIDATES = (
-    "nvidia-a100-sxm-80", "nvidia-a800-sxm-80", "nvidia-h100-sxm", "nvidia-h800-sxm",
-    "nvidia-h20-sxm-96", "nvidia-h20-sxm-141", "nvidia-h200-sxm", "nvidia-b200-sxm",
-    "nvidia-gb200", "amd-mi250x", "amd-mi300x", "huawei-ascend-910b", "huawei-ascend-910c",
-)  # fmt: skip
-"""Kinds with which large runs have been reported, newest last within a vendor."""
+USUAL_DAYS, DAYS_SPREAD = 35.0, 0.9
+"""Length of a run of which nothing is said, log-normal: from the known runs with both."""
+KERNEL = 0.2
+"""Log width of each known shortfall."""
+UNSEEN, UNSEEN_MIDDLE, UNSEEN_SPREAD = 0.1, 0.3, 0.7
+"""Share, log middle and width of shortfalls unlike any that is known."""
+LEAST_PRIOR = 0.02
+"""Of the most probable kind: rarer ones are left out before they are planned."""
+_ERRORS = np.linspace(-2.0, 2.5, 91)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What is published of a run."""
 
-    model: str
+    model: str | Architecture
     run: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """tokens, sequence, global_batch, precision, ... as a plan takes them."""
+    """tokens, sequence, global_batch, precision, engine, ... as a plan takes them."""
     card_hours: float | None = None
     days: tuple[float, float] | None = None
     """Least and most that the run may have lasted."""
     cards: float | None = None
     done: str = ""
-    """Year-month in which it was over: later devices are left out."""
-    candidates: tuple[str, ...] = CANDIDATES
+    """Year-month in which it was over."""
+    lab: str = ""
+    """Who trained it: says the engine, and whose chips are likely."""
+    country: str = ""
+    """Where its machines stood: says what could be had."""
+    candidates: tuple[str, ...] = ()
+    """Kinds of device; empty: all of the catalogue."""
     stock: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Cards of a kind that the owner may have had."""
     assumed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Cluster keys for devices of which they are not published (interruptions)."""
     published_spread: float = 0.1
     """Log standard deviation of published hours about those of pre-training alone."""
+    leave_out: str = ""
+    """A known run whose shortfall is not used: it is the one that is asked about."""
+
+    @property
+    def latest_start(self) -> dt.date | None:
+        """The day on which the run began at the latest."""
+        if not self.done:
+            return None
+        fewest = 1.0 if self.days is None else min(self.days[0], 3650.0)
+        return self.end - dt.timedelta(days=round(fewest))
+
+    @property
+    def end(self) -> dt.date:
+        """The last day of the month in which it was over."""
+        year, month = (int(part) for part in self.done.split("-")[:2])
+        return dt.date(year + month // 12, month % 12 + 1, 1) - dt.timedelta(days=1)
+
+    @property
+    def about_cards(self) -> float | None:
+        """A first guess of the number of cards."""
+        if self.cards is not None or self.card_hours is None:
+            return self.cards
+        days = USUAL_DAYS if self.days is None else (self.days[0] * self.days[1]) ** 0.5
+        return self.card_hours / 24.0 / days
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +109,7 @@ class Kind:
     cards: Estimate
     """Given this kind."""
     card_hours: Estimate
-    """That the planner predicts at that number, its 80 % interval."""
+    """That the planner expects at that number, with its 80 % interval for real runs."""
     days: Estimate
     speed: Speed
     """At the planned number nearest to the median."""
@@ -94,6 +126,8 @@ class Inference:
     families: Mapping[str, float]
     """Probability by calibration family: variants of one chip are hard to tell apart."""
     notes: tuple[str, ...]
+    cards: Estimate
+    """Over all kinds."""
 
     def credible(self, share: float = 0.8) -> tuple[str, ...]:
         """The fewest kinds that together hold ``share``."""
@@ -113,13 +147,14 @@ class _Curve:
     device: str
     speeds: tuple[Speed, ...]
     cards: NDArray[np.float64]
+    least: float
+    """Fewer cards do not hold the model."""
 
     def hours(self) -> NDArray[np.float64]:
         """Median card-hours at each of COUNTS; infinite below what fits the model."""
         known = np.log([s.days.mid * 24 * c for s, c in zip(self.speeds, self.cards, strict=True)])
         hours = np.exp(np.interp(np.log(COUNTS), np.log(self.cards), known))
-        least = self.cards[0] if self.cards[0] > ANCHORS[0] else 0.0
-        return np.where(least <= COUNTS, hours, np.inf)
+        return np.where(self.least <= COUNTS * 1.001, hours, np.inf)
 
     def sigma(self) -> float:
         """Log standard deviation of the planner's error."""
@@ -135,18 +170,19 @@ def infer(evidence: Evidence, progress: Progress | None = None) -> Inference:
         GoalError, UnknownNameError, ...: what the planner cannot use.
     """
     _check(evidence)
-    curves, left_out = _curves(evidence, progress)
+    names, left_out = _candidates(evidence)
+    curves = _curves(evidence, names, left_out, progress)
     if not curves:
         raise InputError(
             "no candidate can have trained this: "
             + "; ".join(f"{d}: {why}" for d, why in list(left_out.items())[:3])
         )
-    weights = np.array([_likelihood(evidence, c) * _prior(evidence, c) for c in curves])
+    weights = np.array([_likelihood(evidence, c) * _stock(evidence, c.device) for c in curves])
     total = float(weights.sum())
     if not total > 1e-300:
         raise InputError(
             "what is given contradicts every candidate: no kind and number of devices gives such"
-            " hours and dates; check tokens, hours and days, or name other --devices"
+            " hours and dates; check tokens, hours, days and the month, or name other --devices"
         )
     kinds = [_kind(evidence, c, w, total) for c, w in zip(curves, weights, strict=True)]
     families: dict[str, float] = {}
@@ -159,6 +195,7 @@ def infer(evidence: Evidence, progress: Progress | None = None) -> Inference:
         left_out=left_out,
         families=dict(sorted(families.items(), key=lambda item: -item[1])),
         notes=_notes(evidence),
+        cards=_quantiles(weights.sum(axis=0) / total),
     )
 
 
@@ -170,86 +207,150 @@ def _check(evidence: Evidence) -> None:
     if evidence.days is not None and not 0 < evidence.days[0] < evidence.days[1]:
         low, high = evidence.days
         raise InputError(f"days {low:g} to {high:g}: the first must be above 0 and below the last")
-    if not evidence.candidates:
-        raise InputError("no candidate device is given: --devices h800,h20-141")
 
 
-def _curves(evidence: Evidence, progress: Progress | None) -> tuple[list[_Curve], dict[str, str]]:
-    curves, left_out = [], {}
-    latest = _latest_start(evidence)
-    for name in evidence.candidates:
-        device = find_id(name)
-        released = device_row(device)["released"]
-        if latest and released[:7] > latest:
-            left_out[device] = f"released {released}, after the run had to start ({latest})"
+def _candidates(evidence: Evidence) -> tuple[list[str], dict[str, str]]:
+    """Kinds to be planned, and why the others are not: not out yet, or too rare to matter."""
+    from krzem.facts.table import read_table
+
+    latest = evidence.latest_start
+    left_out: dict[str, str] = {}
+    weights: dict[str, float] = {}
+    given = [find_id(name) for name in evidence.candidates]
+    for device in given or [row["id"] for row in read_table("accelerators.csv")]:
+        out = released(device)
+        if latest is not None and out > latest:
+            left_out[device] = f"released {out:%Y-%m}, after the run had to start ({latest:%Y-%m})"
             continue
+        weights[device] = prior(device, evidence.lab, evidence.country, latest)
+    if given:
+        return list(weights), left_out
+    most = max(weights.values(), default=0.0)
+    for device in [name for name, weight in weights.items() if weight < LEAST_PRIOR * most]:
+        left_out[device] = f"rare there and then: {weights.pop(device) / most:.1g} of the commonest"
+    return list(weights), left_out
+
+
+def _curves(
+    evidence: Evidence, names: Sequence[str], left_out: dict[str, str], progress: Progress | None
+) -> list[_Curve]:
+    curves = []
+    for device in names:
         if progress is not None:
             progress(device)
         try:
             curves.append(_curve(evidence, device))
         except (ClusterError, GoalError, UnknownFactError) as error:
             left_out[device] = str(error)
-    return curves, left_out
+    return curves
 
 
-def _latest_start(evidence: Evidence) -> str:
-    """Year-month in which the run started at the latest: its end less the fewest days it took."""
-    if not evidence.done or evidence.days is None:
-        return evidence.done
-    year, month = (int(part) for part in evidence.done.split("-")[:2])
-    start = dt.date(year, month, 1) - dt.timedelta(days=min(evidence.days[0], 3650.0))
-    return f"{start:%Y-%m}"
+def _anchors(evidence: Evidence) -> tuple[int, ...]:
+    about = evidence.about_cards
+    if about is None:
+        return ANCHORS
+    return (min(2 ** max(round(np.log2(max(about, 1.0))), 0), 65536),)
 
 
 def _curve(evidence: Evidence, device: str) -> _Curve:
-    speeds, cards = [], []
+    """Plans at a few numbers of cards; where none fits, at more."""
+    found: dict[int, Speed] = {}
+    least = 0.0
     trouble: KrzemError | None = None
-    for count in ANCHORS:
+    for count in (*_anchors(evidence), *ANCHORS):
+        if found and count in ANCHORS and count not in _anchors(evidence):
+            break
         try:
-            speeds.append(_speed(evidence, device, count))
-            cards.append(float(count))
-        except (ClusterError, GoalError) as error:
+            found[count] = speed_on(evidence, device, count)
+        except ClusterError as error:
+            trouble, least = error, max(least, 2.0 * count)
+        except GoalError as error:
             trouble = error
-    if not speeds:
+    if not found:
         assert trouble is not None
         raise trouble
-    return _Curve(device=device, speeds=tuple(speeds), cards=np.array(cards))
+    cards = sorted(found)
+    return _Curve(device=device, speeds=tuple(found[c] for c in cards),
+                  cards=np.array(cards, dtype=float), least=least)  # fmt: skip
 
 
-def _speed(evidence: Evidence, device: str, cards: int) -> Speed:
-    parts = round(1 / load_device(device).fraction)
-    given = {"device": device, "devices": cards * parts}
+def speed_on(evidence: Evidence, device: str, cards: int) -> Speed:
+    """The run on so many cards of a kind, with the software that its laboratory had.
+
+    Raises as :func:`krzem.supply.speed.speed_of`.
+    """
+    loaded = load_device(device)
+    given = {"device": device, "devices": cards * round(1 / loaded.fraction)}
     cluster = cluster_of(given, device)
     if cluster.facts["failures_per_device_day"].basis == "class":
         cluster = cluster_of(given | dict(evidence.assumed), device)
-    # What others train with is seldom known: an engine that refuses nothing, unless it is given.
-    run = {"engine": "other"} | dict(evidence.run)
-    if evidence.done:
-        run.setdefault("date", f"{evidence.done}-01")
-    asked = settle(Question(model=evidence.model, on=cluster, **run))
-    return speed_of(asked)
+    run: dict[str, Any] = {"engine": engine_for(evidence.lab, cluster.device.software, LAB_ENGINES)}
+    run |= dict(evidence.run)
+    if evidence.latest_start is not None:
+        run.setdefault("date", f"{evidence.latest_start:%Y-%m-%d}")
+    question = Question(model=evidence.model, on=cluster, **run)
+    try:
+        return speed_of(settle(question))
+    except (GoalError, ClusterError):
+        if "engine" in evidence.run or run["engine"] == "other":
+            raise
+    # The laboratory's own engine may not run on this chip: then one that refuses nothing.
+    return speed_of(settle(Question(model=evidence.model, on=cluster, **run | {"engine": "other"})))
+
+
+def errors(evidence: Evidence, sigma: float) -> NDArray[np.float64]:
+    """Weights of _ERRORS: logarithm of real over expected hours, from the known runs."""
+    width = max(KERNEL, sigma)
+    known = shortfalls(evidence.leave_out)
+    weights = np.zeros_like(_ERRORS)
+    for value in known or (0.0,):
+        weights += np.exp(-0.5 * ((_ERRORS - value) / width) ** 2) / width
+    weights *= (1 - UNSEEN) / weights.sum()
+    unseen = np.exp(-0.5 * ((_ERRORS - UNSEEN_MIDDLE) / UNSEEN_SPREAD) ** 2)
+    return np.asarray(weights + UNSEEN * unseen / unseen.sum())
 
 
 def _likelihood(evidence: Evidence, curve: _Curve) -> NDArray[np.float64]:
-    """Of what is published, for each of COUNTS, averaged over the planner's error."""
-    hours = curve.hours()[:, None] * np.exp(curve.sigma() * _ERRORS)[None, :]
-    days = hours / 24.0 / COUNTS[:, None]
-    chance = np.isfinite(hours).astype(float)
-    if evidence.card_hours is not None:
-        off = np.log(evidence.card_hours / np.where(np.isfinite(hours), hours, 1.0))
-        chance = chance * np.exp(-0.5 * (off / evidence.published_spread) ** 2)
-    if evidence.days is not None:
-        low, high = evidence.days
-        chance = chance * ((days >= low) & (days <= high))
-    if evidence.cards is not None:
-        off = np.log(COUNTS / evidence.cards)[:, None]
-        chance = chance * np.exp(-0.5 * (off / 0.1) ** 2)
-    return np.asarray(chance @ _WEIGHTS)
+    """Of what is published and of the kind, for each of COUNTS, averaged over the errors."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        hours = curve.hours()[:, None] * np.exp(_ERRORS)[None, :]
+        days = hours / 24.0 / COUNTS[:, None]
+        chance = np.isfinite(hours).astype(float)
+        if evidence.card_hours is not None:
+            off = np.log(evidence.card_hours / np.where(np.isfinite(hours), hours, 1.0))
+            chance = chance * np.exp(-0.5 * (off / evidence.published_spread) ** 2)
+        if evidence.days is not None:
+            low, high = evidence.days
+            chance = chance * ((days >= low) & (days <= high))
+        else:
+            off = np.log(np.where(np.isfinite(days), days, 1e9) / USUAL_DAYS)
+            chance = chance * np.exp(-0.5 * (off / DAYS_SPREAD) ** 2)
+        if evidence.cards is not None:
+            off = np.log(COUNTS / evidence.cards)[:, None]
+            chance = chance * np.exp(-0.5 * (off / 0.1) ** 2)
+    chance = chance * _market(evidence, curve.device, days)
+    return np.asarray(chance @ errors(evidence, curve.sigma()))
 
 
-def _prior(evidence: Evidence, curve: _Curve) -> NDArray[np.float64]:
+def _market(
+    evidence: Evidence, device: str, days: NDArray[np.float64]
+) -> NDArray[np.float64] | float:
+    """The prior of the kind for a run that started so many days before it was over."""
+    if not evidence.done:
+        return prior(device, evidence.lab, evidence.country, None)
+    since = (evidence.end - released(device)).days
+    table = np.array([on_market(device, m) for m in range(240)])
+    months = np.where(np.isfinite(days), (since - days) / MONTH_DAYS, -1.0)
+    weight = np.where(months >= 0, table[np.clip(months, 0, 239).astype(int)], 0.0)
+    start = evidence.latest_start
+    assert start is not None
+    common = prior(device, evidence.lab, evidence.country, None)
+    return np.asarray(weight * common * obtainable(device, evidence.country, start))
+
+
+def _stock(evidence: Evidence, device: str) -> NDArray[np.float64]:
     stock = {find_id(name): count for name, count in evidence.stock.items()}
-    have = stock.get(curve.device)
+    have = stock.get(device)
     if have is None:
         return np.ones(len(COUNTS))
     return np.asarray(1.0 / (1.0 + (COUNTS / have) ** (1.7 / STOCK_SPREAD)))
@@ -258,9 +359,13 @@ def _prior(evidence: Evidence, curve: _Curve) -> NDArray[np.float64]:
 def _kind(evidence: Evidence, curve: _Curve, weights: NDArray[np.float64], total: float) -> Kind:
     mass = float(weights.sum())
     cards = _quantiles(weights / mass if mass > 0 else np.ones(len(COUNTS)) / len(COUNTS))
-    hours = float(np.exp(np.interp(np.log(cards.mid), np.log(COUNTS), np.log(curve.hours()))))
+    finite = np.isfinite(curve.hours())
+    hours = float(np.exp(np.interp(np.log(cards.mid), np.log(COUNTS[finite]),
+                                   np.log(curve.hours()[finite]))))  # fmt: skip
     near = int(np.argmin(np.abs(np.log(curve.cards / cards.mid))))
-    predicted = Estimate.lognormal(hours, curve.sigma())
+    cumulative = np.cumsum(errors(evidence, curve.sigma()))
+    low, mid, high = (float(np.exp(np.interp(q, cumulative, _ERRORS))) for q in (0.1, 0.5, 0.9))
+    predicted = Estimate(hours * low, hours * mid, hours * high)
     return Kind(
         device=curve.device,
         probability=mass / total,
@@ -281,33 +386,17 @@ def _quantiles(weights: NDArray[np.float64]) -> Estimate:
 
 
 def _notes(evidence: Evidence) -> tuple[str, ...]:
+    count = len(shortfalls(evidence.leave_out))
     notes = [
-        f"every kind is given its best layout and the software of {evidence.done or 'today'}: a"
-        " less careful run needs more hours",
+        "planned with the software of"
+        f" {evidence.latest_start or 'today'}; real runs take more or less than that as"
+        f" {count} runs on known hardware did, careless ones among them",
         "one kind at a time; a run on several kinds is not covered",
     ]
+    if not evidence.done:
+        notes.append("without the month in which it was over, any chip may have been used")
+    if not evidence.country:
+        notes.append("without --country, what its owner could have had does not count")
     if evidence.card_hours is None:
         notes.append("without hours, dates fix the number of each kind and hardly the kind")
     return tuple(notes)
-
-
-def known_runs() -> Sequence[Mapping[str, str]]:
-    """The table of published runs whose hardware is known."""
-    return read_table("known_runs.csv")
-
-
-def evidence_of(row: Mapping[str, str]) -> Evidence:
-    """A row of that table as evidence, its hardware left out."""
-    run: dict[str, Any] = {"tokens": float(row["tokens"]), "precision": row["precision"]}
-    if row["global_batch"]:
-        run["global_batch"] = int(row["global_batch"])
-    days = (float(row["days_low"]), float(row["days_high"])) if row["days_low"] else None
-    hours = float(row["device_hours"]) if row["device_hours"] else None
-    return Evidence(
-        model=row["model"],
-        run=run,
-        card_hours=hours,
-        days=days,
-        cards=float(row["devices"]) if row["devices"] and not (hours or days) else None,
-        done=row["done"],
-    )

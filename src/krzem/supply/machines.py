@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
+from typing import Any
 
 from krzem.errors import UnknownNameError
 from krzem.facts.table import read_table
 from krzem.hardware.machines import Machine, machine, machines
 
-GRANTS = "grants.csv"
+GRANTS, FORMS = "grants.csv", "proposals.toml"
 
-__all__ = ["Call", "Machine", "call_of", "calls", "machine", "machines"]
+__all__ = ["Call", "Machine", "call_of", "calls", "job_limits", "machine", "machines", "template",
+           "templates"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,31 @@ def call_of(name: str, machine_id: str) -> Call:
         offered = f"{machine_id} has {', '.join(there) or 'none'}."
         raise UnknownNameError("call", name, there, offered)
     return there[name.strip().lower()]
+
+
+@cache
+def _forms() -> Mapping[str, Any]:
+    text = resources.files("krzem.facts").joinpath(FORMS).read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+@cache
+def templates() -> Mapping[str, Mapping[str, Any]]:
+    """What the form of each call asks for, with sources."""
+    return {name: form for name, form in _forms().items() if name != "limits"}
+
+
+def template(call: str) -> Mapping[str, Any]:
+    """One form; raises UnknownNameError."""
+    if call not in templates():
+        raise UnknownNameError("call", call, templates(), f"Known: {', '.join(templates())}.")
+    return templates()[call]
+
+
+def job_limits(machine_id: str | None) -> Mapping[str, Any]:
+    """Hours and nodes of the longest and largest job, with the source; empty where not known."""
+    found: Mapping[str, Any] = _forms()["limits"].get(machine_id, {})
+    return found
 
 
 def _call(row: Mapping[str, str]) -> Call:

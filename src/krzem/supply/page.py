@@ -9,6 +9,7 @@ from typing import Any
 from krzem.report.selfcontained import inline_svg, new_figure, page
 from krzem.report.text_markdown import cells_of
 from krzem.supply import text
+from krzem.supply.proposal_text import proposal_markdown
 
 Document = Mapping[str, Any]
 
@@ -105,7 +106,7 @@ def infer_page(document: Document) -> str:
         about=f"Which fleet trained {document['model']}?",
         blocks=_blocks(text.infer_text(document)),
         chart=_odds_chart(document),
-        caption="Odds of each kind of device, flat prior.",
+        caption="Odds of each kind of device.",
     )
 
 
@@ -115,6 +116,39 @@ def text_page(title: str, markdown: str) -> str:
         "krzem", _PLAIN, filters={"numeric": _numeric}, about=title, blocks=_blocks(markdown),
         chart="", caption="",
     )  # fmt: skip
+
+
+def proposal_page(document: Document) -> str:
+    """The page of ``krzem proposal``."""
+    return page(
+        "krzem proposal", _PLAIN, filters={"numeric": _numeric}, about=document["title"],
+        blocks=_blocks(proposal_markdown(document)), chart=_scaling_chart(document),
+        caption="Tokens per second by number of nodes, with 80 % intervals; the dashed line is"
+        " perfect scaling from the smallest size, squares are measured.",
+    )  # fmt: skip
+
+
+def _scaling_chart(document: Document) -> Any:
+    """Strong and weak scaling against the ideal, both axes logarithmic."""
+    figure = new_figure(10.0, 4.0)
+    axes = figure.add_subplot()
+    for name, key in (("strong", "scaling"), ("weak", "weak_scaling")):
+        rows = document[key]
+        nodes = [row["nodes"] for row in rows]
+        per_s = [row["tokens_per_s"] for row in rows]
+        low = [v["mid"] - v["low"] for v in per_s]
+        high = [v["high"] - v["mid"] for v in per_s]
+        axes.errorbar(nodes, [v["mid"] for v in per_s], yerr=[low, high], capsize=3, label=name)
+        own = [(n, v["mid"]) for n, v, row in zip(nodes, per_s, rows, strict=True)
+               if row["measured"]]  # fmt: skip
+        axes.scatter(*zip(*own, strict=True), marker="s") if own else None
+    first, last = document["scaling"][0], document["scaling"][-1]
+    ideal = first["tokens_per_s"]["mid"] * last["nodes"] / first["nodes"]
+    axes.plot([first["nodes"], last["nodes"]], [first["tokens_per_s"]["mid"], ideal],
+              linestyle="--", color="grey")  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="tokens per second")
+    axes.legend(frameon=False)
+    return inline_svg(figure)
 
 
 def _rows(markdown: str) -> list[list[str]]:

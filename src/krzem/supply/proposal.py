@@ -6,38 +6,31 @@ engine; a table of own measurements (nodes, step time) corrects it and narrows i
 
 from __future__ import annotations
 
-import csv
 import datetime as dt
 import json
 import math
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import ClusterError, DataError, GoalError, InputError, UnknownNameError, shorten
-from krzem.estimate import Estimate
+from krzem.errors import DataError, InputError, shorten
 from krzem.hardware.catalogue import find_id
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.model.catalogue import load_model
 from krzem.plan.request import Asked, Question, settle
-from krzem.quantity import parse_devices, parse_ratio
-from krzem.supply.machines import Machine, calls, machines
+from krzem.quantity import parse_ratio
+from krzem.supply.machines import Machine, calls, job_limits, machines, template
 from krzem.supply.machines import machine as find_machine
-from krzem.supply.speed import Progress, Speed, speed_of
+from krzem.supply.scaling import corrected, correction, node_counts, read_measured, strong, weak
+from krzem.supply.scaling import table as scaling_table
+from krzem.supply.speed import Progress, Speed
 
 SCHEMA = "krzem.proposal/1"
-FILE = "proposals.toml"
 LARGEST_FILE = 20_000_000
-MOST_ROWS = 12
-PER_DOUBLING = 0.03
-"""Log standard deviation added for each doubling beyond what was measured."""
-LEAST_SPREAD = 0.05
-"""Of a prediction that measurements correct: what repeated runs of one job differ by."""
+HOURS_A_YEAR = 8_760.0
+MILESTONES = (0.05, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the tokens at which the run is looked at."""
 Document = dict[str, Any]
 
 _GIVEN: Mapping[str, tuple[str, Callable[[float], Any]]] = {
@@ -49,20 +42,6 @@ _GIVEN: Mapping[str, tuple[str, Callable[[float], Any]]] = {
     "system power ratio": ("system_power_ratio", lambda v: v),
 }
 """What a plan's facts call a quantity that its user gave: key of a cluster file, how written."""
-
-
-@cache
-def templates() -> Mapping[str, Mapping[str, Any]]:
-    """What each call asks for, with sources."""
-    text = resources.files("krzem.facts").joinpath(FILE).read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
-def template(call: str) -> Mapping[str, Any]:
-    """One call; raises UnknownNameError."""
-    if call not in templates():
-        raise UnknownNameError("call", call, templates(), f"Known: {', '.join(templates())}.")
-    return templates()[call]
 
 
 def read_plan(path: str | Path) -> Document:
@@ -98,6 +77,7 @@ def proposal(
     evaluation: str = "5%",
     copies: int = 3,
     machine: str | None = None,
+    job_hours: float | None = None,
     progress: Progress | None = None,
 ) -> Document:
     """The document of an application, schema ``krzem.proposal/1``.
@@ -108,16 +88,20 @@ def proposal(
         Others as the planner.
     """
     asks = template(call)
-    question = _question(plan, model)
+    place = None if machine is None else find_machine(machine)
+    question, notes = _question(plan, model, place)
     asked = settle(question)
+    cluster = asked.task.cluster
+    place = place or _alike(cluster)
+    _granted(call, asks, place)
     share = parse_ratio(evaluation) if evaluation.strip() not in ("0", "0%") else 0.0
-    counts = _nodes(nodes, asked.task.cluster)
-    rows = _rows(question, asked, counts, progress)
+    counts = node_counts(nodes, cluster)
+    rows = strong(question, asked, counts, progress)
     own = [] if measured is None else read_measured(measured)
-    fit = _correction(own, rows, question, asked)
-    main = rows[asked.task.cluster.nodes]
-    place = _machine(asked.task.cluster) if machine is None else _asked(machine, asked).id
+    fit = correction(own, rows, question, asked)
+    main = rows[cluster.nodes]
     wanted = _resources(main, asked, fit, share)
+    growing = weak(question, asked, [n for n in counts if n in rows], progress)
     return {
         "schema": SCHEMA,
         "call": call,
@@ -129,33 +113,49 @@ def proposal(
         "sections": list(asks["sections"]),
         "yours": list(asks["yours"]),
         "model": dict(plan["model"]),
-        "cluster": dict(plan["cluster"]),
+        "cluster": _described(cluster),
         "goal": dict(plan["goal"]),
-        "machine": place,
+        "machine": place.id if place else None,
+        "share": _share(place, cluster.nodes, wanted, asks),
         "layout": main.layout,
         "engine": main.engine,
-        "scaling": _scaling(rows, fit),
+        "software_date": str(plan["engine"]["software_date"]),
+        "scaling": scaling_table(rows, fit),
+        "weak_scaling": [
+            row | {"global_batch": growing[row["nodes"]][0]}
+            for row in scaling_table({n: s for n, (_, s) in growing.items()}, fit, measured=False)
+        ],
         "correction": fit,
-        "memory": plan["best"]["ranks"],
+        "memory": plan["best"]["ranks"] if main.layout == plan["best"]["layout_text"] else [],
         "resources": wanted,
-        "bands": _bands(place, wanted),
+        "jobs": _jobs(place, cluster.nodes, wanted, main, job_hours),
+        "bands": _bands(place, wanted, asks["kinds"]),
         "storage": _storage(main, asked, copies),
+        "milestones": _milestones(asked, wanted),
         "cost_usd": plan["whole_run"].get("cost_usd"),
         "energy_mwh": plan["whole_run"].get("energy_mwh"),
         "written": dt.date.today().isoformat(),
-        "notes": list(main.notes),
+        "notes": [*notes, *main.notes],
     }
 
 
-def _question(plan: Mapping[str, Any], model: str | None) -> Question:
-    """The question that the plan answers; raises DataError where a part is missing."""
+def _question(
+    plan: Mapping[str, Any], model: str | None, place: Machine | None
+) -> tuple[Question, list[str]]:
+    """The question that the plan answers, on the machine's own nodes, and what that changes.
+
+    Raises DataError where a part is missing, InputError where the plan is for other hardware.
+    """
     try:
         goal, engine = plan["goal"], plan["engine"]
         states = ",".join(f"{k}={v:g}" for k, v in goal["state_bytes"].items())
-        cluster = cluster_of(_cluster(plan), "the plan's cluster")
-        return Question(
+        given = _cluster(plan)
+        notes: list[str] = []
+        if place is not None:
+            given, notes = _moved(given, place, str(plan["model"]["name"]))
+        question = Question(
             model=load_model(model or _model(plan)),
-            on=cluster,
+            on=cluster_of(given, "the plan's cluster"),
             tokens=int(goal["tokens"]),
             sequence=int(goal["sequence"]),
             global_batch=int(goal["global_batch"]),
@@ -173,6 +173,113 @@ def _question(plan: Mapping[str, Any], model: str | None) -> Question:
             f"the plan lacks or garbles a part ({shorten(str(error), 60)}): write it again with"
             " krzem plan ... --json"
         ) from None
+    return question, notes
+
+
+def _moved(
+    given: Mapping[str, Any], place: Machine, model: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The plan's devices as nodes of the machine; raises InputError for another accelerator."""
+    there, devices = find_id(str(place.cluster["device"])), int(given["devices"])
+    if find_id(str(given["device"])) != there:
+        raise InputError(
+            f"--machine {place.id}: the plan is for {given['device']}, and {place.name} has"
+            f" {there}: plan on it first, krzem plan {model} --on {place.id}:{devices} ... --json"
+        )
+    if devices > place.devices:
+        raise InputError(
+            f"--machine {place.id}: the plan takes {devices:,} devices, and {place.name} has"
+            f" {place.nodes:,} nodes of {place.devices_per_node} = {place.devices:,}: plan on fewer"
+        )
+    nodes = max(math.ceil(devices / place.devices_per_node), 1)
+    stated = {key: given[key] for key, _ in _GIVEN.values() if key in given}
+    own = dict(place.cluster) | stated | {"name": place.name, "nodes": nodes}
+    was = cluster_of(dict(given), "the plan's cluster")
+    now = cluster_of(own, place.name)
+    notes = []
+    if (was.devices_per_node, was.memory_bytes) != (now.devices_per_node, now.memory_bytes):
+        notes.append(
+            f"the plan is for {devices:,} x {given['device']} in nodes of {was.devices_per_node}"
+            f" with {was.memory_bytes / 2**30:.0f} GiB each; here it is planned again on"
+            f" {nodes:,} nodes of {place.name} ({now.devices_per_node} a node,"
+            f" {now.memory_bytes / 2**30:.0f} GiB each), and all node-hours are of these"
+        )
+    return own, notes
+
+
+def _granted(call: str, asks: Mapping[str, Any], place: Machine | None) -> None:
+    """Refuse a machine that the call does not grant."""
+    names = asks["machines"]
+    if place is None or not names or place.id in names:
+        return
+    raise InputError(
+        f"--for {call} grants time on {', '.join(names)}, and the plan is for {place.id}:"
+        f" plan on one of these (krzem plan ... --on {names[0]}:64 nodes --json), or choose another"
+        " call"
+    )
+
+
+def _described(cluster: Cluster) -> Document:
+    return {
+        "name": cluster.name,
+        "device": cluster.device.id,
+        "device_name": cluster.device.name,
+        "device_is": cluster.device.device_is,
+        "devices": cluster.devices,
+        "nodes": cluster.nodes,
+        "devices_per_node": cluster.devices_per_node,
+        "memory_gib": cluster.memory_bytes / 2**30,
+    }
+
+
+def _share(
+    place: Machine | None, nodes: int, wanted: Mapping[str, Any], asks: Mapping[str, Any]
+) -> Document | None:
+    """Of the machine's nodes and of its year, against the call's floors."""
+    if place is None:
+        return None
+    of_year = wanted["node_hours_total"]["mid"] / (place.nodes * HOURS_A_YEAR)
+    return {
+        "nodes": nodes,
+        "machine_nodes": place.nodes,
+        "of_nodes": nodes / place.nodes,
+        "floor_of_nodes": asks.get("share"),
+        "of_year": of_year,
+        "floor_of_year": asks.get("annual"),
+        "cap": asks.get("cap"),
+    }
+
+
+def _jobs(
+    place: Machine | None, nodes: int, wanted: Mapping[str, Any], speed: Speed, given: float | None
+) -> Document:
+    """How many jobs of the queue's longest duration make the run."""
+    limits = job_limits(place.id if place else None)
+    hours = given or limits.get("job_hours")
+    days = wanted["days"]
+    return {
+        "hours": hours,
+        "source": "--job-hours" if given else limits.get("source"),
+        "count": {k: math.ceil(v * 24.0 / hours) for k, v in days.items()} if hours else None,
+        "nodes": nodes,
+        "most_nodes": limits.get("nodes"),
+        "checkpoint_bytes": speed.checkpoint_bytes,
+    }
+
+
+def _milestones(asked: Asked, wanted: Mapping[str, Any]) -> list[Document]:
+    """What is reached when, in tokens, steps, node-hours and days."""
+    goal = asked.task.goal
+    return [
+        {
+            "share": share,
+            "tokens": goal.tokens * share,
+            "steps": round(goal.tokens * share / goal.tokens_per_step),
+            "node_hours": {k: v * share for k, v in wanted["node_hours_training"].items()},
+            "days": {k: v * share for k, v in wanted["days"].items()},
+        }
+        for share in MILESTONES
+    ]
 
 
 def _model(plan: Mapping[str, Any]) -> str:
@@ -200,119 +307,6 @@ def _cluster(plan: Mapping[str, Any]) -> dict[str, Any]:
             key, write = _GIVEN[fact["what"]]
             given[key] = write(fact["value"])
     return given
-
-
-def _nodes(text: str | None, cluster: Cluster) -> list[int]:
-    """Numbers of nodes of the table, the plan's own among them."""
-    here = cluster.nodes
-    if text is None:
-        found = {here // 4, here // 2, here, here * 2} - {0}
-    else:
-        found = {parse_devices(part.strip()) for part in text.split(",") if part.strip()} | {here}
-    if len(found) > MOST_ROWS:
-        raise InputError(f"--nodes: at most {MOST_ROWS} numbers of nodes make a table")
-    return sorted(found)
-
-
-def _rows(
-    question: Question, asked: Asked, counts: Sequence[int], progress: Progress | None
-) -> dict[int, Speed]:
-    """The speed at each number of nodes where the run fits; the plan's own must."""
-    own = asked.task.cluster.nodes
-    rows: dict[int, Speed] = {}
-    for nodes in counts:
-        if progress is not None:
-            progress(f"{nodes:,} nodes")
-        try:
-            rows[nodes] = _speed(question, asked, nodes)
-        except (ClusterError, GoalError):
-            if nodes == own:
-                raise
-    return rows
-
-
-def _speed(question: Question, asked: Asked, nodes: int) -> Speed:
-    cluster = asked.task.cluster
-    devices = cluster.devices if nodes == cluster.nodes else nodes * cluster.devices_per_node
-    resized = replace(cluster, devices=devices)
-    return speed_of(settle(replace(question, on=resized)))
-
-
-def read_measured(path: Path) -> list[tuple[int, float]]:
-    """Nodes and seconds per step of own runs, from a CSV; raises DataError."""
-    name = shorten(str(path), 120)
-    try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-        found = [(int(row["nodes"]), float(row["step_time_s"])) for row in rows]
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}") from None
-    except (KeyError, TypeError, ValueError):
-        raise DataError(
-            f"{name}: a CSV with the columns nodes and step_time_s is needed, numbers in each row"
-        ) from None
-    if not found or any(n < 1 or not 0 < s < 1e6 for n, s in found):
-        raise DataError(f"{name}: at least one row with nodes >= 1 and step_time_s > 0 is needed")
-    return found
-
-
-def _correction(
-    own: Sequence[tuple[int, float]], rows: Mapping[int, Speed], question: Question, asked: Asked
-) -> Document | None:
-    """Measured over predicted step time: the mean ratio, its spread, the largest size measured."""
-    if not own:
-        return None
-    logs = []
-    for nodes, seconds in own:
-        predicted = rows[nodes] if nodes in rows else _speed(question, asked, nodes)
-        logs.append(math.log(seconds / predicted.step_seconds.mid))
-        reached = predicted.mfu.mid * predicted.step_seconds.mid / seconds
-        if reached > 1:
-            raise InputError(
-                f"--measured: {seconds:g} s a step on {nodes:,} nodes would be {reached:.0%} of the"
-                f" dense peak ({predicted.mfu.mid:.1%} x {predicted.step_seconds.mid:.3g} s /"
-                f" {seconds:g} s): the batch, the model or the nodes are others than the plan's"
-            )
-    mean = sum(logs) / len(logs)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in logs) / max(len(logs) - 1, 1))
-    return {
-        "ratio": math.exp(mean),
-        "log_spread": max(spread, LEAST_SPREAD),
-        "measured": [{"nodes": n, "step_time_s": s} for n, s in own],
-        "largest_nodes": max(n for n, _ in own),
-    }
-
-
-def corrected(estimate: Estimate, nodes: int, fit: Mapping[str, Any] | None) -> Estimate:
-    """A predicted time at ``nodes``, brought to what was measured where something was."""
-    if fit is None:
-        return estimate
-    beyond = max(math.log2(nodes / fit["largest_nodes"]), 0.0)
-    sigma = math.hypot(fit["log_spread"], PER_DOUBLING * beyond)
-    return Estimate.lognormal(estimate.mid * fit["ratio"], sigma, estimate.basis)
-
-
-def _scaling(rows: Mapping[int, Speed], fit: Mapping[str, Any] | None) -> list[Document]:
-    """One entry per number of nodes; efficiency against the smallest."""
-    found: list[Document] = []
-    for nodes, speed in rows.items():
-        step = corrected(speed.step_seconds, nodes, fit)
-        factor = speed.step_seconds.mid / step.mid
-        per_s = step.inverse(speed.tokens_per_s.mid * speed.step_seconds.mid)
-        first = found[0]["tokens_per_s"]["mid"] / found[0]["nodes"] if found else None
-        mine = per_s.mid / nodes
-        found.append(
-            {
-                "nodes": nodes,
-                "devices": speed.devices,
-                "step_time_s": step.as_dict(),
-                "tokens_per_s": per_s.as_dict(),
-                "efficiency": mine / first if first else 1.0,
-                "mfu": speed.mfu.mid * factor,
-                "memory_gib": speed.memory_bytes.scaled(2.0**-30).as_dict(),
-                "layout": speed.layout,
-            }
-        )
-    return found
 
 
 def _resources(
@@ -351,34 +345,18 @@ def _storage(speed: Speed, asked: Asked, copies: int) -> Document:
     }
 
 
-def _asked(name: str, asked: Asked) -> Machine:
-    """The machine applied for; raises InputError where the plan is for another accelerator."""
-    found, cluster = find_machine(name), asked.task.cluster
-    there = find_id(str(found.cluster["device"]))
-    if cluster.device.id != there:
-        raise InputError(
-            f"--machine {found.id}: the plan is for {cluster.device.id}, and {found.name} has"
-            f" {there}: plan on it first, krzem plan {asked.task.architecture.name} --on"
-            f" {found.id}:{cluster.devices} ... --json"
-        )
-    return found
+def _alike(cluster: Cluster) -> Machine | None:
+    """The public machine that the cluster is: same name, or the only one of such nodes."""
+    known = machines().values()
+    named = [m for m in known if m.name == cluster.name]
+    alike = [m for m in known if m.cluster["device"] == cluster.device.id
+             and m.devices_per_node == cluster.devices_per_node]  # fmt: skip
+    return named[0] if named else alike[0] if len(alike) == 1 else None
 
 
-def _machine(cluster: Cluster) -> str | None:
-    """The public machine that the cluster looks like: same name, or same accelerator and node."""
-    for known in machines().values():
-        if known.name == cluster.name:
-            return known.id
-    alike = [
-        m.id
-        for m in machines().values()
-        if m.cluster["device"] == cluster.device.id
-        and m.devices_per_node == cluster.devices_per_node
-    ]
-    return alike[0] if len(alike) == 1 else None
-
-
-def _bands(machine: str | None, resources: Mapping[str, Any]) -> list[Document]:
+def _bands(
+    place: Machine | None, resources: Mapping[str, Any], kinds: Sequence[str]
+) -> list[Document]:
     """The calls of that machine and whether the request lies in their band."""
     total = resources["node_hours_total"]["mid"]
     return [
@@ -390,5 +368,5 @@ def _bands(machine: str | None, resources: Mapping[str, Any]) -> list[Document]:
             "source": f"{c.source}, {c.date}",
         }
         for c in calls()
-        if c.machine == machine
+        if place is not None and c.machine == place.id and (not kinds or c.call in kinds)
     ]

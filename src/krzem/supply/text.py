@@ -237,6 +237,39 @@ def infer_text(document: Document) -> str:
     return "\n".join(parts) + "\n"
 
 
+def judge_text(document: Document) -> str:
+    """The table of ``krzem infer --judge``."""
+    rows = [
+        [
+            run["id"],
+            run["device"],
+            percent(run["probability"]),
+            percent(run["family_probability"]),
+            "yes" if run["in_80"] else "no",
+            "–" if run["cards"] is None else f"{run['cards']:,.0f}",
+            span(f"{run['cards_low']:,.0f}", f"{run['cards_high']:,.0f}"),
+            {True: "yes", False: "no", None: "–"}[run["cards_in_80"]],
+        ]
+        for run in document["runs"]
+    ]
+    head = ("run", "true device", "its odds", "odds of its family", "in the 80 % set", "cards",
+            "80 % interval", "inside")  # fmt: skip
+    s = document["shares"]
+    trouble = [f"- {run['id']}: {run['trouble']}" for run in document["runs"] if run["trouble"]]
+    return "\n".join(
+        [
+            table(head, rows),
+            "",
+            f"The true kind is in the 80 % set in {percent(s['kind_in_80'])} of {s['runs']} runs,"
+            f" the number of cards within its 80 % interval in {percent(s['number_in_80'])} of"
+            f" {s['numbers']} that are published; {s['below_5_percent']} true kinds get less than"
+            " 5 %.",
+            *trouble,
+            "",
+        ]
+    )
+
+
 def _whole(value: Mapping[str, float]) -> str:
     def short(number: float) -> str:
         return f"{number:,.0f}" if number < 1e6 else format_count(number, 3)

@@ -1,0 +1,117 @@
+"""Published runs whose hardware is known: by how much they fell short of their plans.
+
+``facts/known_runs.csv`` names them; their numbers stand there, or in ``facts/whole_runs.csv``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from math import log
+from typing import Any
+
+from krzem.facts.table import read_table
+from krzem.model.architecture import Architecture
+from krzem.model.parameters import count
+from krzem.model.reader import read_config
+from krzem.quantity import parse_count
+
+TABLE = "known_runs.csv"
+LAB_ENGINES = {
+    "deepseek": "deepseek", "eleuther": "megatron-deepspeed", "bigscience": "megatron-deepspeed",
+    "bigcode": "megatron-lm", "nvidia": "megatron-lm", "mosaic": "fsdp", "ai2": "fsdp",
+    "google": "maxtext", "deepmind": "maxtext", "huawei": "mindspeed-llm",
+}  # fmt: skip
+"""Engines by laboratory, as their reports name them; others are not known."""
+USUAL_BATCH = 2**22
+"""Tokens a step where no source says it."""
+WIDTH_STEP = 256
+"""Inner widths are multiples of this, so that tensors can be cut."""
+_TAKEN = {
+    "device": "accelerator_id", "devices": "devices", "device_hours": "published_device_hours",
+    "tokens": "train_tokens", "precision": "precision", "global_batch": "global_batch",
+    "sequence": "seq_len",
+}  # fmt: skip
+_SHAPE = ("layers", "hidden", "ffn_hidden", "heads", "kv_heads", "head_dim", "vocab", "experts",
+          "experts_per_token", "moe_ffn_hidden", "params_b", "seq_len")  # fmt: skip
+
+
+@cache
+def known_runs() -> Sequence[Mapping[str, str]]:
+    """The rows, numbers filled in from the table of whole runs where they stand there."""
+    totals = {row["id"]: row for row in read_table("whole_runs.csv")}
+    return tuple(_filled(row, totals.get(row["total"])) for row in read_table(TABLE))
+
+
+def _filled(row: Mapping[str, str], total: Mapping[str, str] | None) -> Mapping[str, str]:
+    if total is None:
+        return row
+    taken = {name: total[column] for name, column in _TAKEN.items() if not row.get(name)}
+    own = {name: total[name] for name in _SHAPE if total.get(name)} if not row["shape"] else {}
+    return {**row, **taken, **own}
+
+
+@cache
+def shortfalls(leave_out: str = "") -> tuple[float, ...]:
+    """Logarithm of published over expected hours of the known runs, one left out."""
+    return tuple(
+        log(float(row["shortfall"]))
+        for row in read_table(TABLE)
+        if row["shortfall"] and row["id"] != leave_out
+    )
+
+
+def model_of(row: Mapping[str, str]) -> str | Architecture:
+    """The model of a known run: a built-in one, or one of the shape that its table gives."""
+    if row["model"]:
+        return row["model"]
+    return read_config(_config(_shape(row)), row["id"])
+
+
+def _shape(row: Mapping[str, str]) -> Mapping[str, str]:
+    """The row of shapes.csv that is named, or the row itself."""
+    shapes = {shape["id"]: shape for shape in read_table("shapes.csv")}
+    return shapes.get(row["shape"], row)
+
+
+def _config(shape: Mapping[str, str]) -> dict[str, Any]:
+    """A Llama (or Mixtral) config of as many parameters: the inner width is that which gives them,
+    because older models have two matrices where Llama has three."""
+    heads = int(shape["heads"])
+    config: dict[str, Any] = {
+        "model_type": "llama", "hidden_size": int(shape["hidden"]),
+        "num_hidden_layers": int(shape["layers"]), "num_attention_heads": heads,
+        "num_key_value_heads": int(shape["kv_heads"] or heads),
+        "head_dim": int(shape["head_dim"] or int(shape["hidden"]) // heads),
+        "vocab_size": int(shape["vocab"]), "intermediate_size": int(shape["ffn_hidden"] or 1),
+        "max_position_embeddings": int(shape["seq_len"] or 2048), "tie_word_embeddings": False,
+    }  # fmt: skip
+    if shape.get("experts"):
+        inner = int(shape["moe_ffn_hidden"] or shape["ffn_hidden"])
+        return config | {"model_type": "mixtral", "num_local_experts": int(shape["experts"]),
+                         "num_experts_per_tok": int(shape["experts_per_token"]),
+                         "intermediate_size": inner}  # fmt: skip
+    if shape.get("params_b"):
+        unit = 3 * config["hidden_size"] * config["num_hidden_layers"]
+        bare = count(read_config(config, "shape")).total - unit * config["intermediate_size"]
+        if bare > float(shape["params_b"]) * 1e9:  # small models tie their embeddings
+            bare -= config["hidden_size"] * config["vocab_size"]
+            config["tie_word_embeddings"] = True
+        inner = (float(shape["params_b"]) * 1e9 - bare) / unit
+        config["intermediate_size"] = max(round(inner / WIDTH_STEP), 1) * WIDTH_STEP
+    return config
+
+
+def run_of(row: Mapping[str, str]) -> dict[str, Any]:
+    """Tokens, batch, sequence and precision as a plan takes them."""
+    run: dict[str, Any] = {"tokens": parse_count(row["tokens"])}
+    if row["precision"]:
+        run["precision"] = row["precision"]
+    if row["global_batch"]:
+        run["global_batch"] = int(row["global_batch"])
+    elif not row["model"] or row["total"]:
+        run["batch_tokens"] = USUAL_BATCH
+    sequence = row.get("sequence") or _shape(row).get("seq_len")
+    if sequence:
+        run["sequence"] = int(sequence)
+    return run
