@@ -14,8 +14,11 @@ from krzem.hardware.catalogue import TABLE
 from krzem.model.flops import flops_per_token
 
 ROWS = read_table(TABLE)
-COLUMN = {"tf32": "tf32_tflops", "fp16": "fp16_tflops", "fp8": "fp8_tflops", "int8": "int8_tops"}
-USUAL = {"tf32": 0.5, "fp16": 1.0, "fp8": 2.0, "int8": 2.0}
+COLUMN = {
+    "tf32": "tf32_tflops", "fp16": "fp16_tflops", "fp8": "fp8_tflops", "int8": "int8_tops",
+    "fp4": "fp4_tflops",
+}  # fmt: skip
+USUAL = {"tf32": 0.5, "fp16": 1.0, "fp8": 2.0, "int8": 2.0, "fp4": 4.0}
 """A rate over that of bf16 (of fp16 where there is no bf16)."""
 WITHIN = 0.04
 """Data sheets round."""
@@ -54,6 +57,16 @@ EXCEPTIONS: dict[tuple[str, str], tuple[float, str]] = {
     ("aws-trainium1", "fp8"): (1, "cFP8 at the rate of bf16"),
     ("aws-trainium3", "tf32"): (1, "Neuron documentation"),
     ("aws-trainium3", "fp8"): (3.75, "Neuron documentation: MXFP8 2,517, bf16 671"),
+    ("nvidia-b300-sxm", "fp4"): (6.22, "fp4 raised alone: HGX B300 sheet, 14 PF"),
+    ("nvidia-gb300", "fp4"): (6, "fp4 raised alone: Blackwell Ultra datasheet"),
+    ("nvidia-b30a", "fp4"): (6.22, "half a B300"),
+    ("nvidia-vr200", "fp4"): (8.75, "NVIDIA Vera Rubin NVL72: 35 PF dense, 4 PF bf16"),
+    ("nvidia-rtx-5090", "fp4"): (8, "16 bits with 32-bit accumulation at half rate, fp4 at full"),
+    ("nvidia-rtx-5090d", "fp4"): (8, "16 bits with 32-bit accumulation at half rate, fp4 at full"),
+    ("nvidia-rtx-5090d-v2", "fp4"): (8, "16 bits with 32-bit accumulation at half rate"),
+    ("aws-trainium3", "fp4"): (3.75, "Neuron documentation: MXFP4 at the rate of MXFP8"),
+    ("meta-mtia-450", "fp4"): (6, "fp4 raised alone: Meta, 7 and 21 PF"),
+    ("meta-mtia-500", "fp4"): (6, "fp4 raised alone: Meta, 10 and 30 PF"),
     ("hygon-k100-ai", "int8"): (2.04, "vendor figures: 192 and 392"),
 }  # fmt: skip
 

@@ -112,6 +112,7 @@ def test_assumptions_are_printed_as_a_file_that_works(tmp_path: Path) -> None:
         (["none.toml"], "none.toml does not exist"),
         (["--years", "50"], "outside"),
         (["--years", "0"], "outside"),
+        (["--years", "-3", "--no-levers"], "outside"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], words: str) -> None:

@@ -71,7 +71,7 @@ def outlook_command(
     chosen = load(file) if file is not None else shipped()
     given = {"paths": paths, "seed": seed}
     chosen = chosen.with_run(**{k: v for k, v in given.items() if v is not None})
-    _run(chosen, None if no_levers else years, as_json, html)
+    _run(chosen, years, not no_levers, as_json, html)
 
 
 def _back_test(as_json: bool) -> None:
@@ -87,7 +87,7 @@ def _back_test(as_json: bool) -> None:
         click.echo(fitted(back_test_table(test)), nl=False)
 
 
-def _run(chosen: object, years: float | None, as_json: bool, html: Path | None) -> None:
+def _run(chosen: object, years: float, with_levers: bool, as_json: bool, html: Path | None) -> None:
     from krzem.errors import InputError
     from krzem.outlook.assumptions import Assumptions
     from krzem.outlook.document import document
@@ -96,13 +96,13 @@ def _run(chosen: object, years: float | None, as_json: bool, html: Path | None) 
     from krzem.report.text_markdown import fitted
 
     assert isinstance(chosen, Assumptions)
-    if years is not None and not 0.25 <= years <= chosen.run.horizon_years:
+    if years < 0.25 or (with_levers and years > chosen.run.horizon_years):
         raise InputError(
             f"--years {years:g} lies outside 0.25 to the horizon of {chosen.run.horizon_years:g} "
             "(run.horizon_years)."
         )
-    with _progress(years is not None) as advance:
-        result = outlook(chosen, lever_years=years, advance=advance)
+    with _progress(with_levers) as advance:
+        result = outlook(chosen, lever_years=years if with_levers else None, advance=advance)
     if html is not None:
         from krzem.outlook.page import outlook_page
         from krzem.report.selfcontained import write_text
