@@ -452,3 +452,29 @@ def test_names_with_a_wrapper_before_them_are_refused(prefix: str, tmp_path: Pat
     write(tmp_path / "hf", tensors, LLAMA)
     with pytest.raises(CheckpointError, match=rf"not known in this model: {prefix}"):
         imported(tmp_path / "hf", tmp_path / "run")
+
+
+def test_an_export_is_what_serving_loads(tmp_path: Path) -> None:
+    """Class, type, special tokens and tokenizer lie beside the weights."""
+    transformers = pytest.importorskip("transformers")
+    config = {**{k: v for k, v in LLAMA.items() if k != "architectures"}, "eos_token_id": 5}
+    write(tmp_path / "hf", exported(tmp_path / "hf", config), config)
+    imported(tmp_path / "hf", tmp_path / "run")
+    words = tmp_path / "words"
+    words.mkdir()
+    vocabulary = {f"w{i}": i for i in range(96)}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"}
+    (words / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    out = ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--tokenizer", str(words)]
+    done = CliRunner().invoke(checkpoint_command, out)
+    assert done.exception is None, done.output
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (saved["architectures"], saved["dtype"]) == (["LlamaForCausalLM"], "bfloat16")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.generation_config.eos_token_id == 5
+    assert loaded.dtype is torch.bfloat16
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    out[-1] = str(tmp_path / "run")
+    out[2] = str(tmp_path / "other")
+    told = CliRunner().invoke(checkpoint_command, out)
+    assert "holds no tokenizer.json" in str(told.exception)

@@ -96,16 +96,24 @@ def verify_command(folder: Path, as_json: bool) -> None:
     show_default=True,
     help="Size of a file in GB.",
 )
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="Copy this tokenizer beside them: its folder, or the one that `krzem data build` made.",
+)
 @AS_JSON
-def export_command(folder: Path, out: Path, dtype: str, file_gb: float, as_json: bool) -> None:
+def export_command(
+    folder: Path, out: Path, dtype: str, file_gb: float, tokenizer: Path | None, as_json: bool
+) -> None:
     """Write the weights of the checkpoint FOLDER as a Hugging Face folder OUT.
 
-    For the folder of a run: those of its last good checkpoint.
+    For the folder of a run: those of its last good checkpoint. vLLM, SGLang and transformers load
+    OUT; they want a tokenizer in it to read and write text.
 
     Memory does not grow with the model. The checkpoint is verified first.
     """
     _need_torch()
-    from krzem.train.checkpoint.transfer import export_huggingface
+    from krzem.train.checkpoint.transfer import copy_tokenizer, export_huggingface
 
     folder = _last_good(folder, {}) if _of_run(folder) else folder
     manifest = verify(folder)
@@ -121,7 +129,9 @@ def export_command(folder: Path, out: Path, dtype: str, file_gb: float, as_json:
             file_bytes=int(file_gb * 1e9),
             progress=progress,
         )
-    _print({"out": str(out), "bytes": size}, f"{out}: {size / 1e6:,.1f} MB of {dtype}", as_json)
+    copied = [] if tokenizer is None else copy_tokenizer(tokenizer, out)
+    value = {"out": str(out), "bytes": size, "tokenizer": copied}
+    _print(value, f"{out}: {size / 1e6:,.1f} MB of {dtype}", as_json)
 
 
 @checkpoint_command.command("import")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from krzem.errors import CheckpointError
+from krzem.errors import CheckpointError, DataError
 from krzem.train.checkpoint.correspondence import Correspondence, identity
 from krzem.train.checkpoint.manifest import (
     MANIFEST,
@@ -55,6 +55,23 @@ WEIGHT = "weight/"
 FILE_BYTES = 5_000_000_000
 """Size at which a new file is begun, as Hugging Face does."""
 
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "kimi_k2": "DeepseekV3ForCausalLM",
+    "deepseek_v4": "DeepseekV4ForCausalLM",
+}
+"""The class that vLLM and SGLang look up in ``architectures``, where the config names none."""
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _OF_QUANTISED = ("quantization_config", "expert_dtype", "torch_dtype")
 
 Progress = Callable[[int, int], None]
@@ -218,6 +235,8 @@ def export_huggingface(
     if manifest.config is not None:
         text = json.dumps(exported_config(manifest.config, dtype), indent=2, ensure_ascii=False)
         write_atomic(out / "config.json", text.encode())
+        generation = json.dumps(generation_config(manifest.config), indent=2)
+        write_atomic(out / "generation_config.json", generation.encode())
     size = sum(p.entry.bytes for p in plans)
     index = {"metadata": {"total_size": size}, "weight_map": names}
     if len(files) == 1 and "model.safetensors" in files:
@@ -229,7 +248,35 @@ def export_huggingface(
 def exported_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """``config`` for weights of ``dtype``: what it says of quantised weights no longer holds."""
     kept = {k: v for k, v in config.items() if k not in _OF_QUANTISED}
+    named = _CLASSES.get(str(config.get("model_type")))
+    if named is not None:
+        kept.setdefault("architectures", [named])
     return {**kept, "dtype": dtype}
+
+
+def generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``generation_config.json``: where serving ends a text, as far as ``config`` says."""
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    stated = {k: config[k] for k in keys if config.get(k) is not None}
+    return {"_from_model_config": True, **stated}
+
+
+def copy_tokenizer(source: Path, out: Path) -> list[str]:
+    """Copy a tokenizer's files (``source`` is its folder or its ``tokenizer.json``) to ``out``.
+
+    Raises:
+        DataError: there is no ``tokenizer.json``.
+    """
+    folder = source if source.is_dir() else source.parent
+    if not (folder / "tokenizer.json").is_file():
+        raise DataError(
+            f"{source} holds no tokenizer.json; name the tokenizer's folder, or a folder that "
+            "`krzem data build` made with it"
+        )
+    copied = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    for name in copied:
+        write_atomic(out / name, (folder / name).read_bytes())
+    return copied
 
 
 def _same_names(folder: Path, found: Mapping[str, Shape], ours: Mapping[str, Shape]) -> None:
