@@ -44,8 +44,9 @@ VENDORS = {
 """Relative to NVIDIA, for a laboratory that is not the vendor's own."""
 AT_HOME = {"google": 2.0, "aws": 0.3, "microsoft": 0.05, "meta": 0.02}
 OTHERS = 0.03
-SLOT_CARDS, DESKTOP = 0.1, 0.01
-"""Variants for a PCIe slot; cards for inference, workstations and games."""
+SLOT_CARDS, SUPERCHIPS, DESKTOP = 0.1, 0.1, 0.01
+"""Variants for a PCIe slot; GH200, which stands in supercomputers; cards for inference, for
+workstations and for games."""
 _SLOT = frozenset({"pcie", "nvl", "500w"})
 _DESKTOP = frozenset({"rtx", "l4", "l2", "l20", "t4", "a10", "a10g", "a30", "a40", "l40", "l40s",
                       "cpx", "350", "950pr", "8i", "b4", "b3", "910b4"})  # fmt: skip
@@ -65,6 +66,8 @@ def common(device: str, lab: str) -> float:
     words = set(device.split("-"))
     if words & _SLOT:
         weight *= SLOT_CARDS
+    if "gh200" in words:
+        weight *= SUPERCHIPS
     if words & _DESKTOP:
         weight *= DESKTOP
     return weight
