@@ -6,15 +6,17 @@ The trainers here are stand-ins that print and store as torchtitan and Megatron-
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.run.run_helpers import BATCH, SEQUENCE, run_it, write_run
+from tests.run.run_helpers import BATCH, SEQUENCE, TRAINER, run_it, write_run
 
 from krzem.errors import RunError
 from krzem.run.adapter import ENGINES, adapted
 from krzem.run.contract import FencedError, TrainerContract, commit
+from krzem.run.contract_check import check_contract
 from krzem.run.history import History, prove_samples
 from krzem.run.ledger import Reader
 from krzem.run.own import command_of
@@ -96,6 +98,31 @@ def test_a_kill_and_a_move_lose_and_repeat_nothing(tmp_path: Path) -> None:
     assert prove_samples(history.kept).exact
     last = checkpoints(tmp_path / "run" / "checkpoints")[-1][1]
     assert json.loads((last / "__0_0.distcp").read_text()) == list(range(1, 21))
+
+
+def test_a_trainer_is_told_what_it_lacks_of_the_contract(tmp_path: Path) -> None:
+    settings = {
+        "steps": 400,
+        "batch": BATCH,
+        "sequence": SEQUENCE,
+        "ranks": 1,
+        "step_seconds": 0.02,
+    }
+    (tmp_path / "one.json").write_text(json.dumps(settings))
+    honest = [sys.executable, str(TRAINER), str(tmp_path / "one.json")]
+    (tmp_path / "a").mkdir()
+    found = check_contract(honest, tmp_path / "a")
+    assert all(clause.kept for clause in found), found
+    assert len(found) == 6
+    (tmp_path / "b").mkdir()
+    silent = [sys.executable, "-c", "print('epoch 1, loss 3.2')"]
+    told = {c.what: c for c in check_contract(silent, tmp_path / "b", seconds=2)}
+    assert told["reports steps"].kept is False
+    assert "epoch 1, loss 3.2" in told["reports steps"].how
+    assert "krzem.run.contract.commit" in told["commits checkpoints"].how
+    assert told["goes on from a checkpoint"].kept is None
+    with pytest.raises(RunError, match="cannot be started"):
+        check_contract(["/no/such/trainer"], tmp_path / "b")
 
 
 def test_commit_writes_a_manifest_over_files_that_exist(tmp_path: Path) -> None:

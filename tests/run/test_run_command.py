@@ -64,6 +64,7 @@ def test_the_story_adds_up(moved: Path) -> None:
     assert story.goodput is not None
     assert 0 < story.goodput < 1
     assert [w["choice"] for w in story.witness][-1:] == ["not checked"]
+    assert story.proof == "1 move not proved"
 
 
 def test_the_report_is_one_page_that_says_what_happened(moved: Path) -> None:

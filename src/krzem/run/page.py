@@ -11,7 +11,8 @@ from krzem.report.selfcontained import inline_svg, new_figure, page
 _TEMPLATE = """
 <h1>{{ s.name }}</h1>
 {% for u in s.unknown %}<p><strong>Unknown:</strong> {{ u }}</p>{% endfor %}
-<p>{{ "done" if s.state == "after" else s.state }}{% if s.reason %}, {{ s.reason }}{% endif %}:
+<p>{{ "done" if s.state == "after" else s.state }}{% if s.proof %}, {{ s.proof }}{% endif %}
+{%- if s.reason %}, {{ s.reason }}{% endif %}:
 {{ "{:,}".format(s.tokens) }} of {{ "{:,}".format(s.goal_tokens) }} tokens in
 {{ "{:,}".format(s.step) }} steps; goodput
 {% if s.goodput is none %}unknown{% else %}{{ "{:.1%}".format(s.goodput) }}{% endif %}.

@@ -89,6 +89,8 @@ class Story:
     gates: tuple[Mapping[str, Any], ...]
     decisions: tuple[Mapping[str, Any], ...]
     witness: tuple[Mapping[str, Any], ...]
+    proof: str | None
+    """How moves to other pools were proved, or that they were not; None: there was none."""
     last_event: str
     samples_exact: bool
     sample_gaps: tuple[str, ...]
@@ -196,6 +198,7 @@ def _story(folder: Path, found: _Found, metrics: Metrics) -> Story:
         gates=tuple(asdict(f) for f in found.fired),
         decisions=tuple(asdict(d) for d in decisions),
         witness=tuple(asdict(d) for d in decisions if d.subject.startswith("witness ")),
+        proof=_proof(decisions),
         last_event=found.events[-1].message if found.events else "",
         samples_exact=proof.exact,
         sample_gaps=proof.gaps,
@@ -207,6 +210,23 @@ def _story(folder: Path, found: _Found, metrics: Metrics) -> Story:
         bad_lines=metrics.bad,
         bad_quotes=tuple(metrics.quotes),
     )
+
+
+def _proof(decisions: Sequence[Decision]) -> str | None:
+    """The outcome of every check of a checkpoint on another pool, the newest of each."""
+    told = {d.subject: d for d in decisions if d.subject.startswith("witness ")}
+    checks = [d for d in told.values() if d.choice in ("passed", "failed", "not checked")]
+    if not checks:
+        return None
+    parts = []
+    for choice, word in (("not checked", "not proved"), ("failed", "failed"), ("passed", "proved")):
+        found = [d for d in checks if d.choice == choice]
+        if found:
+            types = sorted({t for d in found for t in (d.evidence or {}).get("dtypes", ())})
+            how = f" in {' and '.join(reversed(types))}" if types else ""
+            moves = "1 move" if len(found) == 1 else f"{len(found)} moves"
+            parts.append(f"{moves} {word}{how}")
+    return ", ".join(parts)
 
 
 def _reason(run: RunRow, events: Sequence[Event]) -> str | None:

@@ -113,7 +113,8 @@ def last_word(story: Story) -> str:
     gates = f"{fired} gates fired" if fired > 1 else "a gate fired" if fired else "no gate fired"
     told = missed + kept or ([gates] if story.state == "done" else [])
     why = [story.reason] if story.reason else []
-    return "; ".join([f"{story.state}{by}", *told, *why])
+    proof = [story.proof] if story.proof else []
+    return "; ".join([f"{story.state}{by}", *proof, *told, *why])
 
 
 def panel(story: Story, said: Sequence[str] = ()) -> RenderableType:

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from krzem.train.checkpoint import read_manifest
 from krzem.train.data import Component, SampleStream, TokenDataset
 from krzem.train.loop import loss_weights, optimizer_config, schedule_of
+from krzem.train.phases import phases_of, standing
 from krzem.train.settings import TrainSettings, read_settings
 from krzem.witness.checkpoint import RunConstants
 
@@ -18,21 +20,34 @@ _OWN = frozenset({"goal.deadline", "goal.budget", "goal.deadline_days", "goal.bu
 """What may differ between two machines that train the same run."""
 
 
-def run_constants(run_file: Path, sample: int | None = None) -> tuple[RunConstants, TrainSettings]:
+def settings_at(run_file: Path, checkpoint: Path | None = None) -> TrainSettings:
+    """The settings of the phase in which a run goes on from ``checkpoint``; of the first without.
+
+    Raises:
+        RunError: with every fault of the file.
+    """
+    phases = phases_of(read_settings(run_file))
+    return phases[0] if checkpoint is None else standing(phases, checkpoint)
+
+
+def run_constants(
+    run_file: Path, checkpoint: Path | None = None
+) -> tuple[RunConstants, TrainSettings]:
     """Optimiser, balancing rate, weights of losses and settings of a run.
 
-    With ``sample``, the samples taken so far, also the learning rate of the next step.
+    With a ``checkpoint`` also the learning rate of the step after it.
 
     Raises:
         RunError: with every fault of the file.
         DataError: a data set is missing or damaged.
     """
-    settings = read_settings(run_file)
+    settings = settings_at(run_file, checkpoint)
+    sample = None if checkpoint is None else read_manifest(checkpoint).meta.get("sample")
     constants = RunConstants(
         optimizer=optimizer_config(settings),
         bias_rate=settings.train.bias_rate,
         weights=loss_weights(settings),
-        rate=None if sample is None else next_rate(settings, sample),
+        rate=None if sample is None else next_rate(settings, int(sample)),
         settings=agreed(settings),
     )
     return constants, settings
@@ -41,7 +56,7 @@ def run_constants(run_file: Path, sample: int | None = None) -> tuple[RunConstan
 def next_rate(settings: TrainSettings, sample: int) -> float:
     """The learning rate of the step that begins at ``sample``."""
     end = sample + settings.batches.at(sample)
-    return schedule_of(settings).at(end * settings.goal.sequence)
+    return schedule_of(settings).at(settings.tokens_at(end))
 
 
 def agreed(settings: TrainSettings) -> dict[str, Any]:

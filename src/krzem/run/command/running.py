@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
@@ -39,11 +40,20 @@ every limit, or stopped on request."""
 
 
 @click.command("run")
-@click.argument("run_toml", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("run_toml", type=click.Path(path_type=Path))
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--check-contract", is_flag=True, help="Try a trainer's command, given after --.")
 @click.option("--dry-run", is_flag=True, help="Plan every pool, say what would be done, and end.")
 @click.option("--quiet", is_flag=True, help="Nothing on the way: no live view, no lines.")
 @AS_JSON
-def run_command(run_toml: Path, dry_run: bool, quiet: bool, as_json: bool) -> None:
+def run_command(
+    run_toml: Path,
+    command: tuple[str, ...],
+    check_contract: bool,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Train over pools of accelerators, in order of preference, to the last token.
 
     Plans each pool, measures the first, trains on it, watches it, restarts it after faults, and
@@ -56,6 +66,7 @@ def run_command(run_toml: Path, dry_run: bool, quiet: bool, as_json: bool) -> No
 
     \b
     krzem run run.toml --dry-run
+    krzem run --check-contract -- python my_trainer.py    what a trainer of your own lacks
     krzem run run.toml
 
     \b
@@ -78,6 +89,13 @@ def run_command(run_toml: Path, dry_run: bool, quiet: bool, as_json: bool) -> No
       accelerator = "h800"
       count = 1024
     """
+    if check_contract:
+        _check_contract((str(run_toml), *command), as_json)
+        return
+    if command:
+        raise click.UsageError(f"unexpected {command[0]!r}: one run file, or --check-contract")
+    if not run_toml.is_file():
+        raise click.BadParameter(f"there is no file {run_toml}", param_hint="RUN_TOML")
     settings = read_run(run_toml)
     check_trainer(settings)
     check_extras(settings)
@@ -95,6 +113,21 @@ def run_command(run_toml: Path, dry_run: bool, quiet: bool, as_json: bool) -> No
     if state is State.DONE and (settings.folder / REPORT).exists() and not as_json:
         click.echo(f"{'report':<8} {settings.folder / REPORT}")
     raise SystemExit(exit_code(story))
+
+
+def _check_contract(command: tuple[str, ...], as_json: bool) -> None:
+    """Try a trainer in a folder of its own, and tell what it keeps of the contract."""
+    from krzem.run.contract_check import check_contract
+
+    with tempfile.TemporaryDirectory(prefix="krzem-contract-") as folder:
+        found = check_contract(command, Path(folder))
+    if as_json:
+        click.echo(json.dumps([asdict(clause) for clause in found], indent=1))
+    else:
+        for clause in found:
+            mark = {True: "kept", False: "BROKEN", None: "not tried"}[clause.kept]
+            click.echo(f"{mark:<10}{clause.what}: {clause.how}")
+    raise SystemExit(0 if all(clause.kept for clause in found) else EXIT_FAILED)
 
 
 def exit_code(story: Story) -> int:

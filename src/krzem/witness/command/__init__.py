@@ -275,10 +275,9 @@ def _source(given: dict[str, Any], length: int | None) -> Any:
 
         return data_stream(given["data"], length=length or 128, seed=given["seed"])
     if given["run_file"] is not None:
-        from krzem.train.settings import read_settings
-        from krzem.witness.run_file import run_stream
+        from krzem.witness.run_file import run_stream, settings_at
 
-        return run_stream(read_settings(given["run_file"]), length)
+        return run_stream(settings_at(given["run_file"], given["checkpoint"]), length)
     return None
 
 
@@ -316,18 +315,16 @@ def _constants(given: dict[str, Any], folder: Path) -> RunConstants | None:
     """What the run file says of the step after the checkpoint; None without one."""
     if given["run_file"] is None:
         return None
-    from krzem.train.checkpoint import read_manifest
     from krzem.witness.run_file import run_constants
 
-    meta = read_manifest(folder).meta
-    return run_constants(given["run_file"], int(meta["sample"]) if "sample" in meta else None)[0]
+    return run_constants(given["run_file"], folder)[0]
 
 
 def _documents(given: dict[str, Any]) -> bool:
     """Whether the run keeps attention within documents."""
-    from krzem.train.settings import read_settings
+    from krzem.witness.run_file import settings_at
 
-    return read_settings(given["run_file"]).data.documents
+    return settings_at(given["run_file"], given["checkpoint"]).data.documents
 
 
 def _tolerance(given: dict[str, Any]) -> Tolerance:
