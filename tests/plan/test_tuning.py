@@ -11,7 +11,8 @@ import pytest
 from krzem.errors import GoalError, KrzemError, UnknownNameError
 from krzem.layout.arrays import pack
 from krzem.layout.layout import parse_layout
-from krzem.model.catalogue import load_model
+from krzem.model.catalogue import load_model, model_ids
+from krzem.model.parameters import count
 from krzem.plan.goal import Tuning
 from krzem.plan.plan import trained
 from krzem.plan.price import Pricer, Task
@@ -22,6 +23,8 @@ from krzem.plan.tuning import (
     ON_MLP,
     adapted,
     adapter_parameters,
+    check_targets,
+    left_out,
     read_tuning,
     shares,
     trained_flops,
@@ -156,3 +159,17 @@ def test_a_published_recipe_is_of_pre_training_and_not_of_tuning() -> None:
     with pytest.raises(GoalError, match=r"fine-tuning llama-3.1-8b .* give --tokens .*--batch"):
         settle(Question(model="llama-3.1-8b", on="nvidia-h100-sxm:8", finetune="lora"))
     assert settle(Question(model="llama-3.1-8b", on="nvidia-h100-sxm:8", global_batch=64)).whole
+
+
+@pytest.mark.parametrize("model", model_ids())
+def test_every_model_has_adapters_and_says_what_has_none(model: str) -> None:
+    architecture = load_model(model)
+    whole = Tuning(kind="lora", rank=8, targets=EVERYWHERE)
+    check_targets(whole, architecture)
+    few = adapter_parameters(whole, architecture)
+    assert 0 <= few < 0.05 * count(architecture).total
+    assert adapter_parameters(replace(whole, rank=16), architecture) == pytest.approx(2 * few)
+    said = left_out(whole, architecture)
+    odd = architecture.is_moe or any(run.layer.recurrence for run in architecture.runs)
+    assert (said is not None) == odd
+    assert few > 0 or odd

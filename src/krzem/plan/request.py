@@ -42,7 +42,7 @@ from krzem.plan.search import SURE
 from krzem.plan.sensible import check_batch, check_software_date
 from krzem.plan.source import config_of, is_built_in
 from krzem.plan.states import read_state_bytes, states_of
-from krzem.plan.tuning import check_targets, read_tuning
+from krzem.plan.tuning import check_targets, left_out, read_tuning
 from krzem.quantity import (
     Written,
     parse_count,
@@ -345,6 +345,7 @@ def _tuning(picker: Picker, architecture: Architecture) -> Tuning:
     asked = picker.question
     found = read_tuning(asked.finetune, asked.lora_rank, asked.lora_targets, picker.notes)
     check_targets(found, architecture)
+    picker.notes += filter(None, [left_out(found, architecture)])
     if found.kind != "none" and asked.emits is not None:
         raise GoalError(
             f"--emit {asked.emits} writes files of pre-training, and --finetune {found.kind} is"

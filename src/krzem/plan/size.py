@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from krzem.errors import GoalError
+from krzem.errors import ClusterError, GoalError
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import read_cluster
 from krzem.model.architecture import Architecture
@@ -138,7 +138,10 @@ def size(
     """
     cluster = on if isinstance(on, Cluster) else read_cluster(on)
     if not 0 < device_hours < 1e12:
-        raise GoalError(f"a budget of {device_hours:g} device-hours: more than none is needed")
+        raise GoalError(
+            f"a budget of {device_hours:g} device-hours: more than none, and fewer than 1e12, are"
+            " needed"
+        )
     base = question or Question(model="", on=cluster)
     ratio, rule = _rule(tokens_per_parameter, law)
     peak = max(cluster.device.peak_flops.get(kind, 0.0) for kind in ("bf16", "fp16", "fp32"))
@@ -203,7 +206,13 @@ def _planned(
     if not given:
         said = f"a batch of {batch:,} sequences: by DeepSeek's law of batches (arXiv 2401.02954)"
         asked = replace(asked, notes=(*asked.notes, said))
-    return asked, plan_of(asked, progress=progress)
+    try:
+        return asked, plan_of(asked, progress=progress)
+    except ClusterError as error:
+        raise ClusterError(
+            f"{error}. The budget is larger than the memory: a smaller model is"
+            " --tokens-per-parameter 100, say"
+        ) from None
 
 
 def _name(config: dict[str, Any]) -> str:

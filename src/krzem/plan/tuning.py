@@ -70,8 +70,8 @@ def _targets(text: str | None) -> tuple[str, ...]:
 def check_targets(tuning: Tuning, architecture: Architecture) -> None:
     """Refuse names of projections that the model's attention does not have; raises GoalError."""
     named = [t for t in tuning.targets if t in ON_ATTENTION]
-    odd = sorted({str(run.layer.attention.kind) for run in architecture.runs
-                  if run.layer.attention.kind is not AttentionKind.GROUPED})  # fmt: skip
+    kinds = {run.layer.attention.kind for run in architecture.runs}
+    odd = sorted(str(kind) for kind in kinds - {AttentionKind.GROUPED, AttentionKind.NONE})
     if named and odd:
         raise GoalError(
             f"--lora-targets {','.join(named)}: {architecture.name} has {' and '.join(odd)}"
@@ -82,6 +82,17 @@ def check_targets(tuning: Tuning, architecture: Architecture) -> None:
             f"--lora-targets {','.join(tuning.targets)}: the networks of {architecture.name} are"
             " experts, and adapters on experts are not modelled: write attention or all"
         )
+
+
+def left_out(tuning: Tuning, architecture: Architecture) -> str | None:
+    """What of the model has no adapters here; None where nothing is left out."""
+    layers = [run.layer for run in architecture.runs]
+    parts = {
+        "experts": any(layer.feed_forward.is_moe for layer in layers),
+        "recurrent layers": any(layer.recurrence for layer in layers),
+    }
+    named = " and ".join(name for name, there in parts.items() if there)
+    return f"adapters on {named} are not modelled" if tuning.adapters and named else None
 
 
 def shares(tuning: Tuning, architecture: Architecture) -> tuple[float, float]:
@@ -116,6 +127,8 @@ def _share(
 
 
 def _attention_widths(a: Attention, hidden: int) -> dict[str, float]:
+    if a.kind is not AttentionKind.GROUPED:
+        return {}
     keys, values = a.kv_heads * a.head_dim, a.kv_heads * a.value_dim
     widths = (a.heads * a.head_dim, keys, values, a.heads * a.value_dim)
     return dict(zip(ON_ATTENTION, (float(hidden + width) for width in widths), strict=True))
@@ -124,7 +137,7 @@ def _attention_widths(a: Attention, hidden: int) -> dict[str, float]:
 def _mlp_widths(layer: Layer, hidden: int) -> dict[str, float]:
     f = layer.feed_forward
     names = ON_MLP if f.gated else ON_MLP[1:]
-    return {} if f.is_moe else dict.fromkeys(names, float(hidden + f.width))
+    return {} if f.is_moe or not f.width else dict.fromkeys(names, float(hidden + f.width))
 
 
 def adapter_parameters(tuning: Tuning, architecture: Architecture) -> int:
