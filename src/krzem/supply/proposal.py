@@ -101,7 +101,7 @@ def proposal(
     fit = correction(own, rows, question, asked)
     main = rows[cluster.nodes]
     wanted = _resources(main, asked, fit, share)
-    growing = weak(question, asked, [n for n in counts if n in rows], progress)
+    growing = weak(question, asked, rows, progress)
     return {
         "schema": SCHEMA,
         "call": call,

@@ -58,12 +58,15 @@ def strong(
 
 
 def weak(
-    question: Question, asked: Asked, counts: Sequence[int], progress: Progress | None
+    question: Question, asked: Asked, known: Mapping[int, Speed], progress: Progress | None
 ) -> dict[int, tuple[int, Speed]]:
-    """Batch and speed at each number of nodes, the batch in proportion to them."""
+    """Batch and speed at the numbers of nodes of ``known``, the batch in proportion to them."""
     own, batch = asked.task.cluster.nodes, asked.task.goal.global_batch
     rows: dict[int, tuple[int, Speed]] = {}
-    for nodes in counts:
+    for nodes in known:
+        if nodes == own:
+            rows[nodes] = batch, known[own]
+            continue
         if progress is not None:
             progress(f"{nodes:,} nodes, weak")
         sequences = batch * nodes // own
