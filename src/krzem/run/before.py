@@ -30,12 +30,17 @@ from krzem.run.clock import DAY, duration
 from krzem.run.own import is_own, runnable
 from krzem.run.profile import read_profile
 from krzem.run.settings import Pool, RunSettings
+from krzem.run.trial import SPEED
 
 CHOICES = 40
 """Parallel shapes of the planner that are tried on krzem's trainer, fastest first."""
 _UNCALIBRATED = 0.6
 """Spread (of the logarithm) of a step time on a kind of device that no published run calibrates:
 the middle 80 % span a factor of about two either way."""
+
+
+_TRIED = 0.12
+"""The same of steps that the trainer itself was tried on: how the first differ from the later."""
 
 
 def plan_pool(
@@ -49,6 +54,7 @@ def plan_pool(
     """What ``pool`` would do with ``tokens_left``; never raises for what it cannot know."""
     days = _deadline(settings, days_left)
     given = dict(measured or {}) or _from_profile(pool)
+    tried = given.pop(SPEED, None)
     own = is_own(settings, pool)
     try:
         found = _plan(settings, pool, tokens_left, days, given)
@@ -61,7 +67,7 @@ def plan_pool(
         if pool.tokens_per_s is not None and not own and not isinstance(error, ClusterError):
             return _without_plan(settings, pool, tokens_left, days, str(error))
         return PoolPlan(pool=pool.name, tokens_per_s=None, basis="no plan", refused=str(error))
-    return _judged(settings, pool, found, tokens_left, days, bool(given))
+    return _judged(settings, pool, found, tokens_left, days, bool(given), tried)
 
 
 _STAND_IN = {
@@ -255,6 +261,7 @@ def _judged(
     tokens_left: float,
     days: float | None,
     is_measured: bool,
+    tried: float | None = None,
 ) -> PoolPlan:
     """A plan as the controller wants it: speed, days, chance, refusal or warnings."""
     best: LayoutPlan = found.best if isinstance(found, Plan) else found.plan
@@ -263,11 +270,14 @@ def _judged(
         seconds = Estimate.lognormal(seconds.mid, _UNCALIBRATED, Basis.MEASURED)
     speed = seconds.inverse(float(found.task.goal.tokens_per_step))
     basis = "plan, with measured rates" if is_measured else "plan, from the data sheet"
+    if tried is not None:
+        speed = Estimate.lognormal(tried, _TRIED, Basis.MEASURED)
+        basis = "measured on steps of the trainer itself"
     if pool.tokens_per_s is not None:
         speed, basis = _stated(pool.tokens_per_s), "stated in the run file"
     # Neither a stated speed nor processors have the failures and overheads of a large cluster.
     plain = pool.tokens_per_s is not None or found.task.cluster.device.id == CPU
-    whole = None if plain else found.whole_run
+    whole = None if plain or tried is not None else found.whole_run
     return _in_time(
         settings,
         PoolPlan(

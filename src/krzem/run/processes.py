@@ -86,9 +86,15 @@ def _found(run_dir: Path) -> dict[int, list[bytes]]:
         with contextlib.suppress(OSError, ValueError):
             words = (entry / "environ").read_bytes().split(b"\0")
             named = [os.fsdecode(w[len(mark) :]) for w in words if w.startswith(mark)]
-            if named and os.path.realpath(named[0]) == place and Identity.of(int(entry.name)):
+            if named and _is_within(named[0], place) and Identity.of(int(entry.name)):
                 found[int(entry.name)] = words
     return found
+
+
+def _is_within(folder: str, place: str) -> bool:
+    """Whether ``folder`` is the run's, or lies in it as those of trial steps do."""
+    found = os.path.realpath(folder)
+    return found == place or found.startswith(f"{place}{os.sep}")
 
 
 def _variables(words: Iterable[bytes]) -> dict[str, str]:

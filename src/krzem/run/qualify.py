@@ -11,15 +11,17 @@ from krzem.errors import KrzemError, StorageError
 from krzem.hardware import CPU, Device
 from krzem.run.answers import Qualified
 from krzem.run.attempts import job_name, placed, surroundings
-from krzem.run.before import cluster_for
+from krzem.run.before import cluster_for, plan_pool
 from krzem.run.clock import iso
 from krzem.run.contract import ENV_RUN_DIR
 from krzem.run.errand import run_errand
 from krzem.run.launch.job import Job, JobLauncher
 from krzem.run.measure import forget
+from krzem.run.own import is_own
 from krzem.run.probe.judge import Probed, judge, read_ranks
 from krzem.run.profile import Profile, profile_text
 from krzem.run.settings import Pool, RunSettings
+from krzem.run.trial import SPEED, try_steps
 from krzem.train.durable import write_atomic
 
 PROBES, PROFILES = "probes", "profiles"
@@ -44,15 +46,30 @@ def qualify_pool(settings: RunSettings, pool: Pool, launcher: JobLauncher, token
     probed = judge(ranks, spread=rule.spread, numerics=rule.numerics)
     faults = [*_left_over(pool, launcher, probed), *_against_plan(settings, pool, probed)]
     unwritten = _write_profile(settings, pool, probed, faults)
+    measured, told = dict(probed.measured), ""
+    if not faults:
+        layout = _layout(settings, pool, measured)
+        speed, told = try_steps(settings, pool, launcher, token, layout)
+        measured |= {} if speed is None else {SPEED: speed}
     return Qualified(
         passed=not faults,
-        message=f"{probed.verdict}; {summary(probed.measured)}",
+        message="; ".join(x for x in (probed.verdict, summary(probed.measured), told) if x),
         faults=tuple(faults),
-        measured=probed.measured,
+        measured=measured,
         exclude=probed.bad_hosts() if launcher.can_exclude else (),
         evidence={"ranks": list(probed.ranks), "warnings": [*probed.warnings, *unwritten],
                   "devices_at_fault": list(probed.faults)},
     )  # fmt: skip
+
+
+def _layout(settings: RunSettings, pool: Pool, measured: Mapping[str, float]) -> str | None:
+    """What the pool will be planned with, now that it is measured."""
+    if not settings.qualify.steps or not is_own(settings, pool):
+        return None
+    plan = plan_pool(
+        settings, pool, tokens_left=settings.goal.tokens, days_left=None, measured=measured
+    )
+    return plan.layout if pool.layout == "auto" else pool.layout
 
 
 def probe_job(settings: RunSettings, pool: Pool, token: int) -> Job:

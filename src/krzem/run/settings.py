@@ -203,6 +203,7 @@ class Qualify:
     )
     spread: float = setting(0.15, parse_ratio, '"15%"', "slowest device below the median, at most")
     numerics: bool = setting(True, flag, "true", "operators must agree with float64")
+    steps: int = setting(8, whole(0, 1000), "8", "of krzem's trainer that are tried; 0: none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +213,9 @@ class WitnessKeys:
     enabled: bool = setting(True, flag, "true", "false moves without a comparison")
     sequences: int = setting(4, whole(1, 4096), "4", "of a batch")
     batches: int = setting(2, whole(1, 64), "2", "recorded, from the samples that come next")
+    overlap: int = setting(
+        20, whole(0, 10**6), "100", "steps trained again on a pool of the same arithmetic; 0: none"
+    )
     limit_seconds: float = setting(
         1800.0, parse_duration, '"30 min"', "to record, and to check", key="limit"
     )

@@ -39,6 +39,8 @@ from krzem.train.settings import (
 
 LAYOUT_VARIABLE, PRECISION_VARIABLE = "KRZEM_LAYOUT", "KRZEM_PRECISION"
 """What a controller sets for the pool at hand, in place of the file's layout and precision."""
+FOLDER_VARIABLE = "KRZEM_RUN_DIR"
+"""What a controller sets for the folder of the run, or of trial steps."""
 _STATE_BYTES = 12
 """Of a parameter in training at the least: weight, gradient and Muon's momentum in float32."""
 Value = TypeVar("Value")
@@ -72,7 +74,7 @@ def prepare(
         RunError: with every fault found, before any work.
     """
     ready = checked(run_file, planner, resume_from=resume_from)
-    settings, spec = ready.settings, ready.spec
+    settings, spec = _where_told(ready.settings), ready.spec
     check_folder(settings.folder)
     info = find_device(settings.train.device, int(os.environ.get("LOCAL_RANK", "0")))
     start_ranks(info)
@@ -91,6 +93,12 @@ def prepare(
         forecast=ready.forecast,
         last=ready.last,
     )
+
+
+def _where_told(settings: TrainSettings) -> TrainSettings:
+    """In the folder that a controller names: trial steps of a pool leave the run's own alone."""
+    told = os.environ.get(FOLDER_VARIABLE)
+    return replace(settings, folder=Path(told)) if told else settings
 
 
 def checked(
@@ -145,7 +153,7 @@ def _checked_phase(
     layout, forecast, why = planned
     for rule in (
         lambda: check_layout(spec, layout),
-        lambda: parts(len(spec.layers), layout),
+        lambda: parts(len(spec.layers), layout, spec.arch.mtp_layers),
         lambda: check_batch(settings, layout),
         lambda: _check_ranks(layout) if here else None,
         lambda: _check_memory(settings, spec, layout) if here else None,
