@@ -20,18 +20,15 @@ from krzem.files import read_toml
 from krzem.quantity import parse_count, parse_length
 from krzem.train.checkpoint import latest_good, load_meta
 from krzem.train.durable import write_atomic
-from krzem.train.settings import (
-    ScheduleTable,
-    TrainSettings,
+from krzem.train.keys import (
     as_key,
-    layout_text,
     read_flag,
     read_folders,
     read_number,
-    read_settings,
     read_table,
     read_text_value,
 )
+from krzem.train.settings import ScheduleTable, TrainSettings, layout_text, read_settings
 
 ADDED = "phases.json"
 """In the run's folder: phases that were added after the run file was written."""

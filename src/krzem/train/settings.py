@@ -9,101 +9,37 @@ from __future__ import annotations
 import math
 import os
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from krzem.errors import KrzemError, RunError, nearest, shorten
+from krzem.errors import KrzemError, RunError, shorten
 from krzem.files import read_toml
 from krzem.layout.layout import Layout, parse_layout
 from krzem.quantity import parse_count, parse_flops, parse_length
 from krzem.train.batches import Batches
+from krzem.train.keys import (
+    as_key,
+    read_anything,
+    read_flag,
+    read_folders,
+    read_number,
+    read_one_of,
+    read_share,
+    read_some,
+    read_table,
+    read_text_value,
+    read_whole,
+    unknown,
+)
 from krzem.train.optim.schedule import KINDS
 
-Values = TypeVar("Values")
 _OTHERS = frozenset({"pool", "gates", "qualify", "recovery", "switches", "trainer", "witness"})
 """Tables that the controller or the planner reads."""
 _RUN_KEYS = ("name", "folder")
 PRECISIONS = ("bf16", "fp32", "fp8-block")
 """Arithmetic of matrix products that the trainer has."""
-
-
-def as_key(default: Any, read: Callable[[Any], Any], means: str) -> Any:
-    """A field of a table: how it is read and what it means."""
-    about = {"read": read, "means": means}
-    return field(metadata=about) if default is MISSING else field(default=default, metadata=about)
-
-
-def read_text_value(value: Any) -> str:
-    """A text in quotes."""
-    if not isinstance(value, str) or not value.strip():
-        raise RunError("it has to be a text in quotes")
-    return value
-
-
-def read_flag(value: Any) -> bool:
-    """true or false."""
-    if not isinstance(value, bool):
-        raise RunError("it has to be true or false")
-    return value
-
-
-def read_number(value: Any) -> float:
-    """A finite number, 0 or more."""
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if not plain or value < 0 or not math.isfinite(value):
-        raise RunError("it has to be a number, 0 or more")
-    return float(value)
-
-
-def _share(value: Any) -> float:
-    if read_number(value) > 1:
-        raise RunError("it has to be a share between 0 and 1")
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if not _is_whole(value) or value < 0:
-        raise RunError("it has to be a whole number, 0 or more")
-    return int(value)
-
-
-def _some(value: Any) -> int:
-    if not _is_whole(value) or value < 1:
-        raise RunError("it has to be a whole number, 1 or more")
-    return int(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def read_folders(value: Any) -> Any:
-    """A folder, or folders with weights."""
-    if isinstance(value, Mapping) and value:
-        for folder, weight in value.items():
-            if not _is_whole(weight) and not isinstance(weight, float):
-                raise RunError(f"the weight of {shorten(folder)} has to be a number")
-        return value
-    if not isinstance(value, str) or not value.strip():
-        raise RunError(
-            'it has to be a folder in quotes, or folders with weights: { "a" = 0.7, "b" = 0.3 }'
-        )
-    return value
-
-
-def _one_of(*choices: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in choices:
-            raise RunError(f"it has to be one of {', '.join(choices)}")
-        return str(value)
-
-    return read
-
-
-def _anything(value: Any) -> Any:
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,20 +49,20 @@ class GoalTable:
     tokens: int = as_key(MISSING, parse_count, "tokens of the whole run")
     sequence: int = as_key(MISSING, parse_length, "tokens of a sequence")
     global_batch: int = as_key(MISSING, parse_count, "sequences per optimiser step")
-    precision: str = as_key("bf16", _one_of(*PRECISIONS), "arithmetic of matrix products")
-    optimizer: str = as_key("adamw", _one_of("adamw", "muon"), "adamw or muon")
-    deadline: Any = as_key(None, _anything, "the controller's")  # noqa: RUF009
-    budget: Any = as_key(None, _anything, "the controller's")  # noqa: RUF009
-    deadline_days: Any = as_key(None, _anything, "the planner's")  # noqa: RUF009
-    budget_usd: Any = as_key(None, _anything, "the planner's")  # noqa: RUF009
-    states: Any = as_key(None, _anything, "the planner's")  # noqa: RUF009
+    precision: str = as_key("bf16", read_one_of(*PRECISIONS), "arithmetic of matrix products")
+    optimizer: str = as_key("adamw", read_one_of("adamw", "muon"), "adamw or muon")
+    deadline: Any = as_key(None, read_anything, "the controller's")  # noqa: RUF009
+    budget: Any = as_key(None, read_anything, "the controller's")  # noqa: RUF009
+    deadline_days: Any = as_key(None, read_anything, "the planner's")  # noqa: RUF009
+    budget_usd: Any = as_key(None, read_anything, "the planner's")  # noqa: RUF009
+    states: Any = as_key(None, read_anything, "the planner's")  # noqa: RUF009
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainTable:
     """``[train]``: how it is trained."""
 
-    seed: int = as_key(0, _whole, "of initial values and of the order of data")
+    seed: int = as_key(0, read_whole, "of initial values and of the order of data")
     device: str = as_key("auto", read_text_value, "auto, cpu, cuda or npu")
     mtp: float = as_key(0.3, read_number, "weight of multi-token prediction")
     balance: float = as_key(1e-4, read_number, "weight of the sequence-wise balance loss")
@@ -155,10 +91,10 @@ class OptimizerTable:
     """``[optimizer]``."""
 
     rate: float = as_key(3e-4, read_number, "peak learning rate")
-    beta1: float = as_key(0.9, _share, "of AdamW")
-    beta2: float = as_key(0.95, _share, "of AdamW")
+    beta1: float = as_key(0.9, read_share, "of AdamW")
+    beta2: float = as_key(0.95, read_share, "of AdamW")
     eps: float = as_key(1e-8, read_number, "of AdamW")
-    momentum: float = as_key(0.95, _share, "of Muon")
+    momentum: float = as_key(0.95, read_share, "of Muon")
     weight_decay: float = as_key(0.1, read_number, "of matrices")
     clip: float = as_key(1.0, read_number, "largest gradient norm, 0 for none")
 
@@ -167,12 +103,12 @@ class OptimizerTable:
 class ScheduleTable:
     """``[schedule]``: the learning rate and the batch over tokens."""
 
-    kind: str = as_key("wsd", _one_of(*KINDS), "shape after the warm-up")
+    kind: str = as_key("wsd", read_one_of(*KINDS), "shape after the warm-up")
     warmup: int = as_key(0, parse_count, "tokens of linear warm-up")
-    decay_share: float = as_key(0.2, _share, "last part of the run, of wsd")
-    final_share: float = as_key(0.1, _share, "rate at the end over the peak")
-    ramp_from: int = as_key(0, _whole, "sequences of the first step, 0: no batch ramp")
-    ramp_by: int = as_key(0, _whole, "sequences by which the batch grows, 0: ramp_from")
+    decay_share: float = as_key(0.2, read_share, "last part of the run, of wsd")
+    final_share: float = as_key(0.1, read_share, "rate at the end over the peak")
+    ramp_from: int = as_key(0, read_whole, "sequences of the first step, 0: no batch ramp")
+    ramp_by: int = as_key(0, read_whole, "sequences by which the batch grows, 0: ramp_from")
     ramp_tokens: int = as_key(0, parse_count, "tokens over which it grows to goal.global_batch")
 
 
@@ -180,23 +116,23 @@ class ScheduleTable:
 class CheckpointTable:
     """``[checkpoint]``."""
 
-    every: int = as_key(1000, _whole, "steps between checkpoints, 0: only at the end")
-    keep_last: int = as_key(3, _some, "newest checkpoints kept")
+    every: int = as_key(1000, read_whole, "steps between checkpoints, 0: only at the end")
+    keep_last: int = as_key(3, read_some, "newest checkpoints kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationTable:
     """``[evaluation]``: loss on held-out data."""
 
-    every: int = as_key(0, _whole, "steps between evaluations, 0: none")
-    sequences: int = as_key(64, _some, "sequences of one evaluation")
+    every: int = as_key(0, read_whole, "steps between evaluations, 0: none")
+    sequences: int = as_key(64, read_some, "sequences of one evaluation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsTable:
     """``[metrics]``."""
 
-    every: int = as_key(10, _whole, "steps between lines on the screen")
+    every: int = as_key(10, read_whole, "steps between lines on the screen")
     tensorboard: bool = as_key(False, read_flag, "also write TensorBoard files")
     peak: float | None = as_key(None, parse_flops, "dense peak of one device, for MFU")
 
@@ -320,7 +256,7 @@ def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
     raw = _parse(file)
     faults: list[str] = []
     known = {*_TABLES, "run", "model", "layout", "cluster", "phase", *_OTHERS}
-    faults += [_unknown("table", name, known, "") for name in raw if name not in known]
+    faults += [unknown("table", name, known, "") for name in raw if name not in known]
     tables: dict[str, Any] = {
         n: read_table(kind, raw.get(n, {}), n, faults) for n, kind in _TABLES.items()
     }
@@ -363,7 +299,7 @@ def _run(given: object, file: Path, faults: list[str]) -> tuple[str, Path]:
         given = {}
     for key, value in given.items():
         if key not in _RUN_KEYS:
-            faults.append(_unknown("key", key, _RUN_KEYS, "run."))
+            faults.append(unknown("key", key, _RUN_KEYS, "run."))
         elif not isinstance(value, str) or not value.strip():
             faults.append(f"run.{key} = {shorten(repr(value))}: it has to be a text in quotes")
     name = str(given.get("name", file.stem))
@@ -379,32 +315,6 @@ def _parse(file: Path) -> Mapping[str, Any]:
         ) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RunError(f"{file} is no TOML: {error}") from error
-
-
-def read_table(kind: type[Values], given: object, where: str, faults: list[str]) -> Values | None:
-    """A table of the run file as ``kind``; None where it has faults, which are added."""
-    if not isinstance(given, Mapping):
-        faults.append(f"{where} has to be a table, written [{where}]")
-        return None
-    keys: dict[str, Field[Any]] = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    faults += [_unknown("key", k, keys, f"{where}.") for k in given if k not in keys]
-    found: dict[str, Any] = {}
-    before = len(faults)
-    for name, about in keys.items():
-        if name in given:
-            try:
-                found[name] = about.metadata["read"](given[name])
-            except (KrzemError, TypeError, ValueError) as error:
-                faults.append(f"{where}.{name} = {shorten(repr(given[name]))}: {error}")
-        elif about.default is MISSING:
-            faults.append(f"{where}.{name} is missing: {about.metadata['means']}")
-    return kind(**found) if len(faults) == before else None
-
-
-def _unknown(what: str, name: str, known: Sequence[str] | Any, where: str) -> str:
-    close = nearest(name, known)
-    offer = f"; did you mean {', '.join(close)}?" if close else f"; there are {', '.join(known)}"
-    return f"unknown {what} {where}{shorten(name)}{offer}"
 
 
 def _model(given: object, base: Path, faults: list[str]) -> Path | str:

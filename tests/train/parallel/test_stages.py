@@ -45,3 +45,11 @@ def test_wishes_that_do_not_add_up_say_so() -> None:
         parts(5, parse_layout("pp=4,first=4,last=4"))
     with pytest.raises(LayoutError, match="at least one layer"):
         parts(3, parse_layout("pp=2,vpp=2,schedule=interleaved"))
+
+
+def test_prediction_modules_make_room_on_the_last_rank() -> None:
+    layout = Layout(pp=16)
+    assert rank_layers(61, layout, mtp=1) == (*[4] * 15, 1)
+    assert rank_layers(64, layout, mtp=1) == (4,) * 16
+    looped = Layout(pp=16, vpp=2, schedule=Schedule.INTERLEAVED)
+    assert rank_layers(61, looped, mtp=1) == rank_layers(61, looped)

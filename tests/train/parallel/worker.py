@@ -42,11 +42,18 @@ def train(case: dict[str, Any], layout: Layout) -> tuple[list[list[float]], dict
 
     The last row is the evaluation of the first batch after training.
     """
-    spec = model_spec(ALL[case["model"]])
+    config = ALL[case["model"]]
+    if "mtp" in case:
+        config = {**config, "num_nextn_predict_layers": case["mtp"]}
+    spec = model_spec(config)
     weights = LossWeights(mtp=0.3, balance=1e-2, z=case.get("z", 0.0), router_z=1e-3)
-    dtype = getattr(torch, case.get("dtype", "float32"))
+    precision = case.get("precision", "fp32")
+    dtype = getattr(torch, case.get("dtype", "float32" if precision == "fp32" else "bfloat16"))
     device = torch.device(case.get("device", "cpu"))
-    engine = Engine(spec, layout, device=device, weights=weights, seed=3, dtype=dtype)
+    engine = Engine(
+        spec, layout, device=device, weights=weights, seed=3, dtype=dtype,
+        float8=precision == "fp8-block",
+    )  # fmt: skip
     if "backend" in case and layout.devices > 1:
         compile_layers(engine.stages, case["backend"])
     config = OptimizerConfig(kind=case.get("optimizer", "adamw"), clip=0.5, eps=1e-6)

@@ -1,0 +1,49 @@
+"""Pairs of features train as one process does: a part of the matrix; all of it is a benchmark.
+
+``python benchmarks/pairs.py`` runs the whole covering array (about 40 layouts of four ranks).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.train.parallel.pairs import cases, covering, drawn, faults, is_run, pairs_of
+from tests.train.parallel.spawn import spawn
+
+FEW = 5
+"""Layouts that are trained here: the first rows, which hold most of the pairs."""
+MET = [
+    # Expert ranks without FSDP inside a layer that is computed again by modules.
+    {"layout": "dp=4,ep=4,zero=1,mbs=1,recompute=modules", "mtp": 1},
+    # Paths of several weights that meet behind each other where the backward pass is split.
+    {"layout": "dp=2,pp=2,zero=1,mbs=1,schedule=zb-v", "mtp": 2},
+    {"layout": "dp=2,pp=2,ep=2,zero=1,mbs=1,schedule=dualpipev", "mtp": 2},
+]
+"""Pairs that crashed once."""
+
+
+def chosen() -> list[dict[str, Any]]:
+    """What is trained: faults that were met, and the richest rows of a drawn part."""
+    base = {"model": "deepseek_v3", "documents": True, "precision": "fp32"}
+    return [*({**base, **case} for case in MET), *cases(covering(drawn(24, seed=2))[:FEW])]
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[dict[str, Any]]:
+    """All cases, run in one set of four processes."""
+    return spawn("worker.py", 4, chosen())
+
+
+@pytest.mark.parametrize("index", range(FEW + len(MET)))
+def test_pairs_train_as_one_process(outcomes: list[dict[str, Any]], index: int) -> None:
+    assert not faults(chosen()[index], outcomes[index])
+
+
+def test_the_array_covers_every_pair_of_its_rows() -> None:
+    rows = drawn(24, seed=2)
+    array = covering(rows)
+    everything = set().union(*(pairs_of(row) for row in rows))
+    assert set().union(*(pairs_of(row) for row in array)) == everything
+    assert len(array) < len(rows) / 3
+    assert all(is_run(row) for row in array)
