@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from krzem.errors import ClusterError, GoalError, InputError, KrzemError, UnknownFactError
 from krzem.estimate import Estimate
+from krzem.facts.table import read_table
 from krzem.hardware.catalogue import find_id, load_device
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.model.architecture import Architecture
 from krzem.plan.request import Question, settle
 from krzem.supply.kinds import engine_for, obtainable, on_market, prior, released
-from krzem.supply.known import LAB_ENGINES, shortfalls
+from krzem.supply.known import LAB_ENGINES, error_weights, shortfalls
 from krzem.supply.periods import MONTH_DAYS
 from krzem.supply.speed import Progress, Speed, speed_of
 
@@ -38,12 +39,9 @@ COUNTS: NDArray[np.float64] = 2.0 ** np.arange(0, 17.01, 0.25)
 """Cards that are considered: 1 to 131,072."""
 STOCK_SPREAD = 0.5
 """Log standard deviation of a stated stock."""
-USUAL_DAYS, DAYS_SPREAD = 35.0, 0.9
-"""Length of a run of which nothing is said, log-normal: from the known runs with both."""
-KERNEL = 0.2
-"""Log width of each known shortfall."""
-UNSEEN, UNSEEN_MIDDLE, UNSEEN_SPREAD = 0.1, 0.3, 0.7
-"""Share, log middle and width of shortfalls unlike any that is known."""
+USUAL_DAYS, DAYS_POWER, DAYS_SPREAD = 15.0, 0.37, 0.65
+"""Length of a run of 100,000 card-hours of which nothing is said, log-normal; it grows with this
+power of the hours: a line through the 32 known runs with both (rest 0.60)."""
 LEAST_PRIOR = 0.02
 """Of the most probable kind: rarer ones are left out before they are planned."""
 _ERRORS = np.linspace(-2.0, 2.5, 91)
@@ -67,13 +65,13 @@ class Evidence:
     country: str = ""
     """Where its machines stood: says what could be had."""
     candidates: tuple[str, ...] = ()
-    """Kinds of device; empty: all of the catalogue."""
+    """Empty: all of the catalogue."""
     stock: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Cards of a kind that the owner may have had."""
     assumed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Cluster keys for devices of which they are not published (interruptions)."""
     published_spread: float = 0.1
-    """Log standard deviation of published hours about those of pre-training alone."""
+    """Log standard deviation of published hours about those of pre-training."""
     leave_out: str = ""
     """A known run whose shortfall is not used: it is the one that is asked about."""
 
@@ -96,7 +94,9 @@ class Evidence:
         """A first guess of the number of cards."""
         if self.cards is not None or self.card_hours is None:
             return self.cards
-        days = USUAL_DAYS if self.days is None else (self.days[0] * self.days[1]) ** 0.5
+        days = float(usual_days(self.card_hours))
+        if self.days is not None:
+            days = (self.days[0] * self.days[1]) ** 0.5
         return self.card_hours / 24.0 / days
 
 
@@ -162,6 +162,11 @@ class _Curve:
         return float(np.log(days.high / days.low)) / (2 * Z80)
 
 
+def usual_days(hours: Any) -> Any:
+    """Days that runs of so many card-hours take, an array or a number."""
+    return USUAL_DAYS * (hours / 1e5) ** DAYS_POWER
+
+
 def infer(evidence: Evidence, progress: Progress | None = None) -> Inference:
     """The odds of each candidate kind and number.
 
@@ -204,15 +209,13 @@ def _check(evidence: Evidence) -> None:
         raise InputError(
             "nothing to infer from: give --hours (card-hours), --days LOW-HIGH, or --cards"
         )
-    if evidence.days is not None and not 0 < evidence.days[0] < evidence.days[1]:
-        low, high = evidence.days
+    low, high = evidence.days or (1.0, 2.0)
+    if not 0 < low < high:
         raise InputError(f"days {low:g} to {high:g}: the first must be above 0 and below the last")
 
 
 def _candidates(evidence: Evidence) -> tuple[list[str], dict[str, str]]:
     """Kinds to be planned, and why the others are not: not out yet, or too rare to matter."""
-    from krzem.facts.table import read_table
-
     latest = evidence.latest_start
     left_out: dict[str, str] = {}
     weights: dict[str, float] = {}
@@ -294,20 +297,8 @@ def speed_on(evidence: Evidence, device: str, cards: int) -> Speed:
     except (GoalError, ClusterError):
         if "engine" in evidence.run or run["engine"] == "other":
             raise
-    # The laboratory's own engine may not run on this chip: then one that refuses nothing.
+    # The laboratory's own engine may not run on this chip.
     return speed_of(settle(Question(model=evidence.model, on=cluster, **run | {"engine": "other"})))
-
-
-def errors(evidence: Evidence, sigma: float) -> NDArray[np.float64]:
-    """Weights of _ERRORS: logarithm of real over expected hours, from the known runs."""
-    width = max(KERNEL, sigma)
-    known = shortfalls(evidence.leave_out)
-    weights = np.zeros_like(_ERRORS)
-    for value in known or (0.0,):
-        weights += np.exp(-0.5 * ((_ERRORS - value) / width) ** 2) / width
-    weights *= (1 - UNSEEN) / weights.sum()
-    unseen = np.exp(-0.5 * ((_ERRORS - UNSEEN_MIDDLE) / UNSEEN_SPREAD) ** 2)
-    return np.asarray(weights + UNSEEN * unseen / unseen.sum())
 
 
 def _likelihood(evidence: Evidence, curve: _Curve) -> NDArray[np.float64]:
@@ -323,13 +314,13 @@ def _likelihood(evidence: Evidence, curve: _Curve) -> NDArray[np.float64]:
             low, high = evidence.days
             chance = chance * ((days >= low) & (days <= high))
         else:
-            off = np.log(np.where(np.isfinite(days), days, 1e9) / USUAL_DAYS)
+            off = np.log(np.where(np.isfinite(days), days / usual_days(hours), 1e9))
             chance = chance * np.exp(-0.5 * (off / DAYS_SPREAD) ** 2)
         if evidence.cards is not None:
             off = np.log(COUNTS / evidence.cards)[:, None]
             chance = chance * np.exp(-0.5 * (off / 0.1) ** 2)
     chance = chance * _market(evidence, curve.device, days)
-    return np.asarray(chance @ errors(evidence, curve.sigma()))
+    return np.asarray(chance @ error_weights(_ERRORS, curve.sigma(), evidence.leave_out))
 
 
 def _market(
@@ -348,12 +339,9 @@ def _market(
     return np.asarray(weight * common * obtainable(device, evidence.country, start))
 
 
-def _stock(evidence: Evidence, device: str) -> NDArray[np.float64]:
-    stock = {find_id(name): count for name, count in evidence.stock.items()}
-    have = stock.get(device)
-    if have is None:
-        return np.ones(len(COUNTS))
-    return np.asarray(1.0 / (1.0 + (COUNTS / have) ** (1.7 / STOCK_SPREAD)))
+def _stock(evidence: Evidence, device: str) -> NDArray[np.float64] | float:
+    have = {find_id(name): count for name, count in evidence.stock.items()}.get(device)
+    return 1.0 if have is None else 1.0 / (1.0 + (COUNTS / have) ** (1.7 / STOCK_SPREAD))
 
 
 def _kind(evidence: Evidence, curve: _Curve, weights: NDArray[np.float64], total: float) -> Kind:
@@ -363,7 +351,7 @@ def _kind(evidence: Evidence, curve: _Curve, weights: NDArray[np.float64], total
     hours = float(np.exp(np.interp(np.log(cards.mid), np.log(COUNTS[finite]),
                                    np.log(curve.hours()[finite]))))  # fmt: skip
     near = int(np.argmin(np.abs(np.log(curve.cards / cards.mid))))
-    cumulative = np.cumsum(errors(evidence, curve.sigma()))
+    cumulative = np.cumsum(error_weights(_ERRORS, curve.sigma(), evidence.leave_out))
     low, mid, high = (float(np.exp(np.interp(q, cumulative, _ERRORS))) for q in (0.1, 0.5, 0.9))
     predicted = Estimate(hours * low, hours * mid, hours * high)
     return Kind(
@@ -394,7 +382,7 @@ def _notes(evidence: Evidence) -> tuple[str, ...]:
         "one kind at a time; a run on several kinds is not covered",
     ]
     if not evidence.done:
-        notes.append("without the month in which it was over, any chip may have been used")
+        notes.append("without --done, any chip may have been used")
     if not evidence.country:
         notes.append("without --country, what its owner could have had does not count")
     if evidence.card_hours is None:

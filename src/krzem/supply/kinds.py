@@ -33,7 +33,7 @@ GREY = 0.08
 ELSEWHERE = 0.01
 """A Chinese vendor's chip, or one made for China, outside China."""
 UNPLACED = 0.2
-"""One made for China, where it is not known where the machines stood."""
+"""The same, where it is not known where the machines stood."""
 OWN = {"google": ("google", "deepmind"), "meta": ("meta",), "microsoft": ("microsoft",),
        "aws": ("amazon", "anthropic")}  # fmt: skip
 """Laboratories that have a vendor's own chips first."""
@@ -91,11 +91,11 @@ def on_market(device: str, months_since_release: float) -> float:
 @cache
 def obtainable(device: str, country: str, on: dt.date) -> float:
     """Whether buyers in ``country`` could have the chip on that day, by ``krzem rules``."""
-    if not country:
-        return 1.0 if not MADE_FOR_CHINA & set(device.split("-")) else UNPLACED
     home = str(device_row(device)["country"])
-    for_china = bool(MADE_FOR_CHINA & set(device.split("-")))
-    if country != "CN" and (home == "CN" or for_china):
+    chinese = home == "CN" or bool(MADE_FOR_CHINA & set(device.split("-")))
+    if not country:
+        return UNPLACED if chinese else 1.0
+    if country != "CN" and chinese:
         return ELSEWHERE
     if home == "CN":
         return 1.0

@@ -10,6 +10,9 @@ from functools import cache
 from math import log
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from krzem.facts.table import read_table
 from krzem.model.architecture import Architecture
 from krzem.model.parameters import count
@@ -23,6 +26,10 @@ LAB_ENGINES = {
     "google": "maxtext", "deepmind": "maxtext", "huawei": "mindspeed-llm",
 }  # fmt: skip
 """Engines by laboratory, as their reports name them; others are not known."""
+KERNEL = 0.2
+"""Log width of each known shortfall."""
+UNSEEN, UNSEEN_MIDDLE, UNSEEN_SPREAD = 0.1, 0.3, 0.7
+"""Share, log middle and width of shortfalls unlike any that is known."""
 USUAL_BATCH = 2**22
 """Tokens a step where no source says it."""
 WIDTH_STEP = 256
@@ -59,6 +66,18 @@ def shortfalls(leave_out: str = "") -> tuple[float, ...]:
         for row in read_table(TABLE)
         if row["shortfall"] and row["id"] != leave_out
     )
+
+
+def error_weights(grid: NDArray[np.float64], sigma: float, leave_out: str) -> NDArray[np.float64]:
+    """Weights of ``grid``, logarithms of real over expected hours: the known runs, each with the
+    width ``sigma`` of the planner's error or more, and some room for what none of them did."""
+    width = max(KERNEL, sigma)
+    weights = np.zeros_like(grid)
+    for value in shortfalls(leave_out) or (0.0,):
+        weights += np.exp(-0.5 * ((grid - value) / width) ** 2)
+    weights *= (1 - UNSEEN) / weights.sum()
+    unseen = np.exp(-0.5 * ((grid - UNSEEN_MIDDLE) / UNSEEN_SPREAD) ** 2)
+    return np.asarray(weights + UNSEEN * unseen / unseen.sum())
 
 
 def model_of(row: Mapping[str, str]) -> str | Architecture:

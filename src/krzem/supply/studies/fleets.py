@@ -89,6 +89,8 @@ def _answers(document: dict[str, object]) -> Iterator[str]:
 def _changes(answer: Fleet) -> list[str]:
     """The cheapest plan again with one thing changed each time."""
     goal, slots = answer.goal, answer.slots
+    if not answer.feasible:
+        return ["Nothing is asked about plans that do not exist: relax a limit first."]
     rows = [_row("as stated", goal, slots)]
     if goal.domestic_share:
         rows.append(_row("no domestic share", replace(goal, domestic_share=0.0), slots))
