@@ -70,7 +70,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
     """A run of four steps, with its checkpoint."""
     folder = tmp_path_factory.mktemp("parity")
     tokenised(folder)
-    file = write(folder, "llama", tokens=1024, save=0, end=POOLS)
+    file = write(folder, "llama", tokens=1024, save=2, end=POOLS)
     assert main(file) == 0
     return read_run(file)
 
@@ -78,7 +78,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
 @pytest.fixture(scope="module")
 def recorded(settings: RunSettings) -> Path:
     """The checkpoint, with the witness that the first pool leaves."""
-    (folder,) = (settings.folder / "checkpoints").iterdir()
+    folder = sorted((settings.folder / "checkpoints").iterdir())[-1]
     launcher: Any = Here()
     pool = settings.pool("source")
     layouts = ["mbs=4", None]
@@ -149,6 +149,26 @@ def test_the_same_run_passes_in_the_pool_s_arithmetic(
     assert "data.order" in found.evidence["settings_equal"]
     assert found.evidence["layers"]
     assert "krzem witness: pass" in Path(found.evidence["page"]).read_text()
+
+
+def test_a_pool_of_the_same_arithmetic_trains_the_last_steps_again(
+    settings: RunSettings, recorded: Path
+) -> None:
+    source, there = settings.pools
+    alike = replace(settings, pools=(source, replace(there, precision=source.precision)))
+    launcher = Here()
+    found = asked(alike, recorded, launcher)
+    assert found.agreement is Agreement.PASSED, found.message
+    assert launcher.jobs == 2
+    assert found.evidence["overlap"]["steps"] == [3, 4]
+    assert "steps 3 to 4 again: loss within" in found.message
+    file = settings.folder / "metrics.jsonl"
+    kept = file.read_text()
+    file.write_text(kept.replace('"last_sample": 31', '"last_sample": 32'))
+    other = asked(alike, recorded)
+    file.write_text(kept)
+    assert other.agreement is Agreement.FAILED
+    assert "step 4: last_sample is 31 here and was 32" in other.message
 
 
 def test_a_pool_that_computes_otherwise_fails_and_the_layer_is_named(

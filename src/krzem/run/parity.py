@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from krzem.hardware import CPU
 from krzem.run.attempts import job_name, placed, surroundings
-from krzem.run.contract import ENV_RUN_DIR
+from krzem.run.contract import CHECKPOINTS, ENV_LAYOUT, ENV_PRECISION, ENV_RUN_DIR, METRICS
 from krzem.run.errand import run_errand
 from krzem.run.launch.job import Job, JobLauncher, read_json
 from krzem.run.launch.words import shell_words
@@ -23,11 +25,13 @@ from krzem.run.own import is_own
 from krzem.run.settings import Pool, RunSettings
 from krzem.run.verdict import Agreement, Recorded, Verdict
 from krzem.train.checkpoint.manifest import Manifest, read_manifest
+from krzem.train.checkpoint.store import checkpoints
 from krzem.train.config import TRAINABLE
+from krzem.witness.overlap import read_steps, start_of_overlap
 from krzem.witness.witness import ATTACHMENT
 
 PARITY = "parity"
-VERDICT, PAGE = "verdict.json", "parity.html"
+VERDICT, PAGE, OVERLAP = "verdict.json", "parity.html", "overlap.json"
 CERTIFICATES = "certificates"
 """Folder of a run in which the certificates of its moves lie, each with the hash of the last."""
 _TRIES = 2
@@ -94,12 +98,60 @@ def check(
         ended = run_errand(settings, job, launcher, seconds=settings.witness.limit_seconds)
         found = read_json(job.folder / VERDICT)
         if found is not None:
-            return _verdict(found, job.folder)
+            verdict = _verdict(found, job.folder)
+            if verdict.agreement is not Agreement.PASSED:
+                return verdict
+            return _with_overlap(settings, pool, launcher, token, layout, verdict)
         said = ended.said
     return Verdict(
         agreement=Agreement.FAILED,
         message=f"{checkpoint.name} could not be checked on {pool.name}: {said}",
     )
+
+
+def _with_overlap(
+    settings: RunSettings,
+    pool: Pool,
+    launcher: JobLauncher,
+    token: int,
+    layout: str | None,
+    verdict: Verdict,
+) -> Verdict:
+    """``verdict`` with the steps before trained again here, where bits can agree at all."""
+    start = _overlap_from(settings, pool)
+    if start is None:
+        return verdict
+    words = ["overlap", start, "--run-file", settings.path, "--metrics", settings.folder / METRICS,
+             "--steps", settings.witness.overlap]  # fmt: skip
+    precision = (pool.precision or settings.goal.precision).value
+    variables = {ENV_PRECISION: precision} | ({ENV_LAYOUT: layout} if layout else {})
+    job = _job(settings, pool, token, words, None, suffix="-overlap", variables=variables)
+    ended = run_errand(settings, job, launcher, seconds=settings.witness.limit_seconds)
+    found = read_json(job.folder / OVERLAP)
+    if found is None:
+        message = f"the steps after {start.name} could not be trained again: {ended.said}"
+        return replace(verdict, agreement=Agreement.FAILED, message=message)
+    evidence = {**verdict.evidence, "overlap": found}
+    if not found["passed"]:
+        return replace(verdict, agreement=Agreement.FAILED, message=str(found["message"]),
+                       departs=("overlap",), evidence=evidence)  # fmt: skip
+    return replace(verdict, message=f"{verdict.message}; {found['message']}", evidence=evidence)
+
+
+def _overlap_from(settings: RunSettings, pool: Pool) -> Path | None:
+    """The checkpoint whose next steps are recorded; None where nothing can be trained again.
+
+    Where an earlier pool computes in another type every number is another: `krzem witness runs` is
+    for that.
+    """
+    before = settings.pools[: [p.name for p in settings.pools].index(pool.name)]
+    other = any(_dtype(settings, p) != _dtype(settings, pool) for p in before)
+    if not settings.witness.overlap or other or not is_own(settings, pool):
+        return None
+    return start_of_overlap(
+        checkpoints(settings.folder / CHECKPOINTS), read_steps(settings.folder / METRICS),
+        settings.witness.overlap,
+    )  # fmt: skip
 
 
 def unproven(settings: RunSettings, pool: Pool, manifest: Manifest | None = None) -> str | None:
@@ -203,16 +255,26 @@ def _data(settings: RunSettings, pool: Pool, manifest: Manifest, *, first: bool)
     return [*given, "--first", int(manifest.meta.get("sample", 0))] if first else given
 
 
-def _folder(settings: RunSettings, pool: Pool, token: int) -> Path:
-    return settings.folder / PARITY / f"{pool.name}-{token}"
+def _folder(settings: RunSettings, pool: Pool, token: int, suffix: str = "") -> Path:
+    return settings.folder / PARITY / f"{pool.name}-{token}{suffix}"
 
 
 def _job(
-    settings: RunSettings, pool: Pool, token: int, words: Sequence[object], layout: str | None
+    settings: RunSettings,
+    pool: Pool,
+    token: int,
+    words: Sequence[object],
+    layout: str | None,
+    *,
+    suffix: str = "",
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Job:
-    folder = _folder(settings, pool, token)
+    folder = _folder(settings, pool, token, suffix)
     shutil.rmtree(folder, ignore_errors=True)
-    words = [*words, "--device", "cpu" if pool.accelerator == CPU else "auto"]
+    if suffix:
+        words = [*words, "--folder", folder, "--out", folder / OVERLAP]
+    else:
+        words = [*words, "--device", "cpu" if pool.accelerator == CPU else "auto"]
     if layout:
         words = [*words, "--layout", layout]
     plain = [str(word).replace("{", "{{").replace("}", "}}") for word in words]
@@ -224,7 +286,7 @@ def _job(
         command=shell_words(
             ["{torchrun}", "-m", "krzem", "witness", *plain], pool, {"token": token}
         ),
-        variables={ENV_RUN_DIR: str(settings.folder), **surroundings(pool)},
+        variables={ENV_RUN_DIR: str(settings.folder), **variables, **surroundings(pool)},
         environment=pool.environment,
         **placed(pool),
     )

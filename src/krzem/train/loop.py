@@ -234,6 +234,12 @@ class Trainer:
                 signal.signal(number, handler)
         return RunEnd(step=self.step, loss=loss, stopped=stopped)
 
+    def train_steps(self, count: int) -> None:
+        """Train at most ``count`` steps and save nothing: to compare machines."""
+        with self.reporter:
+            for _ in range(min(count, self.steps_left)):
+                self._one_step()
+
     @property
     def steps_left(self) -> int:
         """Steps from here to the last token."""

@@ -13,7 +13,7 @@ import click
 
 from krzem.errors import InputError
 from krzem.train.durable import write_atomic
-from krzem.witness.command.proving import runs_command, verify_command
+from krzem.witness.command.proving import overlap_command, runs_command, verify_command
 
 if TYPE_CHECKING:
     from krzem.witness.batches import WitnessBatch
@@ -59,6 +59,7 @@ def witness_command() -> None:
     krzem witness record --hf MODEL --out witness.json                     another trainer's model
     krzem witness check --hf MODEL --witness witness.json
     krzem witness verify RUN/certificates/step-000012000-there.json
+    krzem witness overlap RUN/checkpoints/step-000011000 --run-file run.toml --metrics M.jsonl
     krzem witness runs --on-a A1 --on-a A2 --on-a A3 --on-b B1            bits cannot agree
 
     A witness holds loss, gradients, activations, parameters and the optimiser's rule on a few fixed
@@ -69,6 +70,7 @@ def witness_command() -> None:
 
 witness_command.add_command(verify_command)
 witness_command.add_command(runs_command)
+witness_command.add_command(overlap_command)
 
 
 @witness_command.command("record")

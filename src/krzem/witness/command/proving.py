@@ -4,6 +4,7 @@ in for it where bits cannot agree."""
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -111,3 +112,48 @@ def runs_command(
     click.echo(json.dumps(value, indent=2) if as_json else found.message)
     if not found.accepted:
         raise click.exceptions.Exit(REJECTED if found.rejected else UNDECIDED)
+
+
+@click.command("overlap")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--run", "--run-file", "run_file", type=FILE, required=True, help="The run's file.")
+@click.option("--metrics", type=FILE, required=True,
+              help="metrics.jsonl with the steps that the other machine did.")  # fmt: skip
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="At most.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Of these steps. [a temporary one]")
+@click.option("--out", type=FILE, help="Also write the result as JSON to this file.")
+@AS_JSON
+def overlap_command(
+    checkpoint: Path,
+    run_file: Path,
+    metrics: Path,
+    steps: int,
+    folder: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Train the steps after CHECKPOINT again here, and compare each with what it was there.
+
+    \b
+    krzem witness overlap RUN/checkpoints/step-000011000 --run-file run.toml \\
+      --metrics RUN/metrics.jsonl
+
+    Shows what one step cannot: a drift, a schedule, collectives that are rare. Nothing is saved.
+    Exit code 0: the same; 1: it departs; 2: bad input.
+    """
+    from krzem.witness.checkpoint import first_rank
+    from krzem.witness.overlap import compare_steps, read_steps, train_again
+
+    old = read_steps(metrics)
+    with tempfile.TemporaryDirectory(prefix="krzem-overlap-") as temporary:
+        new = train_again(run_file, checkpoint, steps, folder or Path(temporary))
+    if not first_rank():
+        return
+    found = compare_steps(old, new)
+    if out is not None:
+        write_atomic(out, json.dumps(found.as_dict()).encode() + b"\n")
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.message)
+    for sentence in found.departs[1:10] if not as_json else ():
+        click.echo(f"  {sentence}")
+    if not found.passed:
+        raise click.exceptions.Exit(1)
