@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.cells import Row, number, text, whole
 from krzem.accuracy.known_shapes import known_shape, model_of
@@ -27,10 +30,11 @@ _WINDOWS: dict[str, tuple[int | None, int]] = {
 }  # fmt: skip
 """Window and period of models whose layers alternate (their Hugging Face configs)."""
 
-_STATE_SPACE = (
+_RECURRENT = (
     "mamba", "linear attention", "jamba", "rwkv", "nemotron-h", "nemotron-3-nano",
     "nemotron-3-super", "nemotron-3-ultra", "nemotron-3.5",
 )  # fmt: skip
+"""Models whose columns cannot say what their layers hold: they are read by name."""
 _LEARNED = ("gpt", "opt", "megatron", "mt-nlg", "bloom", "mpt", "turing")
 _TIED = ("gpt", "mpt", "bloom", "opt", "mt-nlg", "gemma")
 
@@ -39,11 +43,12 @@ def read_architecture(row: Row) -> tuple[Architecture, int, tuple[str, ...]]:
     """(architecture, sequence length, what was assumed); raises UnusableRowError."""
     name = model_of(row).lower()
     mixer = text(row, "mixer")
-    if mixer not in ("", "attention") or any(word in name for word in _STATE_SPACE):
-        raise UnusableRowError("model not a transformer throughout (state-space layers)")
+    recurrent = mixer not in ("", "attention") or any(word in name for word in _RECURRENT)
     layers, hidden, heads = (whole(row, name) for name in ("layers", "hidden", "heads"))
     guesses: list[str] = []
     sequence = _sequence(row, guesses)
+    if recurrent:
+        return _recurrent(row), sequence, (*guesses, "shape by the model's name")
     if layers is None or hidden is None:
         return _named(row, layers), sequence, (*guesses, "shape by the model's name")
     if heads is None:
@@ -99,6 +104,20 @@ def _named(row: Row, layers: int | None) -> Architecture:
     if found is None or (layers is not None and layers != found.layers):
         raise UnusableRowError("model shape not published (layers or hidden width)")
     return found
+
+
+def _recurrent(row: Row) -> Architecture:
+    """The built-in model of that name, with as many prediction modules as the row has."""
+    layers, modules = whole(row, "layers"), whole(row, "mtp")
+    try:
+        found = load_model(re.sub(r"\(.*", "", model_of(row)).strip()[:80])
+    except KrzemError:
+        found = None
+    if found is None or not found.recurrences or layers not in (None, found.layers):
+        raise UnusableRowError("shape of the model with recurrent layers not published")
+    if not modules:
+        return found
+    return replace(found, mtp_layers=modules, mtp_layer=found.expanded()[-1])
 
 
 def _attention(row: Row, hidden: int, heads: int, guesses: list[str]) -> Attention:

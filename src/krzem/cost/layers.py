@@ -181,7 +181,8 @@ def _attention(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, Arra
     proj, up = _projections(t, c, mc)
     core = _core(t, c, mc)
     rotary = 4.0 * m * (t.q_width + t.kv_width) / c.tp * np.where(_latent(t), mc.latent_rotary, 1.0)
-    small = _memory(rotary + 4.0 * m * t.latent_width, mc)
+    mixing = m * t.mixer_traffic / c.tp
+    small = _memory(rotary + 4.0 * m * t.latent_width + mixing, mc)
     norm = _memory(_residual(t, c), mc)
     rest = proj + small + norm + _restored((t.attention_split + t.attention_whole) / c.tp, mc)
     launches = KERNELS_ATTENTION + _adapters(mc.adapted_attention, mc)
@@ -214,16 +215,17 @@ def _moe(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
     local = np.maximum(t.experts / c.ep, 1.0)
     rows = picked / local
     up_n, down_k = t.expert_up / c.etp, t.expert_width / c.etp
-    routed = _experts(local, rows, up_n, t.hidden, mc) + _experts(local, rows, t.hidden, down_k, mc)
+    wide = t.expert_hidden
+    routed = _experts(local, rows, up_n, wide, mc) + _experts(local, rows, wide, down_k, mc)
     shared = _matmul(m, t.shared_up / c.tp, t.hidden, mc, mc.matmul_flops, mc.low_bytes) + _matmul(
         m, t.hidden, t.shared_width / c.tp, mc, mc.matmul_flops, mc.low_bytes
     )
     router = _matmul(own, t.experts, t.hidden, mc, mc.matmul16_flops, 2.0)
-    moved = 2.0 * own * t.hidden * (1.0 + t.experts_per_token) * 2.0
-    moved = moved + np.where(c.ep > 1, 4.0 * picked * t.hidden, 0.0)
+    moved = 2.0 * own * wide * (1.0 + t.experts_per_token) * 2.0
+    moved = moved + np.where(c.ep > 1, 4.0 * picked * wide, 0.0)
     moved = moved * mc.permute + 12.0 * own * t.experts
     act = 2.0 * (picked * (up_n + down_k) + m * (t.shared_up + t.shared_width) / c.tp)
-    cast = _casts(picked * (2.0 * t.hidden + up_n + down_k), mc)
+    cast = _casts(picked * (2.0 * wide + up_n + down_k), mc)
     norm = _residual(t, c)
     comm = _gathering(t, c, mc)
     shared_comm = _Pair(*(np.where(t.shared_width > 0, x, 0.0) for x in (comm.f, comm.b)))
@@ -249,7 +251,7 @@ def _experts(groups: Array, m: Array, n: Array, k: Array, mc: Machine) -> _Pair:
 
 def _expert_tensor(t: ModelTable, c: Cells, mc: Machine, picked: Array) -> _Pair:
     """Gathering and scattering of dispatched tokens over expert-tensor ranks."""
-    once = collectives.ring(2.0 * t.hidden * picked, c.etp, 1.0, mc)
+    once = collectives.ring(2.0 * t.expert_hidden * picked, c.etp, 1.0, mc)
     return _Pair(2.0 * once, 2.0 * once)
 
 
@@ -260,12 +262,12 @@ def _dispatch(t: ModelTable, c: Cells, mc: Machine) -> _Pair:
     # Group-limited routing keeps a token within some groups, so within a share of the domains.
     open_to = np.maximum(k * t.groups_per_token / t.expert_groups, 1.0)
     reached = open_to * (1.0 - (1.0 - 1.0 / open_to) ** t.experts_per_token)
-    size = own * t.hidden * mc.imbalance
+    size = own * t.expert_hidden * mc.imbalance
 
     def once(width: Array) -> Array:
         copies = size * t.experts_per_token * width
         sent = collectives.all_to_all(copies, size * reached * width, c.ep, c.etp, mc)
-        gathered = collectives.ring(own * t.hidden * width * c.ep, c.ep, c.etp, mc)
+        gathered = collectives.ring(own * t.expert_hidden * width * c.ep, c.ep, c.etp, mc)
         return np.where(mc.dispatch_all > 0, gathered, sent)
 
     there, back = once(mc.dispatch_bytes), once(np.asarray(2.0))

@@ -59,7 +59,7 @@ def layer_activations(
     dense = dense + unfused * (2.0 * own * h + 2.0 * cut * t.dense_width)
     picked = cut * t.experts_per_token * x.etp
     expert = (stored * t.expert_up + (low + sizes.gate) * t.expert_width) / x.etp
-    routed = picked * ((low + sizes.norm) * h + expert)
+    routed = picked * ((low + sizes.norm) * t.expert_hidden + expert)
     moe = norm + routed + cut * t.experts * 8.0
     moe = moe + cut * (stored * t.shared_up + (low + sizes.gate) * t.shared_width)
     boundary = 2.0 * own * h * t.streams
@@ -88,7 +88,7 @@ def layer_activations(
         dense_partly=some_dense,
         moe_partly=some_moe,
         boundary=boundary,
-        sent=_sent(x, sizes, 2.0 * picked * h),
+        sent=_sent(x, sizes, 2.0 * picked * t.expert_hidden),
         turned=2.0 * cut * t.dense_up,
     )
 
@@ -116,6 +116,6 @@ def _partly(
     h, beyond = t.hidden, 2.0 * np.maximum(2.0 * part - 1.0, 0.0)
     attention = boundary + cut * 2.0 * (t.q_width + part * t.kv_width + t.o_width)
     attention = attention + own * h * beyond
-    sent = np.where(x.ep > 1, sizes.dispatched * 4.0 * picked * h, 0.0)
+    sent = np.where(x.ep > 1, sizes.dispatched * 4.0 * picked * t.expert_hidden, 0.0)
     dense = attention + cut * 2.0 * (part * t.dense_up + h)
     return dense, attention + cut * 2.0 * part * t.shared_up + sent

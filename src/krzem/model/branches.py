@@ -85,16 +85,20 @@ def state_branch(recurrence: Recurrence, sequence: int) -> Branch | None:
     A kernel multiplies blocks of ``c`` tokens: scores within the block, ``2 c (k + v)`` FLOPs a
     token and state; then ``2 k v`` each to add the block to the state and to read it. That is
     attention over ``c + 2 k v / (k + v)`` keys, whatever the sequence (arXiv 2405.21060 section 6).
-    The delta rule also inverts a triangle and applies it to keys and values: once more ``c`` keys
-    (the WY form of arXiv 2406.06484 section 3). None where the state is one value per channel.
+    Mamba-2 makes the scores of keys once for a group of heads (its ``bmm_chunk`` kernel). The delta
+    rule also inverts a triangle and applies it to keys and values: once more ``c`` keys (the WY
+    form of arXiv 2406.06484 section 3). None where the state is one value per channel.
     """
     r = recurrence
     if r.kind in _CHANNELWISE:
         return None
-    block = min(r.chunk, sequence)
+    block, width = min(r.chunk, sequence), r.key_dim + r.value_dim
+    if r.kind is RecurrenceKind.MAMBA2:
+        within = block * (r.key_dim * r.key_heads / r.heads + r.value_dim) / width
+    else:
+        within = float(block)
     again = 2 if r.kind in (RecurrenceKind.DELTA, RecurrenceKind.KEY_DELTA) else 1
-    through = 2 * r.key_dim * r.value_dim / (r.key_dim + r.value_dim)
-    keys = block * again + through
+    keys = within * again + 2 * r.key_dim * r.value_dim / width
     return Branch(heads=r.heads, qk_dim=r.key_dim, v_dim=r.value_dim, keys=keys, span=keys)
 
 
@@ -102,3 +106,36 @@ _CHANNELWISE = (
     RecurrenceKind.MAMBA, RecurrenceKind.RGLRU, RecurrenceKind.WKV, RecurrenceKind.CONVOLUTION,
 )  # fmt: skip
 """Kinds that no matrix unit helps: element-wise work over channels."""
+
+
+def state_widths(r: Recurrence | None) -> tuple[float, float, float]:
+    """Query, key-value and output widths of a recurrent mixer, as attention has them.
+
+    Keys and values carry the states that a chunked kernel writes once per chunk for its backward
+    pass (arXiv 2405.21060 section 6; flash-linear-attention does the same).
+    """
+    if r is None:
+        return 0.0, 0.0, 0.0
+    if r.value_dim == 1:
+        return 0.0, float(r.conv_channels), float(r.heads)
+    kv = r.key_heads * r.key_dim + r.heads * r.value_dim + _written_states(r)
+    return float(r.key_heads * r.key_dim), float(kv), float(r.heads * r.value_dim)
+
+
+def state_traffic(r: Recurrence | None) -> float:
+    """Bytes of a recurrent mixer per token, forward, beside projections and its score product.
+
+    16-bit activations: the short convolution reads and writes its channels; the gated norm reads
+    output and gate and writes. The states that a chunked kernel makes are written in 32 bits, read
+    and written in 16 where they are passed along the chunks, and read (the kernels of
+    state-spaces/mamba); 4 of these 12 bytes are in :func:`state_widths`, and so are the two
+    readings of queries, keys and values.
+    """
+    if r is None:
+        return 0.0
+    moved = 4.0 * r.conv_channels + 6.0 * r.heads * r.value_dim
+    return moved if r.kind in _CHANNELWISE else moved + 8.0 * _written_states(r)
+
+
+def _written_states(r: Recurrence) -> float:
+    return r.heads * r.key_dim * r.value_dim / r.chunk

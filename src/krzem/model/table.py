@@ -26,7 +26,7 @@ from krzem.model.architecture import (
     Layer,
     Matrix,
 )
-from krzem.model.branches import branches, state_branch
+from krzem.model.branches import branches, state_branch, state_traffic, state_widths
 from krzem.model.flops import computed_experts
 from krzem.model.weights import projected_kv, recurrence_weights
 
@@ -77,11 +77,15 @@ class ModelTable:
     """Width of the attention output: heads x value width."""
     latent_width: Array
     """Low-rank and rotary parts held unsharded beside q, k and v (0 for grouped attention)."""
+    mixer_traffic: Array
+    """Bytes that recurrent mixers move beside their projections, forward, per token."""
     dense_width: Array
     dense_up: Array
     """Output width of the first dense matrix (twice the width where gated)."""
     experts: Array
     experts_per_token: Array
+    expert_hidden: Array
+    """Width that routed experts read and write, and that travels to them."""
     expert_width: Array
     expert_up: Array
     shared_width: Array
@@ -172,10 +176,7 @@ def _indexer(a: Attention, hidden: int) -> list[Projection]:
         return []
     source = a.q_lora_rank or hidden
     keys = 4 * i.head_dim if a.compression else i.head_dim
-    return [
-        (1, source, i.heads * i.head_dim, REPLICATED),
-        (1, hidden, keys + i.heads, REPLICATED),
-    ]
+    return [(1, source, i.heads * i.head_dim, REPLICATED), (1, hidden, keys + i.heads, REPLICATED)]
 
 
 def _layer_projections(layer: Layer, hidden: int) -> list[Projection]:
@@ -195,28 +196,12 @@ def _cores(layer: Layer, sequence: int) -> list[tuple[float, ...]]:
     ]
 
 
-def _state_widths(layer: Layer) -> tuple[float, float, float]:
-    """Query, key-value and output widths of a recurrent mixer, as attention has them.
-
-    Keys and values carry the states that a chunked kernel writes once per chunk for its backward
-    pass (arXiv 2405.21060 section 6; flash-linear-attention does the same).
-    """
-    r = layer.recurrence
-    if r is None:
-        return 0.0, 0.0, 0.0
-    if r.value_dim == 1:
-        return 0.0, float(r.conv_channels), float(r.heads)
-    states = r.heads * r.key_dim * r.value_dim / r.chunk
-    kv = r.key_heads * r.key_dim + r.heads * r.value_dim + states
-    return float(r.key_heads * r.key_dim), float(kv), float(r.heads * r.value_dim)
-
-
 def _query_width(layer: Layer) -> float:
-    return layer.attention.heads * layer.attention.head_dim + _state_widths(layer)[0]
+    return layer.attention.heads * layer.attention.head_dim + state_widths(layer.recurrence)[0]
 
 
 def _output_width(layer: Layer) -> float:
-    return layer.attention.heads * layer.attention.value_dim + _state_widths(layer)[2]
+    return layer.attention.heads * layer.attention.value_dim + state_widths(layer.recurrence)[2]
 
 
 def _heads(layer: Layer) -> float:
@@ -244,11 +229,8 @@ def _latents(a: Attention) -> float:
 
 def _mean_network(arch: Architecture, *, routed: bool) -> _Network | None:
     """The mean of the dense networks, or of the mixtures, over the layers that hold one."""
-    found = [
-        (run.layer.feed_forward, run.count)
-        for run in arch.runs
-        if run.layer.feed_forward.is_moe is routed
-    ]
+    networks = ((run.layer.feed_forward, run.count) for run in arch.runs)
+    found = [(f, count) for f, count in networks if f.is_moe is routed]
     layers = sum(times for _, times in found)
     if not layers:
         return None
@@ -267,7 +249,7 @@ def _mean_network(arch: Architecture, *, routed: bool) -> _Network | None:
         router=mean(lambda f: (f.experts + f.zero_experts) * (f.router_width or arch.hidden)),
         groups=mean(lambda f: f.expert_groups),
         reach=mean(lambda f: f.groups_per_token),
-        narrow=mean(lambda f: (f.input_width or arch.hidden) / arch.hidden),
+        hidden=mean(lambda f: f.input_width or arch.hidden),
     )
 
 
@@ -283,7 +265,7 @@ class _Network:
     router: float
     groups: float
     reach: float
-    narrow: float
+    hidden: float
 
 
 def _expert(f: FeedForward, hidden: int) -> float:
@@ -344,16 +326,18 @@ def tabulate(arch: Architecture, sequence: int) -> ModelTable:
         core_count=c[0], core_heads=c[1], core_qk=c[2], core_v=c[3],
         core_keys=c[4], core_span=c[5], core_sparse=c[6],
         q_width=_mean(kinds, _query_width),
-        kv_width=_mean(kinds, lambda x: _read_kv(x.attention) + _state_widths(x)[1]),
+        kv_width=_mean(kinds, lambda x: _read_kv(x.attention) + state_widths(x.recurrence)[1]),
         kv_stored=_mean(kinds, lambda x: _stored_kv(x.attention)),
         o_width=_mean(kinds, _output_width),
         latent_width=_mean(kinds, lambda x: _latents(x.attention)),
+        mixer_traffic=_mean(kinds, lambda x: state_traffic(x.recurrence)),
         dense_width=dense.width if dense else 0.0,
         dense_up=dense.up if dense else 0.0,
         experts=moe.experts if moe else 0.0,
         experts_per_token=moe.used if moe else 0.0,
-        expert_width=moe.width * moe.narrow if moe else 0.0,
-        expert_up=moe.up * moe.narrow if moe else 0.0,
+        expert_hidden=moe.hidden if moe else float(h),
+        expert_width=moe.width if moe else 0.0,
+        expert_up=moe.up if moe else 0.0,
         shared_width=moe.shared if moe else 0.0,
         shared_up=moe.shared_up if moe else 0.0,
         expert_groups=moe.groups if moe else 1.0,
