@@ -39,6 +39,8 @@ class Trial:
     path: Path = field(init=False)
     controllers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     damaged: bool = False
+    forgotten: bool = False
+    """Whether the ledger was lost: then it cannot hold every fault."""
     refused: int = 0
     """Second controllers that were turned away."""
     most_trainers: int = 0
@@ -53,9 +55,11 @@ class Trial:
     def run_dir(self) -> Path:
         return self.folder / self.run_folder
 
-    def write(self, **changes: Any) -> None:
+    def write(self, *, stall: str = "4s", **changes: Any) -> None:
         """The run file; a step takes 15 ms, so that there is something to hit."""
-        gates = 'stall = { seconds = "4s", load = "2 min" }\nrestarts = { per_day = 50 }\n'
+        gates = (
+            f'stall = {{ seconds = "{stall}", load = "2 min" }}\nrestarts = {{ per_day = 50 }}\n'
+        )
         values: dict[str, Any] = {"steps": STEPS, "ranks": 2, "trainer": {"step_seconds": 0.015}}
         values |= changes
         values["gates"] = gates + values.get("gates", "")

@@ -31,7 +31,7 @@ from benchmarks.fault_trial import ROOT, STEPS, Trial, is_good
 from tests.run.run_helpers import assert_exact, run_it, write_run
 
 from krzem.run.contract import CHECKPOINTS
-from krzem.run.ledger import Reader
+from krzem.run.ledger import LEDGER, Reader
 from krzem.run.lock import LOCK
 from krzem.run.processes import end_all
 from krzem.run.rows import State
@@ -120,7 +120,8 @@ def kill_while_moving(trial: Trial) -> None:
 
 def hold(trial: Trial, step: int) -> subprocess.Popen[bytes]:
     """A controller whose trainer waits in ``step``."""
-    trial.write(faults=[{"id": HELD, "step": step, "at": "compute", "do": "wait"}])
+    held = [{"id": HELD, "step": step, "at": "compute", "do": "wait"}]
+    trial.write(stall="5 min", faults=held)  # a held trainer is no hung one
     process = trial.start()
     trial.wait(lambda: (trial.run_dir / "faults.done" / HELD).exists())
     return process
@@ -202,6 +203,64 @@ def disk_full(trial: Trial) -> None:
     ballast.unlink()
 
 
+def lost_ledger(how: str) -> Callable[[Trial], None]:
+    """The ledger goes while the trainer is alive and its controller is not."""
+
+    def disturb(trial: Trial) -> None:
+        process = hold(trial, trial.random.randrange(2, STEPS - 3))
+        copy = trial.folder / "copy"
+        if how == "put back":
+            shutil.copytree(trial.run_dir, copy, ignore=shutil.ignore_patterns("checkpoints"))
+            process.kill()
+            process.wait()
+            trial.kill_trainers()
+            end_all(trial.run_dir)
+            trial.start()
+            trial.wait(lambda: (trial.run_dir / "attempts" / "0002").exists())
+            process = trial.controllers[-1]
+        process.kill()
+        process.wait()
+        for file in trial.run_dir.glob(f"{LEDGER}*"):
+            if how == "cut short" and file.name == LEDGER:
+                raw = file.read_bytes()
+                file.write_bytes(raw[: trial.random.randrange(len(raw))])
+            elif how != "log lost" or file.name != LEDGER:
+                file.unlink()
+        if how == "put back":
+            for file in copy.glob(f"{LEDGER}*"):
+                shutil.copy(file, trial.run_dir)
+        trial.forgotten = True
+        (trial.run_dir / "go").touch()
+        trial.start()
+
+    return disturb
+
+
+_ODD = ('{"step": 3, "loss": null}', "[" * 5000, "null", '{"attempt": 99, "step": 1}', "\x00\xff",
+        '{"step": "x"}', "x" * 100_000, "", '{"tokens": 1e999}')  # fmt: skip
+
+
+def odd_lines(trial: Trial) -> None:
+    """Somebody else writes into the metrics, and leaves heartbeats and exit codes that are none."""
+    trial.write()
+    trial.start()
+    for _ in range(trial.random.randint(3, 12)):
+        trial.until(trial.random.randrange(0, STEPS - 3))
+        with (trial.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(f"\n{trial.random.choice(_ODD)}\n")
+        name = trial.run_dir / "heartbeat" / f"rank-{trial.random.randrange(2, 9)}"
+        with contextlib.suppress(OSError):
+            os.mkfifo(name)
+
+
+def crash_loop(trial: Trial) -> None:
+    """The trainer dies at once on the first pool, again and again; the second takes over."""
+    faults = [{"id": str(n), "step": trial.random.randrange(1, 9), "at": "compute", "do": "exit"}
+              for n in range(3)]  # fmt: skip
+    trial.write(pools=["bad", "good"], faults=faults, gates="progress = { times = 3 }")
+    trial.start()
+
+
 def tidy_slurm(trial: Trial) -> None:
     """What an administrator does after a crash of Slurm's daemons.
 
@@ -272,6 +331,12 @@ LOCAL: dict[str, tuple[Callable[[Trial], None], int]] = {
     "newest checkpoint truncated": (damage("truncated"), 8),
     "newest checkpoint with a flipped bit": (damage("flipped"), 8),
     "disk full for a while": (disk_full, 8),
+    "ledger lost under a living trainer": (lost_ledger("lost"), 16),
+    "ledger's log lost under a living trainer": (lost_ledger("log lost"), 12),
+    "ledger cut short under a living trainer": (lost_ledger("cut short"), 12),
+    "ledger put back from a copy": (lost_ledger("put back"), 12),
+    "odd lines and files in the run's folder": (odd_lines, 16),
+    "trainer dies again and again on a pool": (crash_loop, 12),
     "NaN injected": (planted("nan", at="compute", rank=0), 8),
     "one rank 5 times slower": (slow_rank, 6),
     "one rank hangs": (planted("hang", at="compute"), 8),
@@ -348,6 +413,9 @@ def check(trial: Trial, undisturbed: Path) -> None:
         controllers = max(e.epoch for e in reader.events())
         told = {e.attempt for e in reader.events()}
     assert all(a.cause for a in attempts), "an attempt has no end in the ledger"
+    if trial.forgotten:
+        assert tell(trial.run_dir).unknown, "a ledger was lost and nobody says so"
+        return
     assert {a.id for a in attempts} <= told, "an attempt has no event in the ledger"
     assert controllers <= len(trial.controllers), "a controller that was never started"
     planted = {mark.name for mark in (trial.run_dir / "faults.done").glob("*")} - {HELD}

@@ -173,6 +173,36 @@ def test_a_pool_is_measured_on_all_its_nodes(slurm: Path, tmp_path: Path) -> Non
     assert [rank["host"] for rank in decision.evidence["ranks"]] == ["n1", "n2"]
 
 
+def test_a_folder_of_any_name_is_one_option(slurm: Path, tmp_path: Path, undisturbed: Path) -> None:
+    place = tmp_path / "a folder, 50% 'odd' %j"
+    assert run_it(write_run(place, launcher="slurm")) is State.DONE
+    assert_exact(place / "run", undisturbed)
+    assert (place / "run" / "attempts" / "0001" / "output.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [('["--hold"]', "JobHeldUser"), ('["--nodes=4"]', "first")],
+)
+def test_a_job_that_never_starts_moves_on_and_says_why(
+    slurm: Path, tmp_path: Path, options: str, word: str
+) -> None:
+    path = write_run(
+        tmp_path, launcher="slurm", steps=12, pools=["first", "second"],
+        gates="progress = { times = 2 }",
+        pool_extra={"first": '[pool.limits]\nqueue = "1 s"\n'},
+    )  # fmt: skip
+    path.write_text(path.read_text().replace("nodes = 1", f"nodes = 1\noptions = {options}", 1))
+    said: list[str] = []
+    assert run_it(path, say=said.append) is State.DONE
+    with Reader(tmp_path / "run") as reader:
+        *refused, last = reader.attempts()
+    assert last.pool == "second"
+    assert {a.cause for a in refused} <= {Cause.QUEUED, Cause.NOT_STARTED, Cause.LOST}
+    told = [text for text in said if "waits in the queue" in text or "not started" in text]
+    assert any(word in text for text in told), said
+
+
 def test_batch_script_has_every_option(tmp_path: Path) -> None:
     job = Job(
         name="krzem-x-0001",
