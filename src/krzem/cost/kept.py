@@ -101,6 +101,7 @@ def sizes_of(
         gather=2.0 * weight * squeeze if adapters else design.gather_bytes,
         ends=design.end_gather,
         stay=design.pipe_gathered,
+        outputs=design.pipe_outputs,
         products=design.kept_products,
         dispatched=design.kept_dispatch,
         copies=design.fp8_copy_bytes if low else 0.0,

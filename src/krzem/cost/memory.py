@@ -335,7 +335,8 @@ def _rank(
     working = again + fixed + np.where(c.gathers, sizes.gather * layer, 0.0)
     ends = np.where(c.gathers, sizes.ends * sizes.gathered * end.params, 0.0)
     transient = np.maximum(end.transient + ends + fixed, working)
-    moment = _Moment(gradients, flying * (kept + end.activations), transient)
+    handed = np.where(x.pp > 1, sizes.outputs * saved.boundary * x.vpp, 0.0)
+    moment = _Moment(gradients, flying * (kept + end.activations + handed), transient)
     if c.apart is not False or c.step is not None:
         step = 0.0 if c.step is None else c.step.of(*kinds)
         moment = _fullest(moment, working, step, c.apart)

@@ -34,6 +34,8 @@ class StateSizes:
     """Of the layer at work under ZeRO-3: two layers of weights and one of gradients, or more."""
     stay: Array = 0.0
     """1 where sharded weights stay gathered between the micro-batches of a pipeline."""
+    outputs: Array = 0.0
+    """1 where a pipeline stage keeps what it handed on until its backward pass."""
     ends: Array = 0.0
     """1 where ZeRO-3 gathers embedding and output matrix whole, beside the layers, and the output
     matrix has its gradient in a tensor of its own."""

@@ -71,6 +71,8 @@ class Design:
     of the next, gradients, buffers of the collectives."""
     pipe_gathered: float = 0.0
     """1 where sharded weights stay gathered between the micro-batches of a pipeline."""
+    pipe_outputs: float = 0.0
+    """1 where a pipeline stage keeps what it handed on until its backward pass."""
     kept_products: float = 0.0
     """Share of a layer's products that partial recomputation keeps (0: it is of layers)."""
     kept_dispatch: float = 0.0

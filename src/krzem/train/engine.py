@@ -86,7 +86,7 @@ class Engine:
     def _build_stages(
         self, meshes: Meshes, seed: int
     ) -> tuple[list[Transformer], list[dict[str, Placement]]]:
-        all_parts = parts(len(self.spec.layers), self.layout)
+        all_parts = parts(len(self.spec.layers), self.layout, self.spec.arch.mtp_layers)
         own = [
             part
             for part, rank in zip(all_parts, stage_ranks(self.layout), strict=True)

@@ -28,7 +28,7 @@ def first_runnable(choices: Sequence[Layout], spec: ModelSpec, settings: TrainSe
             layout = replace(choice, micro_batch=micro_batch)
             try:
                 check_layout(spec, layout)
-                parts(len(spec.layers), layout)
+                parts(len(spec.layers), layout, spec.arch.mtp_layers)
                 check_batch(settings, layout)
             except KrzemError as error:
                 reasons.append(str(error))

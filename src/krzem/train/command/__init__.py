@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krzem.errors import InputError, KrzemError, RunError, StorageError
+from krzem.quantity import format_bytes
 from krzem.run.contract import (
     ENV_LAYOUT,
     EXIT_CHECKPOINT,
@@ -192,12 +193,22 @@ def _rehearse(run_file: Path, **wish: Any) -> int:
 
 def _describe(run_file: Path, *, as_json: bool, html: Path | None) -> int:
     from krzem.train.command.planning import forecast
+    from krzem.train.command.rehearsing import near_the_edge
     from krzem.train.describe import describe, rows
 
     if html is not None:
         raise InputError("--html shows the steps of a run, and a dry run takes none")
     told = describe(run_file, forecast)
-    click.echo(json.dumps(told.as_dict(), indent=2) if as_json else rows(told.as_text()))
+    peak = near_the_edge(run_file, told.forecast)
+    value, shown = told.as_dict() | {"rehearsed_bytes": peak}, told.as_text()
+    if peak is not None and told.forecast is not None:
+        room = told.forecast.capacity_bytes
+        much = "" if peak <= room else ": it does not fit"
+        shown["rehearsed"] = (
+            f"{format_bytes(peak, 3)} of tensors of {format_bytes(room, 3)}{much} "
+            "(krzem train --rehearse shows which)"
+        )
+    click.echo(json.dumps(value, indent=2) if as_json else rows(shown))
     return EXIT_DONE
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import UnknownFactError
+from krzem.errors import LayoutError, UnknownFactError
 from krzem.estimate import Basis, Estimate
 from krzem.hardware import CPU, Cluster, cluster_of, read_cluster
 from krzem.layout.layout import Layout
@@ -131,4 +131,24 @@ def _best(asked: Asked, settings: TrainSettings, spec: ModelSpec) -> Layout:
     """The fastest layout of the plan that the trainer runs as well."""
     found = plan_of(asked, alternatives=CHOICES)
     choices: list[LayoutPlan] = [found.best, *found.alternatives]
-    return first_runnable([choice.layout for choice in choices], spec, settings)
+    layouts = [choice.layout for choice in choices]
+    first = first_runnable(layouts, spec, settings)
+    for layout in layouts:
+        try:
+            runnable = first_runnable([layout], spec, settings)
+        except LayoutError:
+            continue
+        if _holds(asked, settings, spec, runnable):
+            return runnable
+    return first
+
+
+def _holds(asked: Asked, settings: TrainSettings, spec: ModelSpec, layout: Layout) -> bool:
+    """Whether the layout fits: by the plan, and near the device's memory by its rehearsal."""
+    from krzem.train.command.rehearsing import is_near, rehearsed_peak
+
+    cluster = asked.task.cluster
+    planned = describe(Pricer(asked.task), layout).memory_bytes.mid
+    if cluster.device.id == CPU or not is_near(planned, cluster.memory_bytes):
+        return planned <= cluster.memory_bytes
+    return rehearsed_peak(settings, spec, layout) <= cluster.memory_bytes

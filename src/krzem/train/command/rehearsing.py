@@ -13,7 +13,7 @@ import click
 
 from krzem.errors import InputError, KrzemError, RunError
 from krzem.files import check_target
-from krzem.hardware import Cluster, cluster_of, read_cluster
+from krzem.hardware import CPU, Cluster, cluster_of, read_cluster
 from krzem.layout.layout import Layout, parse_layout
 from krzem.layout.precision import Precision
 from krzem.model.catalogue import load_model_config
@@ -21,6 +21,7 @@ from krzem.quantity import format_bytes
 from krzem.report.selfcontained import need_extra, write_text
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.engine import check_layout
+from krzem.train.forecast import Forecast
 from krzem.train.loop import check_batch, loss_weights, optimizer_config
 from krzem.train.parallel.stages import parts
 from krzem.train.rehearsal.clock import Rates, trace
@@ -29,6 +30,8 @@ from krzem.train.rehearsal.stages import Rehearsal, as_document, rehearse, stage
 from krzem.train.settings import TrainSettings, layout_text, listed, read_settings
 from krzem.train.start import LAYOUT_VARIABLE, on_this_pool
 
+_NEAR = (0.75, 1.35)
+"""Planned over present memory where a layout is rehearsed before it is believed."""
 _KINDS = ("weights", "gradients", "states", "activations", "transient")
 
 
@@ -92,6 +95,33 @@ def step_of(
     )
 
 
+def rehearsed_peak(settings: TrainSettings, spec: ModelSpec, layout: Layout) -> int:
+    """Bytes of tensors on the fullest of the first, the second and the last stage's first ranks.
+
+    With stages that are as even as layers allow, no other holds more.
+    """
+    stages = sorted({0, min(1, layout.pp - 1), layout.pp - 1})
+    ranks = [stage_rank(layout, stage) for stage in stages]
+    return rehearse(step_of(settings, spec, layout), ranks, progress=_say).fullest.peak.total
+
+
+def near_the_edge(run_file: Path, forecast: Forecast | None) -> int | None:
+    """The rehearsed peak of a dry run whose planned memory leaves its fit open; None elsewhere."""
+    if forecast is None or not is_near(forecast.memory_bytes.mid, forecast.capacity_bytes):
+        return None
+    settings = on_this_pool(read_settings(run_file))
+    cluster = _cluster(settings, None)
+    if cluster is None or cluster.device.id == CPU:
+        return None
+    _say("the planned memory is near the device's: rehearsing")
+    return rehearsed_peak(settings, _model(settings), forecast.layout)
+
+
+def is_near(planned: float, room: float) -> bool:
+    """Whether the planner's figure alone does not decide that a layout fits."""
+    return _NEAR[0] <= planned / room <= _NEAR[1]
+
+
 def _say(said: str) -> None:
     click.echo(said, err=True)
 
@@ -121,7 +151,7 @@ def _layout(
     faults = []
     for rule in (
         lambda: check_layout(spec, layout),
-        lambda: parts(len(spec.layers), layout),
+        lambda: parts(len(spec.layers), layout, spec.arch.mtp_layers),
         lambda: check_batch(settings, layout),
     ):
         try:

@@ -25,11 +25,12 @@ def stage_ranks(layout: Layout) -> tuple[int, ...]:
     return tuple(down) * layout.vpp
 
 
-def rank_layers(layers: int, layout: Layout) -> tuple[int, ...]:
+def rank_layers(layers: int, layout: Layout, mtp: int = 0) -> tuple[int, ...]:
     """Layers on each pipeline rank.
 
     Without wishes as even as whole layers allow: the last rank (it holds the output matrix), then
-    the first, then middle ones from the end get one less.
+    the first, then middle ones from the end get one less.  With ``mtp`` prediction modules, which
+    lie on the last rank, that one gets all that is less (as the planner counts: cost/stages.py).
 
     Raises:
         LayoutError: the wishes for the first and the last rank do not add up.
@@ -38,6 +39,9 @@ def rank_layers(layers: int, layout: Layout) -> tuple[int, ...]:
     even, spare = -(-layers // pp), -layers % pp
     wishes = (layout.first_stage_layers, layout.last_stage_layers)
     if pp == 1 or wishes == (None, None):
+        heavy = mtp and spare and pp > 1 and layout.schedule not in V_SHAPED
+        if heavy and even - spare >= chunks_per_rank(layout):
+            return (*[even] * (pp - 1), even - spare)
         short = [pp - 1, 0, *range(pp - 2, 0, -1)][:spare]
         return tuple(even - (rank in short) for rank in range(pp))
     first = even - (spare >= 2) if wishes[0] is None else wishes[0]
@@ -52,13 +56,13 @@ def rank_layers(layers: int, layout: Layout) -> tuple[int, ...]:
     return (first, *middle, last)
 
 
-def parts(layers: int, layout: Layout) -> tuple[Part, ...]:
-    """The part of the model on each stage, in forward order.
+def parts(layers: int, layout: Layout, mtp: int = 0) -> tuple[Part, ...]:
+    """The part of the model on each stage, in forward order; ``mtp`` modules follow the last.
 
     Raises:
         LayoutError: a stage would have no layer.
     """
-    chunks, ranks = chunks_per_rank(layout), rank_layers(layers, layout)
+    chunks, ranks = chunks_per_rank(layout), rank_layers(layers, layout, mtp)
     sizes: list[int] = []
     for chunk in range(chunks):
         share = [n // chunks + (chunk < n % chunks) for n in ranks]
