@@ -145,3 +145,22 @@ def test_a_byte_is_kept_for_each_entry_of_an_operand() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         float8_linear(x, w)
     assert sum(t.nbytes for t in kept) <= 1.04 * (x.numel() + w.numel())
+
+
+@pytest.mark.parametrize("sizes", [(128, 0, 256), (0, 0, 128), (256, 128, 64)])
+@pytest.mark.parametrize("outputs", [40, 128, 200])
+def test_rounding_all_groups_at_once_rounds_as_each_alone(
+    sizes: tuple[int, ...], outputs: int
+) -> None:
+    """Results and both gradients, to the bit."""
+    x, w = draw(sum(sizes), 130), draw(3, outputs, 130, seed=1)
+    g = draw(sum(sizes), outputs, seed=2)
+    groups = Groups(ends=torch.tensor(sizes).cumsum(0).int(), sizes=sizes)
+    together, alone = ([t.clone().requires_grad_() for t in (x, w)] for _ in range(2))
+    out = float8_grouped_linear(*together, groups)
+    parts = zip(alone[0].split(sizes), alone[1].unbind(0), strict=True)
+    expected = torch.cat([float8_linear(rows, matrix) for rows, matrix in parts])
+    out.backward(g)
+    expected.backward(g)
+    assert torch.equal(out, expected)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(together, alone, strict=True))  # type: ignore[arg-type]

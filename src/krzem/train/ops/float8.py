@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from krzem.train.ops.grouped import Groups
+from krzem.train.ops.grouped import Groups, group_spans
 from krzem.train.ops.registry import operator
 
 BLOCK = 128
@@ -85,9 +85,58 @@ def float8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 
 def float8_grouped_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
-    """As :func:`krzem.train.ops.grouped_linear`, group by group in float8."""
-    parts = zip(x.split(list(groups.sizes)), weight.unbind(0), strict=True)
-    return torch.cat([_Linear.apply(rows, matrix) for rows, matrix in parts])
+    """As :func:`krzem.train.ops.grouped_linear`, group by group in float8.
+
+    Groups begin at multiples of 128 rows, so that no block of tokens lies in two of them.
+    """
+    y: Tensor = _GroupedLinear.apply(x, weight, list(groups.sizes))
+    return y
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """Each operand is rounded once, for all groups together; torch has no grouped product with
+    block scales, so products are taken group by group."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+        blocks = _quantised_stack(weight)
+        rows, along = quantised(x, 1, BLOCK), quantised(x.t(), 1, BLOCK)
+        ctx.save_for_backward(*blocks, *along)
+        ctx.sizes, ctx.dtypes = sizes, (x.dtype, weight.dtype)
+        out = x.new_zeros(len(x), weight.shape[1])
+        for e, span in group_spans(sizes):
+            part = Quantised(rows.packed[span], rows.scale[span])
+            matrix = Quantised(blocks.packed[e], blocks.scale[e])
+            out[span] = float8_product(part, matrix, True, x.dtype)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+        packed, scale, packed_x, scale_x = ctx.saved_tensors
+        dtype, weight_dtype = ctx.dtypes
+        dx = g.new_zeros(len(g), packed.shape[2], dtype=dtype)
+        dw = g.new_zeros(packed.shape, dtype=weight_dtype)
+        rows, along = quantised(g, 1, BLOCK), quantised(g.t(), 1, BLOCK)
+        for e, span in group_spans(ctx.sizes):
+            turned = Quantised(packed[e].t(), scale[e].t())
+            dx[span] = float8_product(
+                Quantised(rows.packed[span], rows.scale[span]), turned, True, dtype
+            )
+            tokens = slice(span.start // BLOCK, -(-span.stop // BLOCK))
+            left = Quantised(along.packed[:, span], along.scale[:, tokens])
+            right = Quantised(packed_x[:, span], scale_x[:, tokens])
+            dw[e] = float8_product(left, right, False, weight_dtype)
+        return dx, dw, None
+
+
+def _quantised_stack(weight: Tensor) -> Quantised:
+    """``weight [E, O, I]`` in blocks of 128 x 128 of each matrix."""
+    experts, outputs, _ = weight.shape
+    tall = F.pad(weight, (0, 0, 0, -outputs % BLOCK))
+    packed, scale = quantised(tall.flatten(0, 1), BLOCK, BLOCK)
+    packed, scale = (t.unflatten(0, (experts, -1)) for t in (packed, scale))
+    return Quantised(packed[:, :outputs], scale)
 
 
 class _Linear(torch.autograd.Function):
