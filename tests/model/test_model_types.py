@@ -74,3 +74,15 @@ def test_matrices_that_a_class_allocates_for_nothing_do_not_count() -> None:
         idle = c["num_layers"] * c["zero_expert_num"] * 2
         idle *= c["expert_ffn_hidden_size"] * c["hidden_size"]
         assert count(read_config(c)).total == row["parameters"] - idle
+
+
+def test_the_page_lists_every_type_with_the_count_of_torch() -> None:
+    page = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
+    cells = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    told = {row[0].strip("`"): row for row in cells}
+    assert set(told) == set(described_types())
+    for name, tried in rows().items():
+        default = next((row for row in tried if row.get("default")), {})
+        if "parameters" in default:
+            assert told[name][1] == f"{default['parameters']:,}"
+    assert sum(row[-1] == "exact" for row in cells) >= 125
