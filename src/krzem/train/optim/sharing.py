@@ -19,7 +19,7 @@ from torch import Tensor
 
 from krzem.train.model.initial import Region
 from krzem.train.parallel.axis import Axis
-from krzem.train.parallel.collectives import exchange_rows, gather_no_grad
+from krzem.train.parallel.collectives import exchange_rows
 from krzem.train.parallel.held import Held
 
 
@@ -175,21 +175,8 @@ def _size(region: Region | None) -> int:
 
 
 def _all_regions(held: Sequence[Held], axis: Axis) -> dict[str, list[Region]]:
-    """The region of each parameter on every rank."""
-    if not held:
-        return {}
-    depth = max(len(h.placement.shape) for h in held)
-    bounds = torch.zeros(1, len(held), depth, 2, dtype=torch.int64)
-    for i, item in enumerate(held):
-        for d, cut in enumerate(item.placement.region):
-            bounds[0, i, d, 0], bounds[0, i, d, 1] = cut.start, cut.stop
-    everyone = gather_no_grad(bounds.to(held[0].part.device), axis, 0).tolist()
-    return {
-        item.name: [
-            tuple(slice(a, b) for a, b in rows[i][: len(item.placement.shape)]) for rows in everyone
-        ]
-        for i, item in enumerate(held)
-    }
+    """The region of each parameter on every rank of its stage: a matter of the layout alone."""
+    return {h.name: [h.placement.region_of(rank) for rank in range(axis.size)] for h in held}
 
 
 def _matrices(held: Held, regions: list[Region]) -> list[Matrix]:

@@ -7,7 +7,7 @@ which part this rank holds: what initial values, checkpoints and optimisers need
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,12 @@ class Division:
     dim: int
     parts: int
     index: int
+    stride: int = 1
+    """Ranks of a stage from one index to the next."""
+
+    def of(self, rank: int) -> Division:
+        """The same as ``rank`` of the stage has it."""
+        return replace(self, index=rank // self.stride % self.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +60,10 @@ class Placement:
             start = min(low + d.index * each, high)
             bounds[d.dim] = (start, min(start + each, high))
         return tuple(slice(low, high) for low, high in bounds)
+
+    def region_of(self, rank: int) -> Region:
+        """The part that ``rank`` of the same stage holds."""
+        return replace(self, divisions=tuple(d.of(rank) for d in self.divisions)).region
 
 
 def place(model: Transformer, meshes: Meshes) -> dict[str, Placement]:
@@ -157,14 +167,14 @@ def _shard(
 def _placement(shape: torch.Size, cut: Cut, dim: int, meshes: Meshes) -> Placement:
     x, axes = meshes.layout, meshes.axes
     if cut in (Cut.EXPERT_ROWS, Cut.EXPERT_COLUMNS):
-        mesh, size = meshes.experts, expert_shard_size(x)
+        mesh, size, stride = meshes.experts, expert_shard_size(x), x.ep * x.etp
         inner = [
-            Division(dim=0, parts=x.ep, index=axes.ep.rank),
+            Division(dim=0, parts=x.ep, index=axes.ep.rank, stride=x.etp),
             Division(dim=2, parts=x.etp, index=axes.etp.rank),
         ]
         copies, copy = mesh["replicate"].size(), mesh["replicate"].get_local_rank()
     else:
-        mesh, size = meshes.dense, shard_size(x)
+        mesh, size, stride = meshes.dense, shard_size(x), x.tp
         kinds = {Cut.ROWS: 0, Cut.COLUMNS: 1}
         inner = []
         copies, copy = mesh["replicate"].size(), mesh["replicate"].get_local_rank()
@@ -172,7 +182,8 @@ def _placement(shape: torch.Size, cut: Cut, dim: int, meshes: Meshes) -> Placeme
             inner = [Division(dim=kinds[cut], parts=x.tp, index=axes.tp.rank)]
         else:
             copies, copy = copies * x.tp, copy + axes.tp.rank
-    outer = Division(dim=dim, parts=size, index=mesh["shard"].get_local_rank())
+    index = mesh["shard"].get_local_rank()
+    outer = Division(dim=dim, parts=size, index=index, stride=stride)
     divisions = (*inner, outer)
     return Placement(shape=shape, divisions=divisions, copies=copies, first_copy=copy == 0)
 
