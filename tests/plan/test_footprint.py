@@ -120,7 +120,7 @@ def test_more_tokens_expect_less_loss_and_a_mixture_a_range() -> None:
 
 
 def test_fine_tuning_expects_no_loss_and_says_what_is_not_counted() -> None:
-    amount = found(tokens="100M", finetune="full", global_batch=64)[1]
+    amount = found(tokens="100M", finetune="full", global_batch=64, sequence=4096)[1]
     assert amount.losses == ()
     assert any("tuning alone" in note for note in amount.notes)
 
