@@ -128,7 +128,7 @@ class Trainer:
             settings.folder,
             tokens=settings.tokens_at(settings.samples),
             every=settings.metrics.every if self.rank == 0 else 0,
-            tensorboard=settings.metrics.tensorboard and self.rank == 0,
+            boards=settings.metrics.boards if self.rank == 0 else (),
             plan=forecast,
             peak=self.peak,
         )

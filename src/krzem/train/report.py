@@ -1,9 +1,10 @@
-"""Where numbers go: a JSON line a step, a panel or lines on the screen, TensorBoard."""
+"""Where numbers go: a JSON line a step, a panel or lines on the screen, boards of others."""
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +34,8 @@ class Reporter:
     """Writes ``metrics.jsonl`` and ``events.jsonl`` and shows; on rank 0 alone.
 
     On a terminal a panel stays in place while the reporter is entered (``with reporter:``);
-    elsewhere every ``every`` steps a line is printed.  ``every`` 0 shows nothing.
+    elsewhere every ``every`` steps a line is printed.  ``every`` 0 shows nothing.  ``boards`` are
+    names of ``[metrics]``: tensorboard, wandb, mlflow.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Reporter:
         *,
         tokens: int,
         every: int,
-        tensorboard: bool,
+        boards: Sequence[str] = (),
         plan: Forecast | None = None,
         peak: float | None = None,
         console: Console | None = None,
@@ -50,7 +52,7 @@ class Reporter:
         self.folder, self.every = folder, every
         self.console = console or Console(stderr=True, highlight=False)
         self.progress = Progress(tokens=tokens, plan=plan, peak=peak)
-        self._board: Any = _board(folder) if tensorboard else None
+        self._boards = [_BOARDS[name](folder) for name in boards]
         self._live: Panel | None = None
         self._first = True
         with storing(folder):
@@ -70,10 +72,9 @@ class Reporter:
     def step(self, record: Mapping[str, Any], *, left: int) -> None:
         """One optimiser step, with ``left`` to come."""
         self._append(METRICS, record)
-        if self._board is not None:
-            for name, value in record.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(name, value, record["step"])
+        plain = {n: v for n, v in record.items() if isinstance(v, int | float) and n != "step"}
+        for board in self._boards:
+            board(plain, record["step"])
         self.progress.saw(record, left)
         if self._live is not None:
             self._live.show(self.progress)
@@ -89,8 +90,8 @@ class Reporter:
     def value(self, step: int, name: str, value: float) -> None:
         """A measurement beside the steps, such as the held-out loss."""
         self._append(EVENTS, {"step": step, "kind": name, "value": value})
-        if self._board is not None:
-            self._board.add_scalar(name, value, step)
+        for board in self._boards:
+            board({name: value}, step)
         self.progress.values[name] = value
         self.console.print(f"step {step:>6}  {name.replace('_', ' ')} {value:.4f}")
 
@@ -100,11 +101,47 @@ class Reporter:
             file.write(json.dumps(record) + "\n")
 
 
-def _board(folder: Path) -> Any:
+Board = Callable[[Mapping[str, float], int], None]
+"""Takes the numbers of a step."""
+
+
+def _tensorboard(folder: Path) -> Board:
+    writer = _library("torch.utils.tensorboard", "tensorboard").SummaryWriter(
+        str(folder / "tensorboard")
+    )
+
+    def show(values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return show
+
+
+def _wandb(folder: Path) -> Board:
+    # The run's name is its identity there too, so that a resumed run goes on in the same place.
+    run = _library("wandb", "wandb").init(
+        project="krzem", name=folder.name, id=folder.name, resume="allow", dir=str(folder)
+    )
+    return lambda values, step: run.log(dict(values), step=step)
+
+
+def _mlflow(folder: Path) -> Board:
+    library = _library("mlflow", "mlflow")
+    library.start_run(run_name=folder.name)
+    return lambda values, step: library.log_metrics(dict(values), step=step)
+
+
+_BOARDS: dict[str, Callable[[Path], Board]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+}
+
+
+def _library(module: str, package: str) -> Any:
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        return importlib.import_module(module)
     except ImportError as error:
         raise RunError(
-            "metrics.tensorboard = true needs the package tensorboard: pip install krzem[train]"
+            f"metrics.{package} = true needs the package {package}: pip install {package}"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"))

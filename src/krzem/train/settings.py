@@ -134,7 +134,14 @@ class MetricsTable:
 
     every: int = as_key(10, read_whole, "steps between lines on the screen")
     tensorboard: bool = as_key(False, read_flag, "also write TensorBoard files")
+    wandb: bool = as_key(False, read_flag, "also log to Weights & Biases")
+    mlflow: bool = as_key(False, read_flag, "also log to MLflow")
     peak: float | None = as_key(None, parse_flops, "dense peak of one device, for MFU")
+
+    @property
+    def boards(self) -> tuple[str, ...]:
+        """Where numbers go besides the run's own files."""
+        return tuple(n for n in ("tensorboard", "wandb", "mlflow") if getattr(self, n))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
