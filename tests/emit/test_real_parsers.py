@@ -46,6 +46,14 @@ NO_WORDS = {
     },
 }  # fmt: skip
 """Models that an engine cannot be told, and why: its emitter says so."""
+LAYERS = (
+    "nemotron", "gemma", "qwen3.5", "qwen3-next", "llama-4", "kimi-linear", "mimo",
+)  # fmt: skip
+NO_WORDS["megatron-lm"] |= {
+    name: "layers that its emitter does not write"
+    for name in model_ids()
+    if name.startswith(LAYERS)
+}
 
 
 def python_of(engine: str) -> Path:
