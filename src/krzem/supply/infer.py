@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from krzem.errors import ClusterError, GoalError, InputError, KrzemError, UnknownFactError
+from krzem.errors import ClusterError, GoalError, InputError, KrzemError
 from krzem.estimate import Estimate
 from krzem.facts.table import read_table
 from krzem.hardware.catalogue import find_id, load_device
@@ -176,7 +176,10 @@ def infer(evidence: Evidence, progress: Progress | None = None) -> Inference:
     """
     _check(evidence)
     names, left_out = _candidates(evidence)
-    curves = _curves(evidence, names, left_out, progress)
+    curves, troubles = _curves(evidence, names, progress)
+    left_out |= {device: str(error) for device, error in troubles.items()}
+    if not curves and len({str(error) for error in troubles.values()}) == 1:
+        raise next(iter(troubles.values()))  # no kind's fault: the question's
     if not curves:
         raise InputError(
             "no candidate can have trained this: "
@@ -235,17 +238,18 @@ def _candidates(evidence: Evidence) -> tuple[list[str], dict[str, str]]:
 
 
 def _curves(
-    evidence: Evidence, names: Sequence[str], left_out: dict[str, str], progress: Progress | None
-) -> list[_Curve]:
-    curves = []
+    evidence: Evidence, names: Sequence[str], progress: Progress | None
+) -> tuple[list[_Curve], dict[str, KrzemError]]:
+    """The kinds that can train the model, and why the others cannot."""
+    curves, troubles = [], {}
     for device in names:
         if progress is not None:
             progress(device)
         try:
             curves.append(_curve(evidence, device))
-        except (ClusterError, GoalError, UnknownFactError) as error:
-            left_out[device] = str(error)
-    return curves
+        except KrzemError as error:
+            troubles[device] = error
+    return curves, troubles
 
 
 def _anchors(evidence: Evidence) -> tuple[int, ...]:
@@ -294,7 +298,7 @@ def speed_on(evidence: Evidence, device: str, cards: int) -> Speed:
     question = Question(model=evidence.model, on=cluster, **run)
     try:
         return speed_of(settle(question))
-    except (GoalError, ClusterError):
+    except KrzemError:
         if "engine" in evidence.run or run["engine"] == "other":
             raise
     # The laboratory's own engine may not run on this chip.
