@@ -139,8 +139,8 @@ def _differences(old: RunSettings, new: RunSettings) -> str:
     return f"changed: {', '.join(changed)}" if changed else "nothing changed"
 
 
-_READ_BY_TRAINER = ("data", "train", "layout", "optimizer", "schedule", "checkpoint", "evaluation",
-                    "metrics", "trainer")  # fmt: skip
+_READ_BY_TRAINER = ("phase", "data", "train", "layout", "optimizer", "schedule", "checkpoint",
+                    "evaluation", "metrics", "trainer")  # fmt: skip
 
 
 def _needs_restart(old: RunSettings, new: RunSettings, pool: str) -> bool:

@@ -39,8 +39,8 @@ from krzem.run.settings import (
 
 OWN = ("run", "model", "goal", "pool", "gates", "qualify", "witness", "recovery", "trainer",
        "hook", "monitor")  # fmt: skip
-PASSED_ON = ("data", "train", "layout", "optimizer", "schedule", "checkpoint", "evaluation",
-             "metrics")  # fmt: skip
+PASSED_ON = ("phase", "data", "train", "layout", "optimizer", "schedule", "checkpoint",
+             "evaluation", "metrics")  # fmt: skip
 """Tables that are the trainer's; it reads the same file."""
 _PARTS = {"limits": Limits, "environment": Environment, "slurm": Slurm, "scheduler": Scheduler}
 

@@ -15,6 +15,7 @@ from tests.train.loop.folder import tokenised, write
 
 from krzem.errors import RunError
 from krzem.run.contract import EXIT_DONE, EXIT_STOPPED
+from krzem.run.run_file import read_run
 from krzem.train import loop
 from krzem.train.checkpoint import latest_good, load_meta, read_manifest
 from krzem.train.command import main
@@ -231,3 +232,13 @@ def test_sequences_beyond_the_models_positions_are_said(tmp_path: Path) -> None:
     assert main(file) == EXIT_DONE
     events = (tmp_path / "out" / "events.jsonl").read_text()
     assert "sequences of 128 tokens go beyond the model's max_position_embeddings = 64" in events
+
+
+def test_a_controller_passes_phases_on(run_file: Path) -> None:
+    """The run file is read by ``krzem run`` as well, which leaves phases to the trainer."""
+    text = run_file.read_text().replace("[run]\n", '[run]\nname = "phased"\n', 1)
+    pool = '\n[[pool]]\nname = "here"\naccelerator = "cpu"\ncount = 1\n'
+    run_file.write_text(text + pool)
+    settings = read_run(run_file)
+    assert [p["at"] for p in settings.raw["phase"]] == [1024, 2304]
+    assert len(phases_of(read_settings(run_file))) == 3
