@@ -28,18 +28,18 @@ def kind_of(record: Record, storage: Storage) -> Kind:
     """What ``storage`` is, by its life where the program did not say.
 
     What a forward pass leaves behind when it ends is an activation, what a backward pass leaves is
-    a gradient; weights that are gathered for longer than a pass are weights; what a pipeline sets
-    aside before it starts receives residuals and their gradients.  All else is transient.
+    a gradient; weights that are gathered for longer than a pass are weights; what comes to be
+    between passes and stays was received, and counts as an activation.  All else is transient.
     """
     if storage.kind is not None:
         return storage.kind
     leaves = storage.died_phase is None or storage.died_phase > storage.phase
     what = record.phases[storage.phase].what
-    if not leaves or what in ("between", "update"):
+    if not leaves or what == "update":
         return Kind.WEIGHTS if storage.gathered and leaves else Kind.TRANSIENT
     if storage.gathered:
         return Kind.WEIGHTS
-    return Kind.ACTIVATIONS if what in ("begin", "forward") else Kind.GRADIENTS
+    return Kind.GRADIENTS if what in ("backward", "weights") else Kind.ACTIVATIONS
 
 
 def timeline(record: Record) -> list[Moment]:

@@ -225,6 +225,7 @@ class Recorder:
         if operation is None or group is None:
             return
         ranks, role = _ranks(group), group.group_desc or group.group_name
+        role = "world" if role == "default_pg" else role
         tensors = list(_tensors(args))
         peer = ranks[args[2]] if operation in ("send", "receive") else None
         batch = self._batch
