@@ -293,8 +293,19 @@ def _about(func: Any) -> _About:
         name=name,
         fresh=fresh and bool(schema.returns) and namespace != "c10d",
         outside=outside and name != "wait_tensor",
-        flops=flop_registry.get(getattr(func, "_overloadpacket", None)),
+        flops=_product_flops
+        if name in _PRODUCTS
+        else flop_registry.get(getattr(func, "_overloadpacket", None)),
     )
+
+
+_PRODUCTS = frozenset({"_grouped_mm", "_scaled_mm_v2"})
+"""Products that torch 2.13 has no count for."""
+
+
+def _product_flops(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    """Of ``a [M, K]`` with a matrix of ``N`` columns a row, or with ``[K, N]``: ``2 M K N``."""
+    return 2 * a.numel() * b.shape[-1]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
