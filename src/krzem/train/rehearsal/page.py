@@ -9,11 +9,11 @@ from krzem.quantity import format_bytes
 from krzem.report.selfcontained import inline_svg, new_figure, page
 
 _KINDS = {
-    "weights": "#4c72b0",
-    "gradients": "#dd8452",
-    "states": "#55a868",
-    "activations": "#c44e52",
-    "transient": "#8c8c8c",
+    "weights": "#1f77b4",
+    "gradients": "#8c564b",
+    "states": "#17becf",
+    "activations": "#ff7f0e",
+    "transient": "#7f7f7f",
 }
 _TEMPLATE = """
 <h1>{{ d.model }}, rehearsed</h1>
@@ -88,7 +88,14 @@ def _memory(timeline: Sequence[Mapping[str, float]], room: float | None) -> Any:
     axes.stackplot(at, *layers, labels=list(_KINDS), colors=list(_KINDS.values()), linewidth=0)
     if room is not None:
         axes.axhline(room / 2**30, linestyle="--", color="#808080", linewidth=1)
+        axes.annotate(f"the device's memory, {format_bytes(room, 3)}", (0, room / 2**30),
+                      xycoords=("axes fraction", "data"), xytext=(4, 3),
+                      textcoords="offset points")  # fmt: skip
     axes.set(xlabel="operator", ylabel="GiB")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(loc="upper right")
-    return inline_svg(figure)
+    axes.legend(loc="center right", frameon=False)
+    peak = max(sum(moment[kind] for kind in _KINDS) for moment in timeline)
+    spoken = f"at most {format_bytes(peak, 3)}"
+    if room is not None:
+        spoken += f" of the device's {format_bytes(room, 3)}"
+    return inline_svg(figure, "Memory by kind over the operators of a step", spoken)
