@@ -290,7 +290,7 @@ def test_bad_input_is_one_sentence(krzem: Callable[..., Any], tmp_path: Path) ->
     three = file("three.sh", MEGATRON.replace("TP=8", "TP=3"))
     assert "three.sh:4: " in fails(krzem, three, "--on", "h100")
     empty = file("empty.log", "hello\n")
-    assert "tells of a training step" in fails(krzem, run, "--on", "h100", "--log", empty)
+    assert "reports a training step" in fails(krzem, run, "--on", "h100", "--log", empty)
     assert "does not exist" in fails(krzem, str(tmp_path / "none.sh"))
     assert "--log" in fails(krzem, run, "--on", "h100", "--calibrate", str(tmp_path / "c.toml"))
 

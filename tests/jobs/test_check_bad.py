@@ -68,7 +68,7 @@ def things(folder: Path) -> dict[str, tuple[Path, str, str]]:
     paths["folder"].mkdir()
     paths["loop"].symlink_to(paths["loop"])
     said = {
-        "binary.sh": ("UTF-8", "tells of a training step"), "huge.sh": ("bytes", "not text"),
+        "binary.sh": ("UTF-8", "reports a training step"), "huge.sh": ("bytes", "not text"),
         "pipe": ("not a file", "not a file"), "folder": ("not a file", "not a file"),
         "loop": ("cannot be read", "cannot be read"),
     }  # fmt: skip

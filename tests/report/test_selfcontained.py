@@ -27,6 +27,15 @@ def test_filters_are_used() -> None:
     assert "6" in page("t", "{{ 3 | twice }}", filters={"twice": lambda x: 2 * x})
 
 
+def test_tables_get_a_head_scopes_and_a_region_with_a_name() -> None:
+    first = "<table><tr><th>a</th><th>b</th></tr><tr><th>r</th><td>1</td></tr></table>"
+    text = page("t", f"<h2>Odds</h2>{first}<table><tr><td>1</td></tr></table>")
+    assert 'role="region" aria-label="Odds: table">' in text
+    assert 'role="region" aria-label="Odds: table 2">' in text
+    assert '<thead><tr><th scope="col">a</th><th scope="col">b</th></tr></thead>' in text
+    assert '<tr><th scope="row">r</th>' in text
+
+
 def test_the_same_figure_gives_the_same_text() -> None:
     def draw() -> str:
         figure = new_figure()
@@ -37,8 +46,10 @@ def test_the_same_figure_gives_the_same_text() -> None:
 
 
 def test_inline_figures_carry_no_document_head() -> None:
-    text = str(inline_svg(new_figure()))
+    text = str(inline_svg(new_figure(), "a <b>", "in words"))
     assert text.startswith("<svg")
+    assert "a &lt;b&gt;</title>" in text
+    assert "in words</desc>" in text
     assert "DOCTYPE" not in text
 
 

@@ -41,7 +41,7 @@ def test_the_answer_comes_first(golden: Document) -> None:
     for part in ("days", "device-hours", "MFU", "layout tp=", "wall: "):
         assert part in first
     assert "% chance of meeting the deadline of 180 days." in first
-    assert "% chance of keeping to the budget of $6M." in first
+    assert "% chance of staying within the budget of $6M." in first
 
 
 def test_a_new_plan_has_every_section(small_document: Document) -> None:

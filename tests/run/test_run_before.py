@@ -134,7 +134,7 @@ def test_a_late_pool_is_warned_of_or_refused_by_rule(
     found = planned(tmp_path, 1, text, days_left=0.05)
     assert found.in_time == 0.0
     sentence = (found.refused if refused else found.warnings[-1]) or ""
-    assert "ends before the deadline with 0% certainty, 50% are asked for" in sentence
+    assert "has a 0% chance of meeting the deadline; at least 50% is required" in sentence
     assert planned(tmp_path, 1, text, days_left=0.2).in_time == 1.0
     past = planned(tmp_path, 1, text, days_left=-1.0)
     assert "the deadline is past" in (past.refused or past.warnings[-1])

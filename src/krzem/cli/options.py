@@ -72,7 +72,7 @@ LIMITS = (
         "--deadline", metavar="WHEN", help="Days (60d) or a date; reports the chance of meeting it."
     ),
     click.option(
-        "--budget", metavar="USD", help="US dollars ($5M); reports the chance of keeping to it."
+        "--budget", metavar="USD", help="US dollars ($5M); reports the chance of staying within it."
     ),
     click.option("--start", metavar="DATE", help="First day of the run; gives finishing dates."),
 )  # fmt: skip

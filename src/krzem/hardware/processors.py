@@ -46,7 +46,7 @@ def processors(
             vendor="measured",
             name="processors",
             family="cpu",
-            device_is="one process on processors",
+            device_is="one process on CPUs",
             peak_flops=MappingProxyType(peaks),
             software="cpu",
         ),

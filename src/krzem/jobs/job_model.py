@@ -206,7 +206,7 @@ def _usual(shape: Shape, notes: list[str]) -> None:
         shape.setdefault("kv_heads", 1 if shape.get("attention") == "mqa" else heads)
     if "gated" not in shape and (ffn or _number(shape, "experts")):
         shape["gated"] = ffn != 4 * hidden
-        kind = "gated (SwiGLU)" if shape["gated"] else "plain, as an inner width of 4 h tells"
+        kind = "gated (SwiGLU)" if shape["gated"] else "plain, as an inner width of 4 h shows"
         notes.append(f"model.gated is not said: the feed-forward block is taken to be {kind}")
     if _number(shape, "experts") and not _number(shape, "moe_ffn") and ffn:
         shape["moe_ffn"] = ffn

@@ -337,7 +337,7 @@ def _state(known: Known) -> None:
         ("global_batch", known.batch), ("seq", known.seq), ("devices", known.devices),
     ):  # fmt: skip
         if value and float(value).is_integer() and known.job.get(name) is None:
-            known.job.derive(name, int(value), "as the lines of the steps tell")
+            known.job.derive(name, int(value), "from the lines of the steps")
 
 
 _COUNTED = {

@@ -149,11 +149,11 @@ def _refusal(found: Collected, paths: Sequence[Path]) -> DataError:
     untimed = sum(s.seen for s in found.series.values())
     if untimed:
         return DataError(
-            f"{name}: {untimed:,} lines tell of a step but none of its time or tokens/s; print the"
+            f"{name}: {untimed:,} lines report a step but none its time or tokens/s; print the"
             " throughput (Megatron: --log-throughput and --log-interval), or give the full log"
         )
     return DataError(
-        f"{name}: none of {found.lines:,} lines tells of a training step; the forms that are read"
+        f"{name}: none of {found.lines:,} lines reports a training step; the forms that are read"
         f" are those of {_SHOWN}"
     )
 
@@ -231,5 +231,5 @@ def describe(log: Measured) -> tuple[str, ...]:
         kinds = ("max_allocated", "max_reserved", "used")
         told = [(k, [v for m in log.memory if (v := getattr(m, k))]) for k in kinds]
         most = ", ".join(f"{k.replace('_', ' ')} {max(v):.2f}" for k, v in told if v)
-        lines.append(f"memory: {most or 'no peak'} GiB, of {len(log.memory)} ranks told")
+        lines.append(f"memory: {most or 'no peak'} GiB, as {len(log.memory)} ranks reported")
     return (*lines, *(str(check) for check in log.checks), *log.notes)

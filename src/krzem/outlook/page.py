@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from krzem.outlook.figures import fan_figure, lag_figure, odds_figure, tornado_figure
 from krzem.outlook.text import sections
 from krzem.outlook.whole import Outlook
 from krzem.report.selfcontained import inline_svg, page
 from krzem.report.text_markdown import cells_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TEMPLATE = """
 {% for title, blocks in parts %}
@@ -39,17 +44,15 @@ def outlook_page(result: Outlook) -> str:
     parts = [(title, list(_blocks(body))) for title, body in sections(result)]
     f = result.forecast
     figures = {
-        parts[1][0]: [("Chance of having been ahead.", inline_svg(odds_figure(f)))],
+        parts[1][0]: [_drawn("Chance of having been ahead", odds_figure(f))],
         parts[2][0]: [
-            ("Both record lines and their forecasts.", inline_svg(fan_figure(f))),
-            ("Months behind.", inline_svg(lag_figure(f))),
+            _drawn("Both record lines and their forecasts", fan_figure(f)),
+            _drawn("Months behind", lag_figure(f)),
         ],
     }
     if result.levers is not None:
-        figures[parts[3][0]] = [
-            ("Each assumption alone at its 5 % and 95 % points.",
-             inline_svg(tornado_figure(result.levers))),
-        ]  # fmt: skip
+        title = "Each assumption alone at its 5 % and 95 % points"
+        figures[parts[3][0]] = [_drawn(title, tornado_figure(result.levers))]
     return page(
         f"krzem outlook: {f.assumptions.title}",
         _TEMPLATE,
@@ -58,6 +61,11 @@ def outlook_page(result: Outlook) -> str:
         figures=figures,
         quantities=f.assumptions.quantities.values(),
     )
+
+
+def _drawn(title: str, figure: Figure) -> tuple[str, Any]:
+    """A chart under its caption."""
+    return f"{title}.", inline_svg(figure, title)
 
 
 def _blocks(body: str) -> list[dict[str, object] | str]:

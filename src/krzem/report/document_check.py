@@ -60,8 +60,10 @@ def sentence(found: Check) -> str:
     speed = found.speed
     if found.verdict is Verdict.UNMEASURED:
         chance = found.plan.fits_probability
-        fits = "fits into memory" if chance >= 0.5 else "does not fit into memory"
-        return f"A step of this job takes {predicted}, and it {fits} with a chance of {chance:.0%}"
+        return (
+            f"A step of this job takes {predicted}, and it has a {chance:.0%} chance of fitting in"
+            " memory"
+        )
     if speed is None:
         return f"The log has no steady speed to judge; a step is predicted to take {predicted}"
     told = f"a step takes {_s(speed.seconds)} s, predicted {predicted}"

@@ -7,17 +7,16 @@ disagree with ``--json``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import DataError, KrzemError
+from krzem.errors import DataError
 from krzem.report.html_answer import answer_view, heading, sentence
 from krzem.report.html_check import check_view
 from krzem.report.html_compare import compare_view
 from krzem.report.html_layout import layout_view
 from krzem.report.html_search import search_view
-from krzem.report.selfcontained import INSTALL, style_sheet, write_text
+from krzem.report.selfcontained import environment, framed, write_text
 from krzem.report.sweep import sweep_view
 
 Document = dict[str, Any]
@@ -42,23 +41,12 @@ def render(document: Document) -> str:
             f"no page for a document of schema {schema[:40]!r}; there is one for"
             f" {', '.join(_PAGES)}"
         )
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401
-        from markupsafe import Markup
-    except ImportError:
-        raise KrzemError(INSTALL) from None
-    folder = files("krzem.report") / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     name, view = _PAGES[schema]
-    css = Markup(style_sheet())
-    return environment.get_template(name).render(page=view(document), document=document, css=css)
+    template = environment().get_template(name)
+    shown = view(document)
+    return framed(
+        template, kicker=shown["kicker"], title=shown["title"], page=shown, document=document
+    )
 
 
 def _plan(document: Document) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def sentence(document: Document, plan: Document) -> str:
     if run is None:
         return (
             f"A step of {document['model']['name']} on {cluster['devices']:,}"
-            f" {cluster['device_name']} takes {interval(plan['step_time_s'])} s. It fits into"
-            f" memory with a chance of {fits}, and {wall_label(document, plan)} is the wall."
+            f" {cluster['device_name']} takes {interval(plan['step_time_s'])} s. It has a"
+            f" {fits} chance of fitting in memory; {wall_label(document, plan)} is the wall."
         ).replace(" %", "\N{NO-BREAK SPACE}%")
     time = f"{interval(run['days'])} days"
     if run["days"] is None:
@@ -82,16 +82,16 @@ def sentence(document: Document, plan: Document) -> str:
     cost = f" and costs {interval(run['cost_usd'], money)}" if run["cost_usd"] else ""
     text = (
         f"Training {document['model']['name']} on {count(goal['tokens'])} tokens with"
-        f" {cluster['devices']:,} {cluster['device_name']} takes {time}{cost}. It fits into memory"
-        f" with a chance of {fits}, and {wall_label(document, plan)} is the wall.{_limits(run)}"
+        f" {cluster['devices']:,} {cluster['device_name']} takes {time}{cost}. It has a {fits}"
+        f" chance of fitting in memory; {wall_label(document, plan)} is the wall.{_limits(run)}"
     )
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _limits(run: Document) -> str:
     return "".join(
-        f" There is a {chance(run[f'{what}_probability'])} chance of keeping to the {what}."
-        for what in ("deadline", "budget")
+        f" There is a {chance(run[f'{what}_probability'])} chance of {doing} the {what}."
+        for what, doing in (("deadline", "meeting"), ("budget", "staying within"))
         if run[f"{what}_probability"] is not None
     )
 
@@ -106,7 +106,7 @@ def tiles(document: Document, plan: Document) -> list[dict[str, Any]]:
         tile("tokens/s per device", plan["tokens_per_s_per_device"]),
         tile("peak memory, GiB", plan["memory_gib"]),
         {
-            "label": "fits into memory",
+            "label": "chance of fitting in memory",
             "value": chance(plan["fits_probability"]),
             "range": f"{plain(document['cluster']['memory_gib'])} GiB a device",
         },

@@ -138,8 +138,9 @@ def scatter(name: str, title: str, points: Sequence[Point], chosen: Point, limit
         axes.annotate("chosen", place, xytext=(0, 12), textcoords="offset points", ha="center",
                       color=colour("accent"), weight="bold")  # fmt: skip
         axes.axvline(limit, color=colour("ink"), linewidth=1.2, linestyle=(0, (4, 2)))
-        axes.text(limit, 1.0, f"capacity{GAP}", transform=axes.get_xaxis_transform(), va="top",
-                  ha="right", color=colour("ink"))  # fmt: skip
+        axes.text(limit, 1.0, f"capacity {limit:.4g} GiB{GAP}", color=colour("ink"), va="top",
+                  ha="right", transform=axes.get_xaxis_transform())  # fmt: skip
+        _ends(axes, line, chosen)
         axes.grid(color=colour("line"), linewidth=0.5)
         axes.set_xlabel("peak memory of the fullest device, GiB")
         axes.set_ylabel("seconds per step")
@@ -147,6 +148,14 @@ def scatter(name: str, title: str, points: Sequence[Point], chosen: Point, limit
         axes.margins(x=0.05)
         spoken = f"{len(points)} layouts; chosen: {chosen.memory_gib:.4g} GiB"
         return finish(figure, name, title, f"{spoken}, {chosen.seconds:.4g} s per step")
+
+
+def _ends(axes: Axes, line: Sequence[Point], chosen: Point) -> None:
+    """Name the leanest and the fastest layout that are drawn, where neither is the chosen one."""
+    for point, word, ha in ((line[0], "leanest", "left"), (line[-1], "fastest", "center")):
+        if abs(point.memory_gib - chosen.memory_gib) > 0.08 * line[-1].memory_gib:
+            axes.annotate(word, (point.memory_gib, point.seconds), xytext=(5, 7), ha=ha,
+                          textcoords="offset points", color=colour("muted"))  # fmt: skip
 
 
 def bars(name: str, title: str, parts: Sequence[Part], unit: str) -> Any:

@@ -50,7 +50,7 @@ def _tiles(document: Document) -> list[dict[str, Any]]:
         tile("predicted step, s", plan["step_time_s"]),
         tile("predicted MFU", plan["mfu"], percent),
         tile("peak memory, GiB", plan["memory_gib"]),
-        {"label": "fits into memory", "value": chance(plan["fits_probability"]),
+        {"label": "chance of fitting in memory", "value": chance(plan["fits_probability"]),
          "range": f"{plain(document['cluster']['memory_gib'])} GiB a device"},
     ]  # fmt: skip
 
@@ -94,7 +94,7 @@ def _suggestion(s: Document) -> dict[str, Any]:
         "change": s["change"],
         "gain": gain(s),
         "memory": plain(s["memory_gib"]),
-        "fits": percent(s["fits_probability"]),
+        "fits": chance(s["fits_probability"]),
         "flags": s["flags"],
         "edits": [_edit(edit) for edit in s["edits"]],
     }

@@ -117,7 +117,7 @@ def _rows(plans: Sequence[Document]) -> list[dict[str, Any]]:
         for key, label, form in names
     ]
     texts = {
-        "fits into memory": [
+        "chance of fitting in memory": [
             (chance(plan["best"]["fits_probability"]),
              f"of {plain(plan['cluster']['memory_gib'])} GiB") for plan in plans
         ],

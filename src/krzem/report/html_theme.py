@@ -7,7 +7,6 @@ matplotlib knows no CSS, so a chart is drawn in stand-in colours and each stand-
 from __future__ import annotations
 
 import re
-import warnings
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -57,26 +56,7 @@ def finish(figure: Figure, name: str, title: str, description: str) -> Any:
 
     ``name`` makes the ids of this chart differ from those of its neighbours.
     """
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
 
-    with warnings.catch_warnings():
-        # Text stays text: letters that matplotlib's own font lacks are drawn by the reader's.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        drawn = str(inline_svg(figure))
-    text = _PATTERN.sub(lambda found: _VARIABLE[found[0]], drawn)
-    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    head = (
-        f'<svg role="img" aria-labelledby="{name}-title {name}-desc"'
-        f' viewBox="{_view_box(text)}" xmlns="http://www.w3.org/2000/svg"'
-        f' xmlns:xlink="http://www.w3.org/1999/xlink">'
-        f'<title id="{name}-title">{escape(title)}</title>'
-        f'<desc id="{name}-desc">{escape(description)}</desc>'
-    )
-    body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index(">") + 1 :], flags=re.DOTALL)
-    return Markup(head + body)
-
-
-def _view_box(svg: str) -> str:
-    found = re.search(r'viewBox="([\d. -]+)"', svg)
-    assert found is not None
-    return found[1]
+    drawn = inline_svg(figure, title, description, name=name)
+    return Markup(_PATTERN.sub(lambda found: _VARIABLE[found[0]], str(drawn)))

@@ -94,8 +94,8 @@ def _limits(document: Document) -> Iterator[str]:
         )
     if goal["budget_usd"] is not None:
         yield (
-            f"{given(document['budget_probability'], percent)} chance of keeping to the budget of"
-            f" {money(goal['budget_usd'])} for all phases."
+            f"{given(document['budget_probability'], percent)} chance of staying within the budget"
+            f" of {money(goal['budget_usd'])} for all phases."
         )
 
 
@@ -145,8 +145,8 @@ def _number(document: Document) -> Iterator[str]:
     yield from paragraph(
         f"{document['devices']:,.0f} {plan['cluster']['device']} ({plan['cluster']['nodes']:,}"
         f" nodes) are the fewest tried that meet the deadline of"
-        f" {plain(goal['deadline_days'])} days with a chance of at least"
-        f" {percent(document['chance'])}:"
+        f" {plain(goal['deadline_days'])} days with a chance of"
+        f" {percent(document['chance'])} or more:"
         f" {percent(run['deadline_probability'])}, {days(run['days'])}."
     )
 

@@ -10,6 +10,9 @@ import io
 import os
 import re
 import tempfile
+import warnings
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -22,32 +25,15 @@ if TYPE_CHECKING:
 
 INSTALL = "HTML pages need jinja2 and matplotlib: pip install 'krzem[report]'"
 
-_FRAME = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="krzem">
-<title>{{ title }}</title>
-<style>
-{{ css }}
-</style>
-</head>
-<body>
-<header>
-<p class="kicker">{{ title.partition(":")[0] }}</p>
-{{ head }}
-</header>
-<main>
+_SECTIONS = """{% extends "base.html" %}
+{% block head %}{{ head }}{% endblock %}
+{% block main %}
 {% for section in sections %}
 <section>
 {{ section }}
 </section>
 {% endfor %}
-</main>
-<footer><p>Made by krzem. This page is one file and loads nothing.</p></footer>
-</body>
-</html>
+{% endblock %}
 """
 
 _INK = {
@@ -65,6 +51,38 @@ def need_extra() -> None:
         raise KrzemError(INSTALL)
 
 
+def environment(filters: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+    """A jinja2 environment over ``report/templates``: values are escaped, none may be missing.
+
+    Raises KrzemError where the extra is missing.
+    """
+    try:
+        import jinja2
+        import markupsafe  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise KrzemError(INSTALL) from None
+    folder = files("krzem.report") / "templates"
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update({"ticked": _ticked} | dict(filters or {}))
+    return made
+
+
+def framed(template: Any, *, kicker: str, title: str, **context: Any) -> str:
+    """The whole page of a template that extends ``base.html``, as keyboards and readers need it."""
+    from markupsafe import Markup
+
+    return accessible(
+        template.render(css=Markup(style_sheet()), kicker=kicker, title=title, **context)
+    )
+
+
 def page(
     title: str,
     template: str,
@@ -77,22 +95,69 @@ def page(
     What stands before the first figure, table, list or ``<h2>`` is the head of the page; each
     ``<h2>`` begins a section. Raises KrzemError where the extra is missing.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError:
-        raise KrzemError(INSTALL) from None
-    frame = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    frame.filters.update({"ticked": _ticked} | dict(filters or {}))
-    head, *sections = _parts(frame.from_string(template).render(**context))
-    return frame.from_string(_FRAME).render(
+    made = environment(filters)
+    from markupsafe import Markup
+
+    head, *sections = _parts(made.from_string(template).render(**context))
+    return framed(
+        made.from_string(_SECTIONS),
+        kicker=title.partition(":")[0],
         title=title,
-        css=Markup(style_sheet()),
         head=Markup(head),
         sections=[Markup(section) for section in sections],
     )
+
+
+def accessible(text: str) -> str:
+    """Tables, charts and listings in named regions that a keyboard can scroll; cells with a scope.
+
+    ``text`` is a whole page; what stands in it is escaped, so a tag is one of a template.
+    """
+    start = text.index("<body>")
+    names: Counter[str] = Counter()
+    heading = ""
+
+    def region(found: re.Match[str]) -> str:
+        nonlocal heading
+        if found["heading"]:
+            heading = " ".join(re.sub(r"<[^>]*>", "", found["heading"]).split())
+            return found[0]
+        kind = {"t": "table", "s": "chart", "p": "listing"}[found[0][1]]
+        name = f"{heading}: {kind}".replace('"', "&quot;")
+        names[name] += 1
+        label = name if names[name] == 1 else f"{name} {names[name]}"
+        focus = f'tabindex="0" role="region" aria-label="{label}"'
+        if kind == "listing":
+            return f"<pre {focus}{found[0][4:]}"
+        body = _scoped(found[0]) if kind == "table" else found[0]
+        return f'<div class="scroll" {focus}>{body}</div>'
+
+    return text[:start] + _REGIONS.sub(region, text[start:])
+
+
+_REGIONS = re.compile(
+    r"<h[123][^>]*>(?P<heading>.*?)</h[123]>|<table>.*?</table>|<svg.*?</svg>|<pre[^>]*>", re.DOTALL
+)
+
+
+_DENSE = 8
+"""Columns from which a table is set in smaller letters."""
+
+
+def _scoped(table: str) -> str:
+    """The table with its first row of headings as its head, and a scope at every heading."""
+    if "<thead>" not in table:
+        table = re.sub(
+            r"<table>\s*(<tr>(?:(?!<td|</tr>).)*</tr>)(.*)</table>",
+            r"<table><thead>\1</thead><tbody>\2</tbody></table>",
+            table,
+            flags=re.DOTALL,
+        )
+    head, mark, body = table.rpartition("</thead>")
+    if head.count("<th") >= _DENSE:
+        head = head.replace("<table>", '<table class="dense">')
+    head = re.sub(r"<th(?![^>]*scope=)(?=[ >])", '<th scope="col"', head)
+    return head + mark + re.sub(r"<th(?![^>]*scope=)(?=[ >])", '<th scope="row"', body)
 
 
 def _ticked(text: object) -> Any:
@@ -109,11 +174,8 @@ def style_sheet() -> str:
 
 def _parts(body: str) -> list[str]:
     """The head and the sections of a filled template; values are escaped, so a tag is ours."""
-    wide = body.replace("<table>", '<div class="scroll"><table>').replace(
-        "</table>", "</table></div>"
-    )
-    first, *rest = re.split(r"(?=<h2)", wide)
-    at = re.search(r"<(figure|div|ul)", first)
+    first, *rest = re.split(r"(?=<h2)", body)
+    at = re.search(r"<(figure|table|ul|ol|dl)", first)
     head, opening = (first[: at.start()], first[at.start() :]) if at else (first, "")
     return [part for part in (head, opening, *rest) if part.strip()]
 
@@ -137,15 +199,38 @@ def save_svg(figure: Figure) -> str:
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
-def inline_svg(figure: Figure) -> Any:
-    """The figure as markup for a template, in the colours and the face of the page."""
-    from markupsafe import Markup
+def inline_svg(figure: Figure, title: str, description: str = "", *, name: str = "") -> Any:
+    """The figure as markup for a template, in the colours and the face of the page.
+
+    A reader of screens reads ``title`` and ``description`` out. ``name`` makes the ids of this
+    chart differ from those of its neighbours; without one it is made from the title.
+    """
+    from markupsafe import Markup, escape
 
     _plain_axes(figure)
-    text = save_svg(figure)
+    with warnings.catch_warnings():
+        # Text stays text: letters that matplotlib's own font lacks are drawn by the reader's.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        text = save_svg(figure)
+    text = text[text.index("<svg") :]
     text = re.sub("|".join(_INK), lambda found: f"var(--{_INK[found[0]]})", text)
     text = re.sub(r"font-family: [^;\"]*|font: ([\d.]+px) [^;\"]*", _font, text)
-    return Markup(text[text.index("<svg") :])
+    name = name or f"chart-{zlib.crc32(title.encode()):x}"
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index(">") + 1 :], flags=re.DOTALL)
+    return Markup(
+        f'<svg role="img" aria-labelledby="{name}-title {name}-desc"'
+        f' viewBox="{_view_box(text)}" xmlns="http://www.w3.org/2000/svg"'
+        f' xmlns:xlink="http://www.w3.org/1999/xlink">'
+        f'<title id="{name}-title">{escape(title)}</title>'
+        f'<desc id="{name}-desc">{escape(description or title)}</desc>'
+    ) + Markup(body)
+
+
+def _view_box(svg: str) -> str:
+    found = re.search(r'viewBox="([\d. -]+)"', svg)
+    assert found is not None
+    return found[1]
 
 
 def _plain_axes(figure: Figure) -> None:

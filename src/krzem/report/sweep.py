@@ -7,7 +7,6 @@ from typing import Any
 
 from krzem.plan.sweep import Point, Sweep
 from krzem.report.document import cleaned, plan_document
-from krzem.report.html_format import share
 from krzem.report.html_theme import canvas, colour, finish, style
 from krzem.report.text_numbers import given, interval, money, percent, plain
 from krzem.report.text_table import paragraph, shortened, table
@@ -86,9 +85,9 @@ def sweep_view(document: Document) -> Document:
         "kicker": "krzem plan --sweep",
         "title": f"{first['model']['name']} on {first['cluster']['device_name']}",
         "answer": (
-            f"{document['label'].capitalize()} from {plain(known[0]['value'])} to"
-            f" {plain(known[-1]['value'])} {document['unit']}: at the last point a device does"
-            f" {share(rates[-1][1]['mid'] / fastest - 1.0)} of the best rate."
+            f"{_axis(document).capitalize()} from {plain(known[0]['value'])} to"
+            f" {plain(known[-1]['value'])}: at the last point the rate per device is"
+            f" {percent(rates[-1][1]['mid'] / fastest)} of the best one."
         ),
         "charts": [
             {"title": "Days of the run", "svg": _curve("days", days, document, "days")},
@@ -100,6 +99,12 @@ def sweep_view(document: Document) -> Document:
         "rows": [_cells(point) for point in document["points"]],
         "unit": document["unit"],
     }
+
+
+def _axis(document: Document) -> str:
+    """The swept quantity with its unit, where its name does not say it."""
+    label, unit = str(document["label"]), str(document["unit"])
+    return label if label == unit else f"{label} ({unit})"
 
 
 def _cells(point: Document) -> Document:
@@ -125,7 +130,8 @@ def _curve(name: str, points: list[tuple[float, Document]], document: Document, 
         axes.set_xticks(x, [f"{value:,.6g}" for value in x])
         axes.set_ylim(bottom=0)
         axes.grid(color=colour("line"), linewidth=0.5)
-        axes.set_xlabel(f"{document['label']}, {document['unit']}")
+        axes.set_xlabel(_axis(document))
+        axes.yaxis.set_major_formatter("{x:,g}")
         axes.set_ylabel(unit)
         spoken = "; ".join(f"{value:,.6g}: {p['mid']:.4g}" for value, p in points)
         return finish(figure, name, f"{unit} by {document['label']}", spoken)

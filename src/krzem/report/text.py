@@ -122,7 +122,7 @@ def _answer(document: Document, chosen: Document) -> Iterator[str]:
         )
     if goal["budget_usd"] is not None:
         yield _kept(
-            "keeping to", f"budget of {money(goal['budget_usd'])}", run["budget_probability"]
+            "staying within", f"budget of {money(goal['budget_usd'])}", run["budget_probability"]
         )
 
 

@@ -17,17 +17,18 @@ _TEMPLATE = """
 <p><strong>{{ ruleset.disclaimer }}</strong></p>
 <figure>{{ chart }}<figcaption>Total processing performance against performance density; lines are
 the thresholds of the October 2023 rule. Chips without a published die area are
-missing here.</figcaption></figure>
+missing here; a few dots in a crowd have no name, the table has all.</figcaption></figure>
 <h2>Verdicts</h2>
 <table><tr><th>Chip</th><th class="n">TPP</th><th class="n">PD</th>
 <th class="n">DRAM GB/s</th><th class="n">I/O GB/s</th>
 {% for name in sides.values() %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for v, _ in verdicts %}
-<tr><td>{{ v.chip.id }}</td><td class="n">{{ v.chip.tpp | figure }}</td>
+<tr><th scope="row" class="d">{{ v.chip.id }}</th><td class="n">{{ v.chip.tpp | figure }}</td>
 <td class="n">{{ v.chip.performance_density | figure }}</td>
 <td class="n">{{ v.chip.dram_gb_per_s | figure }}</td>
 <td class="n">{{ v.chip.io_gb_per_s | figure }}</td>
-{% for side in sides %}<td>{{ words(v.outcomes[side]) }}</td>{% endfor %}</tr>
+{% for side in sides %}{% set said = words(v.outcomes[side]) %}
+<td{{ ' class="d"' | safe if said | length < 23 }}>{{ said }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
 {% if verdicts | length == 1 %}
@@ -49,11 +50,11 @@ missing here.</figcaption></figure>
 {% endfor %}
 {% endif %}
 <h2>Rules in force that day</h2>
-<table><tr><th>Rule</th><th>From</th><th>Test</th><th>Sources</th></tr>
-{% for r in rules %}<tr><td>{{ r.title }}{% if r.bill %} (no law yet){% endif %}
-{% if r.note %}<br><span class="quiet">{{ r.note }}</span>
-{% endif %}</td><td>{{ r.period.first }}</td>
-<td>{% if r.test %}<code>{{ r.test.text }}</code>{% endif %}</td>
+<table><tr><th>Rule and test</th><th>From</th><th>Sources</th></tr>
+{% for r in rules %}<tr><th scope="row">{{ r.title }}{% if r.bill %} (no law yet){% endif %}
+{% if r.test %}<br><code>{{ r.test.text }}</code>{% endif %}
+{% if r.note %}<br><span class="quiet">{{ r.note }}</span>{% endif %}</th>
+<td class="d">{{ r.period.first }}</td>
 <td>{{ r.source | join("; ") }} ({{ r.confidence }}, read {{ r.read }})</td></tr>{% endfor %}
 </table>
 <h2>Not covered</h2>
@@ -90,9 +91,11 @@ def _figure(value: float | None) -> str:
 
 
 def _chart(verdicts: Sequence[Verdict]) -> Any:
-    figure = new_figure()
+    figure = new_figure(10.0, 6.0)
     axes = figure.add_subplot()
     axes.set(xscale="log", yscale="log", xlabel=WORDS["tpp"], ylabel="performance density")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:g}")
     placed = [
         (v.chip.tpp, v.chip.performance_density, _mark(v))
         for v in verdicts
@@ -102,15 +105,58 @@ def _chart(verdicts: Sequence[Verdict]) -> Any:
     for word in words:
         points = [(tpp, density) for tpp, density, mark in placed if mark == word]
         axes.scatter([tpp for tpp, _ in points], [d for _, d in points], label=word)
-    for tpp in (1600, 2400, 4800):
-        axes.axvline(tpp, color="grey", linewidth=0.6, linestyle=":")
-    for density in (1.6, 3.2, 5.92):
-        axes.axhline(density, color="grey", linewidth=0.6, linestyle=":")
+    _limits(axes)
     if words:
         figure.legend(
             loc="outside lower center", ncols=2, fontsize="small", title="export", frameon=False
         )
-    return inline_svg(figure)
+    _names(axes, verdicts)
+    return inline_svg(figure, "Chips against the thresholds", _spoken(verdicts))
+
+
+def _limits(axes: Any) -> None:
+    """The thresholds of the October 2023 rule, each with its figure."""
+    for tpp in (1600, 2400, 4800):
+        axes.axvline(tpp, color="grey", linewidth=0.6, linestyle=":")
+        axes.annotate(f"{tpp:,}", (tpp, 1.0), xycoords=("data", "axes fraction"), xytext=(2, -2),
+                      textcoords="offset points", va="top", fontsize=7.5, color="grey")  # fmt: skip
+    for density in (1.6, 3.2, 5.92):
+        axes.axhline(density, color="grey", linewidth=0.6, linestyle=":")
+        axes.annotate(f"{density:g}", (1.0, density), xycoords=("axes fraction", "data"),
+                      xytext=(-2, 2), textcoords="offset points", ha="right", fontsize=7.5,
+                      color="grey")  # fmt: skip
+
+
+def _names(axes: Any, verdicts: Sequence[Verdict]) -> None:
+    """The name of each chip beside its dot; dots in one place share one label."""
+    there: dict[tuple[float, float], list[str]] = {}
+    for v in verdicts:
+        if v.chip.tpp and v.chip.performance_density:
+            name = v.chip.id.partition("-")[2] or v.chip.id
+            there.setdefault((v.chip.tpp, v.chip.performance_density), []).append(name)
+    axes.figure.draw_without_rendering()  # places are those after the layout
+    inches = axes.transData.transform(list(there) or [(1.0, 1.0)]) / axes.figure.dpi
+    taken = [(x - 0.05, x + 0.05, y) for x, y in inches]
+    for (place, names), (x, y) in zip(there.items(), inches, strict=False):
+        label = names[0] if len(names) == 1 else f"{names[0]} +{len(names) - 1}"
+        width = 0.058 * len(label)
+        for dx, dy in ((0.07, 0.0), (-width - 0.07, 0.0), (-width / 2, 0.12), (-width / 2, -0.12),
+                       (0.05, 0.12), (0.05, -0.12), (-width - 0.05, 0.12)):  # fmt: skip
+            left, at = x + dx, y + dy
+            if all(abs(at - b) > 0.1 or left > r or left + width < a for a, r, b in taken):
+                taken.append((left, left + width, at))
+                axes.annotate(label, place, xytext=(72 * dx, 72 * dy), va="center", fontsize=7,
+                              textcoords="offset points")  # fmt: skip
+                break
+
+
+def _spoken(verdicts: Sequence[Verdict]) -> str:
+    parts = [
+        f"{v.chip.id}: TPP {_figure(v.chip.tpp)}, density {_figure(v.chip.performance_density)}"
+        for v in verdicts
+        if v.chip.tpp and v.chip.performance_density
+    ]
+    return "; ".join(parts) or "no chip has both figures"
 
 
 def _mark(verdict: Verdict) -> str:

@@ -40,7 +40,7 @@ class PoolPlan:
         if self.days is not None:
             parts.append(f"{duration(self.days.mid * DAY)} for what is left")
         if self.in_time is not None:
-            parts.append(f"in time with {self.in_time:.0%} certainty")
+            parts.append(f"{self.in_time:.0%} chance of meeting the deadline")
         if self.wall is not None:
             parts.append(f"wall: {self.wall}")
         return f"{self.basis}: {', '.join(parts)}"

@@ -298,7 +298,7 @@ def _too_large(best: LayoutPlan) -> str | None:
     if best.fits_probability >= 0.5:
         return None
     return (
-        f"layout {best.layout} fits into memory with {best.fits_probability:.0%} certainty "
+        f"layout {best.layout} has a {best.fits_probability:.0%} chance of fitting in memory "
         f"({best.memory_bytes.mid / 2**30:.1f} GiB expected)"
     )
 
@@ -343,8 +343,8 @@ def _in_time(
         return made
     left = f"{duration(days * DAY)} are left" if days > 0 else "the deadline is past"
     sentence = (
-        f"ends before the deadline with {chance:.0%} certainty, {rule.certainty:.0%} are asked "
-        f"for: it needs about {duration(needed.mid * DAY)}, {left}"
+        f"has a {chance:.0%} chance of meeting the deadline; at least {rule.certainty:.0%} is "
+        f"required: it needs about {duration(needed.mid * DAY)}, {left}"
     )
     if rule.refuse_late:
         return replace(made, refused=made.refused or sentence)

@@ -29,7 +29,7 @@ _TEMPLATE = """
 <th class="n">attempts</th><th class="n">faults</th><th class="n">time in steps, s</th>
 <th class="n">tokens/s</th><th class="n">planned</th><th class="n">share of plan</th></tr>
 {% for p in s.pools %}
-<tr><td>{{ p.name }}</td><td class="n">{{ "{:,}".format(p.tokens) }}</td>
+<tr><th scope="row">{{ p.name }}</th><td class="n">{{ "{:,}".format(p.tokens) }}</td>
 <td class="n">{{ p.steps }}</td><td class="n">{{ p.lost_steps }}</td>
 <td class="n">{{ p.attempts }}</td><td class="n">{{ p.faults }}</td>
 <td class="n">{{ "{:,.1f}".format(p.step_seconds) }}</td>
@@ -150,7 +150,7 @@ def _figure(
     label: str,
     planned: Mapping[str, float | None],
 ) -> Any:
-    figure = new_figure(8.0, 3.2)
+    figure = new_figure(10.0, 3.4)
     axes = figure.subplots()
     names = list(dict.fromkeys(pool_of.values()))
     for pool, part in groupby(curve, key=lambda point: pool_of.get(int(point[3]), "?")):
@@ -168,4 +168,6 @@ def _figure(
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0 if column == 2 else None)
-    return inline_svg(figure)
+    ends = [curve[0], curve[-1]]
+    spoken = ", ".join(f"{p[column]:,.4g} at step {p[0]:,.0f}" for p in ends)
+    return inline_svg(figure, f"{label[0].upper()}{label[1:]} by step", spoken)

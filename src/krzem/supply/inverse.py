@@ -94,7 +94,7 @@ def largest(
     if low is None:
         raise GoalError(
             f"no model of the family of {base.name}, down to {SMALLEST:g} of its size, is trained"
-            f" by {goal.deadline} with a chance of {goal.sure:.0%}: add devices or time"
+            f" by {goal.deadline} with a {goal.sure:.0%} chance: add devices or time"
         )
     while high / low > CLOSE:
         middle = (low * high) ** 0.5
@@ -194,15 +194,19 @@ def _fewest(goal: FleetGoal, pool: Pool, progress: Progress | None) -> Fewest:
     answer = tried[counts[high]] if counts[high] in tried else _chance(goal, pool, counts[high])
     assert not isinstance(answer, str)
     measured, sure = answer
-    words = f"{counts[high]:,} devices: {measured.days.mid:,.0f} days, in time with {sure:.0%}"
+    words = f"{counts[high]:,} devices: {_in_time(measured, sure)}"
     return Fewest(pool=pool.name, devices=counts[high], speed=measured, chance=sure, words=words)
+
+
+def _in_time(speed: Speed, sure: float) -> str:
+    return f"{speed.days.mid:,.0f} days, {sure:.0%} chance of meeting the deadline"
 
 
 def _not_enough(pool: Pool, devices: int, answer: tuple[Speed, float] | str) -> Fewest:
     if isinstance(answer, str):
         return Fewest(pool=pool.name, devices=None, speed=None, chance=None, words=answer)
     measured, sure = answer
-    words = f"all {devices:,} take {measured.days.mid:,.0f} days: in time with {sure:.0%}"
+    words = f"all {devices:,} devices: {_in_time(measured, sure)}"
     return Fewest(pool=pool.name, devices=None, speed=measured, chance=sure, words=words)
 
 

@@ -43,7 +43,7 @@ requalification.</figcaption></figure>
 {% endfor %}
 <h2>What an earlier date costs</h2>
 <figure>{{ front }}<figcaption>Each point is the cheapest plan for its date; the percentage is the
-chance of keeping the date that was asked for.</figcaption></figure>
+chance of meeting the deadline.</figcaption></figure>
 {{ grid(rows(fronts(d))) }}
 {% endif %}
 <h2>Every pool alone</h2>
@@ -70,7 +70,8 @@ _PLAIN = (
 {% for block in blocks %}
 {% if block.rows %}{{ grid(block.rows) }}
 {% elif block.heading %}<h2>{{ block.heading }}</h2>
-{% elif block.item %}<li>{{ block.item | ticked }}</li>
+{% elif block.points %}<ul class="notes">{% for item in block.points %}<li>{{ item | ticked }}</li>
+{% endfor %}</ul>
 {% elif block.line %}<p>{{ block.line | ticked }}</p>{% endif %}
 {% endfor %}
 """
@@ -130,6 +131,8 @@ def proposal_page(document: Document) -> str:
 
 def _scaling_chart(document: Document) -> Any:
     """Strong and weak scaling against the ideal, both axes logarithmic."""
+    from matplotlib.ticker import NullLocator
+
     figure = new_figure(10.0, 4.0)
     axes = figure.add_subplot()
     for name, key in (("strong", "scaling"), ("weak", "weak_scaling")):
@@ -145,10 +148,19 @@ def _scaling_chart(document: Document) -> Any:
     first, last = document["scaling"][0], document["scaling"][-1]
     ideal = first["tokens_per_s"]["mid"] * last["nodes"] / first["nodes"]
     axes.plot([first["nodes"], last["nodes"]], [first["tokens_per_s"]["mid"], ideal],
-              linestyle="--", color="grey")  # fmt: skip
+              linestyle="--", color="grey", label="perfect scaling")  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="nodes", ylabel="tokens per second")
+    ticks = sorted({row["nodes"] for row in document["scaling"] + document["weak_scaling"]})
+    axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter("{x:,.0f}")
     axes.legend(frameon=False)
-    return inline_svg(figure)
+    spoken = "; ".join(
+        f"{row['nodes']} nodes: {row['tokens_per_s']['mid']:,.0f} tokens/s"
+        for row in document["scaling"]
+    )
+    return inline_svg(figure, "Strong and weak scaling", spoken)
 
 
 def _rows(markdown: str) -> list[list[str]]:
@@ -181,14 +193,16 @@ def _blocks(markdown: str) -> list[dict[str, Any]]:
         if line.startswith("##"):
             blocks.append(_block(heading=line.lstrip("# ")))
         elif line.startswith("- "):
-            blocks.append(_block(item=line[2:]))
+            if not (blocks and blocks[-1]["points"]):
+                blocks.append(_block(points=[]))
+            blocks[-1]["points"].append(line[2:])
         elif line.strip() and not line.startswith("#"):
             blocks.append(_block(line=line))
     return blocks
 
 
 def _block(**kind: Any) -> dict[str, Any]:
-    return {"rows": None, "heading": "", "item": "", "line": ""} | kind
+    return {"rows": None, "heading": "", "points": [], "line": ""} | kind
 
 
 def _gantt(document: Document) -> Any:
@@ -208,7 +222,10 @@ def _gantt(document: Document) -> Any:
             axes.barh(y, length, left=left, color=color, label=stage["pool"])
             axes.barh(y, min(stage["move_days"], length), left=left, color="none", hatch="///",
                       edgecolor="white")  # fmt: skip
-    axes.axvline(dt.date.fromisoformat(document["deadline"]).toordinal(), color="black", ls=":")
+    deadline = dt.date.fromisoformat(document["deadline"]).toordinal()
+    axes.axvline(deadline, color="black", ls=":")
+    axes.annotate("deadline ", (deadline, 1.0), xycoords=("data", "axes fraction"), ha="right",
+                  va="bottom", fontsize="small")  # fmt: skip
     axes.set_yticks(range(len(keys)), [text.TITLES[k] or document[k]["label"] for k in keys])
     axes.invert_yaxis()
     ticks = [int(t) for t in axes.get_xticks() if t > 0]
@@ -216,7 +233,12 @@ def _gantt(document: Document) -> Any:
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), fontsize="small", frameon=False,
                   loc="outside lower center", ncols=4)  # fmt: skip
-    return inline_svg(figure)
+    spoken = "; ".join(
+        f"{text.TITLES[k] or document[k]['label']}: "
+        + ", ".join(f"{s['pool']} from {s['from']} to {s['to']}" for s in document[k]["stages"])
+        for k in keys
+    )
+    return inline_svg(figure, "Calendar of the plans", spoken)
 
 
 def _front(document: Document) -> Any:
@@ -239,7 +261,8 @@ def _front(document: Document) -> Any:
     axes.margins(x=0.1)
     axes.set(xlabel=f"days after {document['start']}", ylabel="million US dollars",
              ylim=(0, 1.1 * max(costs) or 1))  # fmt: skip
-    return inline_svg(figure)
+    spoken = "; ".join(f"{d:.0f} days: {c:,.3g} million" for d, c in zip(days, costs, strict=True))
+    return inline_svg(figure, "Cost of the cheapest plan for each date", spoken)
 
 
 def _odds_chart(document: Document) -> Any:
@@ -249,4 +272,5 @@ def _odds_chart(document: Document) -> Any:
     axes.barh([k["device"] for k in kinds], [k["probability"] for k in kinds])
     axes.invert_yaxis()
     axes.set(xlabel="probability", xlim=(0, 1))
-    return inline_svg(figure)
+    spoken = "; ".join(f"{k['device']}: {text.percent(k['probability'])}" for k in kinds)
+    return inline_svg(figure, "Odds of each kind of device", spoken)

@@ -52,7 +52,7 @@ POOL = {
     "until": Field(parse_date, "2027-12-31", "day after the last"),
     "delivery": Field(_any, "[[pool.delivery]]", "devices by date"),
     "grant": Field(_any, "[[pool.grant]]", "node-hours to apply for"),
-    "chance": Field(share, '"90%"', "that it is had at all"),
+    "chance": Field(share, '"90%"', "that the pool becomes available"),
     "site_power": Field(parse_power, '"10 MW"', "limit of the site"),
     "to": Field(place, '"CN"', "where it stands"),
     "acquired": Field(parse_date, "2023-06-01", "day on which owned devices were obtained"),

@@ -89,10 +89,10 @@ def headline(portfolio: Document) -> str:
     text = f"done {portfolio['finish']}"
     if odds["finish"]:
         text += f" {span(odds['finish']['low'], odds['finish']['high'])}"
-    text += f", in time with {percent(odds['meets_date'])}, "
+    text += f", {percent(odds['meets_date'])} chance of meeting the deadline, "
     text += money_span(portfolio["cost_usd"], odds["cost_usd"])
     if odds["within_budget"] is not None:
-        text += f", within budget with {percent(odds['within_budget'])}"
+        text += f", {percent(odds['within_budget'])} chance of staying within the budget"
     return text
 
 
@@ -170,7 +170,7 @@ def front_table(document: Document) -> str:
         ]
         for point in document["front"]
     ]
-    return table(("done", "cost", "node-hours", "in time", "tokens by pool", ""), rows)
+    return table(("done", "cost", "node-hours", "in time", "tokens by pool", "plan"), rows)
 
 
 def inverse_text(document: Document) -> str:

@@ -33,7 +33,7 @@ steps; the loss went from {{ "%.4f" | format(s.first_loss) }} to {{ "%.4f" | for
 <tr><th>what</th><th class="n">planned (80 % interval)</th><th class="n">measured</th>
 <th class="n">of the plan</th></tr>
 {% for row in rows %}
-<tr><td>{{ row.what }}</td><td class="n">{{ row.planned }}</td>
+<tr><th scope="row">{{ row.what }}</th><td class="n">{{ row.planned }}</td>
 <td class="n">{{ row.measured }}</td><td class="n">{{ row.share }}</td></tr>
 {% endfor %}
 </table>
@@ -141,7 +141,7 @@ def _loss(training: Points, held_out: Points) -> Any:
         axes.plot(*_columns(held_out), "o", markersize=4, label="held out")
         axes.legend()
     axes.set(xlabel="step", ylabel="loss")
-    return inline_svg(figure)
+    return inline_svg(figure, "Loss by step", _spoken(training))
 
 
 def _speed(points: Points, plan: Forecast | None) -> Any:
@@ -155,7 +155,7 @@ def _speed(points: Points, plan: Forecast | None) -> Any:
     axes.set(xlabel="step", ylabel="tokens/s")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    return inline_svg(figure)
+    return inline_svg(figure, "Tokens per second by step", _spoken(points))
 
 
 def _pair(norms: Points, rates: Points) -> Any:
@@ -165,7 +165,11 @@ def _pair(norms: Points, rates: Points) -> Any:
         axes.plot(*_columns(points), linewidth=1.2, **_dotted(points))
         axes.set(xlabel="step", ylabel=label)
         axes.set_ylim(bottom=0)
-    return inline_svg(figure)
+    return inline_svg(
+        figure,
+        "Gradient norm and learning rate by step",
+        f"gradient norm: {_spoken(norms)}; learning rate: {_spoken(rates)}",
+    )
 
 
 def _balance(points: Points) -> Any:
@@ -175,7 +179,15 @@ def _balance(points: Points) -> Any:
     axes.axhline(1.0, linestyle="--", color="#808080", linewidth=1)
     axes.set(xlabel="step", ylabel="fullest expert")
     axes.set_ylim(bottom=0)
-    return inline_svg(figure)
+    return inline_svg(figure, "Balance of experts by step", _spoken(points))
+
+
+def _spoken(points: Points) -> str:
+    """A curve in words: its ends."""
+    if not points:
+        return "no steps"
+    (first, start), (last, end) = points[0], points[-1]
+    return f"{start:,.4g} at step {first:,}, {end:,.4g} at step {last:,}"
 
 
 def _columns(points: Points) -> tuple[list[int], list[float]]:

@@ -75,11 +75,15 @@ def _chart(verdict: Verdict) -> Any:
         values = [max(float(row[side]), 1e-6) for row in layers]
         axes.plot(numbers, values, marker=marker, markersize=4, label=label)
     axes.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
+    axes.annotate("tolerance", (0, 1.0), xycoords=("axes fraction", "data"), xytext=(4, 3),
+                  textcoords="offset points", fontsize=8, color="grey")  # fmt: skip
     axes.set(yscale="log", ylabel="error / tolerance")
     every = max(1, len(layers) // 16)
     axes.set_xticks(list(numbers)[::every], [row[0] for row in layers][::every], rotation=60)
     axes.legend(fontsize="small")
-    return inline_svg(figure)
+    worst = max(((max(row[1], row[2]), row[0]) for row in layers), default=(0.0, "no layer"))
+    spoken = f"worst: {worst[0]:.3g} times the tolerance, in {worst[1]}"
+    return inline_svg(figure, "Worst error over tolerance of each layer", spoken)
 
 
 _CERTIFICATE = """

@@ -318,7 +318,7 @@ def _check(request: Request, shape: Shape) -> None:
         if bad:
             raise LayoutError(f"{ENGINE} cannot run this layout: {text}")
     if on.get("grad-sync") == "every":
-        raise GoalError(f"{ENGINE} cannot be told grad-sync=every here: FSDP2 is not emitted")
+        raise GoalError(f"{ENGINE} has no flag for grad-sync=every here: FSDP2 is not emitted")
     if on.get("overlap-a2a") == "on" and on.get("overlap-grad-reduce") == "on":
         raise GoalError(f"{ENGINE} refuses overlap-a2a=on with overlap-grad-reduce=on")
     if on.get("overlap-param-gather") == "on" and on.get("overlap-grad-reduce") == "off":

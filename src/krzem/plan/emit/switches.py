@@ -76,7 +76,7 @@ def _found(engine: str, switch: str, choice: str, choices: Choices) -> tuple[tup
         )
     if choice not in known:
         raise GoalError(
-            f"{engine} cannot be told {switch}={choice}; it can write"
+            f"{engine} has no flag for {switch}={choice}; it can write"
             f" {', '.join(f'{switch}={name}' for name in known)}. Plan with one of these"
         )
     return known[choice]

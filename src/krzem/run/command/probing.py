@@ -28,7 +28,7 @@ from krzem.train.durable import write_atomic
 @click.option("--seconds", type=float, default=25.0, show_default=True,
               help="About how long to measure; a soak test is a fifth of it.")  # fmt: skip
 @click.option("--processes", type=int,
-              help="Devices to measure at once.  [default: all; 2 on processors]")  # fmt: skip
+              help="Devices to measure at once.  [default: all; 2 on CPUs]")  # fmt: skip
 @click.option("--device", "use", type=click.Choice(["auto", "cpu", "numpy"]), default="auto",
               show_default=True, help="numpy needs no torch, and measures no links.")  # fmt: skip
 @click.option("--name", default=CPU, show_default=True,

@@ -136,7 +136,8 @@ def _caveats(answer: Fleet) -> list[str]:
     unsure = [f"{pool.name} {text.percent(pool.chance)}" for pool in goal.pools if pool.chance < 1]
     lines = [f"- {note}." if not note.endswith(".") else f"- {note}" for note in answer.notes]
     if unsure:
-        lines.append(f"- Chances that a pool is had at all are assumptions: {', '.join(unsure)}.")
+        named = ", ".join(unsure)
+        lines.append(f"- Chances that a pool becomes available are assumptions: {named}.")
     lines.append(
         f"- A move between software stacks is taken to cost {goal.moves.other_stack:g} days at the"
         " destination; nobody has published a distribution of it."

@@ -85,7 +85,7 @@ def data_command() -> None:
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Processes to tokenise with.  [default: processors at hand]",
+    help="Processes to tokenise with.  [default: the CPUs available]",
 )
 @click.option(
     "--part-mb",
