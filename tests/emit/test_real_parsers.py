@@ -47,12 +47,22 @@ NO_WORDS = {
 }  # fmt: skip
 """Models that an engine cannot be told, and why: its emitter says so."""
 LAYERS = (
-    "nemotron", "gemma", "qwen3.5", "qwen3-next", "llama-4", "kimi-linear", "mimo",
+    "nemotron", "gemma", "qwen3.5", "qwen3-next", "llama-4", "kimi-linear", "mimo", "longcat",
 )  # fmt: skip
 NO_WORDS["megatron-lm"] |= {
     name: "layers that its emitter does not write"
     for name in model_ids()
-    if name.startswith(LAYERS)
+    if name.startswith(LAYERS) or load_model(name).particular
+}
+OTHERS = (
+    "apertus", "ernie", "eurollm", "gemma", "glm-4", "hunyuan", "kimi-linear", "llama-4",
+    "longcat", "mimo", "minimax", "nemotron", "olmo", "qwen3-coder", "qwen3-next", "qwen3.5",
+    "smollm", "solar", "viking",
+)  # fmt: skip
+NO_WORDS["torchtitan"] |= {
+    name: "not built there, or not written by its emitter"
+    for name in model_ids()
+    if name.startswith(OTHERS)
 }
 
 

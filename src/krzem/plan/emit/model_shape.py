@@ -50,6 +50,9 @@ def shape_of(arch: Architecture, engine: str, sandwich: bool = False) -> Shape:
             (any(f.bias for f in dense | experts) != any(a.out_bias for a in attentions),
              "bias in the networks but not in attention's output, or the other way round"),
             (len(windows) > 1, "sliding windows of different widths"),
+            (arch.particular, "layers whose code is the family's own"),
+            (any(f.zero_experts for f in experts), "experts that pass tokens on (zero experts)"),
+            (any(f.input_width for f in experts), "experts that read a narrower latent"),
         )
         if bad
     ]  # fmt: skip
