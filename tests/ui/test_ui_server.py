@@ -121,6 +121,12 @@ def test_pins_stand_beside_the_present_answer(client: TestClient) -> None:
     assert "16 × NVIDIA" in page.text
 
 
+def test_rules_that_bind_stand_beside_the_plan(client: TestClient) -> None:
+    page = client.get("/answer?" + replace(SMALL, buyer="CN").query())
+    assert "Trade rules: " in page.text
+    assert "Trade rules: " not in client.get("/answer?" + SMALL.query()).text
+
+
 @pytest.mark.parametrize(
     ("query", "words"),
     [
@@ -136,6 +142,7 @@ def test_pins_stand_beside_the_present_answer(client: TestClient) -> None:
         ("engine=nobody", "nobody"),
         ("switches=warp-drive", "warp-drive"),
         ("device=h100.toml", "h100.toml"),
+        ("buyer=Atlantis&model=llama-3.1-8b&devices=8&batch=64", "Atlantis"),
     ],
 )
 def test_what_cannot_be_answered_is_one_sentence(

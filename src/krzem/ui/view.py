@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from krzem.report.html_format import chance, share
 from krzem.report.html_layout import TONES
 from krzem.report.text import wall_label
 from krzem.report.text_numbers import count, interval, money, percent, plain
+from krzem.rules import summary, verdict
+from krzem.rules.text import age
 from krzem.ui.kept import Answered, Point
 from krzem.ui.state import State
 
@@ -80,11 +83,24 @@ def answer_view(answered: Answered) -> dict[str, Any]:
         "gains": _gains(document),
         "layouts": _layouts(document),
         "switches": best["switches"],
+        "rules": rules_view(answered),
         "command": answered.state.command(),
         "toml": answered.state.toml(),
         "notes": document["notes"],
         "query": answered.state.query(),
     }
+
+
+def rules_view(answered: Answered) -> dict[str, str] | None:
+    """What trade rules say of the chip today, for the buyer's country; None where none is given.
+
+    Raises UnknownNameError for a country that is not known.
+    """
+    device = answered.asked.task.cluster.device
+    if not answered.state.buyer or device.id not in device_ids():
+        return None
+    found = verdict(device.id, datetime.date.today(), answered.state.buyer)
+    return {"chip": device.name, "to": found.buyer.to, "says": summary(found), "age": age(found)}
 
 
 def _bars(rows: Sequence[tuple[str, float, str, str]]) -> list[dict[str, Any]]:
