@@ -73,7 +73,7 @@ class Searching(Asking, total=False):
 KEYWORDS = {
     "tokens": "tokens of the run (14.8e12, '14.8T')",
     "seq": "tokens per sequence; '4k' is 4,096",
-    "batch": "sequences per optimiser step",
+    "batch": "sequences per optimizer step",
     "batch_tokens": "the same in tokens",
     "precision": "bf16, fp16, fp8, fp8-block, mxfp8, nvfp4 or fp32",
     "optimizer": "adamw or muon",
@@ -93,7 +93,7 @@ KEYWORDS = {
     "layout": "what a search keeps to: 'tp<=8,cp=1,pp=4..16'",
     "schedules": "pipeline schedules, separated by commas, or 'all'; None: what the engine runs",
     "sure": "minimum chance of fitting in memory for a layout to be recommended (0.9)",
-    "offload": "also try optimiser states in host memory",
+    "offload": "also try optimizer states in host memory",
 }
 """Keywords of :func:`plan`, :func:`explain` and :func:`compare`, as on the command line."""
 _FIELDS = {

@@ -35,7 +35,7 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "precision unknown": (("plan", *SMALL, *ON, "--precision", "int3"), "Known: bf16"),
     "precision not there": (("plan", *SMALL, "--on", "910c:16", "--precision", "fp8"),
                             "give one of them with --precision"),
-    "optimiser": (("plan", *SMALL, *ON, "--optimizer", "lion"), "muon"),
+    "optimizer": (("plan", *SMALL, *ON, "--optimizer", "lion"), "muon"),
     "engine": (("plan", *SMALL, *ON, "--engine", "megatorn"), "megatron-lm"),
     "schedule": (("plan", *SMALL, *ON, "--schedules", "zb"), "zb-v"),
     "certainty": (("plan", *SMALL, *ON, "--sure", "2"), "between 0 and 1"),

@@ -46,7 +46,7 @@ def parameters() -> float:
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
 @pytest.mark.parametrize("width", [1.0, 2.0])
-def test_the_optimisers_step_sets_the_peak_of_small_batches(micro_batch: int, width: float) -> None:
+def test_the_optimizers_step_sets_the_peak_of_small_batches(micro_batch: int, width: float) -> None:
     # 2 + 2 + 4 and one moment-sized temporary: 10.0 bytes a parameter, 20.0 in 32 bits.
     sizes = StateSizes(
         weight=2.0 * width, gradient=2.0 * width, optimizer=4.0 * width, step=2.0 * width,
@@ -95,7 +95,7 @@ def test_eager_code_never_saves_less(recompute: Recompute) -> None:
 
 
 @given(st.sampled_from([1, 8]))
-def test_deepspeeds_bf16_optimiser_cuts_states_at_stage_0(dp: int) -> None:
+def test_deepspeeds_bf16_optimizer_cuts_states_at_stage_0(dp: int) -> None:
     plain, least = (memory(Layout(dp=dp, zero=z), replace(PURE, least_stage=s), 64.0).first
                     for z, s in ((1, 0.0), (0, 1.0)))  # fmt: skip
     assert float(least.optimizer[0]) == float(plain.optimizer[0])

@@ -7,7 +7,7 @@ they are after the engine's checks), ``layers`` (per pipeline stage) and ``param
 ``error`` and ``step`` (parse, check, build or cut). With ``--flags`` it writes the table of all
 settings instead.
 
-The steps are those of ``Trainer.__init__`` up to the optimiser, with a process group that only
+The steps are those of ``Trainer.__init__`` up to the optimizer, with a process group that only
 pretends to have ``world`` ranks and the model on the meta device.
 """
 

@@ -163,7 +163,7 @@ class GroupedLinear(nn.Module):
 
 
 class FusedAdam:
-    """An optimiser that is looked at, never made."""
+    """An optimizer that is looked at, never made."""
 
     def __init__(
         self, params: Any, master_weight_dtype: Any, exp_avg_dtype: Any, exp_avg_sq_dtype: Any,

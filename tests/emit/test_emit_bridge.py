@@ -102,7 +102,7 @@ def test_refusals() -> None:
     muon = replace(GOAL, optimizer=Optimizer.MUON, states=StateBytes(moments=4))
     with pytest.raises(LayoutError, match="Muon"):
         bridge("dp=256,zero=3", "llama-3.1-70b", muon)
-    with pytest.raises(LayoutError, match="sharded optimiser"):
+    with pytest.raises(LayoutError, match="sharded optimizer"):
         bridge("dp=256,zero=0", "llama-3.1-8b", replace(GOAL, states=StateBytes(moments=4)))
     with pytest.raises(ModelError, match="indexer"):
         bridge("dp=256,ep=8", "deepseek-v3.2")

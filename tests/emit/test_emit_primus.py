@@ -152,11 +152,11 @@ def test_impossible_layouts_are_refused(layout: str, says: str) -> None:
         primus(layout, "llama-3.1-70b", goal if "85" in layout else GOAL)
 
 
-def test_small_moments_belong_to_the_sharded_optimiser() -> None:
+def test_small_moments_belong_to_the_sharded_optimizer() -> None:
     small = replace(GOAL, states=StateBytes(moments=4))
     assert overrides(primus("dp=256,zero=1", goal=small))["exp_avg_dtype"] == '"bf16"'
     for layout in ("dp=256,zero=0", "dp=256,zero=3"):
-        with pytest.raises(LayoutError, match="sharded optimiser"):
+        with pytest.raises(LayoutError, match="sharded optimizer"):
             primus(layout, "llama-3.1-8b", small)
 
 

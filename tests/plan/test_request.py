@@ -51,7 +51,7 @@ def test_another_sequence_keeps_the_tokens_of_a_batch() -> None:
     assert ask(sequence="8k").task.goal.global_batch == 15360 // 2
 
 
-def test_another_optimiser_leaves_the_states_of_the_recipe() -> None:
+def test_another_optimizer_leaves_the_states_of_the_recipe() -> None:
     assert ask(optimizer="muon").task.goal.states.moments == 4.0
     assert ask("deepseek-v4-pro", optimizer="adamw").task.goal.states.moments == 8.0
 

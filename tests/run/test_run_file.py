@@ -124,7 +124,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         "[modle]: unknown table; did you mean [model]?",
         "goal.tokens: cannot read 'lots' as a count",
         "goal.gloabl_batch: unknown key; did you mean global_batch",
-        "goal.global_batch is missing (sequences per optimiser step): write global_batch = 4096",
+        "goal.global_batch is missing (sequences per optimizer step): write global_batch = 4096",
         "pool 1.launcher: 'pbspro' is none of local, slurm, grid-engine, pbs",
         "pool 1.limits.threads: it must be a whole number from 1",
         "pool 2 (b): count is missing",

@@ -21,7 +21,7 @@ def _plant(
 
 ATTENTION, NETWORK, FIRST_MIXTURE = "layers.0.self_attn", "layers.0.mlp", "layers.1.mlp"
 EVERYWHERE = ("embed_tokens", "layers.0.", "mtp.0", "norm", "lm_head")
-"""Faults of the optimiser act on all parameters at once."""
+"""Faults of the optimizer act on all parameters at once."""
 
 FORWARD = (
     _plant("another activation", f.operators(swiglu, f.with_gelu), "forward",
@@ -164,7 +164,7 @@ LOADED = (
            EVERYWHERE),
     _plant("first moments as of another step", f.moments("exp_avg", lambda x: x * 0.9),
            "parameter", EVERYWHERE),
-    _plant("the optimiser's steps counted anew", lambda s: f.optimizer_with(s, f.steps_lost),
+    _plant("the optimizer's steps counted anew", lambda s: f.optimizer_with(s, f.steps_lost),
            "parameter", "optimizer steps"),
 )  # fmt: skip
 UPDATE = (

@@ -441,7 +441,7 @@ def all_low(subject: TrainerSubject) -> Iterator[None]:
 
 @contextlib.contextmanager
 def optimizer_with(subject: TrainerSubject, change: Callable[[Any], None]) -> Iterator[None]:
-    """The optimiser, as loaded, holds something else."""
+    """The optimizer, as loaded, holds something else."""
     optimizer: Any = subject.optimizer  # type: ignore[attr-defined]
     steps = optimizer.steps
     kept = {k: {n: t.clone() for n, t in s.items()} for k, s in optimizer.state.items()}
@@ -468,12 +468,12 @@ def moments(wanted: str, change: Callable[[Tensor], Tensor]) -> Planting:
 
 
 def steps_lost(optimizer: Any) -> None:
-    """The optimiser begins to count anew: its first steps are corrected for bias again."""
+    """The optimizer begins to count anew: its first steps are corrected for bias again."""
     optimizer.steps = 0
 
 
 def optimizer_constants(**constants: Any) -> Planting:
-    """The optimiser with other constants."""
+    """The optimizer with other constants."""
 
     @contextlib.contextmanager
     def plant(subject: TrainerSubject) -> Iterator[None]:
@@ -488,7 +488,7 @@ def optimizer_constants(**constants: Any) -> Planting:
 
 @contextlib.contextmanager
 def never_updated(subject: TrainerSubject) -> Iterator[None]:
-    """One parameter is not among those that the optimiser was given."""
+    """One parameter is not among those that the optimizer was given."""
     optimizer: Any = subject.optimizer  # type: ignore[attr-defined]
     kept = tuple(h for h in optimizer.held if h.name != f"{HERE}.self_attn.o_proj.weight")
     assert len(kept) == len(optimizer.held) - 1

@@ -73,7 +73,7 @@ def trained(engine: Engine) -> None:
 
 
 def moved(engine: Engine) -> Optimizer:
-    """An optimiser that has been at work: moments from the weights, the same in every layout."""
+    """An optimizer that has been at work: moments from the weights, the same in every layout."""
     optimizer = Optimizer(engine.held, OptimizerConfig())
     for key, held in optimizer.items():
         part = held.part.detach()

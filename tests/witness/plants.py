@@ -188,7 +188,7 @@ def decay_on_norms(subject: TrainerSubject) -> Iterator[None]:
 
 @contextlib.contextmanager
 def other_rule(subject: TrainerSubject, **constants: Any) -> Iterator[None]:
-    """The optimiser with other constants."""
+    """The optimizer with other constants."""
     kept = subject.rule
     assert isinstance(kept, TrainerRule)
     rate = constants.pop("bias_rate", kept.bias_rate)
@@ -267,7 +267,7 @@ PLANTS = (
           at="layers.0."),
     Plant(name="a stale tensor (0.1 % off)", plant=stale_tensor, direction="parameter",
           at=f"{HERE}.self_attn.o_proj"),
-    Plant(name="optimiser epsilon x100", plant=lambda s: other_rule(s, eps=1e-6),
+    Plant(name="optimizer epsilon x100", plant=lambda s: other_rule(s, eps=1e-6),
           direction="update", at=""),
     Plant(name="attention backward x1.2, one layer", plant=wrong_backward, direction="backward",
           at=HERE),

@@ -67,7 +67,7 @@ def test_a_failed_check_exits_with_one_and_writes_a_page(
     page = tmp_path / "parity.html"
     result = invoke("check", str(checkpoint), "--html", str(page), "--device", "cpu")
     assert result.exit_code == 1, result.output
-    assert result.stdout.startswith("FAIL  llama departs in the optimiser's update at")
+    assert result.stdout.startswith("FAIL  llama departs in the optimizer's update at")
     text = page.read_text(encoding="utf-8")
     assert "First departure" in text
     assert "<svg" in text

@@ -79,7 +79,7 @@ def test_what_was_not_given_is_said(folder: Path) -> None:
     witness = record(load_folder(folder), batches(), settings=QUICK[:1])
     verdict = check(witness, load_folder(folder))
     assert verdict.passed
-    assert any("optimiser" in what for what in verdict.not_compared)
+    assert any("optimizer" in what for what in verdict.not_compared)
 
 
 def test_bad_folders_are_one_sentence(tmp_path: Path, folder: Path) -> None:

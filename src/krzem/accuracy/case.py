@@ -50,9 +50,9 @@ class Case:
     states: StateBytes | None = None
     """Bytes per parameter, as stated; None where the row does not say."""
     step_in_backward: bool = False
-    """Whether the optimiser steps inside the backward pass."""
+    """Whether the optimizer steps inside the backward pass."""
     offload: bool = False
-    """Whether optimiser states wait in host memory."""
+    """Whether optimizer states wait in host memory."""
     ran: bool = True
     """False where the row says that it ran out of memory."""
     recompute_known: bool

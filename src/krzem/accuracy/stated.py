@@ -113,7 +113,7 @@ def states_of(row: Row) -> StateBytes | None:
 
 
 def offload_of(row: Row) -> bool:
-    """Whether optimiser states wait in host memory, or are paged to it."""
+    """Whether optimizer states wait in host memory, or are paged to it."""
     cell = text(row, "offload")
     return cell == "paged" or bool(yes_or_no(cell))
 

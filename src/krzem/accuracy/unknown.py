@@ -41,7 +41,7 @@ def _open(
     if experts and layout.tp > 1 and whole(row, "etp") is None:
         yield "etp"
     yield from (name for name in _matters(layout, precision, experts) if name not in switches)
-    for column, name in (("optimizer", "optimiser"), ("state_bytes", "state bytes")):
+    for column, name in (("optimizer", "optimizer"), ("state_bytes", "state bytes")):
         if not text(row, column):
             yield name
 

@@ -116,7 +116,7 @@ SEARCH = (
         help="Minimum chance of fitting in memory for a layout to be recommended.",
     ),
     click.option(
-        "--offload", is_flag=True, help="Also try layouts with optimiser states in host memory."
+        "--offload", is_flag=True, help="Also try layouts with optimizer states in host memory."
     ),
     click.option(
         "--top", type=click.IntRange(1, 100), default=5, show_default=True, metavar="N",

@@ -1,4 +1,4 @@
-"""What an engine keeps in memory: bytes of states, by engine, precision, optimiser and adapters."""
+"""What an engine keeps in memory: bytes of states, by engine, precision, optimizer and adapters."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MOMENT_BYTES = {
     "adam8bit": 2.03, "adamw8bit": 2.03, "adam4bit": 1.06, "lion": 4.0, "muon": 4.0, "sgd": 0.0,
     "adafactor": 0.02,
 }  # fmt: skip
-"""All moments of an optimiser, per parameter; one that is not here keeps two in 32 bits.
+"""All moments of an optimizer, per parameter; one that is not here keeps two in 32 bits.
 
 8 and 4 bits: one number a moment and scales for blocks of 256 and 128 (bitsandbytes, torchao).
 """
 NARROW = ("adam8bit", "adamw8bit", "adam4bit")
-"""Optimisers of loops that keep weights and gradients in 16 bits and nothing in 32."""
+"""Optimizers of loops that keep weights and gradients in 16 bits and nothing in 32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Kept:
     """Share of the width of attention's matrices that has adapters."""
     on_mlp: float = 1.0
     in_backward: bool = False
-    """The optimiser steps inside the backward pass: gradients never stand together."""
+    """The optimizer steps inside the backward pass: gradients never stand together."""
     offload: bool = False
     """States and gradients wait in host memory."""
     sharded: bool = False
@@ -50,7 +50,7 @@ class Kept:
 
 
 def usual_states(design: Design, kept: Kept) -> StateBytes:
-    """The bytes of states where nobody states them: the engine's, the optimiser's."""
+    """The bytes of states where nobody states them: the engine's, the optimizer's."""
     moments = MOMENT_BYTES.get(kept.optimizer, design.moment_bytes)
     weight, gradient = min(design.weight_bytes, 4.0), design.state_gradient_bytes
     if kept.optimizer in NARROW:

@@ -131,7 +131,7 @@ class Machine:
     overhead: Array
     """Everything the engine adds that is proportional to time (1: nothing)."""
     fixed_seconds: Array
-    """Per step: optimiser launch, logging, data loading."""
+    """Per step: optimizer launch, logging, data loading."""
 
 
 def stack(machines: Sequence[Machine], which: Array) -> Machine:

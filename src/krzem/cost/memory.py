@@ -1,6 +1,6 @@
 """Bytes on one device, pipeline rank by pipeline rank, for arrays of layouts.
 
-Counts what a fused engine keeps: weights, gradients, optimiser states as ZeRO shards them;
+Counts what a fused engine keeps: weights, gradients, optimizer states as ZeRO shards them;
 activations saved for the backward pass as recomputation leaves them, times the micro-batches a
 schedule has in flight; the output logits; the largest transient buffers.  What the allocator and
 the communication library hold beside that is not predicted byte by byte: it is a median, and how
@@ -215,7 +215,7 @@ class _Common:
     gradients: _Cut
     optimizer: _Cut
     step: _Cut | None
-    """None where the optimiser's step has no temporaries."""
+    """None where the optimizer's step has no temporaries."""
     adapters: Array
     """Per layer."""
     attention: Array
@@ -382,7 +382,7 @@ class _Moment:
 
 
 def _fullest(begin: _Moment, working: Array, step: Array, apart: Array) -> _Moment:
-    """The fullest of three moments: the backward pass begins, it ends, the optimiser steps.
+    """The fullest of three moments: the backward pass begins, it ends, the optimizer steps.
 
     Where gradients come as activations go (``apart``) there are none at the first of them and no
     activations but one layer's at the second.

@@ -54,11 +54,11 @@ class StateSizes:
     lazy: Array = 0.0
     """1 where gradients come into being in the backward pass, as activations go."""
     step: Array = 0.0
-    """Temporaries of the optimiser's step, cut as the states are."""
+    """Temporaries of the optimizer's step, cut as the states are."""
     deep: Array = 0.0
     """1 where the engine shards weights and gradients wherever it shards states."""
     least_stage: Array = 0.0
-    """ZeRO stage that the engine uses at least (DeepSpeed's bf16 optimiser: 1)."""
+    """ZeRO stage that the engine uses at least (DeepSpeed's bf16 optimizer: 1)."""
     rank: Array = 0.0
     """Rank of adapters; 0 where the weights themselves are trained."""
     on_attention: Array = 1.0

@@ -1,4 +1,4 @@
-"""Seconds of one optimiser step, term by term, for arrays of layouts."""
+"""Seconds of one optimizer step, term by term, for arrays of layouts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Array = Any
 HIDE = 0.9
 """Largest share of a computation that communication can hide behind."""
 OFFLOAD_BYTES_PER_S = 12e9
-"""Host memory and PCIe traffic per device for an offloaded optimiser."""
+"""Host memory and PCIe traffic per device for an offloaded optimizer."""
 NEWTON_SCHULZ_FLOPS = 30.0
 """Muon: FLOPs per parameter and unit of the shorter matrix side, five iterations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optim:
-    """Bytes per parameter of the optimiser and its kind (floats or arrays)."""
+    """Bytes per parameter of the optimizer and its kind (floats or arrays)."""
 
     weight_bytes: Array
     state_bytes: Array
@@ -39,7 +39,7 @@ class Optim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSeconds:
-    """One optimiser step, arrays ``[N]``; the parts add up to ``total``."""
+    """One optimizer step, arrays ``[N]``; the parts add up to ``total``."""
 
     compute: Array
     """Matrix products, attention and element-wise work of the busiest pipeline rank."""
@@ -61,7 +61,7 @@ class StepSeconds:
 
     @property
     def total(self) -> Array:
-        """Seconds per optimiser step."""
+        """Seconds per optimizer step."""
         return sum(getattr(self, f.name) for f in fields(self) if f.name != "micro_batches")
 
 
@@ -321,7 +321,7 @@ def _beside(comm: Array, share: Array, free: Array, mc: Machine) -> Array:
 def _update(
     t: ModelTable, x: Layouts, s: Stages, mc: Machine, optim: Optim, slow: _Rank, m: Array
 ) -> tuple[Array, Array]:
-    """Exposed data-parallel communication and the optimiser step."""
+    """Exposed data-parallel communication and the optimizer step."""
     dense, expert = _parameters(t, x, s)
     group, stride = _shard_group(x)
     whole = (x.dp * x.cp).astype(float)

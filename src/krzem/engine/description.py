@@ -92,7 +92,7 @@ class Runs:
     precisions: tuple[str, ...]
     models: frozenset[str]
     lacks_source: str = ""
-    """Where its source lists models, optimisers and precisions."""
+    """Where its source lists models, optimizers and precisions."""
     etp_default: str = "1"
     """``tp`` or ``1``: expert tensor parallelism where nobody says."""
     offload: bool = False

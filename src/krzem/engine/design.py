@@ -90,19 +90,19 @@ class Design:
     lazy_gradients: float = 0.0
     """1 where gradients are made in the backward pass, and not kept in a buffer of their own."""
     step_share: float = 0.0
-    """Temporaries of the optimiser's step, as part of one moment of every parameter."""
+    """Temporaries of the optimizer's step, as part of one moment of every parameter."""
     step_bytes: float = 0.0
     """The same in bytes per parameter, whatever the moments."""
     offload_gradients: float = 0.0
-    """1 where gradients go to the host with the optimiser's states."""
+    """1 where gradients go to the host with the optimizer's states."""
     least_stage: float = 0.0
-    """ZeRO stage at which optimiser states are cut at least."""
+    """ZeRO stage at which optimizer states are cut at least."""
     fp8_copy_bytes: float = 0.0
     """Bytes per weight of 8-bit copies and transposes beside the weights."""
     rematerialised: float = 0.0
     """1 where recomputation of modules runs all of a layer again but what it was given."""
     moment_bytes: float = 8.0
-    """Bytes per parameter of the optimiser's moments where nobody states them."""
+    """Bytes per parameter of the optimizer's moments where nobody states them."""
     deep_stages: float = 0.0
     """1 where sharding of states shards weights and gradients with them."""
     kept_share: float = 1.0

@@ -58,7 +58,7 @@ class LayoutJudge:
             if most is not None and getattr(layout, name) > most:
                 found.append(f"{name}={getattr(layout, name)} is above its {most}")
         if layout.offload_optimizer and not runs.offload:
-            found.append("it keeps optimiser states on the device (offload=1)")
+            found.append("it keeps optimizer states on the device (offload=1)")
         values = {**self.values, **layout_values(pack([layout]), self.problem)}
         found += [
             f"{r.why} ({r.source})"
@@ -105,7 +105,7 @@ def check_engine(setup: Setup, arch: Architecture, family: str) -> None:
 
     Raises:
         ModelError: a part of the model that the engine does not have.
-        GoalError: a precision or optimiser that it does not have.
+        GoalError: a precision or optimizer that it does not have.
     """
     engine = setup.description
     lacks = sorted(parts_of(arch) - engine.runs.models) if engine.runs.models else []
@@ -154,7 +154,7 @@ def check_refusals(setup: Setup, values: Mapping[str, Any]) -> None:
         written = "no launch files for this" if "emitted" in names_in(refusal.when) else "not this"
         raise GoalError(
             f"{setup.description.title}: {written}: {refusal.why} ({refusal.source}); change the"
-            " precision, the optimiser, --state-bytes or --engine"
+            " precision, the optimizer, --state-bytes or --engine"
         )
 
 

@@ -67,7 +67,7 @@ _DEFAULTS: Defaults = {
     "accumulation": (1, "grad_accum_steps is 1"),
     "precision": ("bf16", "mixed_precision is bf16"),
     "recompute": ("none", "activation_checkpointing is none"),
-    "optimizer": ("adamw", "the optimiser is AdamW"),
+    "optimizer": ("adamw", "the optimizer is AdamW"),
     "finetune": ("none", "all weights are trained"),
     "offload": (False, "states stay on the device"),
     "model.tied": (False, "tie_embeddings is false"),

@@ -85,7 +85,7 @@ def _last(steps: Sequence[Step], name: str) -> float | None:
 
 
 def _tokens_of_step(steps: Sequence[Step], known: Known) -> float | None:
-    """Tokens of one optimiser step, from the batch or from the tokens consumed so far."""
+    """Tokens of one optimizer step, from the batch or from the tokens consumed so far."""
     if known.batch and known.seq:
         return known.batch * known.seq
     for name in ("consumed_tokens", "consumed"):

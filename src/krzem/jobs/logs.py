@@ -54,9 +54,9 @@ class Measured:
     starts: int
     """1, and one more for every restart."""
     skipped: int
-    """Iterations that the optimiser left out."""
+    """Iterations that the optimizer left out."""
     seconds: Steady | None = None
-    """Of one optimiser step."""
+    """Of one optimizer step."""
     tokens: Steady | None = None
     """Tokens per second of what ``tokens_of`` says."""
     tokens_of: str = ""

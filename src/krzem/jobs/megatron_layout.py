@@ -9,7 +9,7 @@ from krzem.jobs.job import JobBuilder, Place
 from krzem.jobs.megatron_arguments import LONGEST_PATTERN, Arguments
 
 _OWN = ("megatron-lm", "mindspeed-llm")
-"""Engines whose optimiser is Megatron's own."""
+"""Engines whose optimizer is Megatron's own."""
 _CONTEXT: Mapping[str, str] = {
     "p2p": "ring", "a2a": "a2a", "allgather": "allgather", "all_gather": "allgather",
     "ulysses_cp_algo": "a2a", "megatron_cp_algo": "ring", "kvallgather_cp_algo": "allgather",

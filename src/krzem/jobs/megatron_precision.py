@@ -1,4 +1,4 @@
-"""What Megatron's arguments say about precision, states, the optimiser and the switches."""
+"""What Megatron's arguments say about precision, states, the optimizer and the switches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EAGER = ("unfused", "local")
 
 
 def precision(args: Arguments, job: JobBuilder, mindspeed: bool) -> None:
-    """Number formats of products, weights, gradients and optimiser states."""
+    """Number formats of products, weights, gradients and optimizer states."""
     bf16, fp16 = args.find("--bf16"), args.find("--fp16")
     if bf16 is not None and fp16 is not None:
         job.fault(fp16.place, f"--fp16 here and --bf16 at {bf16.place} exclude each other")

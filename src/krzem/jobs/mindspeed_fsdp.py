@@ -94,7 +94,7 @@ _DEFAULTS: Defaults = {
     "precision": ("bf16", "parallel.param_dtype bf16"),
     "optimizer": ("adamw", "training.optimizer adamw"),
     "finetune": ("full", "training.stage sft"),
-    "offload": (False, "optimiser states stay on the device"),
+    "offload": (False, "optimizer states stay on the device"),
 }
 
 

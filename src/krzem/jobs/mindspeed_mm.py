@@ -91,7 +91,7 @@ _DEFAULTS: Defaults = {
     "accumulation": (1, "training.gradient_accumulation_steps null"),
     "recompute": ("none", "recompute false"),
     "optimizer": ("adamw", "training.optimizer adamw"),
-    "offload": (False, "optimiser states stay on the device"),
+    "offload": (False, "optimizer states stay on the device"),
     "switch.attention": ("fused", "model.attn_implementation flash_attention_2"),
     "switch.offload-activations": ("off", "features.enable_activation_offload false"),
     "switch.loss": ("plain", "features.enable_chunk_loss false"),

@@ -107,7 +107,7 @@ _DEFAULTS: Defaults = {
     "vpp": (1, "one chunk on a stage"),
     "schedule": ("1f1b", "pp_engine is 1f1b"),
     "recompute": ("none", "recompute_layer is false"),
-    "offload": (False, "optimiser states stay on the device"),
+    "offload": (False, "optimizer states stay on the device"),
     "finetune": ("none", "all weights are trained"),
     "model.bias": (False, "attention_bias is false"),
     "switch.attention": ("fused", "flash attention"),

@@ -39,7 +39,7 @@ _SHAPES: Mapping[str, tuple[int, int, int, int, int]] = {
 """Layers, hidden, inner width, heads and key-value heads of NeMo 2's configurations."""
 
 _DEFAULTS: Defaults = {
-    "offload": (False, "optimiser states stay on the device"),
+    "offload": (False, "optimizer states stay on the device"),
     "finetune": ("none", "the program trains all weights"),
     "optimizer": ("adamw", "distributed fused Adam"),
     "switch.attention": ("fused", "Transformer Engine"),

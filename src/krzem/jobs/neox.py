@@ -143,7 +143,7 @@ _DEFAULTS: Defaults = {
     "vpp": (1, "DeepSpeed's pipeline has one stage on a rank"),
     "schedule": ("1f1b", "DeepSpeed's pipeline"),
     "zero": (0, "zero_optimization.stage is 0"),
-    "offload": (False, "optimiser states stay on the device"),
+    "offload": (False, "optimizer states stay on the device"),
     "precision": ("fp16", "precision is fp16"),
     "optimizer": ("adamw", "optimizer.type is Adam"),
     "finetune": ("none", "train.py trains all weights from data"),

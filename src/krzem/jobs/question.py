@@ -408,11 +408,11 @@ class _Values:
         return Precision(str(word))
 
     def optimizer(self) -> Optimizer:
-        """The optimiser whose time is modelled."""
+        """The optimizer whose time is modelled."""
         word = str(self.job.get("optimizer") or "adamw")
         if word in tuple(Optimizer):
             return Optimizer(word)
-        self.notes.append(f"optimiser {word}: priced as adamw with the bytes that it keeps")
+        self.notes.append(f"optimizer {word}: priced as adamw with the bytes that it keeps")
         return Optimizer.ADAMW
 
 

@@ -57,7 +57,7 @@ _OFF = ("false", "0", "0.0", "1", "no", "[]")
 
 
 def _grave(tree: Tree, job: JobBuilder) -> list[str]:
-    """Keys of parallelism, precision or optimisers that no field here stands for."""
+    """Keys of parallelism, precision or optimizers that no field here stands for."""
     found = [key for key in tree.entries if key not in TABLE.keys and GRAVE.search(key)]
     for key in found:
         entry = tree.entries[key]
@@ -67,7 +67,7 @@ def _grave(tree: Tree, job: JobBuilder) -> list[str]:
         why = f"{shorten(key, 80)} changes what a step costs in a way that is not modelled here"
         job.not_understood(entry.place, why)
         if re.search(r"use_(galore|apollo|badam|adam_mini)", key):
-            job.ask("optimizer", f"{key} is set ({entry.place})", "name the optimiser")
+            job.ask("optimizer", f"{key} is set ({entry.place})", "name the optimizer")
     return found
 
 
@@ -131,7 +131,7 @@ _STRATEGIES = {"full_shard": 3, "shard_grad_op": 2, "no_shard": 0, "hybrid_shard
 
 def _sharding(tree: Tree, job: JobBuilder) -> None:
     if job.number("zero") is not None:
-        job.default("offload", False, "no offload of optimiser states")
+        job.default("offload", False, "no offload of optimizer states")
         return
     _fsdp_words(tree, job)
     for prefix in ("accelerate.", "fsdp_config."):
@@ -218,7 +218,7 @@ def _fsdp_keys(tree: Tree, job: JobBuilder, prefix: str) -> None:
 
 
 def _optimizer(tree: Tree, job: JobBuilder) -> None:
-    """DeepSpeed builds its own optimiser where its file names one."""
+    """DeepSpeed builds its own optimizer where its file names one."""
     said = word_of(tree, "deepspeed.optimizer.type")
     if said is None or said.lower() == "auto":
         return

@@ -38,7 +38,7 @@ def optimizer_of(name: str) -> str:
     """The kind of an ``optim`` word such as ``paged_adamw_8bit``; raises UnclearError."""
     low = name.lower()
     if any(part in low for part in _OTHER_OPTIMIZERS):
-        raise UnclearError(f"{low[:40]!r} keeps other states than the optimisers that are known")
+        raise UnclearError(f"{low[:40]!r} keeps other states than the optimizers that are known")
     if "8bit" in low and ("adam" in low):
         return "adam8bit"
     for kind in ("adafactor", "lion", "muon", "sgd"):
@@ -46,7 +46,7 @@ def optimizer_of(name: str) -> str:
             return kind
     if "adam" in low:
         return "adamw"
-    raise UnclearError(f"{low[:40]!r} is no optimiser that is known")
+    raise UnclearError(f"{low[:40]!r} is no optimizer that is known")
 
 
 def _optim(value: object) -> Found:

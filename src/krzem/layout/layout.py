@@ -62,7 +62,7 @@ class Layout:
     micro_batch: int = 1
     """Sequences per micro-batch and data-parallel rank."""
     zero: int = 1
-    """0: replicated, 1: optimiser states, 2: and gradients, 3: and weights sharded (FSDP)."""
+    """0: replicated, 1: optimizer states, 2: and gradients, 3: and weights sharded (FSDP)."""
     shard: int = 0
     """Ranks over which ZeRO shards; 0 means all data-parallel ranks, fewer means hybrid (HSDP)."""
     sequence_parallel: bool = True
@@ -76,7 +76,7 @@ class Layout:
     """Layers per pipeline rank recomputed whole (with ``full``); None: all of them."""
     context_parallel: ContextParallel = ContextParallel.RING
     offload_optimizer: bool = False
-    """Optimiser states and their update live in host memory."""
+    """Optimizer states and their update live in host memory."""
 
     def __post_init__(self) -> None:
         for name in ("tp", "cp", "pp", "vpp", "ep", "etp", "dp", "micro_batch"):

@@ -1,4 +1,4 @@
-"""Arithmetic, optimiser and what is kept per parameter: the part of a layout that is bytes."""
+"""Arithmetic, optimizer and what is kept per parameter: the part of a layout that is bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Precision(enum.StrEnum):
 
 
 class Optimizer(enum.StrEnum):
-    """Optimisers whose states and time are modelled."""
+    """Optimizers whose states and time are modelled."""
 
     ADAMW = "adamw"
     MUON = "muon"

@@ -1,7 +1,7 @@
 """The whole space of legal layouts of a model on a cluster, as arrays.
 
 Choices that can never win are left out and said here: sequence parallelism is on wherever tensor
-parallelism is (it moves the same bytes and holds less); optimiser states are always sharded (ZeRO-1
+parallelism is (it moves the same bytes and holds less); optimizer states are always sharded (ZeRO-1
 moves the same bytes as an all-reduce and holds less); the number of
 recomputed layers of a pipeline rank goes in even strides where a rank holds many; hybrid sharding
 spans one scale-up domain or all ranks.

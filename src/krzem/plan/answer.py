@@ -197,7 +197,7 @@ def check_emission(asked: Asked, engine: str) -> None:
     """Refuse, before anything is searched, what no layout can be emitted for.
 
     Raises ModelError where the engine has no words for the model, GoalError for a precision, an
-    optimiser or a state that its files cannot say.
+    optimizer or a state that its files cannot say.
     """
     from krzem.plan.emit import emit
 

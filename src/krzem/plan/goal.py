@@ -1,4 +1,4 @@
-"""What a run is to reach: tokens, batch, sequence, precision, optimiser, date and money."""
+"""What a run is to reach: tokens, batch, sequence, precision, optimizer, date and money."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Goal:
     tokens: float
     sequence: int
     global_batch: int
-    """Sequences per optimiser step (the largest of a ramp)."""
+    """Sequences per optimizer step (the largest of a ramp)."""
     precision: Precision = Precision.BF16
     optimizer: Optimizer = Optimizer.ADAMW
     states: StateBytes = field(default_factory=StateBytes)
@@ -66,7 +66,7 @@ class Goal:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in one optimiser step."""
+        """Tokens in one optimizer step."""
         return self.global_batch * self.sequence
 
 

@@ -315,7 +315,7 @@ def _choose(task: Task, found: Found, sure: float) -> np.ndarray:
         raise ClusterError(
             f"{task.architecture.name} on {task.cluster.devices:,} x {task.cluster.device.id}: no "
             f"layout has a {sure:.0%} chance of fitting; the best has {chance:.0%}. Lower "
-            "--sure, add devices, shorten the sequence, or allow an offloaded optimiser (--offload)"
+            "--sure, add devices, shorten the sequence, or allow an offloaded optimizer (--offload)"
         )
     raise ClusterError(
         f"{task.architecture.name} does not fit {task.cluster.devices:,} x "

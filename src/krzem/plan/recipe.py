@@ -23,7 +23,7 @@ class Recipe:
     sequence: int | None
     """Tokens per sequence in the longest phase."""
     global_batch: int | None
-    """Sequences per optimiser step, the largest of a ramp."""
+    """Sequences per optimizer step, the largest of a ramp."""
     ramp: tuple[Stage, ...]
     """Smaller batches before it, in their order; empty where none is published."""
     precision: str | None

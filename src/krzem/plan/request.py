@@ -67,7 +67,7 @@ class Question:
     sequence: Written | None = None
     """Tokens; 4k is 4,096."""
     global_batch: Written | None = None
-    """Sequences per optimiser step."""
+    """Sequences per optimizer step."""
     batch_tokens: Written | None = None
     """The same in tokens."""
     precision: str | None = None
@@ -95,7 +95,7 @@ class Question:
     sure: float = SURE
     """Chance of fitting into memory that a recommended layout has at least."""
     offload: bool = False
-    """Also try optimiser states in host memory."""
+    """Also try optimizer states in host memory."""
     grid: str | None = None
     """Whose electricity: a country, or grams of CO2 per kilowatt-hour."""
     start: str | None = None
@@ -137,7 +137,7 @@ def settle(question: Question) -> Asked:
     """The task that ``question`` asks for.
 
     Raises:
-        UnknownNameError: model, device, engine, precision, optimiser or schedule.
+        UnknownNameError: model, device, engine, precision, optimizer or schedule.
         QuantityError: a number that cannot be read.
         GoalError: something is neither given nor published, or makes no run.
         ClusterError, DataError, ModelError: a description or file that cannot be used.
@@ -196,7 +196,7 @@ def settle(question: Question) -> Asked:
 def _runnable(picker: Picker, task: Task) -> Task:
     """The task as the engine can run it.
 
-    What was asked for is kept or refused; a published optimiser or published bytes of states that
+    What was asked for is kept or refused; a published optimizer or published bytes of states that
     the engine (or what is emitted for it) lacks give way to the usual ones, and parts of the model
     that it trains without are left out, all of it noted.
 
@@ -508,11 +508,11 @@ def _optimizer(picker: Picker) -> Optimizer:
     if asked is not None:
         name = asked.strip().lower()
         if name not in known:
-            raise UnknownNameError("optimiser", asked, known, f"Known: {', '.join(known)}.")
+            raise UnknownNameError("optimizer", asked, known, f"Known: {', '.join(known)}.")
         return Optimizer(name)
     published = picker.published("optimizer")
     if published is None:
-        picker.notes.append("no optimiser is given or published: AdamW is planned (--optimizer)")
+        picker.notes.append("no optimizer is given or published: AdamW is planned (--optimizer)")
         return Optimizer.ADAMW
     return Optimizer(published)
 

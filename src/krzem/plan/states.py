@@ -1,4 +1,4 @@
-"""Bytes per parameter of weights, gradients and optimiser states: given, published or usual."""
+"""Bytes per parameter of weights, gradients and optimizer states: given, published or usual."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ TERMS = {
     "pipeline_transfer": "pipeline transfers",
     "bubble": "pipeline bubble",
     "data_parallel": "gradients and weights",
-    "optimizer": "optimiser step",
+    "optimizer": "optimizer step",
     "overhead": "engine overhead, stragglers",
 }
 """Terms of a step and how reports call them."""

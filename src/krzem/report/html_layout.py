@@ -18,7 +18,7 @@ TONES = {
 _MEMORY = {
     "weights": ("weights", "work1"),
     "gradients": ("gradients", "talk2"),
-    "optimizer": ("optimiser states", "talk4"),
+    "optimizer": ("optimizer states", "talk4"),
     "activations": ("activations", "extra1"),
     "transient": ("transient buffers", "work2"),
     "reserve": ("reserve", "idle"),

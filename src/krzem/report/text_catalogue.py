@@ -75,7 +75,7 @@ def format_models(document: Document) -> str:
 
 _MODELS = (
     "Total and active parameters are computed from the config, without multi-token prediction. "
-    "Tokens to optimiser: the published training recipe, which a plan takes where no option says "
+    "Tokens to optimizer: the published training recipe, which a plan takes where no option says "
     "otherwise; batch in sequences. Any Hugging Face config.json works too: give its path."
 )
 

@@ -1,7 +1,7 @@
 """What a trainer and the controller promise each other: files, environment and exit codes.
 
 The controller starts a trainer with a run folder, an attempt number and a fencing token (as
-arguments or in the environment).  The trainer reports one JSON object per optimiser step and one
+arguments or in the environment).  The trainer reports one JSON object per optimizer step and one
 heartbeat file per rank, keeps its checkpoints below the run folder, and asks :meth:`commit_guard`
 just before it commits one.  Nothing else passes between the two, so that either may die at any
 instant.  This module needs the standard library alone; docs/run.md says the same in prose.
@@ -88,7 +88,7 @@ class FencedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """One optimiser step, as a line of ``metrics.jsonl``."""
+    """One optimizer step, as a line of ``metrics.jsonl``."""
 
     step: int
     """Steps done, this one included: the first is 1."""

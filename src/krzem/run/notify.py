@@ -187,7 +187,7 @@ def families(story: Story, used: dict[str, tuple[float, float | None]]) -> Itera
             family.add_metric([story.name], value)
             yield family
 
-    yield from gauge("step", "Optimiser steps done", story.step)
+    yield from gauge("step", "Optimizer steps done", story.step)
     yield from gauge("tokens", "Tokens trained", story.tokens)
     yield from gauge("goal_tokens", "Tokens of the whole run", story.goal_tokens)
     yield from gauge("loss", "Training loss of the last step", story.loss)

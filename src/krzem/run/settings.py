@@ -293,7 +293,7 @@ class GoalKeys:
 
     tokens: int = setting(REQUIRED, parse_count, '"15T"', "tokens of the whole run")
     sequence: int = setting(REQUIRED, parse_length, '"4k"', "tokens of a sequence")
-    global_batch: int = setting(REQUIRED, parse_count, "4096", "sequences per optimiser step")
+    global_batch: int = setting(REQUIRED, parse_count, "4096", "sequences per optimizer step")
     precision: Precision = setting(Precision.BF16, choice(Precision), '"bf16"', "of products")
     optimizer: Optimizer = setting(Optimizer.ADAMW, choice(Optimizer), '"muon"', "adamw or muon")
     deadline: float | datetime.date | None = setting(
@@ -348,5 +348,5 @@ class RunSettings:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Optimizer steps of the whole run."""
         return -(-int(self.goal.tokens) // self.goal.tokens_per_step)

@@ -209,7 +209,7 @@ def _software(d: Document) -> list[str]:
         "## Software",
         "",
         f"- training: {d['engine']}, releases of {d['software_date']} or later, in a container",
-        f"- arithmetic: {goal['precision']}; optimiser: {goal['optimizer']}; bytes per parameter: "
+        f"- arithmetic: {goal['precision']}; optimizer: {goal['optimizer']}; bytes per parameter: "
         + ", ".join(f"{k} {v:g}" for k, v in goal["state_bytes"].items()),
         "- launch: one process per device, by the scheduler's own launcher; a run goes on from its"
         " last checkpoint after every job and every interruption",

@@ -281,7 +281,7 @@ def check_layout(spec: ModelSpec, layout: Layout) -> None:
             "cpkind=a2a"
         )
     if x.offload_optimizer:
-        problems.append("offload=1: the trainer keeps optimiser states on the device")
+        problems.append("offload=1: the trainer keeps optimizer states on the device")
     for name, size, count in _divisibilities(spec, layout):
         if size % count[1]:
             problems.append(f"{count[0]} = {count[1]} does not divide {name} = {size}")

@@ -137,7 +137,7 @@ class Trainer:
         """Load ``folder``, or the newest good checkpoint of the run; None where there is none.
 
         Raises:
-            CheckpointError: of another model, other data or optimiser, damaged or incomplete.
+            CheckpointError: of another model, other data or optimizer, damaged or incomplete.
         """
         found = folder or newest_good(self.root, self._passed_over, anew=self.contract is not None)
         if found is None:
@@ -189,7 +189,7 @@ class Trainer:
             self.reporter.event(0, "warning", f"{folder.name} is passed over: {why}")
 
     def _begin_from(self, folder: Path, tokens: int) -> None:
-        """Begin from weights that came from elsewhere, and from moments if this optimiser's came.
+        """Begin from weights that came from elsewhere, and from moments if this optimizer's came.
 
         The schedule and the data start at ``tokens``.
         """
@@ -421,7 +421,7 @@ def loss_weights(settings: TrainSettings) -> LossWeights:
 
 
 def optimizer_config(settings: TrainSettings) -> OptimizerConfig:
-    """The optimiser's constants."""
+    """The optimizer's constants."""
     o = settings.optimizer
     return OptimizerConfig(
         kind=settings.goal.optimizer,

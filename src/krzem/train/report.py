@@ -70,7 +70,7 @@ class Reporter:
         self._live = None
 
     def step(self, record: Mapping[str, Any], *, left: int) -> None:
-        """One optimiser step, with ``left`` to come."""
+        """One optimizer step, with ``left`` to come."""
         self._append(METRICS, record)
         plain = {n: v for n, v in record.items() if isinstance(v, int | float) and n != "step"}
         for board in self._boards:

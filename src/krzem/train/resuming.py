@@ -39,10 +39,10 @@ def newest_good(
 
 
 def check_optimizer(folder: Path, wanted: Collection[str], optimizer: str) -> None:
-    """Refuse a checkpoint that holds every weight of ``wanted`` and another optimiser's states.
+    """Refuse a checkpoint that holds every weight of ``wanted`` and another optimizer's states.
 
     Raises:
-        CheckpointError: it was written with another optimiser than ``optimizer``.
+        CheckpointError: it was written with another optimizer than ``optimizer``.
     """
     stored = read_manifest(folder).tensors
     missing = {name.partition("/")[0] for name in wanted if name not in stored}

@@ -48,7 +48,7 @@ class GoalTable:
 
     tokens: int = as_key(MISSING, parse_count, "tokens of the whole run")
     sequence: int = as_key(MISSING, parse_length, "tokens of a sequence")
-    global_batch: int = as_key(MISSING, parse_count, "sequences per optimiser step")
+    global_batch: int = as_key(MISSING, parse_count, "sequences per optimizer step")
     precision: str = as_key("bf16", read_one_of(*PRECISIONS), "arithmetic of matrix products")
     optimizer: str = as_key("adamw", read_one_of("adamw", "muon"), "adamw or muon")
     deadline: Any = as_key(None, read_anything, "the controller's")  # noqa: RUF009
@@ -180,7 +180,7 @@ class TrainSettings:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of this phase, the last one whole."""
+        """Optimizer steps of this phase, the last one whole."""
         return self.batches.steps(self.first_sample, self.samples)
 
     @property

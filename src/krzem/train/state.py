@@ -13,7 +13,7 @@ from krzem.train.parallel.held import Held
 
 
 def run_state(engine: Engine, optimizer: Optimizer | None) -> State:
-    """This rank's boxes: ``weight/`` (also routers' biases and tables), optimiser state by kind."""
+    """This rank's boxes: ``weight/`` (also routers' biases and tables), optimizer state by kind."""
     return dict(_state(engine, optimizer, primary=True))
 
 

@@ -160,9 +160,9 @@ def _missing_parts(
 ) -> Iterator[str]:
     """What the certificate has to say was not compared."""
     if witness.rule is None or model.rule is None:
-        yield "the optimiser's rule: none was given on both sides"
+        yield "the optimizer's rule: none was given on both sides"
     if not any(q.kind is Kind.MOMENT for q in witness.state.values()):
-        yield "the optimiser's moments and its next step: the source had none of them loaded"
+        yield "the optimizer's moments and its next step: the source had none of them loaded"
     if not witness.run.get("settings") or settings is None:
         yield "the settings of the run: no run file was given on both sides"
     for dtype in witness.readings:

@@ -82,7 +82,7 @@ def open_checkpoint(
 
 
 def _loaded(folder: Path, engine: Engine, config: OptimizerConfig, groups: int) -> Optimizer | None:
-    """Fill ``engine``; the optimiser with its moments where the checkpoint holds all of them."""
+    """Fill ``engine``; the optimizer with its moments where the checkpoint holds all of them."""
     manifest = read_manifest(folder)
     optimizer: Optimizer | None = Optimizer(
         engine.held, config, groups=groups, holders=engine.holders

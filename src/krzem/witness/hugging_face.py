@@ -148,7 +148,7 @@ class HfSubject:
 
     @contextlib.contextmanager
     def updated(self, norm: float) -> Iterator[Iterable[HeldTensor]]:
-        """Nothing: the optimiser of another trainer is known by its rule alone."""
+        """Nothing: the optimizer of another trainer is known by its rule alone."""
         yield ()
 
     def moments(self) -> Iterator[HeldTensor]:

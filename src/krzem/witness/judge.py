@@ -17,7 +17,7 @@ outputs and gradients of two experts entirely."""
 _SPARED = frozenset({"mean", "rms", "absmax", "zero", "norm", "far"})
 """Signals that a few tokens sent elsewhere change: not the median of the samples."""
 _HELD = frozenset({Kind.PARAMETER, Kind.MOMENT, Kind.GRADIENT, Kind.STEP})
-"""Tensors of the model and of its optimiser: a run has all of them, or is another."""
+"""Tensors of the model and of its optimizer: a run has all of them, or is another."""
 
 Flips = list[tuple[tuple[int, int, int], int | None, float]]
 """Place, batch and share of moved choices of each router."""
@@ -100,7 +100,7 @@ def _all(
 
 def _missing(quantity: Quantity, dtype: str) -> Finding:
     """A tensor that others of its kind were found beside: it is not there, has no gradient, or the
-    optimiser was not given it."""
+    optimizer was not given it."""
     return Finding(
         quantity=quantity, signal="missing", error=1.0, floor=0.0, tolerance=0.0, dtype=dtype
     )

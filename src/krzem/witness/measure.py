@@ -29,7 +29,7 @@ def measure(
 ) -> Reading:
     """Run one step of ``batch`` (the ``number``-th) under ``setting`` and read everything.
 
-    The first batch also goes through the optimiser, whose state is put back afterwards.
+    The first batch also goes through the optimizer, whose state is put back afterwards.
     Called by all ranks; the result is the same on each.
     """
     with subject.under(setting), _conditions(setting):

@@ -37,7 +37,7 @@ class Kind(enum.StrEnum):
     MOMENT = "optimiser moment"
     """As loaded: one kind of state of one parameter."""
     LOADED = "loaded state"
-    """A number that a checkpoint brings: how many updates the optimiser has counted."""
+    """A number that a checkpoint brings: how many updates the optimizer has counted."""
     ACTIVATION = "activation"
     LOAD = "router load"
     """Choices per expert."""
@@ -49,9 +49,9 @@ class Kind(enum.StrEnum):
     RATE = "learning rate"
     """Of the next step, by the schedule."""
     STEP = "step"
-    """What the optimiser, with its moments, adds to a parameter in the next step."""
+    """What the optimizer, with its moments, adds to a parameter in the next step."""
     UPDATE = "update"
-    """What the optimiser's rule makes of recorded parameters and gradients."""
+    """What the optimizer's rule makes of recorded parameters and gradients."""
     BIAS_UPDATE = "router bias update"
 
 

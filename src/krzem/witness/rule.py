@@ -1,7 +1,7 @@
-"""The optimiser's rule, tried on the samples that a witness holds.
+"""The optimizer's rule, tried on the samples that a witness holds.
 
 Recorded parameters and gradients go through a few virtual steps of the destination's own
-optimiser.  Both sides begin with the same numbers, so any difference is in the rule: decay where
+optimizer.  Both sides begin with the same numbers, so any difference is in the rule: decay where
 there should be none, another epsilon, clipping, a balancing bias that does not move.
 """
 
@@ -67,7 +67,7 @@ def shaped(probe: Probe) -> tuple[Tensor, Tensor]:
 
 
 class TrainerRule:
-    """The trainer's optimiser and balancing update, as the run configures them."""
+    """The trainer's optimizer and balancing update, as the run configures them."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class TorchRule:
         self.make, self.clip = make, clip
 
     def updates(self, probes: Sequence[Probe], norm: float) -> dict[str, Samples]:
-        """Through the optimiser that ``make`` gives."""
+        """Through the optimizer that ``make`` gives."""
         pairs = {probe.name: shaped(probe) for probe in probes}
         named = [(name, nn.Parameter(values.clone())) for name, (values, _) in pairs.items()]
         optimizer = self.make(named)
@@ -146,7 +146,7 @@ class TorchRule:
         return {n: (p.detach() - pairs[n][0]).reshape(-1).numpy() for n, p in named}
 
     def bias_updates(self, loads: Mapping[str, Samples]) -> dict[str, Samples]:
-        """None: torch's optimisers know no routers."""
+        """None: torch's optimizers know no routers."""
         return {}
 
     def describe(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def settings_at(run_file: Path, checkpoint: Path | None = None) -> TrainSettings
 def run_constants(
     run_file: Path, checkpoint: Path | None = None
 ) -> tuple[RunConstants, TrainSettings]:
-    """Optimiser, balancing rate, weights of losses and settings of a run.
+    """Optimizer, balancing rate, weights of losses and settings of a run.
 
     With a ``checkpoint`` also the learning rate of the step after it.
 

@@ -106,7 +106,7 @@ class Subject(Protocol):
         """Forward and backward of the sequences ``rows``; then the tensors have gradients."""
 
     def updated(self, norm: float) -> AbstractContextManager[Iterable[HeldTensor]]:
-        """The optimiser's next step, whose changes are given within; undone afterwards."""
+        """The optimizer's next step, whose changes are given within; undone afterwards."""
 
     def sites(self) -> Iterator[Site]:
         """Modules to watch."""
@@ -115,7 +115,7 @@ class Subject(Protocol):
         """Every parameter part that this rank answers for."""
 
     def moments(self) -> Iterator[HeldTensor]:
-        """The optimiser's state, under the names ``parameter:kind``."""
+        """The optimizer's state, under the names ``parameter:kind``."""
 
     def numbers(self) -> Iterator[tuple[Kind, str, float]]:
         """What else is loaded: updates counted, and the learning rate of the next step."""

@@ -83,7 +83,7 @@ def layers_of(findings: Iterable[Finding]) -> list[tuple[str, float, float]]:
 
 def _rule(rule: Mapping[str, Any] | None) -> str:
     if rule is None:
-        return "none: the optimiser's update is not covered"
+        return "none: the optimizer's update is not covered"
     return ", ".join(f"{k} {v}" for k, v in rule.items())
 
 

@@ -190,7 +190,7 @@ class TrainerSubject:
 
     @contextlib.contextmanager
     def updated(self, norm: float) -> Iterator[Iterable[HeldTensor]]:
-        """The optimiser's next step: what it adds to each parameter; undone afterwards.
+        """The optimizer's next step: what it adds to each parameter; undone afterwards.
 
         Parameters and moments wait in host memory meanwhile.
         """
@@ -217,7 +217,7 @@ class TrainerSubject:
                 yield _held(h, h.name, h.part.detach() - old.to(h.part.device))
 
     def moments(self) -> Iterator[HeldTensor]:
-        """The optimiser's state, under the names ``parameter:kind``."""
+        """The optimizer's state, under the names ``parameter:kind``."""
         if self.optimizer is None:
             return
         for key, h in self.optimizer.items():
@@ -226,7 +226,7 @@ class TrainerSubject:
                     yield _held(h, f"{h.name}:{kind}", tensor)
 
     def numbers(self) -> Iterator[tuple[Kind, str, float]]:
-        """Updates that the optimiser has counted, and the learning rate of the next step."""
+        """Updates that the optimizer has counted, and the learning rate of the next step."""
         if self.optimizer is not None:
             yield Kind.LOADED, "optimizer steps", float(self.optimizer.steps)
         if self.rate is not None:

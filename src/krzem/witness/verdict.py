@@ -118,7 +118,7 @@ _WHERE = {
     "parameter": "before anything is computed",
     "forward": "in the forward pass",
     "backward": "in the backward pass",
-    "update": "in the optimiser's update",
+    "update": "in the optimizer's update",
 }
 HINTS = {
     "parameter": "a tensor or moment that was not loaded, loaded from another step, converted or "
@@ -126,7 +126,7 @@ HINTS = {
     "forward": "an operator or constant of this module: epsilon, rotation, mask, scale, precision, "
     "place of a norm",
     "backward": "the backward of this module, or how its gradient is scaled and summed over ranks",
-    "update": "the optimiser: learning rate, decay, betas, epsilon, clipping, a parameter that it "
+    "update": "the optimizer: learning rate, decay, betas, epsilon, clipping, a parameter that it "
     "was not given, or the balancing bias",
 }
 

@@ -44,7 +44,7 @@ class Witness:
     """Sampled values of a tensor."""
     batches: tuple[Recorded, ...]
     state: Reading
-    """What was loaded, and what the optimiser's rule makes of it."""
+    """What was loaded, and what the optimizer's rule makes of it."""
     readings: Mapping[str, Reading]
     """The step by arithmetic."""
     floors: Mapping[str, Floors]
@@ -52,7 +52,7 @@ class Witness:
     settings: tuple[str, ...]
     """In which the step was repeated for the floor."""
     rule: Mapping[str, Any] | None
-    """Constants of the optimiser whose rule was tried; None: no rule."""
+    """Constants of the optimizer whose rule was tried; None: no rule."""
     run: Mapping[str, Any] = field(default_factory=dict)
     """What else a destination needs: step, weights of losses."""
     software: Mapping[str, Any] = field(default_factory=dict)

@@ -79,7 +79,7 @@ args=(
   --overlap-moe-expert-parallel-comm
   --delay-wgrad-compute  # weight gradients are computed later, to fill the waiting
   # Data parallelism
-  --use-distributed-optimizer  # optimiser states sharded (ZeRO stage 1)
+  --use-distributed-optimizer  # optimizer states sharded (ZeRO stage 1)
   --overlap-grad-reduce  # gradients are reduced during backward
   --overlap-param-gather  # weights are gathered during forward
   # Recomputation
@@ -94,7 +94,7 @@ args=(
   --micro-batch-size 1  # sequences per micro-batch and rank
   --global-batch-size 15360  # sequences per step: 1 x dp 128 x 120 micro-batches
   --train-samples 3613286400  # 235240 steps, 1.48e+13 tokens
-  # Optimiser
+  # Optimizer
   --optimizer adam  # AdamW (weight decay is decoupled)
   --lr "${LR:?peak learning rate}"  # belongs to the recipe
   --use-precision-aware-optimizer  # states need not be fp32

@@ -149,7 +149,7 @@ def test_other_refusals() -> None:
         mindspeed("dp=256", replace(GOAL, precision=Precision.FP8_BLOCK))
 
 
-def test_notes_on_hardware_and_optimiser() -> None:
+def test_notes_on_hardware_and_optimizer() -> None:
     goal = replace(GOAL, precision=Precision.MXFP8)
     assert any("Ascend 950" in note for note in mindspeed("dp=256", goal).notes)
     muon = replace(GOAL, optimizer=Optimizer.MUON, states=StateBytes(moments=4))

@@ -175,7 +175,7 @@ def _sections(request: Request, shape: Shape) -> tuple[Section, ...]:
         part("Recomputation", ours(run.recompute(request, shape))),
         part("Precision", _precision(request)),
         part("Batch", _batch(request)),
-        part("Optimiser", _optimizer(request)),
+        part("Optimizer", _optimizer(request)),
         part("Data and checkpoints", _storage(request)),
         section("Switches that were priced", known(merged(extra), TABLE, "config.")),
     )
@@ -243,7 +243,7 @@ def _data_parallel(request: Request) -> Iterator[Flag]:
     x = request.layout
     sharded = "True" if x.zero >= 1 else "False"
     yield Flag("ddp.use_distributed_optimizer", sharded, f"ZeRO stage {x.zero}")
-    yield Flag("optimizer.use_distributed_optimizer", sharded, "the same, for the optimiser")
+    yield Flag("optimizer.use_distributed_optimizer", sharded, "the same, for the optimizer")
     for flag in run.data_parallel(request):
         if flag.name == "--num-distributed-optimizer-instances":
             yield Flag("ddp.num_distributed_optimizer_instances", flag.value, flag.why)
@@ -352,7 +352,7 @@ def _check(request: Request, shape: Shape) -> None:
         (x.offload_optimizer and x.zero == 0, "offload=1 with zero = 0; plan with zero=1"),
         (x.zero == 0 and goal.states.moments / (2 if adam else 1) != 4,
          f"moments of {goal.states.moments:g} bytes with zero = 0: smaller ones belong to the"
-         " sharded optimiser; plan with zero=1, or --state-bytes moments=8"),
+         " sharded optimizer; plan with zero=1, or --state-bytes moments=8"),
         (x.zero == 0 and request.switches.get("fp8-params") == "on",
          "fp8-params=on with zero = 0, which are gathered weights; plan with zero=1"),
         (x.cp > 1 and goal.sequence % (2 * x.cp) != 0,

@@ -62,7 +62,7 @@ def emit(
 
     Raises UnknownNameError for an engine that is not in ``ENGINES``, LayoutError where the engine
     has no way to run the layout and nothing near it, ModelError where it cannot build the model,
-    GoalError for a precision, an optimiser or a switch that it lacks.
+    GoalError for a precision, an optimizer or a switch that it lacks.
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES, f"Choose from {', '.join(ENGINES)}.")

@@ -37,7 +37,7 @@ class Request:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps at the full batch."""
+        """Optimizer steps at the full batch."""
         return -(-int(self.goal.tokens) // self.goal.tokens_per_step)
 
 

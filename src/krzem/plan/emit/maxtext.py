@@ -85,7 +85,7 @@ def _sections(request: Request) -> tuple[Section, ...]:
         part("Recomputation", _recompute(request)),
         part("Precision", (*arithmetic(request), *states(request))),
         part("Batch", _batch(request)),
-        part("Optimiser", _optimizer(request)),
+        part("Optimizer", _optimizer(request)),
         part("Data and checkpoints", _storage(request)),
         section("Switches that were priced", known(merged(extra), TABLE)),
     )
@@ -195,7 +195,7 @@ def _batch(request: Request) -> Iterator[Flag]:
 
 def _optimizer(request: Request) -> Iterator[Flag]:
     name = "adamw" if request.goal.optimizer.value == "adamw" else "muon"
-    yield Flag("opt_type", literal(name), "optimiser")
+    yield Flag("opt_type", literal(name), "optimizer")
     yield Flag("learning_rate", ask("LR", "peak learning rate"), "belongs to the recipe")
     yield Flag("optimizer_memory_host_offload",
                "true" if request.layout.offload_optimizer else "false",

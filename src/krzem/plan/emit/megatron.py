@@ -89,7 +89,7 @@ def _sections(request: Request, shape: Shape) -> tuple[Section, ...]:
         section("Recomputation", run.recompute(request, shape)),
         section("Precision", run.precision(request)),
         section("Batch", run.batch(request)),
-        section("Optimiser", chain(run.optimizer(request), run.states(request))),
+        section("Optimizer", chain(run.optimizer(request), run.states(request))),
         section("Data and checkpoints", chain(run.tokenizer(), run.storage(request))),
     )
 
@@ -116,7 +116,7 @@ def _check(request: Request, shape: Shape) -> None:
         (x.zero >= 2 and request.goal.optimizer is Optimizer.MUON,
          f"zero = {x.zero} with Muon: Megatron-FSDP knows Adam and SGD; plan with zero=1"),
         (x.offload_optimizer and x.zero == 0,
-         "offload=1 with zero = 0: its optimiser on the host is the sharded one; plan with zero=1"),
+         "offload=1 with zero = 0: its optimizer on the host is the sharded one; plan with zero=1"),
         (x.etp > 1 and shape.experts is not None and shape.experts.bias,
          f"etp = {x.etp}: experts with bias are not cut; plan with etp=1"),
         (x.cp > 1 and request.goal.sequence % (2 * x.cp) != 0,

@@ -121,7 +121,7 @@ def data_parallel(request: Request) -> Iterator[Flag]:
         yield Flag("--ckpt-format", "fsdp_dtensor", "the checkpoint format of Megatron-FSDP")
         yield Flag("--no-gradient-accumulation-fusion", "", "sharded gradients are not fused")
     if x.zero >= 1:
-        yield Flag("--use-distributed-optimizer", "", "optimiser states sharded (ZeRO stage 1)")
+        yield Flag("--use-distributed-optimizer", "", "optimizer states sharded (ZeRO stage 1)")
         group = x.shard or x.dp * x.cp
         if x.dp * x.cp % group:
             raise LayoutError(
@@ -207,12 +207,12 @@ def check_states(request: Request) -> None:
     if narrow and x.zero == 0:
         raise LayoutError(
             f"Megatron-LM cannot run this layout: zero = 0 with moments of {goal.states.moments:g}"
-            " bytes: the optimiser that keeps them so is the sharded one; plan with zero=1"
+            " bytes: the optimizer that keeps them so is the sharded one; plan with zero=1"
         )
 
 
 def states(request: Request) -> Iterator[Flag]:
-    """Precision of the optimiser's moments, where it is not the default of 4 bytes each.
+    """Precision of the optimizer's moments, where it is not the default of 4 bytes each.
 
     Raises GoalError for a width that has no argument.
     """
@@ -245,7 +245,7 @@ def batch(request: Request) -> Iterator[Flag]:
 
 
 def optimizer(request: Request) -> Iterator[Flag]:
-    """The optimiser; its hyperparameters belong to the recipe."""
+    """The optimizer; its hyperparameters belong to the recipe."""
     adam = request.goal.optimizer is Optimizer.ADAMW
     yield Flag(
         "--optimizer",

@@ -94,7 +94,7 @@ def _sections(request: Request) -> tuple[Section, ...]:
         part("Parallelism", _parallel(request)),
         part("Recomputation", _recompute(request)),
         part("Batch", _batch(request)),
-        part("Optimiser", _optimizer(request)),
+        part("Optimizer", _optimizer(request)),
         part("Data and checkpoints", _storage(request)),
         section("Switches that were priced", known(merged(extra), TABLE)),
     )
@@ -294,7 +294,7 @@ def _batch(request: Request) -> Iterator[Flag]:
 
 
 def _optimizer(request: Request) -> Iterator[Flag]:
-    yield Flag("optimizer.type", '"AdamW"', "optimiser")
+    yield Flag("optimizer.type", '"AdamW"', "optimizer")
     if request.layout.offload_optimizer:
         yield Flag("optimizer.swap", "true", "states live in host memory")
     yield Flag("lr_schedule.type", '"CosineWithWarmUpLR"', "learning rate")

@@ -121,7 +121,7 @@ def _sections(request: Request, shape: Shape) -> tuple[Section, ...]:
         section("Recomputation", _recompute(request, shape)),
         section("Precision", run.precision(request)),
         section("Batch", run.batch(request)),
-        section("Optimiser", _optimizer(request)),
+        section("Optimizer", _optimizer(request)),
         section("Data and checkpoints", chain(_tokenizer(), run.storage(request))),
     )
     return tuple(part for part in sections if part.flags)
@@ -299,7 +299,7 @@ def _check(request: Request, shape: Shape) -> None:
     gathers = x.cp > 1 and x.context_parallel is ContextParallel.ALL_GATHER
     on = request.switches
     faults = (
-        (x.zero >= 2, f"zero = {x.zero}: only the sharded optimiser is emitted; plan with zero=1"),
+        (x.zero >= 2, f"zero = {x.zero}: only the sharded optimizer is emitted; plan with zero=1"),
         (0 < x.shard < x.dp * x.cp, f"shard = {x.shard}: shards span all data-parallel ranks"),
         (dual and x.cp > 1, f"DualPipeV with cp = {x.cp}; plan with cp=1"),
         (dual and request.arch.tied_embeddings, "DualPipeV with tied embeddings"),

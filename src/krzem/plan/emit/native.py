@@ -68,9 +68,9 @@ def _goal(request: Request) -> Iterator[Flag]:
     goal = request.goal
     yield Flag("tokens", repr(float(goal.tokens)), "tokens of the whole run")
     yield Flag("sequence", str(goal.sequence), "tokens per sequence")
-    yield Flag("global_batch", str(goal.global_batch), "sequences per optimiser step")
+    yield Flag("global_batch", str(goal.global_batch), "sequences per optimizer step")
     yield Flag("precision", json.dumps(goal.precision.value), "arithmetic of matrix products")
-    yield Flag("optimizer", json.dumps(goal.optimizer.value), "optimiser")
+    yield Flag("optimizer", json.dumps(goal.optimizer.value), "optimizer")
     states = ", ".join(f"{f.name} = {getattr(goal.states, f.name)!r}" for f in fields(goal.states))
     yield Flag("states", f"{{ {states} }}", "bytes per parameter that training keeps")
     if goal.deadline_days is not None:

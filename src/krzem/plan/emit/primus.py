@@ -122,7 +122,7 @@ def _sections(request: Request, shape: Shape, compressed: bool) -> tuple[Section
         part("Recomputation", run.recompute(request, shape)),
         part("Precision", _precision(request)),
         part("Batch", _batch(request)),
-        part("Optimiser", chain(run.optimizer(request), run.states(request))),
+        part("Optimizer", chain(run.optimizer(request), run.states(request))),
         part("Data and checkpoints", chain(run.tokenizer(), _storage(request))),
         section("Switches that were priced", known(extra, TABLE, prefix)),
     )
@@ -260,11 +260,11 @@ def _check(request: Request, shape: Shape) -> None:
          "hybrid shards of Megatron-FSDP; plan with shard=0"),
         ((x.zero == 0 or _torch_fsdp(x)) and goal.states.moments / _moments(request) != 4,
          f"moments of {goal.states.moments:g} bytes with zero = {x.zero}: smaller ones belong to"
-         " the sharded optimiser; plan with zero=1, or --state-bytes moments=8"),
+         " the sharded optimizer; plan with zero=1, or --state-bytes moments=8"),
         (x.zero == 0 and _eight_bits(request),
          "weights kept in 8 bits with zero = 0, which are gathered ones; plan with zero=1"),
         (x.offload_optimizer and x.zero != 1,
-         f"offload=1 with zero = {x.zero}: its optimiser on the host is the sharded one; plan with"
+         f"offload=1 with zero = {x.zero}: its optimizer on the host is the sharded one; plan with"
          " zero=1"),
         (x.cp > 1 and goal.sequence % (2 * x.cp) != 0,
          f"cp = {x.cp}: {goal.sequence} tokens do not divide by 2 * cp = {2 * x.cp}"),

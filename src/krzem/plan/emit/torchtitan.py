@@ -110,7 +110,7 @@ def _sections(request: Request, recipe: Recipe) -> tuple[Section, ...]:
         section("Pipeline", _pipeline(request)),
         section("Recomputation", _recompute(request.layout)),
         section("Batch", _batch(request)),
-        section("Optimiser", _optimizer(request)),
+        section("Optimizer", _optimizer(request)),
         section("Data and checkpoints", _storage(request)),
     )
 
@@ -314,7 +314,7 @@ def _notes(request: Request) -> Iterator[str]:
             f" explain the plan again with schedule={near}"
         )
     if x.zero == 1:
-        yield "FSDP shards gradients along with optimiser states: ZeRO 1 is emitted as ZeRO 2"
+        yield "FSDP shards gradients along with optimizer states: ZeRO 1 is emitted as ZeRO 2"
     if request.arch.mtp_layers and not predicts(request):
         yield (
             "multi-token prediction is left out: 0.3.0 has it without pipeline stages and context"

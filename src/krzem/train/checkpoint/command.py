@@ -154,7 +154,7 @@ def export_command(
 @click.option(
     "--step",
     type=click.IntRange(min=0),
-    help="Step to give it.  [default: the optimiser's, or 0]",
+    help="Step to give it.  [default: the optimizer's, or 0]",
 )
 @click.option(
     "--tokens",

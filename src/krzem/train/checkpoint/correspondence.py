@@ -69,7 +69,7 @@ class Correspondence:
     twice: Mapping[str, str] = field(default_factory=dict)
     """Their names that hold another tensor of theirs once more, which has to be equal to it."""
     stateless: frozenset[str] = frozenset()
-    """Names of ours that no optimiser updates (router biases): they have no moments."""
+    """Names of ours that no optimizer updates (router biases): they have no moments."""
 
     def __post_init__(self) -> None:
         _covers("ours", self.ours, ((c.ours, c.ours_at, c.shape) for c in self.copies))
@@ -107,7 +107,7 @@ class Correspondence:
         return name in self.twice or any(fnmatchcase(name, p) for p in self.ignored)
 
     def of_moments(self) -> Correspondence:
-        """The same for optimiser state, which has the shapes of what is trained."""
+        """The same for optimizer state, which has the shapes of what is trained."""
         kept = tuple(c for c in self.copies if c.ours not in self.stateless)
         theirs, ours = {c.theirs for c in kept}, {c.ours for c in kept}
         return Correspondence(

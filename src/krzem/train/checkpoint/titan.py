@@ -95,7 +95,7 @@ def titan_sources(folder: Path, config: Mapping[str, Any]) -> dict[str, Source]:
 
 
 def titan_step(folder: Path) -> int | None:
-    """How often the optimiser had stepped, where the checkpoint has optimiser state."""
+    """How often the optimizer had stepped, where the checkpoint has optimizer state."""
     stored = DcpTensors(folder)
     for name, (_, shape) in stored.tensors().items():
         if name.startswith("optimizer.state.") and name.endswith(".step") and shape == ():

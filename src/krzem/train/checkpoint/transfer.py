@@ -50,7 +50,7 @@ from krzem.train.checkpoint.tensor_file import (
 from krzem.train.durable import fsync_folder, storing, write_atomic
 
 WEIGHT = "weight/"
-"""How the names of weights begin in a checkpoint; optimiser state has prefixes of its own."""
+"""How the names of weights begin in a checkpoint; optimizer state has prefixes of its own."""
 
 FILE_BYTES = 5_000_000_000
 """Size at which a new file is begun, as Hugging Face does."""

@@ -1,4 +1,4 @@
-"""Optimisers, schedules and the balancing update."""
+"""Optimizers, schedules and the balancing update."""
 
 from __future__ import annotations
 

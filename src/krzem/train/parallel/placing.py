@@ -1,7 +1,7 @@
 """Puts a model's parameters on ranks: tensor and expert cuts as DTensors, FSDP2 over the rest.
 
 Afterwards every parameter is a DTensor of the full, logical shape, and :class:`Placement` says
-which part this rank holds: what initial values, checkpoints and optimisers need.
+which part this rank holds: what initial values, checkpoints and optimizers need.
 """
 
 from __future__ import annotations

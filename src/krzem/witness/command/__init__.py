@@ -43,7 +43,7 @@ RUN = click.option(
     "--run-file",
     "run_file",
     type=FILE,
-    help="The run's file: optimiser, loss weights and data. Under torchrun write --run-file.",
+    help="The run's file: optimizer, loss weights and data. Under torchrun write --run-file.",
 )
 DATA = click.option("--data", type=PATH, help="Tokenised data in place of that of --run.")
 SEED = click.option("--seed", default=0, show_default=True, help="Of the order of --data.")
@@ -62,7 +62,7 @@ def witness_command() -> None:
     krzem witness overlap RUN/checkpoints/step-000011000 --run-file run.toml --metrics M.jsonl
     krzem witness runs --on-a A1 --on-a A2 --on-a A3 --on-b B1            bits cannot agree
 
-    A witness holds loss, gradients, activations, parameters and the optimiser's rule on a few fixed
+    A witness holds loss, gradients, activations, parameters and the optimizer's rule on a few fixed
     batches, with the noise floor of the machine that recorded it. Under torchrun or srun all ranks
     take part. Exit code 0: the same; 1: it departs; 2: it could not be checked.
     """
