@@ -48,7 +48,7 @@ def plan_command(
 
     MODEL is a built-in name (krzem models) or the path of a Hugging Face config.json, or of the
     folder that holds it. Whatever no option says comes from the model's published recipe, and the
-    report says so; what is not published is asked for.
+    report says so; what is not published must be given.
 
     \b
     krzem plan deepseek-v3 --on nvidia-h800-sxm:2048 --tokens 14.8T

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     type=float,
     default=5.0,
     show_default=True,
-    help="Horizon of the odds whose levers are shown.",
+    help="Years ahead for the odds and what moves them.",
 )
 @click.option("--no-levers", is_flag=True, help="Only the forecast: a few seconds instead of tens.")
 @click.option(

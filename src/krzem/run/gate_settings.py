@@ -136,7 +136,7 @@ class Witness:
     action: Action = _action(Action.MOVE)
     not_checked: Action = setting(
         Action.STOP, choice(Action), '"warn"',
-        "the same where nothing could be compared: stop asks you, warn goes on unproven",
+        "the same where nothing could be compared: stop asks you, warn continues unproven",
     )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ class Scheduler:
     queue: str | None = setting(None, line, '"train"', "queue, partition or local queue")
     account: str | None = setting(None, line, '"project7"', "who pays")
     nodes: int = setting(1, whole(1, 10**6), "128", "hosts")
-    cpus: int | None = setting(None, whole(1, 4096), "64", "processors of a host")
+    cpus: int | None = setting(None, whole(1, 4096), "64", "CPUs of a host")
     gpus: str | None = setting(None, line, '"8"', "accelerators of a host")
     notice_seconds: float = setting(
         120.0, parse_duration, '"2 min"', "before the end at which the job is told", key="notice"
@@ -272,7 +272,7 @@ class Recovery:
     look_every: float = setting(1.0, parse_duration, '"1s"', "between two looks at the run")
     verify: Verify = setting(Verify.CONTENTS, choice(Verify), '"sizes"', "contents or sizes")
     certainty: float = setting(
-        0.5, parse_ratio, '"50%"', "chance of keeping the deadline below which a pool is warned of"
+        0.5, parse_ratio, '"50%"', "chance of meeting the deadline below which krzem warns"
     )
     refuse_late: bool = setting(False, flag, "false", "whether such a pool is refused")
 

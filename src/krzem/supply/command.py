@@ -114,10 +114,10 @@ def fleet_command(
 @click.option("--cards", type=click.IntRange(min=1), help="Published number of cards.")
 @click.option("--done", metavar="MONTH", help="Year-month of the end: says what was on the market.")
 @click.option("--lab", help="Who trained it: says the engine, and whose chips are likely.")
-@click.option("--country", help="Where its machines stood: says what could be had there.")
+@click.option("--country", help="Country of its machines: says what was available there.")
 @click.option("--engine", help="Training engine.  [default: that of the laboratory and chip]")
 @click.option("--devices", help="Candidate kinds, separated by commas.  [default: the catalogue]")
-@click.option("--stock", help="Cards the owner may have had: h800=10000,h20-141=30000.")
+@click.option("--stock", help="Cards the owner may have held: h800=10000,h20-141=30000.")
 @click.option(
     "--assume-interruptions",
     type=click.IntRange(min=1),

@@ -50,10 +50,10 @@ GOAL = RUN | {
     "lawful_only": Field(flag, "true", "leave out what the buyer may not have"),
     "to": Field(place, '"CN"', "where the devices stand"),
     "parent": Field(place, '"CN"', "seat of the buyer's parent"),
-    "sure": Field(share, '"80%"', "chance of meeting the date that a plan is sought for"),
+    "sure": Field(share, '"80%"', "required chance of meeting the date"),
     "move": Field(lambda v: v, "a table", "what a move costs"),
     "chance": Field(lambda v: v, "a table", "what errors have in common"),
-    "pool": Field(lambda v: v, "[[pool]]", "what can be had"),
+    "pool": Field(lambda v: v, "[[pool]]", "what is available"),
 }
 MOVE = {
     "start": Field(days, '"2d"', "before the first pool trains"),

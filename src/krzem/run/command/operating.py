@@ -26,7 +26,7 @@ from krzem.run.untrusted import printable
 def stop_command(run: Path, now: bool, as_json: bool) -> None:
     """Stop a run: save, end the trainer, keep everything.
 
-    `krzem run` with the same file goes on with it later. Where no controller is at work but a
+    `krzem run` with the same file resumes it later. Where no controller is at work but a
     trainer may be, RUN must be the run file: the stop is then carried out from here.
     """
     folder = folder_of(run)
@@ -53,7 +53,7 @@ def stop_command(run: Path, now: bool, as_json: bool) -> None:
 @click.argument("pool")
 @AS_JSON
 def move_command(run: Path, pool: str, as_json: bool) -> None:
-    """Take a run to another of its pools: it saves, is proved there, and goes on.
+    """Take a run to another of its pools: it saves, is verified there, and continues.
 
     A pool that cannot take the run is refused, and the run stays where it is.
     """
@@ -86,7 +86,7 @@ def pause_command(run: Path, resume: bool, as_json: bool) -> None:
 @RUN
 @AS_JSON
 def reload_command(run: Path, as_json: bool) -> None:
-    """Have a run that goes on read its run file again: pools, limits, gates, deadline, tokens.
+    """Make a live run read its run file again: pools, limits, gates, deadline, tokens.
 
     The trainer is started anew, from what it saves, only where it must see the change itself.
     Model, data, sequence and batch make the run what it is: with other ones the file is refused.

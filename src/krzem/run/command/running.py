@@ -57,9 +57,9 @@ def run_command(
     """Train over pools of accelerators, in order of preference, to the last token.
 
     Plans each pool, measures the first, trains on it, watches it, restarts it after faults, and
-    moves on to the next pool when a gate fires. May be killed at any time: the same command goes
-    on where it was. Ctrl-C saves and stops the run; SIGTERM only ends this controller, and the
-    trainer goes on.
+    moves on to the next pool when a gate fires. May be killed at any time: the same command
+    resumes where it was. Ctrl-C saves and stops the run; SIGTERM ends this controller alone, and
+    the trainer continues.
 
     Ends with 0 when every token is trained within deadline and budget, or stopped on request; 1
     when it failed; 4 when done but late or over budget; 5 when a gate stopped it.

@@ -36,7 +36,7 @@ _REDRAW_SECONDS = 1.0
 def status_command(run: Path, watch: bool, report: bool, as_json: bool) -> None:
     """Say how a run is doing.
 
-    RUN is its run file or its folder. Reads only; works while the run goes on, after it, and from
+    RUN is its run file or its folder. Reads only; works during the run, after it, and from
     any machine that sees the folder.
     """
     folder = folder_of(run)
@@ -188,7 +188,7 @@ def _event(event: Event, as_json: bool) -> None:
 def gates_command(run_toml: Path, metrics: Path, expected: float | None, as_json: bool) -> None:
     """Try the gates of a run file on past metrics: what would have fired, when, and why.
 
-    Gates on steps alone are asked (throughput, deadline, spike, gradient_norm, nonfinite); those
+    Gates on steps alone are tried (throughput, deadline, spike, gradient_norm, nonfinite); those
     that look at processes need a run.
 
     \b

@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     "--html",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write a page when the run ends, by a fault too: loss, speed, plan and actual.",
+    help="Write a page when the run ends or fails: loss, speed, plan and actual.",
 )
 def train_command(
     run_file: Path,
@@ -102,9 +102,9 @@ def train_command(
     krzem train run.toml                                 on one device
     torchrun --nproc-per-node 8 -m krzem.train run.toml  on many
     krzem train run.toml --html run.html                 also of a run that has ended
-    krzem train run.toml --phase longer.toml             goes on with other data, length or rate
+    krzem train run.toml --phase longer.toml             continue with other data, length or rate
 
-    Ctrl-C saves and stops, with exit code 75; the same command goes on. The folder gets
+    Ctrl-C saves and stops, with exit code 75; the same command resumes. The folder gets
     metrics.jsonl (a line per step), events.jsonl (warnings, held-out losses) and checkpoints/.
 
     The shortest RUN_FILE, all else having a default (docs/trainer.md):

@@ -49,7 +49,7 @@ def end_sentence(trainer: Trainer, end: RunEnd) -> str:
     value = end_value(trainer, end)
     if end.stopped:
         return (
-            f"stopped at step {end.step:,} of {value['steps']:,}: the same command goes on from "
+            f"stopped at step {end.step:,} of {value['steps']:,}: the same command resumes from "
             f"{value['checkpoint']}"
         )
     if value["loss"] is None:
