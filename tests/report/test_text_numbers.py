@@ -49,3 +49,8 @@ def test_unknown_is_said() -> None:
 def test_no_number_is_wide(value: float) -> None:
     assert len(plain(value)) <= 45
     assert "nan" not in percent(value)
+
+
+def test_what_rounding_left_of_a_zero_is_a_zero() -> None:
+    assert plain(-7.1e-16) == "0"
+    assert plain(3.2e-4) == "3.2e-04"

@@ -9,11 +9,15 @@ from krzem.quantity import format_count, format_money, format_seconds
 
 Interval = dict[str, float] | None
 UNKNOWN = "unknown"
+ROUNDING = 1e-13
+"""Below this a figure is a difference of equal ones: nothing here is counted that finely."""
 
 
 def plain(value: float) -> str:
-    """Three significant digits, thousands separated."""
-    if value and abs(value) < 1e-3:
+    """Three significant digits, thousands separated; what rounding left of a zero is a zero."""
+    if abs(value) < ROUNDING:
+        return "0"
+    if abs(value) < 1e-3:
         return f"{value:.1e}"
     text = f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
     return text.rstrip("0").rstrip(".") if "." in text else text
