@@ -26,6 +26,7 @@ from krzem.facts.table import read_table
 from krzem.hardware.catalogue import find_id, load_device
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.model.architecture import Architecture
+from krzem.model.catalogue import load_model
 from krzem.plan.request import Question, settle
 from krzem.supply.kinds import engine_for, obtainable, on_market, prior, released
 from krzem.supply.known import LAB_ENGINES, error_weights, shortfalls
@@ -175,6 +176,8 @@ def infer(evidence: Evidence, progress: Progress | None = None) -> Inference:
         GoalError, UnknownNameError, ...: what the planner cannot use.
     """
     _check(evidence)
+    if isinstance(evidence.model, str):
+        load_model(evidence.model)  # a slip in its name is no candidate's fault
     names, left_out = _candidates(evidence)
     curves, troubles = _curves(evidence, names, progress)
     left_out |= {device: str(error) for device, error in troubles.items()}
