@@ -11,10 +11,11 @@ import random
 import sys
 import time
 
+from krzem.supply.months import months_between
+
 from krzem.estimate import Estimate
 from krzem.supply.fleet import solve
 from krzem.supply.goal import Delivery, FleetGoal, Grant, Pool
-from krzem.supply.months import months_between
 from krzem.supply.optimum import cheapest
 from krzem.supply.speed import Slot, Speed
 

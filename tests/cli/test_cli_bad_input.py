@@ -129,7 +129,10 @@ LLAMA: dict[str, object] = {
 CONFIGS = {
     "not JSON": ('{"model_type": "llama"', "not valid JSON"),
     "NaN": ('{"model_type": "llama", "hidden_size": NaN}', "NaN"),
-    "infinite": ('{"model_type": "llama", "num_attention_heads": 8, "hidden_size": 1e999}', "whole number"),
+    "infinite": (
+        '{"model_type": "llama", "num_attention_heads": 8, "hidden_size": 1e999}',
+        "whole number",
+    ),
     "a list": ("[1, 2]", "object"),
     "deep": ("[" * 100_000, "too deeply"),
     "twice": ('{"model_type": "llama", "model_type": "gpt2"}', "twice"),

@@ -21,12 +21,34 @@ SEARCH = {"--layout", "--schedules", "--sure", "--offload", "--top"}
 EMIT = {"--emit", "--emit-to", "--scheduler"}
 OUTPUT = {"--json", "--html", "--quiet"}
 SURFACE = {
-    "plan": {"model", "--on", "--sweep", "--phase", "--fewest", "--chance", "--calibration"} | GOAL | ENGINE | SEARCH | EMIT | OUTPUT,
+    "plan": {"model", "--on", "--sweep", "--phase", "--fewest", "--chance", "--calibration"}
+    | GOAL
+    | ENGINE
+    | SEARCH
+    | EMIT
+    | OUTPUT,
     "compare": {"model", "--on"} | GOAL | ENGINE | SEARCH | OUTPUT,
     "explain": {"model", "--on", "--layout", "--calibration"} | GOAL | ENGINE | EMIT | OUTPUT,
-    "size": {"--on", "--node-hours", "--device-hours", "--days", "--tokens-per-parameter", "--law",
-             "--config-to", "--grid", "--seq", "--batch", "--global-batch", "--batch-tokens",
-             "--precision", "--optimizer", "--state-bytes", "--json", "--quiet"} | ENGINE,
+    "size": {
+        "--on",
+        "--node-hours",
+        "--device-hours",
+        "--days",
+        "--tokens-per-parameter",
+        "--law",
+        "--config-to",
+        "--grid",
+        "--seq",
+        "--batch",
+        "--global-batch",
+        "--batch-tokens",
+        "--precision",
+        "--optimizer",
+        "--state-bytes",
+        "--json",
+        "--quiet",
+    }
+    | ENGINE,
     "check": {
         "files",
         "--log",

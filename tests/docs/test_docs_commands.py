@@ -99,7 +99,8 @@ def test_the_command_is_taken(
     except (click.exceptions.Exit, click.exceptions.NoArgsIsHelpError):
         pass
     except click.UsageError as error:
-        spared = ("does not exist", "Missing", "requires an argument")  # Prose names a verb and an option of it.
+        # Prose names a verb and an option of it.
+        spared = ("does not exist", "Missing", "requires an argument")
         if not any(word in error.format_message() for word in spared):
             raise AssertionError(f"{where}: {line}: {error.format_message()}") from None
 

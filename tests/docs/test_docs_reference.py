@@ -1,4 +1,4 @@
-"""The reference pages and the JSON Schemas are what the code says, and hold for every file shown."""
+"""Reference pages and JSON Schemas are what the code says, and hold for every file shown."""
 
 from __future__ import annotations
 

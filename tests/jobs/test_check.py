@@ -92,9 +92,12 @@ def test_what_is_open_moves_the_middle_within_its_choices(engine: str) -> None:
     assert all(not hasattr(value, "shape") or value.shape == () for value in values.values())
 
 
-@pytest.mark.parametrize("name", model_ids())
+@pytest.mark.parametrize("name", [n for n in model_ids() if not load_model(n).recurrences])
 def test_a_shape_in_the_files_is_the_model_of_that_shape(name: str) -> None:
-    """Every built-in model as fields of a job is itself again, or a model of the same sizes."""
+    """Every built-in model as fields of a job is itself again, or a model of the same sizes.
+
+    Fields of a job have no words for recurrent layers: such models are known by name alone.
+    """
     known = load_model(name)
     shape = shape_of(known)
     again = shape_of(build(shape, "again"))

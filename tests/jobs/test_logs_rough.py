@@ -278,7 +278,7 @@ def test_arithmetic_settles_whose_tokens_they_are(factor: int, who: str, tmp_pat
         (b"\x00\x01\x02\x03PK" * 5000, "not text"),
         (b"Loading the data\nDone\n" * 50, "none of 100 lines"),
         (b"\x1f\x8b\x08\x00broken", "empty|none|not text"),
-        (b"[batch=3/10]:\n Train loss/train/total: 2.0\n" * 9, "none of its time"),
+        (b"[batch=3/10]:\n Train loss/train/total: 2.0\n" * 9, "none gives its time"),
     ],
 )
 def test_what_is_no_log_is_refused(raw: bytes, says: str, tmp_path: Path) -> None:

@@ -37,7 +37,11 @@ VERBS = {
         at="krzem.cli.design:design_command",
         help="The shape of a mixture of experts that suits a cluster.",
     ),
-    "ui": Verb(at="krzem.cli.ui:ui_command", help="A page in the browser that answers what-if questions.", extra="ui"),
+    "ui": Verb(
+        at="krzem.cli.ui:ui_command",
+        help="A page in the browser that answers what-if questions.",
+        extra="ui",
+    ),
     "mcp": Verb(
         at="krzem.cli.ui:mcp_command", help="Tools for programs: a server of MCP.", extra="mcp"
     ),

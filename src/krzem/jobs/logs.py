@@ -149,7 +149,7 @@ def _refusal(found: Collected, paths: Sequence[Path]) -> DataError:
     untimed = sum(s.seen for s in found.series.values())
     if untimed:
         return DataError(
-            f"{name}: {untimed:,} lines report a step but none its time or tokens/s; print the"
+            f"{name}: of {untimed:,} step reports none gives its time or tokens/s; print the"
             " throughput (Megatron: --log-throughput and --log-interval), or give the full log"
         )
     return DataError(
