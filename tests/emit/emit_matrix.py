@@ -61,6 +61,12 @@ def some_layouts(model: str, devices: int, few: int = 12) -> tuple[Layout, ...]:
     return tuple(found[::step])
 
 
+def own_code(model: str) -> bool:
+    """Whether layers of a model compute what no engine's arguments say."""
+    known = load_model(model)
+    return known.particular or bool(known.recurrences)
+
+
 def launches(
     engine: str, model: str, chip: str, devices: int, goals: tuple[Goal, ...] = GOALS
 ) -> Iterator[tuple[Launch, Layout, Goal]]:
