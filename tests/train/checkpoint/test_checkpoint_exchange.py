@@ -146,7 +146,8 @@ def test_export_and_import_is_the_identity(tmp_path: Path, file_bytes: int) -> N
     assert torch.equal(read["experts.2.up.weight"].float(), ours["experts.gate_up"][2, WIDTH:])
     assert read["gate.e_score_correction_bias"].dtype == torch.float32
     assert read["experts.0.down.weight"].dtype == torch.bfloat16
-    assert json.loads((out / "config.json").read_text()) == {**CONFIG, "dtype": "bfloat16"}
+    written = {**CONFIG, "architectures": ["DeepseekV3ForCausalLM"], "dtype": "bfloat16"}
+    assert json.loads((out / "config.json").read_text()) == written
     index = out / "model.safetensors.index.json"
     assert index.exists() == (file_bytes == 200)
     if index.exists():
@@ -485,7 +486,8 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert imported.exit_code == 0, imported.output
     manifest = verify(tmp_path / "new" / "checkpoints" / "step-000000000")
     assert manifest.meta == {"imported_from": "huggingface hf", "tokens": 5}
-    assert manifest.config == {**CONFIG, "dtype": "float32"}
+    written = {**CONFIG, "architectures": ["DeepseekV3ForCausalLM"], "dtype": "float32"}
+    assert manifest.config == written
     again = run(checkpoint_command, ["import", out, str(tmp_path / "new")])
     assert "is a checkpoint already" in str(again.exception)
 

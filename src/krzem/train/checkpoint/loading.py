@@ -74,7 +74,11 @@ def _checked(
 
 _OF_FILES = {
     "_name_or_path",
+    "architectures",
+    "bos_token_id",
     "dtype",
+    "eos_token_id",
+    "pad_token_id",
     "expert_dtype",
     "quantization_config",
     "torch_dtype",
