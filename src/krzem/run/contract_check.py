@@ -32,7 +32,7 @@ from krzem.run.contract import (
     read_heartbeats,
 )
 from krzem.run.untrusted import BadInputError
-from krzem.train.checkpoint.store import checkpoints, verify
+from krzem.train.checkpoint.store import committed, verify
 
 _LOOK = 0.05
 
@@ -66,9 +66,9 @@ def check_contract(
                                  "there") for w in rest))  # fmt: skip
     trial.start(2, resume=good[1], until=lambda: trial.steps(2) >= 1, stop=True)
     found.append(_resumed(trial, good[0]))
-    before = {path.name for _, path in checkpoints(folder / CHECKPOINTS)}
+    before = {path.name for _, path in committed(folder / CHECKPOINTS)}
     code = trial.start(3, newer=True, resume=good[1], until=lambda: trial.steps(3) >= 1, stop=True)
-    after = {path.name for _, path in checkpoints(folder / CHECKPOINTS)}
+    after = {path.name for _, path in committed(folder / CHECKPOINTS)}
     found.append(_fenced(code, sorted(after - before)))
     return tuple(found)
 
@@ -176,7 +176,7 @@ def _stop(code: int | None) -> Clause:
 
 
 def _newest(folder: Path) -> tuple[int, Path] | None:
-    found = checkpoints(folder / CHECKPOINTS)
+    found = committed(folder / CHECKPOINTS)
     return found[-1] if found else None
 
 

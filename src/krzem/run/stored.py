@@ -14,7 +14,7 @@ from krzem.errors import CheckpointError
 from krzem.run.contract import CHECKPOINTS
 from krzem.run.ledger import Ledger
 from krzem.train.checkpoint.manifest import MANIFEST, read_manifest
-from krzem.train.checkpoint.store import checkpoints, quick_check, verify
+from krzem.train.checkpoint.store import checkpoints, committed, quick_check, verify
 
 ASIDE = "set-aside"
 
@@ -93,7 +93,7 @@ def set_aside(ledger: Ledger, since_step: int, reason: str) -> list[str]:
 
     Nothing is moved where no earlier checkpoint would be left to go on from.
     """
-    found = [(s, f) for s, f in checkpoints(_root(ledger)) if (f / MANIFEST).exists()]
+    found = committed(_root(ledger))
     doubted = [(s, f) for s, f in found if s >= since_step]
     if len(doubted) == len(found):
         return []

@@ -50,6 +50,14 @@ def checkpoints(root: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
+def committed(root: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the checkpoints in ``root`` that have their manifest, oldest first.
+
+    What is named like one and has none was interrupted, or refused by a newer attempt's fence.
+    """
+    return [(step, path) for step, path in checkpoints(root) if (path / MANIFEST).exists()]
+
+
 def fault_in(folder: Path, manifest: Manifest, names: Iterator[str] | None = None) -> str:
     """What is wrong with the files of a checkpoint, or nothing; reads them whole.
 
@@ -141,7 +149,7 @@ def prune(root: Path, retention: Retention, *, deep: bool = True) -> list[Path]:
     ``deep``).  Interrupted saves older than that one are removed too.
     """
     found = checkpoints(root)
-    complete = [(s, p) for s, p in found if (p / MANIFEST).exists()]
+    complete = committed(root)
     kept = {p for s, p in complete[-retention.keep_last :]}
     if retention.keep_every is not None:
         kept |= {p for s, p in complete if s % retention.keep_every == 0}
