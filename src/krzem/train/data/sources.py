@@ -122,7 +122,7 @@ def _source(path: Path, force: Format | None) -> Source | None:
 
 def _unknown(path: Path) -> Source:
     raise DataError(
-        f"the name of {path} does not say what it holds; endings known: {', '.join(FORMATS)} (text "
+        f"cannot tell what {path} holds from its name; endings known: {', '.join(FORMATS)} (text "
         f"and JSONL also with {' or '.join(COMPRESSIONS)}), or say it with --format"
     )
 
