@@ -56,6 +56,9 @@ def test_every_tool_is_listed_with_what_it_takes() -> None:
                      "tokens": "1T"},
          "compare llama-3.1-8b --on h100:8 --on a100:8 --batch 64 --tokens 1T"),
         ("devices", {"name": "h800"}, "devices h800"),
+        ("devices", {"name": "nvidia-h100-sxm"}, "devices nvidia-h100-sxm"),
+        ("devices", {"name": "ascend"}, "devices ascend"),
+        ("models", {"name": "deepseek-v3"}, "models deepseek-v3"),
         ("rules", {"chip": "h20", "day": "2024-06-01"}, "rules --chip h20 --on 2024-06-01"),
     ],
 )  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from krzem.hardware.catalogue import device_ids, device_row
+from krzem.errors import UnknownNameError
+from krzem.hardware.catalogue import device_ids, device_row, find_id
 from krzem.model.catalogue import load_model, model_fact, model_ids
 from krzem.model.parameters import count
 from krzem.plan.recipe import Recipe, recipe_of
@@ -30,6 +32,35 @@ def models_document(pattern: str = "") -> dict[str, Any]:
     """The built-in models whose id holds ``pattern``, schema ``krzem.models/1``."""
     wanted = [i for i in model_ids() if pattern.lower() in i]
     return {"schema": MODELS, "models": [_model(i) for i in wanted]}
+
+
+def devices_named(name: str) -> tuple[dict[str, Any], bool]:
+    """The device that ``name`` means, or all whose id holds it; and whether one is meant.
+
+    Raises UnknownNameError where there is neither.
+    """
+    return _named(name, "devices", find_id, devices_document)
+
+
+def models_named(name: str) -> tuple[dict[str, Any], bool]:
+    """The same of the built-in models."""
+    return _named(name, "models", lambda asked: model_fact(asked).id, models_document)
+
+
+def _named(
+    name: str, key: str, find: Callable[[str], str], document: Callable[[str], dict[str, Any]]
+) -> tuple[dict[str, Any], bool]:
+    try:
+        one = find(name) if name else ""
+    except UnknownNameError:
+        found = document(name)
+        if not found[key]:
+            raise
+        return found, False
+    found = document(one)
+    if one:
+        found[key] = [row for row in found[key] if row["id"] == one]
+    return found, bool(one)
 
 
 def _device(device_id: str) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 from pydantic import Field
 
-from krzem.errors import InputError, KrzemError, UnknownNameError
+from krzem.errors import InputError, KrzemError
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
@@ -183,12 +182,9 @@ def devices(
     name: Annotated[str, Field(description="An id or a part of one; empty: all.")] = "",
 ) -> Document:
     """Accelerators that are known, with memory, links, peaks and their sources."""
-    from krzem.hardware.catalogue import find_id
-    from krzem.report.document_catalogue import devices_document
+    from krzem.report.document_catalogue import devices_named
 
-    with suppress(UnknownNameError):
-        name = find_id(name) if name else ""
-    found = devices_document(name)
+    found, _ = devices_named(name)
     return found if name else _names(found, "devices", ("id", "vendor", "name", "memory_gib"))
 
 
@@ -196,9 +192,9 @@ def models(
     name: Annotated[str, Field(description="A name or a part of one; empty: all.")] = "",
 ) -> Document:
     """Models that are built in, with parameters and published recipe."""
-    from krzem.report.document_catalogue import models_document
+    from krzem.report.document_catalogue import models_named
 
-    found = models_document(name)
+    found, _ = models_named(name)
     return found if name else _names(found, "models", ("id", "parameters", "active_parameters"))
 
 
@@ -227,7 +223,7 @@ def fleet(
     from krzem.supply.fleet import fleet as solved
     from krzem.supply.goal_file import read_goal
 
-    return fleet_document(solved(read_goal(Path(goal)), lambda _: None))
+    return fleet_document(solved(read_goal(Path(goal))))
 
 
 def _short(sentence: str, document: Document, full: bool) -> Document:
