@@ -15,7 +15,7 @@ TONES = {
     "bubble": "idle", "optimizer": "extra1", "overhead": "extra2",
 }  # fmt: skip
 """Colours of a step: work, communication, waiting, the rest."""
-_MEMORY = {
+MEMORY = {
     "weights": ("weights", "work1"),
     "gradients": ("gradients", "talk2"),
     "optimizer": ("optimizer states", "talk4"),
@@ -23,6 +23,7 @@ _MEMORY = {
     "transient": ("transient buffers", "work2"),
     "reserve": ("reserve", "idle"),
 }
+"""Parts of a device\'s memory: what they are called, in which tone they are drawn."""
 _CHIPS = {
     "tp": "tensor", "cp": "context", "pp": "pipeline", "vpp": "virtual stages",
     "ep": "expert", "etp": "expert-tensor", "dp": "data", "zero": "ZeRO",
@@ -41,7 +42,7 @@ def layout_view(plan: Document, cluster: Document) -> dict[str, Any]:
         "capacity": plain(cluster["memory_gib"]),
         "fits": chance(plan["fits_probability"]),
         "stacks": _stacks(plan, cluster),
-        "memory_legend": list(_MEMORY.values()),
+        "memory_legend": list(MEMORY.values()),
         "memory_rows": [_row(rank, plan) for rank in plan["ranks"]],
     }
 
@@ -74,7 +75,7 @@ def _waterfall(plan: Document) -> Any:
 
 def _stacks(plan: Document, cluster: Document) -> Any:
     rows = [
-        Stack(label=_stage(rank, plan), parts=_parts(rank), text=plain(rank["total_gib"]))
+        Stack(label=stage_label(rank, plan), parts=_parts(rank), text=plain(rank["total_gib"]))
         for rank in plan["ranks"]
     ]
     return stacks("memory", "Memory per pipeline stage", rows, "GiB", cluster["memory_gib"])
@@ -83,17 +84,18 @@ def _stacks(plan: Document, cluster: Document) -> Any:
 def _parts(rank: Document) -> list[Part]:
     return [
         Part(label=label, value=rank[f"{name}_gib"], tone=tone, text=plain(rank[f"{name}_gib"]))
-        for name, (label, tone) in _MEMORY.items()
+        for name, (label, tone) in MEMORY.items()
     ]
 
 
 def _row(rank: Document, plan: Document) -> dict[str, Any]:
     return {
-        "label": _stage(rank, plan),
+        "label": stage_label(rank, plan),
         "parts": [part.text for part in _parts(rank)],
         "total": plain(rank["total_gib"]),
     }
 
 
-def _stage(rank: Document, plan: Document) -> str:
+def stage_label(rank: Document, plan: Document) -> str:
+    """The pipeline stage that a rank stands for."""
     return f"{rank['rank']} stage" if len(plan["ranks"]) > 1 else "every device"

@@ -13,14 +13,21 @@ import re
 import secrets
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from krzem.errors import KrzemError, shorten
-from krzem.ui.kept import Answered, Answers, Point, SupersededError, curve_counts
+from krzem.ui.kept import (
+    Answered,
+    Answers,
+    Point,
+    Superseded,
+    SupersededError,
+    curve_counts,
+)
 from krzem.ui.state import State
 from krzem.ui.view import answer_view, curve_view, form_view, pinned_view
 
@@ -44,6 +51,10 @@ _REPORT_RULES = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; b
 _STATIC = {"app.js": "text/javascript", "ui.css": "text/css"}
 
 
+View = Callable[["Request"], Awaitable["Response"]]
+Work = Callable[["Request", Superseded], "Response"]
+
+
 class Desk:
     """What the server holds: answers, dropped files, and which question is the newest."""
 
@@ -54,7 +65,7 @@ class Desk:
         self.reports: OrderedDict[str, str] = OrderedDict()
         self._newest: dict[str, int] = {}
 
-    def superseded(self, kind: str) -> Callable[[], bool]:
+    def superseded(self, kind: str) -> Superseded:
         """A test of whether a later question of the same kind has come in."""
         mine = self._newest[kind] = self._newest.get(kind, 0) + 1
         return lambda: self._newest[kind] != mine
@@ -77,15 +88,16 @@ def app(folder: Path, key: str, *, hosts: tuple[str, ...] = HERE) -> Starlette:
         raise KrzemError(INSTALL) from None
     made = Starlette(
         routes=[
-            Route("/", _page),
-            Route("/answer", _answer),
-            Route("/curve", _curve),
-            Route("/pinned", _pinned),
-            Route("/drop", _drop, methods=["POST"]),
-            Route("/report/{name}", _report),
+            Route("/", _guarded(_page)),
+            Route("/answer", _guarded(_asked("answer", _answered))),
+            Route("/curve", _guarded(_asked("curve", _curved))),
+            Route("/pinned", _guarded(_asked("pinned", _compared))),
+            Route("/drop", _guarded(_drop), methods=["POST"]),
+            Route("/report/{name}", _guarded(_report)),
             Route("/static/{name}", _static),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
+        exception_handlers={SupersededError: _superseded, KrzemError: _refused},
     )
     made.state.desk = Desk(folder, key)
     made.state.templates = _templates()
@@ -105,16 +117,19 @@ def _templates() -> Any:
     )
 
 
-def _guarded(request: Request) -> Response | None:
-    """A refusal where the request does not know the key."""
+def _guarded(view: View) -> View:
+    """``view`` for those who know the key, a refusal for others."""
     from starlette.responses import PlainTextResponse
 
-    given = request.cookies.get(COOKIE, "") or request.query_params.get("key", "")
-    if hmac.compare_digest(given.encode(), _desk(request).key.encode()):
-        return None
-    return PlainTextResponse(
-        "This page needs its key: open the address that `krzem ui` printed.", status_code=403
-    )
+    async def guarded(request: Request) -> Response:
+        given = request.cookies.get(COOKIE, "") or request.query_params.get("key", "")
+        if hmac.compare_digest(given.encode(), _desk(request).key.encode()):
+            return await view(request)
+        return PlainTextResponse(
+            "This page needs its key: open the address that `krzem ui` printed.", status_code=403
+        )
+
+    return guarded
 
 
 def _desk(request: Request) -> Desk:
@@ -130,8 +145,15 @@ def _html(request: Request, template: str, status: int = 200, **context: Any) ->
     return HTMLResponse(text, status_code=status, headers=headers)
 
 
-def _refused(request: Request, error: KrzemError) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
+    """What cannot be answered, as a part of the page."""
     return _html(request, "error.html", 422, message=str(error).splitlines())
+
+
+async def _superseded(_: Request, error: Exception) -> Response:
+    from starlette.responses import PlainTextResponse
+
+    return PlainTextResponse(str(error), status_code=409)
 
 
 def _state(request: Request) -> State:
@@ -139,52 +161,24 @@ def _state(request: Request) -> State:
 
 
 async def _page(request: Request) -> Response:
-    refusal = _guarded(request)
-    if refusal is not None:
-        return refusal
-    try:
-        state = _state(request)
-        view = form_view(state)
-    except KrzemError as error:
-        return _refused(request, error)
-    response = _html(request, "page.html", state=state, form=view)
+    state = _state(request)
+    response = _html(request, "page.html", state=state, form=form_view(state))
     response.set_cookie(COOKIE, _desk(request).key, httponly=True, samesite="strict")
     return response
 
 
-async def _answer(request: Request) -> Response:
-    """The answer to a state; ``whole=1`` searches, else the kept layouts are priced again."""
-    return await _asked(request, "answer", _answered)
-
-
-async def _curve(request: Request) -> Response:
-    """Days and cost over devices, one more point at each request until all are there."""
-    return await _asked(request, "curve", _curved)
-
-
-async def _pinned(request: Request) -> Response:
-    """Up to two pinned states beside the present one."""
-    return await _asked(request, "pinned", _compared)
-
-
-async def _asked(
-    request: Request, kind: str, work: Callable[[Request, Callable[[], bool]], Response]
-) -> Response:
+def _asked(kind: str, work: Work) -> View:
+    """A view that answers in a thread; the newest question of a kind supersedes earlier ones."""
     from starlette.concurrency import run_in_threadpool
-    from starlette.responses import PlainTextResponse
 
-    refusal = _guarded(request)
-    if refusal is not None:
-        return refusal
-    try:
+    async def asked(request: Request) -> Response:
         return await run_in_threadpool(work, request, _desk(request).superseded(kind))
-    except SupersededError:
-        return PlainTextResponse("superseded", status_code=409)
-    except KrzemError as error:
-        return _refused(request, error)
+
+    return asked
 
 
-def _answered(request: Request, superseded: Callable[[], bool]) -> Response:
+def _answered(request: Request, superseded: Superseded) -> Response:
+    """The answer to a state; ``whole=1`` searches, else the kept layouts are priced again."""
     whole = request.query_params.get("whole") == "1"
     found = _desk(request).answers.plan(_state(request), whole=whole, superseded=superseded)
     view = answer_view(found)
@@ -202,7 +196,8 @@ def _json(found: Answered) -> Response:
     return Response(json.dumps(document, allow_nan=False), media_type="application/json")
 
 
-def _curved(request: Request, superseded: Callable[[], bool]) -> Response:
+def _curved(request: Request, superseded: Superseded) -> Response:
+    """Days and cost over devices, one more point at each request until all are there."""
     answers, state = _desk(request).answers, _state(request)
     asked = answers.asked(state)
     counts = curve_counts(asked.task.cluster.devices)
@@ -215,7 +210,8 @@ def _curved(request: Request, superseded: Callable[[], bool]) -> Response:
     return _html(request, "curve.html", curve=curve_view(points, asked, len(counts)))
 
 
-def _compared(request: Request, superseded: Callable[[], bool]) -> Response:
+def _compared(request: Request, superseded: Superseded) -> Response:
+    """Up to two pinned states beside the present one."""
     pins = request.query_params.getlist("pin")[:PINS]
     states = [State.from_query(dict(parse_qsl(pin))) for pin in pins] + [_state(request)]
     answers = _desk(request).answers
@@ -228,23 +224,17 @@ async def _drop(request: Request) -> Response:
     from starlette.concurrency import run_in_threadpool
     from starlette.datastructures import UploadFile
 
-    refusal = _guarded(request)
-    if refusal is not None:
-        return refusal
-    try:
-        _check_size(request)
-        async with request.form(max_files=MOST_FILES, max_fields=4) as form:
-            folder = Path(tempfile.mkdtemp(dir=_desk(request).folder))
-            paths: list[Path] = []
-            for value in form.getlist("file"):
-                if isinstance(value, UploadFile):
-                    path = folder / _plain_name(value.filename, len(paths))
-                    path.write_bytes(await value.read())
-                    paths.append(path)
-            on = str(form.get("on", ""))
-        return await run_in_threadpool(_dropped, request, paths, on)
-    except KrzemError as error:
-        return _refused(request, error)
+    _check_size(request)
+    async with request.form(max_files=MOST_FILES, max_fields=4) as form:
+        folder = Path(tempfile.mkdtemp(dir=_desk(request).folder))
+        paths: list[Path] = []
+        for value in form.getlist("file"):
+            if isinstance(value, UploadFile):
+                path = folder / _plain_name(value.filename, len(paths))
+                path.write_bytes(await value.read())
+                paths.append(path)
+        on = str(form.get("on", ""))
+    return await run_in_threadpool(_dropped, request, paths, on)
 
 
 def _check_size(request: Request) -> None:
@@ -320,9 +310,6 @@ def _job_dropped(request: Request, jobs: list[Path], logs: list[Path], on: str) 
 async def _report(request: Request) -> Response:
     from starlette.responses import HTMLResponse, PlainTextResponse
 
-    refusal = _guarded(request)
-    if refusal is not None:
-        return refusal
     page = _desk(request).reports.get(request.path_params["name"])
     if page is None:
         return PlainTextResponse("This report is not kept any more: drop the files again.", 404)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from krzem.engine.description import engine_named, engines
-from krzem.engine.switches import switches
+from krzem.engine.switches import parse_switches, switches
+from krzem.errors import InputError
 from krzem.hardware.catalogue import device_ids
 from krzem.hardware.machines import machines
 from krzem.model.catalogue import model_ids
@@ -17,7 +18,7 @@ from krzem.plan.request import Asked
 from krzem.report.document import plan_document
 from krzem.report.html_answer import sentence, tiles
 from krzem.report.html_format import chance, share
-from krzem.report.html_layout import TONES
+from krzem.report.html_layout import MEMORY, TONES, stage_label
 from krzem.report.text import wall_label
 from krzem.report.text_numbers import count, interval, money, percent, plain
 from krzem.rules import summary, verdict
@@ -25,20 +26,10 @@ from krzem.rules.text import age
 from krzem.ui.kept import Answered, Point
 from krzem.ui.state import State
 
-MEMORY = {
-    "weights": ("weights", "work1"),
-    "gradients": ("gradients", "talk2"),
-    "optimizer": ("optimizer states", "talk4"),
-    "activations": ("activations", "extra1"),
-    "transient": ("transient buffers", "work2"),
-    "reserve": ("reserve", "idle"),
-}
-"""Parts of a device's memory: what they are called, in which tone they are drawn."""
-
 
 def form_view(state: State) -> dict[str, Any]:
     """Choices that the form offers beside the state itself."""
-    stated = dict(_stated(state))
+    stated = _stated(state)
     engine = _engine_switches(state.engine)
     return {
         "models": sorted(model_ids()),
@@ -54,13 +45,12 @@ def form_view(state: State) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _stated(state: State) -> list[tuple[str, str]]:
-    found = []
-    for part in filter(None, (p.strip() for p in state.switches.split(","))):
-        name, _, choice = part.partition("=")
-        found.append((name, choice or "on"))
-    found += [(name.strip(), "off") for name in state.without.split(",") if name.strip()]
-    return found
+def _stated(state: State) -> dict[str, str]:
+    """Choices of switches that are stated; none where they cannot be read: the answer says why."""
+    try:
+        return parse_switches([state.switches], [state.without])
+    except InputError:
+        return {}
 
 
 def _engine_switches(name: str) -> Mapping[str, Sequence[str]]:
@@ -139,7 +129,7 @@ def _memory(document: Mapping[str, Any]) -> dict[str, Any]:
     capacity, ranks = document["cluster"]["memory_gib"], document["best"]["ranks"]
     most = 1.05 * max(capacity, *(rank["total_gib"] for rank in ranks))
     return {
-        "rows": [_rank(rank, most, len(ranks)) for rank in ranks],
+        "rows": [_rank(rank, most, document["best"]) for rank in ranks],
         "capacity": round(100 * capacity / most, 2),
         "capacity_text": f"{plain(capacity)} GiB on a device",
         "fits": chance(document["best"]["fits_probability"]),
@@ -147,15 +137,18 @@ def _memory(document: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _rank(rank: Mapping[str, Any], most: float, ranks: int) -> dict[str, Any]:
+def _rank(rank: dict[str, Any], most: float, plan: dict[str, Any]) -> dict[str, Any]:
     parts, left = [], 0.0
     for name, (label, tone) in MEMORY.items():
         value = rank[f"{name}_gib"]
         place = {"left": round(100 * left / most, 2), "width": round(100 * value / most, 2)}
         parts.append({"label": f"{label} {plain(value)} GiB", "tone": tone, **place})
         left += value
-    label = f"{rank['rank']} stage" if ranks > 1 else "every device"
-    return {"label": label, "parts": parts, "text": f"{plain(rank['total_gib'])} GiB"}
+    return {
+        "label": stage_label(rank, plan),
+        "parts": parts,
+        "text": f"{plain(rank['total_gib'])} GiB",
+    }
 
 
 def _gains(document: Mapping[str, Any]) -> list[dict[str, Any]]:
