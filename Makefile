@@ -46,4 +46,4 @@ site: .venv/test.done  ## the documentation as a site: out/site/index.html
 	@.venv/bin/zensical build --strict
 
 clean:
-	rm -rf .venv .venv-engines out
+	rm -rf .venv .venv-engines .cache out

@@ -10,7 +10,7 @@ import time
 
 from krzem.model.catalogue import load_model
 from krzem.model.parameters import count
-from krzem.plan.design import RATIO, design
+from krzem.plan.design import design
 from krzem.plan.request import Question
 
 PAIRS = {
@@ -35,7 +35,7 @@ def main() -> None:
         found = design(
             on,
             6.0 * active * tokens,
-            tokens_per_parameter=tokens / active or RATIO,
+            tokens_per_parameter=tokens / active,
             question=Question(model="", on=on, engine=engine, date=date),
             published=[name],
         )

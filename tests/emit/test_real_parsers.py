@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emit_matrix import own_code
 from tests.emit.engine_cells import PER_MODEL, Cell, cells, job
 
 from krzem.layout.layout import Layout, Recompute, Schedule
@@ -46,13 +47,8 @@ NO_WORDS = {
     },
 }  # fmt: skip
 """Models that an engine cannot be told, and why: its emitter says so."""
-LAYERS = (
-    "nemotron", "gemma", "qwen3.5", "qwen3-next", "llama-4", "kimi-linear", "mimo", "longcat",
-)  # fmt: skip
 NO_WORDS["megatron-lm"] |= {
-    name: "layers that its emitter does not write"
-    for name in model_ids()
-    if name.startswith(LAYERS) or load_model(name).particular
+    name: "layers that no argument says" for name in model_ids() if own_code(name)
 }
 OTHERS = (
     "apertus", "ernie", "eurollm", "gemma", "glm-4", "hunyuan", "kimi-linear", "llama-4",
