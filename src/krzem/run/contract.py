@@ -307,7 +307,8 @@ def parse_record(line: str | bytes) -> StepRecord:
     return record_of(parse_object(line))
 
 
-_COUNTS = ("step", "tokens", "first_sample", "last_sample", "attempt")
+COUNTS = ("step", "tokens", "first_sample", "last_sample", "attempt")
+"""Fields of a step that are whole numbers."""
 _REALS = ("loss", "grad_norm", "seconds", "tokens_per_s", "time")
 
 
@@ -336,7 +337,7 @@ def _is_plain(value: dict[str, Any]) -> bool:
     get = value.get
     return (
         len(value) == 11
-        and all(type(get(name)) is int and 0 < get(name, 0) + 1 <= MOST for name in _COUNTS)
+        and all(type(get(name)) is int and 0 < get(name, 0) + 1 <= MOST for name in COUNTS)
         and all(type(get(name)) is float for name in _REALS)
         and 0 <= value["seconds"] < math.inf
         and 0 <= value["tokens_per_s"] < math.inf

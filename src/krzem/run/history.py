@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from krzem.run.contract import METRICS, StepRecord, parse_record, record_of
+from krzem.run.contract import COUNTS, METRICS, StepRecord, parse_record, record_of
 from krzem.run.untrusted import LARGEST, MOST, BadInputError, open_bounded, quoted
 
 _BLOCK = 8 << 20
 _SHOWN = 5
 """Bad lines that are kept to be quoted."""
-_WHOLE = ("step", "tokens", "first_sample", "last_sample", "attempt")
 _REAL = ("loss", "seconds", "tokens_per_s")
 
 
@@ -33,7 +32,7 @@ class Columns:
     """The steps that count as one array for each field: views, valid until the next step comes."""
 
     def __init__(self) -> None:
-        self._whole = {name: array("q") for name in _WHOLE}
+        self._whole = {name: array("q") for name in COUNTS}
         self._real = {name: array("d") for name in _REAL}
 
     @property

@@ -101,19 +101,28 @@ class _Search:
         return replace(self.best, gap=missed / max(whole or abs(self.best.objective), 1e-9))
 
 
-def cheapest(goal: FleetGoal, slots: Sequence[Slot], until: dt.date | None = None
-             , pessimism: float = 0.0) -> Schedule | None:  # fmt: skip
+def cheapest(
+    goal: FleetGoal, slots: Sequence[Slot], until: dt.date | None = None, pessimism: float = 0.0
+) -> Schedule | None:
     """The cheapest schedule by ``until`` (the goal's date); None where none keeps every limit.
 
     Raises KrzemError where the solver is missing, or stops without an answer.
     """
-    question = Question(goal=goal, slots=tuple(slots), until=until or goal.deadline,
-                        pessimism=pessimism)  # fmt: skip
     if not slots:
         return None
+    question = _asked(goal, slots, until, pessimism)
     if len(slots) <= WHOLE:
         return _cheapest_path(question, slots)
     return _cheapest_set(question)
+
+
+def _asked(
+    goal: FleetGoal, slots: Sequence[Slot], until: dt.date | None, pessimism: float
+) -> Question:
+    """The question of all slots, by the goal's date where no other is given."""
+    return Question(
+        goal=goal, slots=tuple(slots), until=until or goal.deadline, pessimism=pessimism
+    )
 
 
 def _cheapest_path(question: Question, slots: Sequence[Slot]) -> Schedule | None:
@@ -138,16 +147,16 @@ def _cheapest_set(question: Question) -> Schedule | None:
     return search.answer(bound)
 
 
-def earliest(goal: FleetGoal, slots: Sequence[Slot], until: dt.date | None = None
-             , pessimism: float = 0.0) -> Schedule | None:  # fmt: skip
+def earliest(
+    goal: FleetGoal, slots: Sequence[Slot], until: dt.date | None = None, pessimism: float = 0.0
+) -> Schedule | None:
     """The schedule that ends first, by ``until`` (the goal's date); None where none ends.
 
     Raises KrzemError where the solver is missing, or stops without an answer.
     """
-    question = Question(goal=goal, slots=tuple(slots), until=until or goal.deadline,
-                        pessimism=pessimism)  # fmt: skip
     if not slots:
         return None
+    question = _asked(goal, slots, until, pessimism)
     small = len(slots) <= WHOLE
     return _tidy(question, _earliest_path(question, slots) if small else _earliest_set(question))
 
@@ -217,10 +226,10 @@ def _candidates(
 ) -> Iterator[int]:
     """Numbers of periods after which the run may end, from the first that the relaxed programme
     over sets allows."""
-    smaller = replace(question, slots=tuple(slots))
+    members = tuple(slots)
 
     def ends(count: int) -> bool:
-        outline = Outline(question.goal, smaller.slots, calendar[:count], question.arrivals(),
+        outline = Outline(question.goal, members, calendar[:count], question.arrivals(),
                           pessimism=question.pessimism)  # fmt: skip
         return outline.earliest(relaxed=True) is not None
 

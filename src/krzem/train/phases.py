@@ -77,10 +77,10 @@ def phases_of(settings: TrainSettings) -> tuple[TrainSettings, ...]:
     if faults:
         raise RunError("; ".join(faults))
     found = [settings]
-    for number, (raw, table) in enumerate(zip(stated, tables, strict=True), start=1):
+    for number, table in enumerate(tables, start=1):
         assert table is not None
         found[-1] = replace(found[-1], until=table.at)
-        found.append(_next(found[-1], table, number, stated[: stated.index(raw) + 1]))
+        found.append(_next(found[-1], table, number, stated[:number]))
     return tuple(found)
 
 
