@@ -113,12 +113,17 @@ def footprint_with(
 
 def losses(task: Task) -> tuple[Loss, ...]:
     """The loss that each law of dense models expects of the model and its tokens."""
-    counted, tokens = count(task.architecture), task.goal.tokens
+    counted = count(task.architecture)
+    return losses_of(counted.total, counted.active, task.goal.tokens)
+
+
+def losses_of(total: float, active: float, tokens: float) -> tuple[Loss, ...]:
+    """The same for so many parameters, all and active, and tokens; doubted laws left out."""
     return tuple(
         Loss(
             law=law.name,
-            low=law.loss(counted.total, tokens),
-            high=law.loss(counted.active, tokens),
+            low=law.loss(total, tokens),
+            high=law.loss(active, tokens),
             source=law.source,
         )
         for law in dense_laws().values()

@@ -20,7 +20,7 @@ from krzem.model.architecture import Architecture
 from krzem.model.parameters import count
 from krzem.model.reader import read_config
 from krzem.plan.answer import Progress, plan_of
-from krzem.plan.footprint import Loss
+from krzem.plan.footprint import Loss, losses_of
 from krzem.plan.laws import FLOP_PER_PARAMETER_TOKEN, dense_laws, loss_law, scaling_laws
 from krzem.plan.plan import Plan
 from krzem.plan.request import Asked, Question, settle
@@ -238,12 +238,6 @@ def _splits(flop: float) -> list[Split]:
     given = [(f"{ratio:g} tokens per parameter", loss_law(LAW).size_with(flop, ratio))
              for ratio in RATIOS]  # fmt: skip
     return [
-        Split(rule=rule, parameters=n, tokens=d, losses=losses_of(n, d))
+        Split(rule=rule, parameters=n, tokens=d, losses=losses_of(n, n, d))
         for rule, (n, d) in (*optima, *given)
     ]
-
-
-def losses_of(parameters: float, tokens: float) -> tuple[Loss, ...]:
-    """What each law of dense models expects."""
-    found = ((law, law.loss(parameters, tokens)) for law in dense_laws().values() if not law.doubt)
-    return tuple(Loss(law=w.name, low=x, high=x, source=w.source) for w, x in found)
