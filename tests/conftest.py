@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("krzem", deadline=None)
 settings.load_profile("krzem")
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Commands that run inside the tests' process leave no variable behind for other tests."""
+    before = {k: v for k, v in os.environ.items() if k.startswith("KRZEM_")}
+    yield
+    for name in [k for k in os.environ if k.startswith("KRZEM_") and k not in before]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

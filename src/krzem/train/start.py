@@ -67,14 +67,17 @@ def prepare(
     contract: Contract | None = None,
     planner: Planner | None = None,
     resume_from: Path | None = None,
+    folder: Path | None = None,
 ) -> Trainer:
     """Check the whole run, join the ranks and build the model of the phase that it goes on in.
+
+    Outcomes go to ``folder``, to the one that a controller names, or to the run file's own.
 
     Raises:
         RunError: with every fault found, before any work.
     """
     ready = checked(run_file, planner, resume_from=resume_from)
-    settings, spec = _where_told(ready.settings), ready.spec
+    settings, spec = _in_folder(ready.settings, folder), ready.spec
     check_folder(settings.folder)
     info = find_device(settings.train.device, int(os.environ.get("LOCAL_RANK", "0")))
     start_ranks(info)
@@ -95,9 +98,9 @@ def prepare(
     )
 
 
-def _where_told(settings: TrainSettings) -> TrainSettings:
-    """In the folder that a controller names: trial steps of a pool leave the run's own alone."""
-    told = os.environ.get(FOLDER_VARIABLE)
+def _in_folder(settings: TrainSettings, folder: Path | None) -> TrainSettings:
+    """In ``folder``, or one that a controller names: trial steps leave the run's own alone."""
+    told = folder or os.environ.get(FOLDER_VARIABLE)
     return replace(settings, folder=Path(told)) if told else settings
 
 

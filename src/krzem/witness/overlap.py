@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -152,11 +151,10 @@ def train_again(run_file: Path, checkpoint: Path, steps: int, folder: Path) -> S
     Raises:
         RunError, CheckpointError: the run file or the checkpoint has faults.
     """
-    from krzem.train.start import FOLDER_VARIABLE, prepare
+    from krzem.train.start import prepare
 
     (folder / "metrics.jsonl").unlink(missing_ok=True)
-    os.environ[FOLDER_VARIABLE] = str(folder)
-    trainer = prepare(run_file, resume_from=checkpoint)
+    trainer = prepare(run_file, resume_from=checkpoint, folder=folder)
     trainer.resume(checkpoint)
     trainer.train_steps(steps)
     return read_steps(folder / "metrics.jsonl")
