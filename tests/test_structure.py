@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "accuracy": {"plan"},
     "train": {"layout"},
     "witness": {"train"},
-    "run": {"plan", "train", "witness", "jobs"},
+    "run": {"plan", "train", "witness", "jobs", "rules"},
     "rules": {"hardware"},
     "supply": {"plan", "rules"},
     "outlook": {"plan", "rules", "supply"},

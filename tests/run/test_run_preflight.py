@@ -1,12 +1,16 @@
 """Before anything starts: what is legal, and how fast the trainer itself is on a pool."""
 
 import json
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from tests.run.run_helpers import write_run
 
+from krzem.errors import RunError
+from krzem.rules import summary, verdict
 from krzem.run import trial
 from krzem.run.before import plan_pool
 from krzem.run.command import run_command
@@ -109,3 +113,63 @@ def test_a_plan_takes_the_steps_that_were_tried(tmp_path: Path) -> None:
     assert plan.tokens_per_s.mid == pytest.approx(1234.0)
     assert plan.basis == "measured on steps of the trainer itself"
     assert plan.tokens_per_s.high < 1.5 * plan.tokens_per_s.mid
+
+
+RULES_RUN = """
+model = "llama-3.1-8b"
+[goal]
+tokens = "1B"
+sequence = "4k"
+global_batch = 64
+[trainer]
+command = ["true"]
+[[pool]]
+name = "first"
+accelerator = "{chip}"
+count = 8
+tokens_per_s = 1e4
+{more}
+"""
+
+
+def rules_run(folder: Path, chip: str, more: str) -> Path:
+    path = folder / "rules.toml"
+    path.write_text(RULES_RUN.format(chip=chip, more=more), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("chip", "more", "asked"),
+    [
+        ("b200-sxm", 'country = "CN"', {"to": "CN"}),
+        ("h800", 'country = "CN"\nacquired = 2023-06-01',
+         {"to": "CN", "acquired": date(2023, 6, 1)}),
+        ("b200-sxm", 'country = "SG"\nparent = "China"\nrented = true',
+         {"to": "SG", "parent": "CN", "rents": True}),
+        ("h100", 'country = "DE"', {"to": "DE"}),
+    ],
+)  # fmt: skip
+def test_a_dry_run_says_what_the_rules_judge_says(
+    tmp_path: Path, chip: str, more: str, asked: dict[str, Any]
+) -> None:
+    """One judge: words and verdict are those of ``krzem rules`` for the same chip and buyer."""
+    path = rules_run(tmp_path, chip, more)
+    found = verdict(chip, date.today(), **asked)
+    said = json.loads(CliRunner().invoke(run_command, [str(path), "--dry-run", "--json"]).output)
+    assert said[0]["rules"]["lawful"] is (found.clear is True)
+    assert said[0]["rules"]["words"].startswith(summary(found))
+    shown = CliRunner().invoke(run_command, [str(path), "--dry-run"])
+    assert shown.exit_code == 0, "a verdict is stated and refuses nothing"
+    assert summary(found) in " ".join(shown.output.split())
+
+
+def test_rules_need_a_country(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match='add country = "CN"'):
+        read_run(rules_run(tmp_path, "h100", "rented = true"))
+    with pytest.raises(RunError, match="rented devices are not owned"):
+        read_run(
+            rules_run(tmp_path, "h100", 'country = "CN"\nrented = true\nacquired = 2023-06-01')
+        )
+    plain = read_run(rules_run(tmp_path, "h100", ""))
+    plan = plan_pool(plain, plain.pools[0], tokens_left=1e9, days_left=None, measured=None)
+    assert plan.rules is None

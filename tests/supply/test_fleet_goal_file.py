@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.supply.fleet_cases import made_slots, made_speed
 
 from krzem.errors import DataError, GoalError, InputError, KrzemError, UnknownNameError
+from krzem.supply.fleet import pool_standing
 from krzem.supply.goal_file import CHANCE, GOAL, MOVE, goal_of, read_goal
-from krzem.supply.lawful import standing
 from krzem.supply.machines import call_of, calls, machine, machines
 from krzem.supply.periods import add_months, periods
 from krzem.supply.pool_file import DELIVERY, GRANT, POOL
@@ -70,7 +70,7 @@ def test_lawfulness_counts_the_day_on_which_devices_were_obtained() -> None:
         {"name": "home", "on": "910c:16"},
         to="CN",
     )
-    assert [standing(pool, found).lawful for pool in found.pools] == [True, False, True]
+    assert [pool_standing(pool, found).lawful for pool in found.pools] == [True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,8 @@ from krzem.errors import DataError, InputError, KrzemError, UnknownNameError
 from krzem.plan.answer import plan_of
 from krzem.plan.request import Question, settle
 from krzem.report.document import plan_document
+from krzem.rules import summary, verdict
+from krzem.rules.text import age
 from krzem.supply.command import CALLS
 from krzem.supply.export import check_suffix, write
 from krzem.supply.machines import machine, machines, template, templates
@@ -96,6 +99,19 @@ def test_node_hours_are_those_of_the_machines_own_nodes() -> None:
     hours = document["resources"]["node_hours_training"]["mid"]
     assert hours == pytest.approx(document["resources"]["days"]["mid"] * 24 * 16)
     assert document["share"]["of_nodes"] == pytest.approx(16 / machine("jupiter-booster").nodes)
+
+
+def test_the_rules_judge_is_asked_about_the_machines_chip(plan: dict[str, Any]) -> None:
+    """Granted time is time on chips of others; no country, no verdict."""
+    unplaced = plan | {"cluster": plan["cluster"] | {"devices_per_node": 2}}
+    assert "Not judged" in proposal_markdown(proposal(unplaced, "eurohpc", nodes="32"))
+    document = proposal(plan, "eurohpc", nodes="8", country="AE", parent="CN")
+    found = verdict("a100-80", dt.date.today(), "AE", "CN", rents=True)
+    assert document["rules"]["lawful"] is (found.clear is True)
+    assert document["rules"]["words"].startswith(summary(found))
+    assert found.certain == ("as the rules stood" not in document["rules"]["words"])
+    assert document["rules"]["words"] in proposal_markdown(document)
+    assert age(found) in proposal_markdown(document)
 
 
 def test_a_machine_that_the_call_does_not_grant_is_refused(plan: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from krzem.rules.chip import Chip, Disagreement, disagreements, load_chip
 from krzem.rules.disagreement import Alternative, alternatives
 from krzem.rules.places import find_country
 from krzem.rules.ruleset import Rule, RuleSet, Side, Status, load_rules
+from krzem.rules.standing import Standing, standing
 from krzem.rules.text import summary
 from krzem.rules.verdicts import Buyer, Finding, Outcome, Verdict, evaluate
 
@@ -25,6 +26,7 @@ __all__ = [
     "Rule",
     "RuleSet",
     "Side",
+    "Standing",
     "Status",
     "Verdict",
     "alternatives",
@@ -33,6 +35,7 @@ __all__ = [
     "find_country",
     "load_chip",
     "load_rules",
+    "standing",
     "summary",
     "verdict",
 ]

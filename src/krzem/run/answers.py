@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from krzem.estimate import Estimate
+from krzem.rules import Standing
 from krzem.run.clock import DAY, duration
 
 
@@ -29,6 +30,8 @@ class PoolPlan:
     refused: str | None = None
     """Why the pool cannot take the run."""
     warnings: tuple[str, ...] = ()
+    rules: Standing | None = None
+    """What trade rules say of it today; None where its country is not stated."""
 
     @property
     def sentence(self) -> str:
@@ -57,6 +60,7 @@ class PoolPlan:
             "wall": self.wall,
             "refused": self.refused,
             "warnings": list(self.warnings),
+            "rules": self.rules and asdict(self.rules),
         }
 
 

@@ -7,6 +7,7 @@ nobody can say how fast a pool is, the plan says so, and the gate on its speed s
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from krzem.cost.coefficients import fitted
 from krzem.errors import ClusterError, KrzemError, LayoutError, UnknownFactError
 from krzem.estimate import Basis, Estimate
 from krzem.hardware import CPU, Cluster, cluster_of, processors, read_cluster
+from krzem.hardware.catalogue import find_id
 from krzem.layout.layout import Layout, parse_layout
 from krzem.model import load_model
 from krzem.plan.answer import divides, explanation_of, plan_of
@@ -25,6 +27,7 @@ from krzem.plan.goal import Goal
 from krzem.plan.plan import Explanation, LayoutPlan, Plan
 from krzem.plan.price import Task
 from krzem.plan.request import Asked, Question, settle
+from krzem.rules import Standing, standing
 from krzem.run.answers import PoolPlan
 from krzem.run.clock import DAY, duration
 from krzem.run.own import is_own, runnable
@@ -51,7 +54,42 @@ def plan_pool(
     days_left: float | None,
     measured: Mapping[str, float] | None,
 ) -> PoolPlan:
-    """What ``pool`` would do with ``tokens_left``; never raises for what it cannot know."""
+    """What ``pool`` would do with ``tokens_left``, and what trade rules say of it today.
+
+    Never raises for what it cannot know.
+    """
+    made = _pool_plan(settings, pool, tokens_left, days_left, measured)
+    rules = _standing(pool)
+    if rules is None or rules.lawful:
+        return replace(made, rules=rules)
+    return replace(made, rules=rules, warnings=(*made.warnings, f"trade rules: {rules.words}"))
+
+
+def _standing(pool: Pool) -> Standing | None:
+    """The verdict of ``krzem rules``; None without a country, an accelerator or a cluster."""
+    if pool.country is None or pool.accelerator == CPU:
+        return None
+    try:
+        device = find_id(pool.accelerator) if pool.accelerator else cluster_for(pool, {}).device.id
+    except KrzemError:
+        return None  # the plan says what is wrong with it
+    return standing(
+        device,
+        datetime.date.today(),
+        pool.country,
+        pool.parent,
+        rents=pool.rented,
+        acquired=pool.acquired,
+    )
+
+
+def _pool_plan(
+    settings: RunSettings,
+    pool: Pool,
+    tokens_left: float,
+    days_left: float | None,
+    measured: Mapping[str, float] | None,
+) -> PoolPlan:
     days = _deadline(settings, days_left)
     given = dict(measured or {}) or _from_profile(pool)
     tried = given.pop(SPEED, None)

@@ -217,6 +217,13 @@ def _pool(table: object, number: int, base: Path, faults: list[str]) -> Pool | N
 def _check_pool(pool: Pool, where: str, given: set[str], faults: list[str]) -> None:
     if (pool.cluster is None) == (pool.accelerator is None):
         faults.append(f"{where}: give either accelerator and count, or cluster")
+    if pool.rented and pool.acquired:
+        faults.append(f"{where}: rented devices are not owned: keep one of rented and acquired")
+    if pool.country is None and (pool.parent or pool.rented or pool.acquired):
+        faults.append(
+            f'{where}: parent, rented and acquired are for trade rules: add country = "CN", where'
+            " the devices stand"
+        )
     if pool.accelerator is not None and pool.count is None:
         faults.append(f"{where}: count is missing: write count = 8 (devices as software sees them)")
     if pool.accelerator not in (None, CPU):

@@ -24,6 +24,7 @@ from krzem.quantity import (
     parse_price,
     parse_ratio,
 )
+from krzem.rules import find_country
 from krzem.run.clock import DAY
 from krzem.run.fields import (
     REQUIRED,
@@ -96,6 +97,11 @@ class Slurm:
     options: tuple[str, ...] = setting((), lines, '["--constraint=ib"]', "further sbatch options")
 
 
+def read_country(value: object) -> str:
+    """A country's code, from its code or English name."""
+    return find_country(text(value))
+
+
 def commands(value: object) -> Mapping[str, Any]:
     """Commands of a scheduler by their names; which there are is checked by the launcher."""
     if not isinstance(value, Mapping):
@@ -149,6 +155,16 @@ class Pool:
     )
     command: tuple[str, ...] | None = setting(
         None, texts, '["python", "-m", "mytrainer"]', "instead of trainer.command"
+    )
+    country: str | None = setting(
+        None, read_country, '"CN"', "where it stands: krzem rules then says what it may be used for"
+    )
+    parent: str | None = setting(
+        None, read_country, '"CN"', "country of the user's ultimate parent"
+    )
+    rented: bool = setting(False, flag, "true", "time on devices that others own, for the rules")
+    acquired: datetime.date | None = setting(
+        None, parse_date, "2023-06-01", "day on which owned devices were obtained, for the rules"
     )
     limits: Limits = field(default_factory=Limits)
     environment: Environment = field(default_factory=Environment)

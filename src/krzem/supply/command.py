@@ -190,6 +190,10 @@ def infer_command(judge: bool, as_json: bool, html: Path | None, **given: Any) -
     help="The longest job of the queue.  [default: the machine's, where known]",
 )
 @click.option(
+    "--country", help="Where the devices stand, for trade rules.  [default: the machine's]"
+)
+@click.option("--parent", help="Country of the applicants' ultimate parent, if another.")
+@click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write here, as the suffix says: .md, .html; .docx, .odt, .tex, .pdf through pandoc.",
@@ -199,8 +203,8 @@ def infer_command(judge: bool, as_json: bool, html: Path | None, **given: Any) -
 def proposal_command(
     plan: Path, call: str, model: str | None, nodes: str | None, measured: Path | None,
     machine: str | None,
-    evaluation: str, copies: int, job_hours: float | None, out: Path | None, as_json: bool,
-    html: Path | None,
+    evaluation: str, copies: int, job_hours: float | None, country: str | None,
+    parent: str | None, out: Path | None, as_json: bool, html: Path | None,
 ) -> None:  # fmt: skip
     """The technical part of an application for computing time, from a plan.
 
@@ -220,7 +224,8 @@ def proposal_command(
         check_suffix(out)
     document = proposal(
         read_plan(plan), call, model=model, nodes=nodes, measured=measured, evaluation=evaluation,
-        copies=copies, machine=machine, job_hours=job_hours, progress=_progress(as_json),
+        copies=copies, machine=machine, job_hours=job_hours, country=country, parent=parent,
+        progress=_progress(as_json),
     )  # fmt: skip
     markdown = proposal_markdown(document)
     if out is not None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from krzem.errors import GoalError, KrzemError
+from krzem.hardware.catalogue import find_id
+from krzem.rules import Standing, standing
 from krzem.supply.chance import Odds, best_by, odds
 from krzem.supply.goal import FleetGoal, Grant, Pool
-from krzem.supply.lawful import Standing, standing
 from krzem.supply.optimum import cheapest, earliest
 from krzem.supply.programme import usd_per_day
 from krzem.supply.relax import Relaxation, relaxations
@@ -136,7 +137,23 @@ def _refuse_faulty(goal: FleetGoal, schedule: Schedule) -> None:
 
 
 def _standings(goal: FleetGoal) -> dict[str, Standing]:
-    return {pool.name: standing(pool, goal) for pool in goal.pools if pool.country}
+    return {pool.name: pool_standing(pool, goal) for pool in goal.pools if pool.country}
+
+
+def pool_standing(pool: Pool, goal: FleetGoal) -> Standing:
+    """The rules on a pool where it stands, on the first day on which it may be used.
+
+    A pool that is rented or granted is time on chips that others own.
+    """
+    of_others = pool.rent is not None or bool(pool.grants)
+    return standing(
+        find_id(str(pool.given["device"])),
+        max(pool.first, goal.start),
+        pool.country,
+        goal.parent or None,
+        rents=of_others and pool.buy is None and pool.acquired is None,
+        acquired=pool.acquired,
+    )
 
 
 def _lawful(goal: FleetGoal, standings: Mapping[str, Standing]) -> tuple[FleetGoal, dict[str, str]]:

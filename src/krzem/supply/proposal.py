@@ -10,6 +10,7 @@ import datetime as dt
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.model.catalogue import load_model
 from krzem.plan.request import Asked, Question, settle
-from krzem.quantity import parse_ratio
+from krzem.quantity import parse_date, parse_ratio
+from krzem.rules import standing
 from krzem.supply.machines import Machine, calls, job_limits, machines, template
 from krzem.supply.machines import machine as find_machine
 from krzem.supply.scaling import corrected, correction, node_counts, read_measured, strong, weak
@@ -78,9 +80,14 @@ def proposal(
     copies: int = 3,
     machine: str | None = None,
     job_hours: float | None = None,
+    country: str | None = None,
+    parent: str | None = None,
     progress: Progress | None = None,
 ) -> Document:
     """The document of an application, schema ``krzem.proposal/1``.
+
+    Granted time is judged by ``krzem rules`` as time on chips of others, in the machine's country
+    (or in ``country``), for applicants whose seat is ``parent``, on the first day of the run.
 
     Raises:
         DataError: the plan or the measurements cannot be read.
@@ -132,6 +139,9 @@ def proposal(
         "bands": _bands(place, wanted, asks["kinds"]),
         "storage": _storage(main, asked, copies),
         "milestones": _milestones(asked, wanted),
+        "rules": _rules(
+            cluster, country or (place.country if place else None), parent, question.start
+        ),
         "cost_usd": plan["whole_run"].get("cost_usd"),
         "energy_mwh": plan["whole_run"].get("energy_mwh"),
         "written": dt.date.today().isoformat(),
@@ -217,6 +227,16 @@ def _granted(call: str, asks: Mapping[str, Any], place: Machine | None) -> None:
         f" plan on one of these (krzem plan ... --on {names[0]}:64 nodes --json), or choose another"
         " call"
     )
+
+
+def _rules(
+    cluster: Cluster, country: str | None, parent: str | None, start: Any
+) -> Document | None:
+    """The verdict on the machine's chip; None where no country is known."""
+    if country is None:
+        return None
+    on = dt.date.today() if start is None else parse_date(start)
+    return asdict(standing(cluster.device.id, on, country, parent, rents=True))
 
 
 def _described(cluster: Cluster) -> Document:

@@ -341,6 +341,20 @@ def _cost(d: Document) -> list[str]:
     return ["## Cost", "", f"At the plan's price per device-hour: {text}, without storage."]
 
 
+def _rules(d: Document) -> list[str]:
+    found = d["rules"]
+    if found is None:
+        words = "Not judged: give --machine, or --country with the country the devices stand in."
+    else:
+        meant = "leave" if found["lawful"] else "do not leave"
+        words = (
+            f"{d['cluster']['device_name']}: {found['words']}. The rules in this record {meant}"
+            f" that to the parties. {found['age']} Arithmetic on published figures (krzem rules),"
+            " and no legal advice."
+        )
+    return ["## Trade rules", "", words]
+
+
 def _yours(d: Document) -> list[str]:
     return ["## Yours to write", "", *(f"- {line}" for line in d["yours"])]
 
@@ -359,5 +373,6 @@ _SECTIONS = {
     "storage": _storage,
     "schedule": _schedule,
     "cost": _cost,
+    "rules": _rules,
     "yours": _yours,
 }

@@ -162,17 +162,23 @@ def _dry_run(settings: RunSettings, as_json: bool) -> None:
 
 def _planned(plan: PoolPlan) -> list[str]:
     """What a dry run says of a pool: refused and why, or a speed, or why there is none."""
+    rules = plan.rules
+    told = [*plan.warnings]
+    if rules is not None and rules.lawful:
+        told.append(f"trade rules: {rules.words}")
+    if rules is not None and rules.age:
+        told.append(rules.age)
     if plan.refused:
-        return [f"{plan.pool}: refused", plan.refused, *plan.warnings]
+        return [f"{plan.pool}: refused", plan.refused, *told]
     speed, days = plan.tokens_per_s, plan.days
     if speed is None:
-        return [f"{plan.pool}: speed not known yet", plan.basis, *plan.warnings]
+        return [f"{plan.pool}: speed not known yet", plan.basis, *told]
     parts = [f"{speed.low:,.0f} to {speed.high:,.0f} tokens/s"]
     if days is not None:
         parts.append(f"{duration(days.low * DAY)} to {duration(days.high * DAY)}")
     if plan.wall:
         parts.append(f"wall: {plan.wall}")
-    return [f"{plan.pool}: {', '.join(parts)}", plan.basis, *plan.warnings]
+    return [f"{plan.pool}: {', '.join(parts)}", plan.basis, *told]
 
 
 @contextmanager
