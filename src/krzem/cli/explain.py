@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from krzem.cli.options import CALIBRATION, EMIT, ENGINE, GOAL, MODEL, ON, OUTPUT, options
 from krzem.cli.output import check_engine, check_files, show, write_page, write_script
+
+if TYPE_CHECKING:
+    from krzem.layout.layout import Layout
+    from krzem.plan.price import Task
 
 
 @click.command("explain")
@@ -23,6 +27,12 @@ from krzem.cli.output import check_engine, check_files, show, write_page, write_
     " full), rlayers (layers), cpkind (ring, a2a, allgather), offload (0, 1).",
 )
 @options(GOAL, ENGINE, CALIBRATION, EMIT, OUTPUT)
+@click.option(
+    "--trace",
+    metavar="FILE",
+    help="Also write the predicted step as a trace for ui.perfetto.dev or chrome://tracing: passes"
+    " of each pipeline rank, communication, overlap, memory.",
+)
 def explain_command(
     model: str,
     on: str,
@@ -33,6 +43,7 @@ def explain_command(
     as_json: bool,
     html: str | None,
     quiet: bool,
+    trace: str | None,
     **asked: Any,
 ) -> None:
     """Explain one layout: where its time and its memory go, and what would help.
@@ -49,7 +60,7 @@ def explain_command(
     from krzem.report.document import explain_document
     from krzem.report.text import format_explanation, format_sentence
 
-    check_files(html, emit_to)
+    check_files(html, emit_to, trace)
     check_engine(emit_engine, emit_to, scheduler)
     settled = settle(
         Question(model=model, on=on, schedules="all", emits=emit_engine, step_alone=True, **asked)
@@ -63,5 +74,17 @@ def explain_command(
     text = sentence if quiet else format_explanation(document)
     show(document, text + (f"\n{script}" if "launch" in document else ""), as_json)
     write_page(document, html)
+    if trace is not None:
+        _write_trace(found.task, found.plan.layout, trace)
     if script is not None and emit_to is not None:
         write_script(script, emit_to)
+
+
+def _write_trace(task: Task, layout: Layout, path: str) -> None:
+    """The predicted step over time; raises LayoutError where it is too long to be drawn."""
+    import json
+
+    from krzem.plan.price import Pricer
+    from krzem.plan.timeline import timeline_of, trace_of
+
+    write_script(json.dumps(trace_of(timeline_of(Pricer(task), layout))), path)

@@ -66,7 +66,7 @@ class StepSeconds:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rank:
+class RankSeconds:
     """Seconds per micro-batch of one pipeline rank.
 
     ``forward`` and ``backward`` are all of it; the others are parts of these two.
@@ -99,7 +99,7 @@ def step_seconds(
 ) -> StepSeconds:
     """Assemble a step from the parts of a micro-batch (``parts`` aligned with ``x``)."""
     s = stages(t, x)
-    ranks = _sharded_weights(t, x, s, mc, _ranks(t, x, parts, s, mc))
+    ranks = rank_seconds(t, x, parts, mc)
     sharded = _pick(x, ranks)
     m = global_batch / (x.dp * x.micro_batch)
     slowest = sharded.total
@@ -134,6 +134,50 @@ def step_seconds(
     )
 
 
+def rank_seconds(
+    t: ModelTable, x: Layouts, parts: LayerSeconds, mc: Machine
+) -> tuple[RankSeconds, RankSeconds, RankSeconds]:
+    """The first, the fullest middle and the last pipeline rank."""
+    s = stages(t, x)
+    return _sharded_weights(t, x, s, mc, _ranks(t, x, parts, s, mc))
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """How the communication of a pipeline rank falls on its passes, for one micro-batch."""
+
+    around: Array
+    """Share of what is exposed around layers that is exposed in the forward pass."""
+    sent_f: Array
+    """Seconds of expert all-to-all in the forward pass, hidden or not."""
+    sent_b: Array
+
+
+def exchanges(t: ModelTable, x: Layouts, parts: LayerSeconds) -> tuple[Exchange, ...]:
+    """Of the first, the fullest middle and the last pipeline rank."""
+    s = stages(t, x)
+    return tuple(
+        _exchange(x, parts, *counts)
+        for counts in (
+            (s.first, s.first_dense, s.first_moe),
+            (s.middle, s.middle_dense, s.middle_moe),
+            (s.last, s.last_dense, s.last_moe),
+        )
+    )
+
+
+def _exchange(x: Layouts, parts: LayerSeconds, n: Array, dense: Array, moe: Array) -> Exchange:
+    share = _recomputed(x, n)
+    f = n * parts.attention_comm_f + dense * parts.dense_comm_f + moe * parts.moe_comm_f
+    b = n * parts.attention_comm_b + dense * parts.dense_comm_b + moe * parts.moe_comm_b
+    again = share * parts.dispatch_f
+    return Exchange(
+        around=f / np.maximum(f * (1.0 + share) + b, 1e-30),
+        sent_f=moe * parts.dispatch_f,
+        sent_b=moe * (parts.dispatch_b + again),
+    )
+
+
 def _recomputed(x: Layouts, layers: Array) -> Array:
     """Share of a rank's layers recomputed whole, 0 to 1."""
     full = x.recompute == RECOMPUTES.index(Recompute.FULL)
@@ -147,7 +191,7 @@ def _rank(
     mc: Machine,
     counts: tuple[Array, Array, Array],
     extra: tuple[Array, Array],
-) -> _Rank:
+) -> RankSeconds:
     """One rank with (all, dense, expert) layers and extra forward and backward seconds."""
     n, dense, moe = counts
     f = n * parts.attention_f + dense * parts.dense_f + moe * parts.moe_f
@@ -171,7 +215,7 @@ def _rank(
     backward = b + again + exposed * (1.0 - part) + extra[1]
     comm = comm_f * (1.0 + share) + comm_b
     taken = covered / np.maximum(left_f + left_b, 1e-30)
-    return _Rank(
+    return RankSeconds(
         forward, backward, again - share * comm_f, exposed, comm, np.zeros_like(comm),
         np.maximum(left_f * (1.0 - taken) - comm_f, 0.0),
         np.maximum(left_b * (1.0 - taken) - comm_b, 0.0),
@@ -180,7 +224,7 @@ def _rank(
 
 def _ranks(
     t: ModelTable, x: Layouts, parts: LayerSeconds, s: Stages, mc: Machine
-) -> tuple[_Rank, _Rank, _Rank]:
+) -> tuple[RankSeconds, RankSeconds, RankSeconds]:
     """The first, the fullest middle and the last pipeline rank."""
     alone = x.pp <= 1
     mtp_f, mtp_b = t.mtp_layers * parts.mtp_f, t.mtp_layers * parts.mtp_b
@@ -194,21 +238,23 @@ def _ranks(
     return _mirrored(x, first, middle, last)
 
 
-def _mirrored(x: Layouts, first: _Rank, middle: _Rank, last: _Rank) -> tuple[_Rank, _Rank, _Rank]:
+def _mirrored(
+    x: Layouts, first: RankSeconds, middle: RankSeconds, last: RankSeconds
+) -> tuple[RankSeconds, RankSeconds, RankSeconds]:
     """The three ranks as schedules that run through a pipe in both directions load them."""
-    names = [f.name for f in fields(_Rank)]
+    names = [f.name for f in fields(RankSeconds)]
     ends = [joined_ends(x.schedule, *(getattr(r, n) for r in (first, middle, last))) for n in names]
     deep = x.pp > 1
-    front = _Rank(
+    front = RankSeconds(
         *(np.where(deep, e[0], getattr(first, n)) for e, n in zip(ends, names, strict=True))
     )
-    back = _Rank(
+    back = RankSeconds(
         *(np.where(deep, e[1], getattr(last, n)) for e, n in zip(ends, names, strict=True))
     )
     return front, middle, back
 
 
-def _pick(x: Layouts, ranks: tuple[_Rank, _Rank, _Rank]) -> _Rank:
+def _pick(x: Layouts, ranks: tuple[RankSeconds, RankSeconds, RankSeconds]) -> RankSeconds:
     """The slowest rank, field by field."""
     first, middle, last = ranks
     alone = x.pp <= 1
@@ -222,12 +268,16 @@ def _pick(x: Layouts, ranks: tuple[_Rank, _Rank, _Rank]) -> _Rank:
         i, j, k = (getattr(r, name) for r in ranks)
         return np.where(use_middle, j, np.where(use_last, k, i))
 
-    return _Rank(*(choose(f.name) for f in fields(_Rank)))
+    return RankSeconds(*(choose(f.name) for f in fields(RankSeconds)))
 
 
 def _sharded_weights(
-    t: ModelTable, x: Layouts, s: Stages, mc: Machine, ranks: tuple[_Rank, _Rank, _Rank]
-) -> tuple[_Rank, _Rank, _Rank]:
+    t: ModelTable,
+    x: Layouts,
+    s: Stages,
+    mc: Machine,
+    ranks: tuple[RankSeconds, RankSeconds, RankSeconds],
+) -> tuple[RankSeconds, RankSeconds, RankSeconds]:
     """The ranks, slowed by gathering weights layer by layer where they are sharded.
 
     All ranks gather as much as the fullest one.
@@ -243,11 +293,11 @@ def _sharded_weights(
     return tuple(_gathering(rank, once, reduce, mc) for rank in ranks)  # type: ignore[return-value]
 
 
-def _gathering(rank: _Rank, once: Array, reduce: Array, mc: Machine) -> _Rank:
+def _gathering(rank: RankSeconds, once: Array, reduce: Array, mc: Machine) -> RankSeconds:
     """A rank that gathers weights beside both passes and scatters gradients beside the second."""
     open_f, free_f = _overlap(rank.free_f, once, mc.gather_overlap, mc)
     open_b, free_b = _overlap(rank.free_b, reduce, mc.reduce_overlap, mc)
-    return _Rank(
+    return RankSeconds(
         rank.forward + open_f, rank.backward + open_b, rank.recompute, rank.dispatch, rank.comm,
         open_f + open_b, free_f, free_b,
     )  # fmt: skip
@@ -290,7 +340,7 @@ def _parameters(t: ModelTable, x: Layouts, s: Stages) -> tuple[Array, Array]:
     return dense, moe * t.expert_params / (x.ep * x.etp)
 
 
-def _sum_over_ranks(x: Layouts, ranks: tuple[_Rank, _Rank, _Rank]) -> Array:
+def _sum_over_ranks(x: Layouts, ranks: tuple[RankSeconds, RankSeconds, RankSeconds]) -> Array:
     first, middle, last = ranks
     between = np.maximum(x.pp - 2, 0) * middle.total
     return np.where(x.pp > 1, first.total + last.total + between, first.total)
@@ -319,7 +369,7 @@ def _beside(comm: Array, share: Array, free: Array, mc: Machine) -> Array:
 
 
 def _update(
-    t: ModelTable, x: Layouts, s: Stages, mc: Machine, optim: Optim, slow: _Rank, m: Array
+    t: ModelTable, x: Layouts, s: Stages, mc: Machine, optim: Optim, slow: RankSeconds, m: Array
 ) -> tuple[Array, Array]:
     """Exposed data-parallel communication and the optimizer step."""
     dense, expert = _parameters(t, x, s)

@@ -22,7 +22,15 @@ from krzem.cost.memory import (
 from krzem.cost.memory_error import MemoryStanding, memory_spread
 from krzem.cost.parts import LayerSeconds
 from krzem.cost.sizes import StateSizes
-from krzem.cost.step import Optim, StepSeconds, step_seconds
+from krzem.cost.step import (
+    Exchange,
+    Optim,
+    RankSeconds,
+    StepSeconds,
+    exchanges,
+    rank_seconds,
+    step_seconds,
+)
 from krzem.engine.conditions import holds
 from krzem.engine.description import Engine, engine_named, usual_engine
 from krzem.engine.legal import layout_judge
@@ -129,6 +137,18 @@ class Task:
             finetune=self.goal.tuning.kind,
             adapted=adapted(self.goal.tuning),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """One micro-batch of the first, the fullest middle and the last pipeline rank."""
+
+    ranks: tuple[RankSeconds, ...]
+    exchanges: tuple[Exchange, ...]
+    weights: Any
+    """Share of a micro-batch's passes that schedules may move into idle time."""
+    pace: Any
+    """By which an engine ahead of the average is faster in all parts of a step."""
 
 
 def engine_for(
@@ -262,6 +282,22 @@ class Pricer:
 
     def step(self, x: Layouts, chosen: Chosen | None = None) -> StepSeconds:
         """Seconds per step; layouts that share a cell share its price."""
+        x, parts, whole = self._parts(x, chosen)
+        batch = float(self.task.goal.global_batch)
+        return step_seconds(self.table, x, parts, whole, batch, self.optim)
+
+    def passes(self, x: Layouts) -> Passes:
+        """Passes of the first, the fullest middle and the last pipeline rank."""
+        x, parts, whole = self._parts(x, None)
+        return Passes(
+            ranks=rank_seconds(self.table, x, parts, whole),
+            exchanges=exchanges(self.table, x, parts),
+            weights=parts.weight_share,
+            pace=np.minimum(whole.overhead, 1.0),
+        )
+
+    def _parts(self, x: Layouts, chosen: Chosen | None) -> tuple[Layouts, LayerSeconds, Machine]:
+        """Layouts as they are run, the parts of a micro-batch of each, and its machine."""
         chosen = chosen or self.choose(x)
         x = self._as_run(x)
         machines = [self.machine_of(c) for c in chosen.settings]
@@ -271,9 +307,7 @@ class Pricer:
         gathered = LayerSeconds(
             **{f.name: _gather(getattr(parts, f.name), index) for f in fields(LayerSeconds)}
         )
-        batch = float(self.task.goal.global_batch)
-        whole = side_by_side(machines, chosen.which)
-        return step_seconds(self.table, x, gathered, whole, batch, self.optim)
+        return x, gathered, side_by_side(machines, chosen.which)
 
     def peak_flops(self) -> float:
         """Dense peak of the precision in use, FLOP/s per device (MFU is measured against it)."""

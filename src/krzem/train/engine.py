@@ -167,8 +167,10 @@ class Engine:
         for start in starts:
             last = start == starts[-1]
             if isinstance(model, FSDPModule):
-                model.set_is_last_backward(last)
-                model.set_requires_gradient_sync(last or self.layout.zero >= 2)
+                reduces = last or self.layout.zero >= 2
+                # Where each backward pass reduces, FSDP lets go of what it sent at its end.
+                model.set_is_last_backward(reduces)
+                model.set_requires_gradient_sync(reduces)
             for replicas in self._replicas if last else ():
                 replicas.arm()
             piece = slice(start, start + size)

@@ -3,7 +3,7 @@
 A phase begins with the first step that starts at or after its token.  Weights and moments go on;
 what a step trains on stays a function of the sample index: a phase counts samples of its own
 length from the tokens before it, so that a phase with the same data and length goes on in the same
-order.  Phases are stated in the run file as ``[[phase]]``, or added later (:func:`add_phase`),
+order.  Phases are stated in the run file as ``[[phase]]``, or added later (:func:`add_phases`),
 which writes them into the run's folder.
 """
 
@@ -179,36 +179,58 @@ def standing(phases: Sequence[TrainSettings], resume_from: Path | None) -> Train
     return phases[min(number + over, len(phases) - 1)]
 
 
-def add_phase(run_file: Path, phase_file: Path) -> int:
-    """Add the phase in ``phase_file`` to the run of ``run_file``; returns its token.
+def add_phases(run_file: Path, phase_file: Path) -> tuple[int, ...]:
+    """Add the phases in ``phase_file`` to the run of ``run_file``; returns their tokens.
 
-    Without ``at`` it begins where the newest good checkpoint stands.
+    The file holds the keys of one phase, or a ``[[phase]]`` for each of several.  The first may
+    leave out ``at``: it begins where the newest good checkpoint stands.  Phases that were added
+    already are not added again.
 
     Raises:
-        RunError: the phase has faults, or begins before what is trained already.
+        RunError: a phase has faults, or begins before what is trained already.
     """
     settings = read_settings(run_file)
-    raw = dict(read_toml(phase_file, hint="a file with the keys of a [[phase]]"))
-    raw = dict(raw["phase"][0]) if isinstance(raw.get("phase"), list) else raw
     root = settings.folder / "checkpoints"
     found = latest_good(root) if root.is_dir() else None
     done = 0 if found is None else int(load_meta(found).get("tokens", 0))
-    raw.setdefault("at", done)
+    asked = _in_file(phase_file)
+    asked[0].setdefault("at", done)
     before = _added(settings.folder)
-    if raw in before:
-        return int(parse_count(raw["at"]))
+    new = [raw for raw in asked if raw not in before]
+    tables = (*settings.phases, *before, *new)
     try:
-        phases_of(replace(settings, phases=(*settings.phases, *before, raw), folder=Path("/")))
+        phases_of(replace(settings, phases=tables, folder=Path("/")))
     except KrzemError as error:
         raise RunError(f"{phase_file}: {error}") from error
-    if parse_count(raw["at"]) < done:
+    late = [raw["at"] for raw in new if parse_count(raw["at"]) < done]
+    if late:
         raise RunError(
-            f"{phase_file}: the phase begins at {raw['at']} tokens, and {done:,} are trained"
+            f"{phase_file}: the phase begins at {late[0]} tokens, and {done:,} are trained"
         )
-    text = json.dumps([*before, raw], indent=1)
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(settings.folder / ADDED, text.encode())
-    return int(parse_count(raw["at"]))
+    if new:
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(settings.folder / ADDED, json.dumps([*before, *new], indent=1).encode())
+    return tuple(int(parse_count(raw["at"])) for raw in asked)
+
+
+def _in_file(phase_file: Path) -> list[dict[str, Any]]:
+    """The phases that a file states, at least one."""
+    raw = dict(read_toml(phase_file, hint="a file with the keys of a [[phase]]"))
+    if "phase" not in raw:
+        return [raw]
+    tables, others = raw.pop("phase"), sorted(raw)
+    if others:
+        raise RunError(
+            f"{phase_file}: {', '.join(others)} beside [[phase]]: a file holds the keys of one "
+            "phase, or [[phase]] tables and nothing else"
+        )
+    tables = [tables] if isinstance(tables, Mapping) else tables
+    fine = isinstance(tables, list) and all(isinstance(table, Mapping) for table in tables)
+    if not fine or not tables:
+        raise RunError(
+            f"{phase_file}: phase = {tables!r} is no phase: write [[phase]] and its keys under it"
+        )
+    return [dict(table) for table in tables]
 
 
 def _added(folder: Path) -> list[dict[str, Any]]:

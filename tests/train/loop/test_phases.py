@@ -21,7 +21,7 @@ from krzem.train.checkpoint import latest_good, load_meta, read_manifest
 from krzem.train.command import main
 from krzem.train.data import BuildRequest, build
 from krzem.train.loop import Trainer
-from krzem.train.phases import add_phase, phases_of
+from krzem.train.phases import add_phases, phases_of
 from krzem.train.settings import read_settings
 from krzem.train.start import checked, prepare
 
@@ -186,13 +186,42 @@ def test_a_phase_may_be_added_when_the_run_goes_on(run_file: Path, tmp_path: Pat
     run_file.write_text(run_file.read_text().replace("tokens = 1024", "tokens = 2048"))
     added = tmp_path / "phase.toml"
     added.write_text('sequence = 64\nname = "cooldown"\nrate = 1e-4\n')
-    assert add_phase(run_file, added) == 1024
-    assert add_phase(run_file, added) == 1024  # the same command again adds nothing
+    assert add_phases(run_file, added) == (1024,)
+    assert add_phases(run_file, added) == (1024,)  # the same command again adds nothing
     assert main(run_file) == EXIT_DONE
     assert [x.get("phase") for x in lines(tmp_path)][-2:] == [1, 1]
     added.write_text("at = 512\nsequence = 16\n")
     with pytest.raises(RunError, match="that has to grow"):
-        add_phase(run_file, added)
+        add_phases(run_file, added)
+
+
+def test_a_file_may_hold_several_phases(run_file: Path, tmp_path: Path) -> None:
+    text = run_file.read_text()
+    run_file.write_text(text[: text.index("[[phase]]")])
+    added = tmp_path / "phases.toml"
+    added.write_text(PHASES)
+    assert add_phases(run_file, added) == (1024, 2304)
+    assert add_phases(run_file, added) == (1024, 2304)
+    assert [p.goal.sequence for p in phases_of(read_settings(run_file))] == [32, 64, 128]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("phase = []", "write \\[\\[phase"),
+        ("phase = 3", "write \\[\\[phase"),
+        ("phase = [1, 2]", "write \\[\\[phase"),
+        ("sequence = 64\n[[phase]]\nat = 1024", "sequence beside"),
+        ("[[phase]]\nsequence = 64\n[[phase]]\nsequence = 16", "that has to grow"),
+    ],
+)
+def test_a_file_of_phases_that_says_nothing_is_taught(
+    run_file: Path, tmp_path: Path, text: str, said: str
+) -> None:
+    added = tmp_path / "phases.toml"
+    added.write_text(text)
+    with pytest.raises(RunError, match=said):
+        add_phases(run_file, added)
 
 
 def test_phases_that_have_begun_cannot_be_changed(run_file: Path) -> None:

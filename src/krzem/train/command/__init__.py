@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     "--phase",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Add the phase in FILE (the keys of a [[phase]]) to the run, from where it stands.",
+    help="Add the phases in FILE (the keys of one, or [[phase]] tables) to the run, from where "
+    "it stands.",
 )
 @click.option(
     "--rehearse",
@@ -160,9 +161,9 @@ def main(
         return _fail(RunError(_torch_missing(error)))
     try:
         if phase is not None:
-            from krzem.train.phases import add_phase
+            from krzem.train.phases import add_phases
 
-            add_phase(run_file, phase)
+            add_phases(run_file, phase)
         if dry_run:
             return _describe(run_file, as_json=as_json, html=html)
         return _train(run_file, as_json=as_json, html=html)

@@ -109,8 +109,8 @@ def pretend_device(mode: PretendMode) -> Iterator[None]:
     * FSDP asks the device's module for streams: it gets ones that do nothing.
     * A pipeline saves the device's random state before it starts: there is none.
     * A mesh computes coordinates with tensors: those have values and are made outside the mode.
-    * Attention and norms choose their kernels by device in C++: the kernels that a NVIDIA device
-      gets are named here.
+    * Attention, norms and the gradient of ``silu`` choose their kernels by device in C++: the
+      kernels that a NVIDIA device gets are named here.
     """
     runtime = _Runtime()
 
@@ -137,6 +137,7 @@ def pretend_device(mode: PretendMode) -> Iterator[None]:
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", lambda x: mode.read_all(x)))
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention_kernel))
         stack.enter_context(mock.patch.object(F, "rms_norm", fused_norm))
+        stack.enter_context(mock.patch.object(F, "silu", fused_silu))
         stack.enter_context(mock.patch.object(cuda, "has_float8", _has_float8))
         stack.enter_context(mode)
         yield
@@ -234,3 +235,24 @@ class _FusedNorm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None]:
         x, weight, _ = ctx.saved_tensors
         return torch.empty_like(x), None if weight is None else torch.empty_like(weight)
+
+
+def fused_silu(x: Tensor, inplace: bool = False) -> Tensor:
+    """``silu``, whose gradient is one kernel on devices; on others torch puts it together from six
+    operators (``math_silu_backward``)."""
+    assert not inplace
+    out: Tensor = _FusedSilu.apply(x)
+    return out
+
+
+class _FusedSilu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        out: Tensor = torch.ops.aten.silu.default(x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g * x  # Reads and writes what the kernel does.

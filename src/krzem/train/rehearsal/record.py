@@ -62,7 +62,7 @@ class Storage:
     died: int | None = None
     died_phase: int | None = None
     kind: Kind | None = None
-    """None: by its life (:func:`krzem.train.rehearsal.memory.kinds`)."""
+    """None: by its life (:func:`krzem.train.rehearsal.stages.kind_of`)."""
     gathered: bool = False
     """Whole weights that sharding gathered for a while."""
 

@@ -10,15 +10,32 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from krzem.layout.layout import Layout
 from krzem.train.rehearsal.match import Fault, Program, find_faults
-from krzem.train.rehearsal.memory import Moment, kind_of, peak, timeline
 from krzem.train.rehearsal.rank import RankRecord, Step, rehearse_rank
-from krzem.train.rehearsal.record import Communication, Phase, Record
+from krzem.train.rehearsal.record import Communication, Kind, Phase, Record, Storage
 
 POINTS = 240
 """Moments of a timeline that are kept."""
 _LARGEST = 12
+_KINDS = tuple(Kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Bytes at one moment of a step."""
+
+    operator: int
+    """Index of the operator."""
+    bytes: dict[str, int]
+    """By kind."""
+
+    @property
+    def total(self) -> int:
+        """Of all kinds."""
+        return sum(self.bytes.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +159,8 @@ def summary_of(step: Step, rank: int) -> RankSummary:
 
 def summarise(step: Step, found: RankRecord) -> RankSummary:
     """What a record says, in sums and samples."""
-    record, moments = found.record, timeline(found.record)
-    highest = peak(moments)
+    record = found.record
+    highest, moments = _over_time(record)
     return RankSummary(
         rank=found.rank,
         stage=found.rank // stage_rank(step.layout, 1),
@@ -151,7 +168,7 @@ def summarise(step: Step, found: RankRecord) -> RankSummary:
         parameters=found.parameters,
         peak=highest,
         at=record.phases[_phase_at(record, highest.operator)],
-        moments=_sampled(moments, highest),
+        moments=moments,
         largest=_largest(record, highest.operator),
         traffic=_traffic(record),
         reads=dict(Counter(where for _, _, where in record.reads).most_common()),
@@ -167,12 +184,54 @@ def _phase_at(record: Record, operator: int) -> int:
     return max(i for i, start in enumerate(record.starts) if start <= max(operator - 1, 0))
 
 
-def _sampled(moments: Sequence[Moment], highest: Moment) -> tuple[Moment, ...]:
-    """The fullest moment of each of ``POINTS`` stretches, in order."""
-    each = max(1, -(-len(moments) // POINTS))
-    groups = (moments[i : i + each] for i in range(0, len(moments), each))
-    kept = [max(group, key=lambda moment: moment.total) for group in groups]
-    return tuple(highest if m.total == highest.total else m for m in kept)
+def kind_of(record: Record, storage: Storage) -> Kind:
+    """What ``storage`` is, by its life where the program did not say.
+
+    What a forward pass leaves behind when it ends is an activation, what a backward pass leaves is
+    a gradient; weights that are gathered for longer than a pass are weights; what comes to be
+    between passes and stays was received, and counts as an activation.  All else is transient.
+    """
+    if storage.kind is not None:
+        return storage.kind
+    leaves = storage.died_phase is None or storage.died_phase > storage.phase
+    what = record.phases[storage.phase].what
+    if not leaves or what == "update":
+        return Kind.WEIGHTS if storage.gathered and leaves else Kind.TRANSIENT
+    if storage.gathered:
+        return Kind.WEIGHTS
+    return Kind.GRADIENTS if what in ("backward", "weights") else Kind.ACTIVATIONS
+
+
+def _over_time(record: Record) -> tuple[Moment, tuple[Moment, ...]]:
+    """The fullest moment of a step, and the fullest of each of ``POINTS`` stretches, in order.
+
+    A storage is there after the operator that made it and until the one that let it go; one that
+    an operator made and let go at once is there between the two.
+    """
+    kinds = np.array([_KINDS.index(kind_of(record, s)) for s in record.storages])
+    sizes = np.array([s.size for s in record.storages])
+    born = np.array([s.born for s in record.storages])
+    died = np.array([-1 if s.died is None else s.died for s in record.storages])
+    gone = died >= 0
+    at = np.concatenate((2 * born + 1, 2 * (died + (died <= born))[gone]))
+    changes = np.zeros((len(at), len(_KINDS)), dtype=np.int64)
+    changes[np.arange(len(at)), np.concatenate((kinds, kinds[gone]))] = np.concatenate(
+        (sizes, -sizes[gone])
+    )
+    order = np.argsort(at, kind="stable")
+    at, held = at[order], changes[order].cumsum(axis=0)
+    last = np.append(at[1:] != at[:-1], True)
+    at, held = at[last], held[last]
+    total = held.sum(axis=1)
+
+    def moment(i: int) -> Moment:
+        bytes_by_kind = {str(k): int(n) for k, n in zip(_KINDS, held[i], strict=True)}
+        return Moment(operator=int(at[i]) // 2, bytes=bytes_by_kind)
+
+    each = max(1, -(-len(at) // POINTS))
+    starts = range(0, len(at), each)
+    sampled = tuple(moment(i + int(total[i : i + each].argmax())) for i in starts)
+    return moment(int(total.argmax())), sampled
 
 
 def _largest(record: Record, operator: int) -> tuple[Piece, ...]:
