@@ -20,7 +20,8 @@ from krzem.model import (
 )
 
 # Sizes of parameters() of the classes of transformers 5.23.0, built on the meta device from the
-# packaged configs (Kimi K2 as deepseek_v3).  None of them holds the MTP modules.
+# packaged configs (Kimi K2 as deepseek_v3, language models of MiniMax-M3 and Step-3.7 with the head
+# of their wrapper).  None of them holds the MTP modules.
 EXACT = {
     "gpt3-175b": 174_604_259_328,
     "megatron-22b": 22_074_273_792,
@@ -91,6 +92,11 @@ EXACT = {
     "smollm3-3b": 3_075_098_624,
     "mimo-v2-flash": 308_778_768_832,
     "solar-open-100b": 102_651_793_408,
+    "minimax-m3": 426_174_565_632,
+    "step-3.5-flash": 196_956_118_272,
+    "poro-34b": 34_216_949_760,
+    "bielik-11b-v2": 11_168_796_672,
+    "pllum-12b": 12_247_782_400,
 }
 
 # LongCat-Flash's class allocates matrices of zero experts, which nothing uses (test_model_types).
@@ -152,7 +158,8 @@ def test_modules_add_to_the_total(name: str) -> None:
     assert counted.active <= counted.total
     assert (counted.active == counted.total) == (not arch.is_moe)
     layers = sum(layer_parameters(layer, arch).total for layer in arch.expanded())
-    outside = counted.embedding + counted.head + arch.hidden * (2 if arch.norm_bias else 1)
+    norms = arch.final_norms * arch.hidden * (2 if arch.norm_bias else 1)
+    outside = counted.embedding + counted.head + norms
     if arch.hyper_connections == 1:
         assert layers + outside == counted.total
     assert counted.total_of(("embedding", "head")) == counted.total
