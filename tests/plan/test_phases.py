@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from krzem.errors import GoalError, KrzemError, QuantityError
 from krzem.plan.answer import plan_of
 from krzem.plan.fewest import Fewest, fewest
-from krzem.plan.phases import SUMMED, parse_phase, phases_of
+from krzem.plan.phases import SUMMED, parse_phase, phases_of, spelled
 from krzem.plan.request import Question, settle
 
 SMALL: dict[str, Any] = {"model": "llama-3.1-8b", "on": "nvidia-h100-sxm:64",
@@ -122,3 +123,45 @@ def test_no_deadline_and_no_chance_are_refused() -> None:
         fewest(question)
     with pytest.raises(GoalError, match="between 0 and 1"):
         ask("10d", chance=1.0)
+
+
+def test_a_file_says_the_phases_as_the_command_line_does(tmp_path: Path) -> None:
+    file = tmp_path / "phases.toml"
+    file.write_text(
+        '[[phase]]\ntokens = "1T"\nseq = "4k"\nbatch = "256..512"\n'
+        "[[phase]]\ntokens = 50_000_000_000\nsequence = 32768\nglobal_batch = 64\nrate = 1e-4\n"
+    )
+    assert spelled([str(file), "tokens=1B"]) == [
+        "tokens=1T,seq=4k,batch=256..512",
+        "tokens=50000000000,seq=32768,batch=64",
+        "tokens=1B",
+    ]
+
+
+def test_the_phases_of_a_run_file_begin_where_it_says(tmp_path: Path) -> None:
+    """What a phase does not state stays as it was, as the trainer takes it."""
+    file = tmp_path / "run.toml"
+    file.write_text(
+        '[goal]\ntokens = "3T"\nsequence = "4k"\nglobal_batch = 512\ndeadline = "60d"\n'
+        '[[phase]]\nat = "2T"\nsequence = "32k"\n[[phase]]\nat = "2.5T"\nglobal_batch = 64\n'
+    )
+    found = [parse_phase(text) for text in spelled([str(file)])]
+    assert [int(phase["tokens"]) for phase in found] == [2 * 10**12, 5 * 10**11, 5 * 10**11]
+    assert [phase["seq"] for phase in found] == ["4k", "32k", "32k"]
+    assert [phase["batch"] for phase in found] == ["512", "512", "64"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[phase]]\nlayout = 'tp=8'\ntokens = 1\n", "layout"),
+        ("[goal]\ntokens = 1\n[[phase]]\nsequence = 4\n", "at ="),
+        ("tokens = 1\n", r"no \[\[phase\]\]"),
+        ("phase = 3\n", r"no \[\[phase\]\]"),
+    ],
+)
+def test_bad_files_of_phases(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(text)
+    with pytest.raises(QuantityError, match=words):
+        spelled([str(file)])

@@ -137,7 +137,7 @@ SEVERAL = (
         "--phase", "phases", multiple=True, metavar="K=V,...",
         help="A run in phases, once for each: tokens=14T,seq=4k,batch-tokens=16M then"
         " tokens=800B,seq=32k; batch=512..2048 grows. What a phase leaves out is as the other"
-        " options say.",
+        " options say. FILE.toml: the [[phase]] tables of a list or of a run file.",
     ),
     click.option(
         "--fewest", is_flag=True,

@@ -8,14 +8,16 @@ the phases are taken as one, since model, cluster and engine are: bounds add up 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 from krzem.cost.uncertainty import Z80
 from krzem.errors import ClusterError, GoalError, QuantityError, nearest, shorten
 from krzem.estimate import Estimate
+from krzem.files import read_toml
 from krzem.plan.answer import Progress, plan_of
 from krzem.plan.footprint import Footprint, footprint_with
 from krzem.plan.goal import Stage
@@ -27,6 +29,13 @@ from krzem.quantity import parse_count, parse_length
 
 KEYS = ("tokens", "seq", "batch", "batch-tokens", "precision")
 SUMMED = ("training_days", "days", "device_hours", "node_hours", "energy_mwh", "cost_usd")
+_SPELLED = {
+    "tokens": "tokens", "at": "at", "seq": "seq", "sequence": "seq", "batch": "batch",
+    "global_batch": "batch", "batch_tokens": "batch-tokens", "precision": "precision",
+}  # fmt: skip
+"""Keys of a ``[[phase]]`` in a file, as run files and the command line spell them."""
+PRICELESS = ("name", "data", "documents", "rate", "schedule", "rope", "max_positions")
+"""Keys of a trainer's phase that change what is learned and not what a step costs."""
 MOST = 16
 """Phases of one run."""
 
@@ -62,6 +71,67 @@ class Phases:
         return self.phases[index].plan.best
 
 
+def spelled(texts: Sequence[str]) -> list[str]:
+    """The phases one by one: a text as it stands, a TOML file as the texts of its ``[[phase]]``.
+
+    A file is a list of phases with ``tokens`` each, or a run file, whose ``[goal]`` says what comes
+    before the first phase and whose phases say ``at`` which token they begin.
+
+    Raises DataError for what is no TOML file, QuantityError with the table that cannot be read.
+    """
+    return [
+        phase
+        for text in texts
+        for phase in (_of_file(Path(text)) if text.lower().endswith(".toml") else [text])
+    ]
+
+
+def _of_file(path: Path) -> list[str]:
+    raw = read_toml(path, hint="a list of [[phase]] tables, each with tokens, sequence, ...")
+    tables, goal = raw.get("phase"), raw.get("goal", {})
+    if not isinstance(tables, list) or not all(isinstance(t, Mapping) for t in tables):
+        raise QuantityError(f"--phase {shorten(path.name)}: it has no [[phase]] tables")
+    if not isinstance(goal, Mapping):
+        raise QuantityError(f"--phase {shorten(path.name)}: [goal] has to be a table")
+    if goal:
+        tables = _since(goal, tables, path.name)
+    ends = [*(t.get("at") for t in tables[1:]), goal.get("tokens")]
+    return [_text(table, end, path.name) for table, end in zip(tables, ends, strict=True)]
+
+
+def _since(
+    goal: Mapping[str, Any], tables: Sequence[Mapping[str, Any]], name: str
+) -> list[Mapping[str, Any]]:
+    """The phases of a run file from its first token on: what one does not state stays as it was."""
+    if "tokens" not in goal or not all("at" in table for table in tables):
+        raise QuantityError(
+            f"--phase {shorten(name)}: in a run file [goal] says tokens, and each [[phase]] the"
+            ' token at which it begins, at = "2T"'
+        )
+    found: list[Mapping[str, Any]] = []
+    stated: dict[str, Any] = {"at": 0}
+    for table in ({k: v for k, v in goal.items() if k in _SPELLED and k != "tokens"}, *tables):
+        stated = stated | dict(table)
+        found.append(stated)
+    return found
+
+
+def _text(table: Mapping[str, Any], end: Any, name: str) -> str:
+    """``tokens=800B,seq=32k`` from a table; ``end`` is the token at which the next one begins."""
+    strange = [key for key in table if key not in _SPELLED and key not in PRICELESS]
+    if strange:
+        known = ", ".join([*_SPELLED, *PRICELESS])
+        raise QuantityError(
+            f"--phase {shorten(name)}: [[phase]] has {shorten(strange[0], 30)!r}, which a plan"
+            f" cannot take; known are {known}"
+        )
+    found = {short: table[key] for key, short in _SPELLED.items() if key in table}
+    first = found.pop("at", None)
+    if first is not None and end is not None:
+        found["tokens"] = parse_count(end) - (parse_count(first) if first else 0)
+    return ",".join(f"{key}={value}" for key, value in found.items())
+
+
 def parse_phase(text: str) -> dict[str, str]:
     """``tokens=800B,seq=32k,batch-tokens=16M`` as text by key.
 
@@ -92,6 +162,7 @@ def phases_of(
 
     Raises what a plan raises, its message starting with the phase; GoalError for too many.
     """
+    texts = spelled(texts)
     if len(texts) > MOST:
         raise GoalError(f"{len(texts)} phases: at most {MOST} are planned as one run")
     if question.tokens is not None:

@@ -91,11 +91,15 @@ def _figure(value: float | None) -> str:
 
 
 def _chart(verdicts: Sequence[Verdict]) -> Any:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure = new_figure(10.0, 6.0)
     axes = figure.add_subplot()
     axes.set(xscale="log", yscale="log", xlabel=WORDS["tpp"], ylabel="performance density")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_formatter("{x:g}")
+    for axis, plain in ((axes.xaxis, "{x:,.0f}"), (axes.yaxis, "{x:g}")):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(plain)
+        axis.set_minor_locator(NullLocator())
     placed = [
         (v.chip.tpp, v.chip.performance_density, _mark(v))
         for v in verdicts

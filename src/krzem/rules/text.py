@@ -90,16 +90,20 @@ def age(verdict: Verdict) -> str:
     if day <= rules.newest_text:
         return ""
     known = (
-        f"The newest text in this record is of {rules.newest_text}, {verdict.text_age_days:,} days "
+        f"The newest text in this record is of {rules.newest_text}, {_days(verdict.text_age_days)} "
         f"before that day; something newer was last looked for on {rules.searched}."
     )
     if verdict.certain:
         return known
     late = (day - rules.searched).days
     return (
-        f"{known} That is {late:,} days before the day asked for: rules may change until then, and "
+        f"{known} That is {_days(late)} before the day asked for: rules may change until then, and "
         "what follows is only how they stood."
     )
+
+
+def _days(count: int) -> str:
+    return f"{count:,} day{'s' if count != 1 else ''}"
 
 
 def label(name: str) -> str:

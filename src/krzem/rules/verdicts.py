@@ -144,8 +144,8 @@ def _on_one_day(chip: Chip, ruleset: RuleSet, buyer: Buyer) -> Verdict:
     rules = ruleset.in_force(buyer.on)
     values, axes = _cases(chip, rules, tuple(ruleset.unknowns))
     truths = _truths(rules, values, chip)
-    scopes = {rule.id: _out_of_scope(rule, chip, buyer) for rule in rules}
     effects = {rule.id: _effect(ruleset, rule, buyer) for rule in rules}
+    scopes = {rule.id: _out_of_scope(rule, chip, buyer, effects[rule.id]) for rule in rules}
     counts = _counting(rules, truths, scopes, effects, truths | dict(values))
     findings = tuple(
         Finding(
@@ -165,14 +165,22 @@ def _on_one_day(chip: Chip, ruleset: RuleSet, buyer: Buyer) -> Verdict:
     return Verdict(chip=chip, buyer=buyer, findings=findings, outcomes=outcomes, ruleset=ruleset)
 
 
-def _out_of_scope(rule: Rule, chip: Chip, buyer: Buyer) -> str:
+def _out_of_scope(rule: Rule, chip: Chip, buyer: Buyer, effect: Effect | None) -> str:
     if rule.state_funded and not buyer.state_funded:
         return "speaks of buyers with state funds"
-    return rule.misses(rents=buyer.rents) or rule.out_of_scope(chip.id, chip.vendor, chip.country)
+    owners = _binds_owner(rule, buyer) and effect is not None
+    missed = "" if owners else rule.misses(rents=buyer.rents)
+    return missed or rule.out_of_scope(chip.id, chip.vendor, chip.country)
+
+
+def _binds_owner(rule: Rule, buyer: Buyer) -> bool:
+    """Whether the rule has to let the chips come to where a tenant uses them, whoever owns them."""
+    return buyer.rents and rule.side is Side.EXPORT and not rule.rents
 
 
 def _effect(ruleset: RuleSet, rule: Rule, buyer: Buyer) -> Effect | None:
-    reached = (e for e in rule.effects if ruleset.reaches(e, buyer.to, buyer.parent, buyer.on))
+    seat = buyer.to if _binds_owner(rule, buyer) else buyer.parent
+    reached = (e for e in rule.effects if ruleset.reaches(e, buyer.to, seat, buyer.on))
     return next(reached, None)
 
 

@@ -206,7 +206,7 @@ def _portfolios(
     certain = best_by([p.schedule for p in points], [p.odds for p in points])
     sure, notes = _as_sure(goal, points)
     by_money = min(without, key=lambda p: (_spent(p), p.schedule.finish_day))
-    by_date = min(without, key=lambda p: (round(p.schedule.finish_day, 3), p.schedule.usd))
+    by_date = min(without, key=lambda p: (p.schedule.finish, p.schedule.usd))
     labels = {id(points[certain]): "most certain", id(by_date): "fastest", id(by_money): "cheapest"}
     front = [replace(p, label=labels.get(id(p), "")) for p in points]
     return _Chosen(
@@ -329,14 +329,14 @@ def _spent(point: Portfolio) -> float:
     return point.schedule.usd or sum(stage.node_hours for stage in point.schedule.stages)
 
 
-def _order(point: Portfolio) -> tuple[float, float, float, str]:
-    return (point.schedule.finish_day, _spent(point), -point.odds.meets_date,
+def _order(point: Portfolio) -> tuple[dt.date, float, float, str]:
+    return (point.schedule.finish, _spent(point), -point.odds.meets_date,
             "" if point.label else "~")  # fmt: skip
 
 
 def _beats(a: Portfolio, b: Portfolio) -> bool:
     return (
-        a.schedule.finish_day <= b.schedule.finish_day + 0.5
+        a.schedule.finish <= b.schedule.finish
         and _spent(a) <= _spent(b) * (1 + 1e-3)
         and a.odds.meets_date >= b.odds.meets_date - 0.005
     )

@@ -29,7 +29,7 @@ from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
 from krzem.plan.request import Question, settle
 from krzem.supply.kinds import engine_for, obtainable, on_market, prior, released
-from krzem.supply.known import LAB_ENGINES, error_weights, shortfalls
+from krzem.supply.known import LAB_ENGINES, durations, error_weights, shortfalls
 from krzem.supply.periods import MONTH_DAYS
 from krzem.supply.speed import Progress, Speed, speed_of
 
@@ -40,9 +40,6 @@ COUNTS: NDArray[np.float64] = 2.0 ** np.arange(0, 17.01, 0.25)
 """Cards that are considered: 1 to 131,072."""
 STOCK_SPREAD = 0.5
 """Log standard deviation of a stated stock."""
-USUAL_DAYS, DAYS_POWER, DAYS_SPREAD = 15.0, 0.37, 0.65
-"""Length of a run of 100,000 card-hours of which nothing is said, log-normal; it grows with this
-power of the hours: a line through the 32 known runs with both (rest 0.60)."""
 LEAST_PRIOR = 0.02
 """Of the most probable kind: rarer ones are left out before they are planned."""
 _ERRORS = np.linspace(-2.0, 2.5, 91)
@@ -95,7 +92,7 @@ class Evidence:
         """A first guess of the number of cards."""
         if self.cards is not None or self.card_hours is None:
             return self.cards
-        days = float(usual_days(self.card_hours))
+        days = float(durations(self.leave_out).usual(self.card_hours))
         if self.days is not None:
             days = (self.days[0] * self.days[1]) ** 0.5
         return self.card_hours / 24.0 / days
@@ -161,11 +158,6 @@ class _Curve:
         """Log standard deviation of the planner's error."""
         days = self.speeds[len(self.speeds) // 2].days
         return float(np.log(days.high / days.low)) / (2 * Z80)
-
-
-def usual_days(hours: Any) -> Any:
-    """Days that runs of so many card-hours take, an array or a number."""
-    return USUAL_DAYS * (hours / 1e5) ** DAYS_POWER
 
 
 def infer(evidence: Evidence, progress: Progress | None = None) -> Inference:
@@ -321,8 +313,9 @@ def _likelihood(evidence: Evidence, curve: _Curve) -> NDArray[np.float64]:
             low, high = evidence.days
             chance = chance * ((days >= low) & (days <= high))
         else:
-            off = np.log(np.where(np.isfinite(days), days / usual_days(hours), 1e9))
-            chance = chance * np.exp(-0.5 * (off / DAYS_SPREAD) ** 2)
+            usual = durations(evidence.leave_out)
+            off = np.log(np.where(np.isfinite(days), days / usual.usual(hours), 1e9))
+            chance = chance * usual.chance(off)
         if evidence.cards is not None:
             off = np.log(COUNTS / evidence.cards)[:, None]
             chance = chance * np.exp(-0.5 * (off / 0.1) ** 2)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import log
 from typing import Any
@@ -30,6 +31,8 @@ KERNEL = 0.2
 """Log width of each known shortfall."""
 UNSEEN, UNSEEN_MIDDLE, UNSEEN_SPREAD = 0.1, 0.3, 0.7
 """Share, log middle and width of shortfalls unlike any that is known."""
+SOME_HOURS = 1e5
+"""Card-hours of the run whose usual length is the constant of the line through the known ones."""
 USUAL_BATCH = 2**22
 """Tokens a step where no source says it."""
 WIDTH_STEP = 256
@@ -66,6 +69,50 @@ def shortfalls(leave_out: str = "") -> tuple[float, ...]:
         for row in read_table(TABLE)
         if row["shortfall"] and row["id"] != leave_out
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durations:
+    """How long runs take: log days by log card-hours, and what single runs do about that line."""
+
+    days: float
+    """Of a run of ``SOME_HOURS``."""
+    power: float
+    """The days grow with this power of the card-hours."""
+    rest: NDArray[np.float64]
+    """Log days of each known run over the line."""
+    width: float
+    """Log width of each of them as a kernel, by Silverman's rule (Density Estimation for Statistics
+    and Data Analysis, 1986, equation 3.31): their tail is long, and a normal law would be wide."""
+
+    def usual(self, hours: Any) -> Any:
+        """Days that runs of so many card-hours take, an array or a number."""
+        return self.days * (hours / SOME_HOURS) ** self.power
+
+    def chance(self, off: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Density of runs whose log days are ``off`` over the line: those of the known ones, and
+        some room, twice as wide as they lie, for what none of them did."""
+        grid = np.linspace(-8.0, 8.0, 1601)
+        known = np.exp(-0.5 * ((grid[:, None] - self.rest[None, :]) / self.width) ** 2).sum(axis=1)
+        unseen = np.exp(-0.5 * (grid / (2.0 * self.rest.std())) ** 2)
+        both = (1 - UNSEEN) * known / known.sum() + UNSEEN * unseen / unseen.sum()
+        return np.asarray(np.interp(off, grid, both, left=0.0, right=0.0))
+
+
+@cache
+def durations(leave_out: str = "") -> Durations:
+    """From the known runs with hours and a number of cards, one left out."""
+    runs = [r for r in known_runs() if r["devices"] and r["device_hours"] and r["id"] != leave_out]
+    hours, cards = (
+        np.array([float(r[name]) for r in runs]) for name in ("device_hours", "devices")
+    )
+    over, days = np.log(hours / SOME_HOURS), np.log(hours / 24.0 / cards)
+    power, start = np.polyfit(over, days, 1)
+    rest = days - start - power * over
+    quarters = np.quantile(rest, [0.25, 0.75])
+    spread = min(float(rest.std(ddof=2)), float(quarters[1] - quarters[0]) / 1.34)
+    return Durations(days=float(np.exp(start)), power=float(power), rest=rest,
+                     width=0.9 * spread * len(runs) ** -0.2)  # fmt: skip
 
 
 def error_weights(grid: NDArray[np.float64], sigma: float, leave_out: str) -> NDArray[np.float64]:

@@ -37,7 +37,7 @@ _FLEET = (
 requalification.</figcaption></figure>
 {% for key in ("cheapest", "fastest", "most_certain", "sure") if d[key] %}
 <h2>{{ titles[key] or d[key].label }}</h2>
-<p>{{ headline(d[key]) }}</p>
+<p>{{ headline(d[key])[:1] | upper }}{{ headline(d[key])[1:] }}</p>
 {{ grid(rows(stages(d[key]))) }}
 <ul>{% for line in extras(d[key]) %}<li>{{ line }}</li>{% endfor %}</ul>
 {% endfor %}
@@ -53,7 +53,8 @@ chance of meeting the deadline.</figcaption></figure>
 {% if d.left_out %}<h2>Left out</h2><ul>{% for name, why in d.left_out.items() %}
 <li>{{ name }}: {{ why }}</li>{% endfor %}</ul>{% endif %}
 <h2>Assumptions</h2>
-<ul>{% for name, value in d.assumptions.items() %}<li>{{ name.replace("_", " ") }}:
+<ul>{% for name, value in d.assumptions.items() if value is not mapping or value %}
+<li>{{ name.replace("_", " ") }}:
 {% if value is mapping %}{% for key, part in value.items() %}{{ key.replace("_", " ") }}
 {{ part | number }}{{ "" if loop.last else ", " }}{% endfor %}
 {% else %}{{ value | number }}{% endif %}</li>
@@ -105,7 +106,7 @@ def infer_page(document: Document) -> str:
         _PLAIN,
         filters={"numeric": _numeric},
         about=f"Which fleet trained {document['model']}?",
-        blocks=_blocks(text.infer_text(document)),
+        blocks=_blocks(text.infer_text(document).partition("\n")[2]),
         chart=_odds_chart(document),
         caption="Odds of each kind of device.",
     )
@@ -135,13 +136,21 @@ def _scaling_chart(document: Document) -> Any:
 
     figure = new_figure(10.0, 4.0)
     axes = figure.add_subplot()
-    for name, key in (("strong", "scaling"), ("weak", "weak_scaling")):
+    for name, key, line in (("strong", "scaling", "-"), ("weak", "weak_scaling", ":")):
         rows = document[key]
         nodes = [row["nodes"] for row in rows]
         per_s = [row["tokens_per_s"] for row in rows]
         low = [v["mid"] - v["low"] for v in per_s]
         high = [v["high"] - v["mid"] for v in per_s]
-        axes.errorbar(nodes, [v["mid"] for v in per_s], yerr=[low, high], capsize=3, label=name)
+        axes.errorbar(
+            nodes,
+            [v["mid"] for v in per_s],
+            yerr=[low, high],
+            capsize=3,
+            label=name,
+            linestyle=line,
+            linewidth=2.5,
+        )
         own = [(n, v["mid"]) for n, v, row in zip(nodes, per_s, rows, strict=True)
                if row["measured"]]  # fmt: skip
         axes.scatter(*zip(*own, strict=True), marker="s") if own else None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from krzem.quantity import format_bytes, format_count
-from krzem.supply.text import dollars, span, table
+from krzem.supply.text import dollars, share, span, table
 
 Document = Mapping[str, Any]
 
@@ -83,8 +83,8 @@ def _scaling_table(rows: Sequence[Document]) -> str:
             _spread(row["step_time_s"], 2),
             "measured" if row["measured"] else "predicted",
             _spread(row["tokens_per_s"]),
-            f"{row['efficiency']:.0%}",
-            f"{row['mfu']:.1%}",
+            share(row["efficiency"]),
+            share(row["mfu"], 1),
             _spread(row["memory_gib"], 1),
         ]
         for row in rows
@@ -102,14 +102,14 @@ def _argument(d: Document) -> list[str]:
             "Nothing was measured on the target machine yet. Step times are predicted from the"
             " model's operators, the device's and links' rates and coefficients fitted to published"
             " runs; the intervals are those of runs that the fit had not seen. They narrow with"
-            " measurements: give them with --measured (nodes, step_time_s)."
+            " measurements: give them with `--measured` (nodes, step_time_s)."
         )
         return lines
     rows = [[f"{m['nodes']:,}", f"{m['step_time_s']:.3g}"] for m in fit["measured"]]
     lines += [
         f"Measured step times are {fit['ratio']:.2f} times the predicted ones on (geometric) mean,"
         f" and every prediction above is multiplied by that. Its spread,"
-        f" {fit['log_spread']:.0%}, is the interval up to {fit['largest_nodes']:,} nodes;"
+        f" {share(fit['log_spread'])}, is the interval up to {fit['largest_nodes']:,} nodes;"
         " each doubling beyond adds 3 %.",
         "",
         table(("nodes", "measured step time, s"), rows),
@@ -143,7 +143,7 @@ def _resources(d: Document) -> list[str]:
     rows = [
         ["training steps", f"{r['node_hours_steps']:,.0f}"],
         ["checkpoints, interruptions, restarts", f"{r['node_hours_restarts']:,.0f}"],
-        [f"evaluation ({r['evaluation_share']:.0%})", f"{r['node_hours_evaluation']:,.0f}"],
+        [f"evaluation ({share(r['evaluation_share'])})", f"{r['node_hours_evaluation']:,.0f}"],
         ["total", _spread(r["node_hours_total"])],
     ]
     lines = [
@@ -219,21 +219,21 @@ def _software(d: Document) -> list[str]:
 def _share(d: Document) -> list[str]:
     s = d["share"]
     if s is None:
-        return ["No public machine is named: give --machine for its shares and its calls."]
+        return ["No public machine is named: give `--machine` for its shares and its calls."]
     lines = [
         f"{s['nodes']:,} of {s['machine_nodes']:,} nodes of {d['machine']}"
-        f" ({s['of_nodes']:.1%}); {s['of_year']:.2%} of its node-hours of a year."
+        f" ({share(s['of_nodes'], 1)}); {share(s['of_year'], 2)} of its node-hours of a year."
     ]
     if s["floor_of_nodes"]:
         enough = "is" if s["of_nodes"] >= s["floor_of_nodes"] else "is not"
         lines.append(
-            f"The call looks for jobs of at least {s['floor_of_nodes']:.0%} of the machine: this"
+            f"The call looks for jobs of at least {share(s['floor_of_nodes'])} of the machine: this"
             f" {enough} one."
         )
     if s["floor_of_year"]:
         enough = "is" if s["of_year"] >= s["floor_of_year"] else "is not"
         lines.append(
-            f"Large scale begins at {s['floor_of_year']:.0%} of a year's production: this"
+            f"Large scale begins at {share(s['floor_of_year'])} of a year's production: this"
             f" {enough} large scale."
         )
     if s["cap"]:
@@ -245,7 +245,7 @@ def _jobs(d: Document) -> list[str]:
     j = d["jobs"]
     lines = ["## Jobs and share of the machine", "", *_share(d), ""]
     if j["count"] is None:
-        lines.append("How long a job may last there is not in this record: give --job-hours.")
+        lines.append("How long a job may last there is not in this record: give `--job-hours`.")
     else:
         lines.append(
             f"Jobs of {j['hours']:g} hours on {j['nodes']:,} nodes, one after another:"
@@ -293,7 +293,7 @@ def _milestones(d: Document) -> list[str]:
     rows = [
         [
             f"M{k + 1}",
-            f"{m['share']:.0%}",
+            share(m["share"]),
             format_count(m["tokens"], 3),
             f"{m['steps']:,}",
             _spread(m["days"], 1),
@@ -344,7 +344,9 @@ def _cost(d: Document) -> list[str]:
 def _rules(d: Document) -> list[str]:
     found = d["rules"]
     if found is None:
-        words = "Not judged: give --machine, or --country with the country the devices stand in."
+        words = (
+            "Not judged: give `--machine`, or `--country` with the country the devices stand in."
+        )
     else:
         meant = "leave" if found["lawful"] else "do not leave"
         words = (

@@ -28,12 +28,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def percent(value: float | None) -> str:
-    """``84 %``; certainty only where no draw fails."""
+    """``84 %``; certainty only where no draw fails, and none only where every draw does."""
     if value is None:
         return "–"
     if 0.995 <= value < 1:
         return "over 99 %"
+    if 0 < value < 0.005:
+        return "under 1 %"
     return f"{value:.0%}".replace("%", " %")
+
+
+def share(value: float, digits: int = 0) -> str:
+    """``57.3 %``: a computed part of something, to so many digits."""
+    return f"{100 * value:.{digits}f} %"
 
 
 def dollars(usd: float | None) -> str:
@@ -148,7 +155,7 @@ def speeds_table(document: Document) -> str:
             slot["precision"],
             f"{slot['days_for_all_tokens']['mid']:,.0f}",
             span(*(f"{slot['days_for_all_tokens'][k]:,.0f}" for k in ("low", "high"))),
-            f"{slot['mfu']['mid']:.1%}",
+            share(slot["mfu"]["mid"], 1),
             percent(slot["goodput"]["mid"] if slot["goodput"] else None),
         ]
         for slot in document["slots"]
@@ -207,7 +214,7 @@ def kinds_table(document: Document) -> str:
             _whole(kind["cards"]),
             _whole(kind["card_hours"]),
             _whole(kind["days"]),
-            f"{kind['mfu']['mid']:.0%}".replace("%", " %"),
+            share(kind["mfu"]["mid"]),
             kind["precision"],
         ]
         for kind in document["kinds"]
@@ -272,6 +279,6 @@ def judge_text(document: Document) -> str:
 
 def _whole(value: Mapping[str, float]) -> str:
     def short(number: float) -> str:
-        return f"{number:,.0f}" if number < 1e6 else format_count(number, 3)
+        return f"{number:,.0f}" if number < 1e4 else format_count(number, 3)
 
     return f"{short(value['mid'])} {span(short(value['low']), short(value['high']))}"
