@@ -19,10 +19,10 @@ from benchmarks import jobs as collection
 
 from krzem.errors import KrzemError
 from krzem.jobs.advice import advise
+from krzem.jobs.answer import apply, prove, reposing
 from krzem.jobs.check import check
 from krzem.jobs.job import Job
 from krzem.jobs.priced import price_all
-from krzem.jobs.proof import apply, prove, reposing
 from krzem.jobs.question import pose
 from krzem.jobs.reading import read_job
 

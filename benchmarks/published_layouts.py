@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from krzem.engine.description import engine_named
 from krzem.hardware import read_cluster
-from krzem.layout.layout import Layout, parse_layout
-from krzem.layout.precision import Precision, StateBytes
+from krzem.layout.layout import Layout, Precision, StateBytes, parse_layout
 from krzem.model import load_model
 from krzem.plan.goal import Goal
 from krzem.plan.plan import TIE, describe

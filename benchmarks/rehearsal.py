@@ -18,8 +18,7 @@ from typing import Any
 
 from krzem.cost.memory import RankBytes
 from krzem.hardware import read_cluster
-from krzem.layout.arrays import pack
-from krzem.layout.layout import parse_layout
+from krzem.layout.layout import pack, parse_layout
 from krzem.model.catalogue import load_model_config
 from krzem.plan.price import Pricer
 from krzem.plan.request import Question, settle

@@ -20,7 +20,7 @@ from krzem.cost.coefficients import fitted
 from krzem.facts.table import read_table
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of
-from krzem.layout.arrays import pack
+from krzem.layout.layout import pack
 from krzem.plan.goal import Goal, Tuning
 from krzem.plan.price import Pricer, Task
 from krzem.plan.tuning import EVERYWHERE

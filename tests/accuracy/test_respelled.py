@@ -14,7 +14,7 @@ from krzem.accuracy.evaluate import Report, evaluate
 from krzem.accuracy.known_shapes import SHAPE, known_shape
 from krzem.accuracy.spellings import precision_of, recompute_of, sharding_of
 from krzem.facts.table import read_table
-from krzem.layout.precision import Precision
+from krzem.layout.layout import Precision
 
 Row = dict[str, str]
 

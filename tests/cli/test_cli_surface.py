@@ -28,7 +28,11 @@ SURFACE = {
     | EMIT
     | OUTPUT,
     "compare": {"model", "--on"} | GOAL | ENGINE | SEARCH | OUTPUT,
-    "explain": {"model", "--on", "--layout", "--calibration", "--trace"} | GOAL | ENGINE | EMIT | OUTPUT,
+    "explain": {"model", "--on", "--layout", "--calibration", "--trace"}
+    | GOAL
+    | ENGINE
+    | EMIT
+    | OUTPUT,
     "size": {
         "--on",
         "--node-hours",

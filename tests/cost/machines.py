@@ -10,8 +10,7 @@ from krzem.cost.step import Optim, StepSeconds, step_seconds
 from krzem.engine.description import engine_named
 from krzem.engine.setup import Choices, Setup
 from krzem.hardware.catalogue import load_device
-from krzem.layout.arrays import cells, pack
-from krzem.layout.layout import Layout
+from krzem.layout.layout import Layout, Precision, cells, pack
 from krzem.model.architecture import (
     Architecture,
     Attention,
@@ -21,7 +20,6 @@ from krzem.model.architecture import (
     LayerRun,
 )
 from krzem.model.table import tabulate
-from krzem.plan.goal import Precision
 
 ADAMW = Optim(weight_bytes=2.0, state_bytes=12.0, muon=0.0)
 

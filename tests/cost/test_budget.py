@@ -15,8 +15,7 @@ from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import Machine
 from krzem.cost.stages import stages
 from krzem.cost.step import _expert_group, _parameters, _shard_group, step_seconds
-from krzem.layout.arrays import cells, pack
-from krzem.layout.layout import Layout, Recompute
+from krzem.layout.layout import Layout, Recompute, cells, pack
 from krzem.model import load_model
 from krzem.model.table import tabulate
 

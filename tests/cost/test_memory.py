@@ -18,10 +18,8 @@ from krzem.cost.memory import (
 )
 from krzem.cost.memory_error import fits_probability, student_cdf
 from krzem.cost.sizes import StateSizes
-from krzem.layout.arrays import pack
-from krzem.layout.layout import Layout, Recompute, Schedule
+from krzem.layout.layout import Layout, Precision, Recompute, Schedule, pack
 from krzem.model.table import tabulate
-from krzem.plan.goal import Precision
 
 SIZES = StateSizes(weight=2.0, gradient=4.0, optimizer=12.0, scratch=0.0)
 MODEL = gpt(4096, 32, 32)

@@ -20,9 +20,7 @@ from krzem.cost.memory_error import (
 )
 from krzem.cost.sizes import StateSizes
 from krzem.engine.description import engines
-from krzem.layout.arrays import pack
-from krzem.layout.layout import Layout, Recompute
-from krzem.layout.precision import Precision, StateBytes
+from krzem.layout.layout import Layout, Precision, Recompute, StateBytes, pack
 from krzem.model.table import tabulate
 
 TABLE = tabulate(gpt(4096, 32, 32), 2048)

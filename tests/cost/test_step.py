@@ -15,9 +15,7 @@ from krzem.cost.coefficients import fitted
 from krzem.cost.layers import layer_seconds
 from krzem.cost.step import StepSeconds, step_seconds
 from krzem.errors import UnknownFactError
-from krzem.layout.arrays import cells, pack
-from krzem.layout.layout import Layout, Recompute, Schedule
-from krzem.layout.precision import Precision
+from krzem.layout.layout import Layout, Precision, Recompute, Schedule, cells, pack
 from krzem.model import load_model
 from krzem.model.table import tabulate
 

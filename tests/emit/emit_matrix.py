@@ -13,15 +13,15 @@ from krzem.engine.switches import switches
 from krzem.errors import GoalError, LayoutError, ModelError
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import read_cluster
-from krzem.layout.layout import Layout, parse_layout
+from krzem.layout.layout import Layout, Precision, StateBytes, parse_layout
 from krzem.layout.rules import Problem
 from krzem.layout.space import Space, layouts
 from krzem.model import load_model
 from krzem.model.architecture import Architecture
 from krzem.plan.emit import Launch, emit, render
+from krzem.plan.emit.launch import MEANS
 from krzem.plan.emit.parts import ASKED, lines
-from krzem.plan.emit.switches import MEANS
-from krzem.plan.goal import Goal, Precision, StateBytes
+from krzem.plan.goal import Goal
 
 CONFIG: Mapping[str, object] = {
     "rms_norm_eps": 1e-6,

@@ -16,16 +16,22 @@ import numpy as np
 from tests.plan.emit.emit_cases import cluster
 
 from krzem.engine.setup import Setup, choose
-from krzem.engine.values import layout_values, problem_values
+from krzem.engine.switches import layout_values, problem_values
 from krzem.errors import KrzemError, ModelError
-from krzem.layout.arrays import pack
-from krzem.layout.layout import Layout, Recompute, parse_layout
+from krzem.layout.layout import (
+    Layout,
+    Optimizer,
+    Precision,
+    Recompute,
+    StateBytes,
+    pack,
+    parse_layout,
+)
 from krzem.layout.rules import Problem
 from krzem.layout.space import Space, layouts
 from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit, render
-from krzem.plan.goal import Goal, Optimizer, Precision, StateBytes
-from krzem.plan.source import config_of
+from krzem.plan.goal import Goal, config_of
 
 DEVICES, SEQUENCE, BATCH = 256, 4096, 1024
 PER_MODEL = MappingProxyType({"megatron-lm": 8, "torchtitan": 5})

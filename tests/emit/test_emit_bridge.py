@@ -10,11 +10,12 @@ import pytest
 from emit_matrix import CONFIG, GOAL, GOALS, cluster, launches, own_code, plain, text
 
 from krzem.errors import GoalError, LayoutError, ModelError
+from krzem.layout.layout import Optimizer, Precision, StateBytes
 from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit
 from krzem.plan.emit.bridge import TABLE
-from krzem.plan.emit.keys import fits, keys_of
-from krzem.plan.goal import Goal, Optimizer, Precision, StateBytes
+from krzem.plan.emit.parts import fits, keys_of
+from krzem.plan.goal import Goal
 
 KEYS = keys_of(TABLE)
 REFUSED = ("pangu", "deepseek-v4", "deepseek-v3.2", "glm-5")

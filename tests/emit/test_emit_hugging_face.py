@@ -14,14 +14,14 @@ import yaml
 from emit_matrix import CONFIG, GOAL, GOALS, cluster, every_switch, plain, text, tried, written
 
 from krzem.errors import GoalError, LayoutError
-from krzem.layout.layout import Layout
+from krzem.layout.layout import Layout, Precision, StateBytes
 from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit
-from krzem.plan.emit.deepspeed import TABLE as DEEPSPEED
+from krzem.plan.emit.engines import TABLE as DEEPSPEED
 from krzem.plan.emit.fsdp import TABLE as ACCELERATE
 from krzem.plan.emit.hugging_face import TABLE as TRAINER
-from krzem.plan.emit.keys import fits, keys_of
-from krzem.plan.goal import Goal, Precision, StateBytes
+from krzem.plan.emit.parts import fits, keys_of
+from krzem.plan.goal import Goal
 
 TABLES = {"deepspeed": DEEPSPEED, "fsdp": ACCELERATE}
 LAYOUTS = (

@@ -11,12 +11,12 @@ import yaml
 from emit_matrix import CONFIG, GOAL, cluster, every_switch, launches, text, written
 
 from krzem.errors import GoalError, LayoutError, ModelError
-from krzem.layout.layout import Layout
+from krzem.layout.layout import Layout, Optimizer, Precision, StateBytes
 from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit
-from krzem.plan.emit.keys import fits, keys_of
 from krzem.plan.emit.maxtext import TABLE
-from krzem.plan.goal import Goal, Optimizer, Precision, StateBytes
+from krzem.plan.emit.parts import fits, keys_of
+from krzem.plan.goal import Goal
 
 KEYS = keys_of(TABLE)
 REFUSED = ("pangu", "glm-4.5")

@@ -9,11 +9,12 @@ import yaml
 from emit_matrix import CONFIG, GOAL, cluster, launches, plain, text
 
 from krzem.errors import GoalError, LayoutError, ModelError
+from krzem.layout.layout import Precision
 from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit
-from krzem.plan.emit.keys import fits, keys_of
 from krzem.plan.emit.mindformers import TABLE
-from krzem.plan.goal import Goal, Precision
+from krzem.plan.emit.parts import fits, keys_of
+from krzem.plan.goal import Goal
 
 KEYS = keys_of(TABLE)
 TAKEN = ("deepseek-v3", "qwen3")

@@ -10,12 +10,12 @@ import yaml
 from emit_matrix import CONFIG, GOAL, cluster, every_switch, launches, own_code, text, written
 
 from krzem.errors import GoalError, LayoutError, ModelError
-from krzem.layout.layout import Layout
+from krzem.layout.layout import Layout, Precision, StateBytes
 from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit
-from krzem.plan.emit.keys import fits, keys_of
+from krzem.plan.emit.parts import fits, keys_of
 from krzem.plan.emit.primus import TABLE
-from krzem.plan.goal import Goal, Precision, StateBytes
+from krzem.plan.goal import Goal
 
 KEYS = keys_of(TABLE)
 PREFIX = "modules.pre_trainer.overrides."

@@ -11,10 +11,11 @@ from emit_matrix import CONFIG, EVERY, GOAL, cluster, text
 
 import krzem
 from krzem.errors import GoalError, LayoutError
+from krzem.layout.layout import Precision
 from krzem.model import load_model
 from krzem.plan.emit import Launch, emit
-from krzem.plan.emit.switches import governed, switch_flags
-from krzem.plan.goal import Goal, Precision
+from krzem.plan.emit.launch import governed, switch_flags
+from krzem.plan.goal import Goal
 
 ENGINES = Path(krzem.__file__).parent / "facts" / "engines"
 FP8 = replace(GOAL, precision=Precision.FP8)

@@ -10,7 +10,7 @@ import pytest
 from tests.emit.engine_cells import PER_MODEL, answered, cells
 from tests.emit.test_real_parsers import ROOT, python_of
 
-from krzem.plan.emit.keys import Key, keys_of
+from krzem.plan.emit.parts import Key, keys_of
 
 TABLES = {"megatron-lm": "megatron-lm-0.19.2", "torchtitan": "torchtitan-0.3.0"}
 OF_A_RECIPE = {"recipe", "model_spec"}

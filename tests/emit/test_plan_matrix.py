@@ -12,8 +12,7 @@ import pytest
 from emit_matrix import own_code
 
 from krzem.errors import GoalError, KrzemError, ModelError
-from krzem.layout.arrays import pack
-from krzem.layout.layout import Layout
+from krzem.layout.layout import Layout, pack
 from krzem.layout.space import layouts
 from krzem.model import load_model, model_ids
 from krzem.plan.answer import check_emission, explanation_of, plan_of, script_of

@@ -16,12 +16,10 @@ import pytest
 from emit_matrix import own_code
 from tests.emit.engine_cells import PER_MODEL, Cell, cells, job
 
-from krzem.layout.layout import Layout, Recompute, Schedule
+from krzem.layout.layout import Layout, Optimizer, Precision, Recompute, Schedule
 from krzem.model import load_model, model_ids
 from krzem.model.parameters import count
-from krzem.plan.emit.megatron_run import chunks, substituted
-from krzem.plan.emit.stages import stage_layers
-from krzem.plan.goal import Optimizer, Precision
+from krzem.plan.emit.megatron_run import chunks, stage_layers, substituted
 
 ROOT = Path(__file__).parent.parent.parent
 HOMES = ROOT / ".venv-engines"

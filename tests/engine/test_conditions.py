@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from krzem.engine.conditions import compiled, holds, names_in
 from krzem.engine.description import engines
-from krzem.engine.switches import switches
-from krzem.engine.values import Coded
+from krzem.engine.switches import Coded, switches
 from krzem.errors import DataError
 
 NAMES = ("tp", "pp", "ep", "zero")
@@ -85,9 +84,8 @@ def test_every_condition_of_every_engine_is_about_names_that_have_values() -> No
 
     words = {s.word for s in switches().values()}
     pricer = Pricer(settle(Question(model="deepseek-v3", on="h800:64")).task)
-    from krzem.engine.values import layout_values
-    from krzem.layout.arrays import pack
-    from krzem.layout.layout import Layout
+    from krzem.engine.switches import layout_values
+    from krzem.layout.layout import Layout, pack
 
     known = set(pricer.values) | set(layout_values(pack([Layout()]), pricer.task.problem)) | words
     for engine in engines().values():

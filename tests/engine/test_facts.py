@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 import krzem.facts
-from krzem.engine.values import PARTS
-from krzem.layout.layout import ContextParallel, Recompute, Schedule
-from krzem.layout.precision import Optimizer, Precision
+from krzem.engine.switches import PARTS
+from krzem.layout.layout import ContextParallel, Optimizer, Precision, Recompute, Schedule
 
 FACTS = Path(krzem.facts.__file__).parent
 FILES = sorted(p for p in (FACTS / "engines").glob("*.toml") if p.stem != "support")

@@ -13,11 +13,9 @@ from krzem.accuracy.batch import variants_of
 from krzem.engine.description import engine_named, engines
 from krzem.engine.legal import software_year
 from krzem.engine.setup import mixture
-from krzem.engine.switches import parse_switches, switches
-from krzem.engine.values import layout_values
+from krzem.engine.switches import layout_values, parse_switches, switches
 from krzem.errors import GoalError, InputError, LayoutError, ModelError, UnknownNameError
-from krzem.layout.arrays import join, pack
-from krzem.layout.layout import Layout
+from krzem.layout.layout import Layout, join, pack
 from krzem.layout.space import layouts
 from krzem.plan.plan import describe, explain
 from krzem.plan.price import Pricer

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from krzem.facts.fact import Fact
-from krzem.facts.operations import ANY, published
-from krzem.facts.operations import TABLE as OPERATIONS
-from krzem.facts.prices import PURCHASE, RENTAL, TERMS, price
-from krzem.facts.prices import TABLE as PRICES
-from krzem.facts.table import manual, read_table
-from krzem.hardware.catalogue import device_ids, device_row, load_device
-from krzem.hardware.classes import system_class
+from krzem.facts.table import (
+    ANY,
+    PURCHASE,
+    RENTAL,
+    TERMS,
+    Fact,
+    manual,
+    price,
+    published,
+    read_table,
+)
+from krzem.facts.table import PRICE_TABLE as PRICES
+from krzem.facts.table import TABLE as OPERATIONS
+from krzem.hardware.catalogue import device_ids, device_row, load_device, system_class
 
 FAMILIES = {device_row(name)["family"] for name in device_ids()}
 VENDORS = {device_row(name)["vendor"].lower() for name in device_ids()}

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from krzem.errors import InputError, KrzemError, UnknownNameError
 from krzem.facts.table import manual, read_table
-from krzem.hardware.catalogue import TABLE, device_ids, device_row, find_id, load_device
-from krzem.hardware.device import Confidence
+from krzem.hardware.catalogue import TABLE, Confidence, device_ids, device_row, find_id, load_device
 
 ROWS = read_table(TABLE)
 

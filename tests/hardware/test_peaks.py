@@ -11,7 +11,7 @@ from krzem.accuracy.reader import read_case
 from krzem.errors import KrzemError
 from krzem.facts.table import read_table
 from krzem.hardware.catalogue import TABLE
-from krzem.model.flops import flops_per_token
+from krzem.model.parameters import flops_per_token
 
 ROWS = read_table(TABLE)
 COLUMN = {

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krzem.hardware.topology import (
+from krzem.hardware.cluster import (
     domains_spanned,
     members_in_domain,
     most_domains_spanned,

@@ -22,7 +22,7 @@ from krzem.jobs.job_model import build, model_of, shape_of
 from krzem.jobs.priced import price_all, single_values
 from krzem.jobs.question import Posed, device_id, pose
 from krzem.jobs.reading import read_job
-from krzem.layout.arrays import pack
+from krzem.layout.layout import pack
 from krzem.model.catalogue import load_model, model_ids
 from krzem.report.document_check import check_document
 from krzem.report.html import render

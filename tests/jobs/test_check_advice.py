@@ -12,15 +12,15 @@ from tests.jobs.check_jobs import JOBS, MEGATRON, TITAN
 
 from krzem.engine.description import engines
 from krzem.jobs.advice import Suggestion, advise
+from krzem.jobs.answer import Proved, apply, prove, reposing
 from krzem.jobs.check import Check, check
 from krzem.jobs.edits import Edit, Text, applied, merged, written
 from krzem.jobs.job import FIELDS
 from krzem.jobs.priced import difference_sigma, price_all
-from krzem.jobs.proof import Proved, apply, prove, reposing
 from krzem.jobs.question import Posed, pose
 from krzem.jobs.reading import read_job
 from krzem.jobs.spellings import NUMBERS, Target, parse_flags, targets
-from krzem.layout.arrays import pack
+from krzem.layout.layout import pack
 from krzem.layout.rules import legal
 
 Advised = tuple[Posed, Check, tuple[Suggestion, ...]]

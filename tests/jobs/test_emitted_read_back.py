@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from krzem.engine.setup import Chosen, choose
-from krzem.engine.values import layout_values
+from krzem.engine.switches import layout_values
 from krzem.errors import GoalError, ModelError
 from krzem.jobs.priced import price_all
 from krzem.jobs.question import Posed, pose
 from krzem.jobs.reading import read_job
-from krzem.layout.arrays import pack
-from krzem.layout.layout import Layout, Recompute
+from krzem.layout.layout import Layout, Recompute, pack
 from krzem.layout.space import layouts
 from krzem.model.parameters import count
 from krzem.plan.answer import check_emission

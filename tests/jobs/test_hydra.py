@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krzem.jobs.documents import yaml_tree
-from krzem.jobs.hydra import compose, has_defaults
 from krzem.jobs.interpolation import Resolver, literal, pieces, split
 from krzem.jobs.job import Place
+from krzem.jobs.titan_jobs import compose, has_defaults
 from krzem.jobs.tree import Entry, Open
 
 

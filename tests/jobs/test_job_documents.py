@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from krzem.errors import DataError
 from krzem.jobs.documents import LARGEST, json_tree, toml_tree, yaml_tree
 from krzem.jobs.recipe import Recipe
-from krzem.jobs.recipe_nodes import Node
-from krzem.jobs.recipe_values import MOST_STEPS
+from krzem.jobs.recipe_values import MOST_STEPS, Node
 from krzem.jobs.tree import Call, Open, Tree
 
 LAUGHS = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(

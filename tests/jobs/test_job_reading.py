@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krzem.errors import DataError, InputError, UnknownNameError
-from krzem.jobs.closing import close
+from krzem.jobs.given import close
 from krzem.jobs.job import CHOICES, FIELDS, SWITCHES, Basis, JobBuilder, Place
 from krzem.jobs.reading import ALIASES, ENGINES, MOST_FILES, canonical, read_job, readers
 from krzem.jobs.shell_words import ShellError

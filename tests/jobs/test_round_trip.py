@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from krzem.errors import KrzemError
+from krzem.hardware.catalogue import Device
 from krzem.hardware.cluster import Cluster
-from krzem.hardware.device import Device
 from krzem.jobs.job import Job
 from krzem.jobs.reading import read_job
-from krzem.layout.layout import Layout, parse_layout
+from krzem.layout.layout import Layout, Precision, parse_layout
 from krzem.model import load_model
 from krzem.plan.emit import emit, render
-from krzem.plan.goal import Goal, Precision
+from krzem.plan.goal import Goal
 
 CONFIG = {"rms_norm_eps": 1e-6, "rope_theta": 10_000, "routed_scaling_factor": 2.5}
 CLUSTER = Cluster(

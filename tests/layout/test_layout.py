@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krzem.errors import KrzemError, LayoutError
-from krzem.layout.arrays import join, pack, unique_cells
-from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule, parse_layout
+from krzem.layout.layout import (
+    ContextParallel,
+    Layout,
+    Recompute,
+    Schedule,
+    join,
+    pack,
+    parse_layout,
+    unique_cells,
+)
 
 SMALL = st.integers(1, 64)
 LAYOUTS = st.builds(

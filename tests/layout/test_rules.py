@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from krzem.errors import LayoutError
-from krzem.layout.arrays import join, pack
-from krzem.layout.layout import Layout, Recompute, Schedule
+from krzem.layout.layout import Layout, Recompute, Schedule, join, pack
 from krzem.layout.rules import RULES, Problem, check, legal
 from krzem.layout.space import Space, divisors, layouts
 from krzem.model import load_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from krzem.errors import ModelError
-from krzem.model.fields import MAX_COUNT, Fields, show
+from krzem.model.description import MAX_COUNT, Fields, show
 
 
 def fields(**raw: object) -> Fields:

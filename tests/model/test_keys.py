@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from krzem.errors import GoalError
 from krzem.model import Attention, AttentionKind, Indexer, mean_keys
-from krzem.model.keys import keys_by_branch, mean_scored, mean_visible
+from krzem.model.architecture import keys_by_branch, mean_scored, mean_visible
 
 LENGTHS = st.integers(1, 400)
 LIMITS = st.integers(1, 500)

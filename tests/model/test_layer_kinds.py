@@ -13,7 +13,7 @@ from krzem.engine.setup import Setup
 from krzem.errors import ModelError, UnknownNameError
 from krzem.model import Architecture, count, flops_per_token, load_model, mean_keys, read_config
 from krzem.model.architecture import AttentionKind, Layer, RecurrenceKind
-from krzem.model.flops import computed_experts, state_flops
+from krzem.model.parameters import computed_experts, state_flops
 
 LLAMA = {
     "model_type": "llama",

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krzem.outlook import records, shipped, trend
+from krzem.outlook import records, shipped
 from krzem.outlook.backtest import (
     FAMILIES,
     LEVELS,
@@ -21,9 +21,8 @@ from krzem.outlook.backtest import (
     dated,
     sample_score,
 )
-from krzem.outlook.draws import draw_chunk, path_rng
-from krzem.outlook.model import simulate
-from krzem.outlook.trend import Normal
+from krzem.outlook.model import draw_chunk, path_rng, simulate
+from krzem.outlook.records import Normal
 
 TEST = back_test(4096)
 DAYS = TEST.cutoffs
@@ -122,7 +121,7 @@ def test_first_passage_against_simulated_walks() -> None:
     for drift in (-1.0, 0.0, 2.0):
         jumps = rng.normal(drift * years / steps, 4 * math.sqrt(years / steps), (4000, steps))
         seen = ((9.0 + jumps.cumsum(axis=1)).min(axis=1) <= 0).mean()
-        assert trend.ever_ahead(9.0, 4.0, drift, years) == pytest.approx(seen, abs=0.03)
+        assert records.ever_ahead(9.0, 4.0, drift, years) == pytest.approx(seen, abs=0.03)
 
 
 def test_no_ceiling_is_ever_broken() -> None:

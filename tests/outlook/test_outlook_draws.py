@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from krzem.outlook import shipped
 from krzem.outlook.assumptions import Evidence
-from krzem.outlook.draws import _systematic, draw_chunk
-from krzem.outlook.model import start
+from krzem.outlook.model import _systematic, draw_chunk, start
 
 A = shipped()
 COUNT = 20_000

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from krzem.outlook import Assumptions, beliefs, forecast, levers, shipped
+from krzem.outlook.reproduce import compare, not_comparable, statements, view
 from krzem.outlook.sensitivity import _ranks, count_of_levers, rank_correlations
-from krzem.outlook.statements import compare, not_comparable, statements, view
 
 SMALL = shipped().with_run(paths=16_384, lever_paths=8192, fan_paths=4000)
 NAMES = ("gap_points", "catch_up", "domestic_growth", "leader_level")

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from krzem.outlook import Assumptions, forecast, shipped
 from krzem.outlook.assumptions import Evidence
-from krzem.outlook.draws import draw_chunk, path_rng
-from krzem.outlook.model import simulate, start
+from krzem.outlook.model import draw_chunk, path_rng, simulate, start
 
 SMALL = shipped().with_run(paths=8192, chunk_paths=4096, fan_paths=1000, lever_paths=4096)
 

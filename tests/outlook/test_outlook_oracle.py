@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from krzem.outlook import shipped
-from krzem.outlook.draws import draw_chunk, path_rng
-from krzem.outlook.model import simulate
+from krzem.outlook.model import draw_chunk, path_rng, simulate
 
 PATHS = 40
 STEPS = 24

@@ -10,7 +10,6 @@ import pytest
 
 from krzem.outlook import Outlook, outlook, shipped
 from krzem.outlook.backtest import FAMILIES
-from krzem.outlook.document import document, plain
 from krzem.outlook.figures import fan_figure, lag_figure, odds_figure, tornado_figure
 from krzem.outlook.page import _blocks
 from krzem.outlook.text import (
@@ -22,6 +21,7 @@ from krzem.outlook.text import (
     sections,
     table,
 )
+from krzem.outlook.whole import document, plain
 
 FEW = shipped().with_run(
     paths=4000, lever_paths=400, fan_paths=2000, chunk_paths=1000, horizon_years=6.0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krzem.errors import DataError
-from krzem.outlook.quantity import Quantity, Shape, read_quantity
+from krzem.outlook.assumptions import Quantity, Shape, read_quantity
 
 _Z95 = 1.6448536269514722
 

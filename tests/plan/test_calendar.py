@@ -9,15 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krzem.estimate import Estimate
-from krzem.facts.operations import published
+from krzem.facts.table import published
+from krzem.hardware.catalogue import Device
 from krzem.hardware.cluster import Cluster
-from krzem.hardware.device import Device
 from krzem.layout.layout import parse_layout
 from krzem.plan.calendar import PARTS, SHARES, STOPS, Beyond, Distance, without_distance
 from krzem.plan.forecast import Phase, WholeRun, forecast
-from krzem.plan.goal import Goal
+from krzem.plan.goal import Goal, recipes
 from krzem.plan.plan import explain, plan
-from krzem.plan.recipe import recipes
 from krzem.plan.request import Question, settle
 
 STEP = Estimate(18.5, 19.8, 21.5)

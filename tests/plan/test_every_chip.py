@@ -11,9 +11,9 @@ from krzem.hardware.catalogue import device_ids, load_device
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of, read_cluster
 from krzem.plan.answer import plan_of
-from krzem.plan.assumed import MOST
 from krzem.plan.plan import Plan
 from krzem.plan.request import Question, settle
+from krzem.plan.search import MOST
 
 FEW = "cp=1,pp<=2,vpp=1,mbs<=2,recompute=none|full"
 """A part of the space that holds a layout for every chip, so that all are planned in seconds."""

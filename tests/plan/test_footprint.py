@@ -13,7 +13,7 @@ from krzem.hardware.machines import machines
 from krzem.plan.answer import plan_of
 from krzem.plan.footprint import Footprint, footprint_of, grids, read_grid, thresholds
 from krzem.plan.forecast import WholeRun
-from krzem.plan.laws import dense_laws
+from krzem.plan.goodput import dense_laws
 from krzem.plan.request import Question, settle
 
 H100 = read_cluster("nvidia-h100-sxm:8")

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from krzem.errors import GoalError
 from krzem.estimate import Estimate
-from krzem.facts.fact import Fact
+from krzem.facts.table import Fact
+from krzem.hardware.catalogue import Device
 from krzem.hardware.cluster import Cluster
-from krzem.hardware.device import Device
-from krzem.plan.draws import COUNT, draw, normal, summary
+from krzem.layout.layout import StateBytes
 from krzem.plan.forecast import Phase, WholeRun, forecast
-from krzem.plan.goal import Goal, StateBytes
-from krzem.plan.operation import KEY_OF
+from krzem.plan.goal import Goal
+from krzem.plan.goodput import COUNT, KEY_OF, draw, normal, summary
 
 STEP = Estimate(18.5, 19.8, 21.5)
 GOAL = Goal(tokens=14.8e12, sequence=4096, global_batch=15_360)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krzem.errors import UnknownNameError
-from krzem.plan.laws import loss_law, scaling_laws
+from krzem.plan.goodput import loss_law, scaling_laws
 
 
 def test_ten_laws_each_with_a_source() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from krzem.errors import GoalError, KrzemError, QuantityError
 from krzem.plan.answer import plan_of
-from krzem.plan.fewest import Fewest, fewest
 from krzem.plan.phases import SUMMED, parse_phase, phases_of, spelled
 from krzem.plan.request import Question, settle
+from krzem.plan.size import Fewest, fewest
 
 SMALL: dict[str, Any] = {"model": "llama-3.1-8b", "on": "nvidia-h100-sxm:64",
                          "limits": "tp<=2,pp=1,mbs=1,recompute=none|full"}  # fmt: skip

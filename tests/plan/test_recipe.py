@@ -3,9 +3,9 @@
 import pytest
 
 from krzem.facts.table import manual
-from krzem.layout.precision import Optimizer, Precision, StateBytes
+from krzem.layout.layout import Optimizer, Precision, StateBytes
 from krzem.model.catalogue import model_ids
-from krzem.plan.recipe import TABLE, Recipe, recipe_of, recipes
+from krzem.plan.goal import TABLE, Recipe, recipe_of, recipes
 
 
 def test_every_built_in_model_has_a_row_even_where_nothing_is_published() -> None:

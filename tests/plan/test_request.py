@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krzem.errors import GoalError, InputError, QuantityError, UnknownFactError, UnknownNameError
-from krzem.layout.layout import Schedule
+from krzem.layout.layout import Optimizer, Precision, Schedule
 from krzem.model.catalogue import load_model
-from krzem.plan.goal import Optimizer, Precision
 from krzem.plan.request import Asked, Question, _sequences, settle
 
 

@@ -9,9 +9,7 @@ import pytest
 
 from krzem.errors import ClusterError, GoalError, LayoutError
 from krzem.hardware import read_cluster
-from krzem.layout.arrays import join, pack
-from krzem.layout.layout import Layout
-from krzem.layout.precision import Precision
+from krzem.layout.layout import Layout, Precision, join, pack
 from krzem.layout.space import Space, layouts
 from krzem.model import load_model
 from krzem.plan.goal import Goal

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from krzem.cli.size import budget
 from krzem.errors import GoalError, UnknownNameError
+from krzem.model.build import read_config
 from krzem.model.parameters import count
-from krzem.model.reader import read_config
-from krzem.plan.laws import loss_law
+from krzem.plan.goodput import loss_law
 from krzem.plan.request import Question
 from krzem.plan.size import CLOSE, Size, shape, size
 

@@ -12,8 +12,7 @@ from click.testing import CliRunner
 
 from krzem.cli.explain import explain_command
 from krzem.errors import LayoutError
-from krzem.layout.arrays import pack
-from krzem.layout.layout import Schedule, parse_layout
+from krzem.layout.layout import Schedule, pack, parse_layout
 from krzem.plan.price import Pricer
 from krzem.plan.request import Question, settle
 from krzem.plan.timeline import Timeline, timeline_of, trace_of

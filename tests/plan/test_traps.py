@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from krzem.errors import GoalError
-from krzem.hardware.catalogue import device_ids, load_device
+from krzem.hardware.catalogue import device_ids, having, lacks_format, load_device
 from krzem.hardware.cluster_reader import read_cluster
-from krzem.hardware.formats import having, lacks_format
-from krzem.layout.precision import Precision
+from krzem.layout.layout import Precision
+from krzem.plan.goal import AHEAD, MANY_TOKENS, MOST_TOKENS, check_batch, check_software_date
 from krzem.plan.request import Question, settle
-from krzem.plan.sensible import AHEAD, MANY_TOKENS, MOST_TOKENS, check_batch, check_software_date
 from krzem.plan.sweep import parse_sweep
 
 TODAY = datetime.date(2026, 11, 30)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from krzem.errors import GoalError, KrzemError, UnknownNameError
-from krzem.layout.arrays import pack
-from krzem.layout.layout import parse_layout
+from krzem.layout.layout import pack, parse_layout
 from krzem.model.catalogue import load_model, model_ids
 from krzem.model.parameters import count
 from krzem.plan.goal import Tuning

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krzem.report.html_format import amount, between, chance, day, days_between, ends, share
-from krzem.report.text_numbers import energy, percent
+from krzem.report.html_answer import amount, between, chance, day, days_between, ends, share
+from krzem.report.text_table import energy, percent
 
 PROBABILITIES = st.floats(0, 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from krzem.report.text_markdown import fitted
+from krzem.report.text_table import fitted
 
 NARROW = "| pool | days |\n| ---- | ---: |\n| a    |   12 |\n"
 

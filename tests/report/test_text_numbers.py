@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krzem.report.text_numbers import energy, interval, money, percent, plain
-from krzem.report.text_numbers import given as shown
+from krzem.report.text_table import energy, interval, money, percent, plain
+from krzem.report.text_table import given as shown
 
 
 @pytest.mark.parametrize(

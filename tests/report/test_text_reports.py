@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from krzem.report.text import format_explanation, format_plan, format_sentence, memory_bar, tied
-from krzem.report.text_catalogue import format_device, format_devices, format_model, format_models
-from krzem.report.text_compare import format_comparison, format_comparison_table
+from krzem.report.text_compare import (
+    format_comparison,
+    format_comparison_table,
+    format_device,
+    format_devices,
+    format_model,
+    format_models,
+)
 
 HERE = Path(__file__).parent
 UNKNOWN = (

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from krzem.errors import DataError, RunError
-from krzem.layout.precision import Precision
+from krzem.layout.layout import Precision
 from krzem.run.gate_settings import Action
 from krzem.run.run_file import identity, read_run
 from krzem.run.settings import SLURM, RunSettings

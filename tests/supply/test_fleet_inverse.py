@@ -11,9 +11,9 @@ from krzem.errors import GoalError, InputError, ModelError
 from krzem.estimate import Estimate
 from krzem.model.catalogue import load_model
 from krzem.model.parameters import count
+from krzem.plan.goal import config_of
 from krzem.plan.plan import plan
 from krzem.plan.request import Question, settle
-from krzem.plan.source import config_of
 from krzem.supply.goal_file import goal_of
 from krzem.supply.infer import Evidence, infer
 from krzem.supply.inverse import fewest, largest, within

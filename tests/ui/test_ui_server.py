@@ -17,9 +17,8 @@ from starlette.testclient import TestClient
 from tests.command_line import say
 
 from krzem.errors import KrzemError
-from krzem.ui.kept import Answers, curve_counts
+from krzem.ui.kept import Answers, State, curve_counts
 from krzem.ui.server import app
-from krzem.ui.state import State
 
 SMALL = State(model="llama-3.1-8b", devices="8", batch="64", tokens="100B")
 FIELDS = {

@@ -29,13 +29,11 @@ from krzem.cost.sizes import StateSizes
 from krzem.cost.step import Optim, StepSeconds, step_seconds
 from krzem.engine.description import engines
 from krzem.engine.setup import Choices, Setup, mixture
-from krzem.engine.switches import switches
-from krzem.engine.values import layout_values, problem_values
+from krzem.engine.switches import layout_values, problem_values, switches
 from krzem.errors import UnknownFactError
-from krzem.hardware.assumed import assumed_of
-from krzem.hardware.device import Device, domain_in_node
-from krzem.layout.arrays import Layouts, cells, pack
-from krzem.layout.layout import Layout, Recompute
+from krzem.hardware.catalogue import Device, domain_in_node
+from krzem.hardware.cluster import assumed_of
+from krzem.layout.layout import Layout, Layouts, Recompute, cells, pack
 from krzem.layout.rules import Problem
 from krzem.model.table import ModelTable, stack, tabulate
 

@@ -31,7 +31,7 @@ from krzem.cost.coefficients import Coefficients
 from krzem.cost.uncertainty import Z80, Spread
 from krzem.errors import UnknownFactError
 from krzem.facts.table import read_table
-from krzem.model.flops import flops_per_token
+from krzem.model.parameters import flops_per_token
 
 FOLDER = Path(krzem.facts.__file__).parent
 TABLES = ("runs.csv", "runs_new.csv", "memory_rows.csv", "runs_more.csv")

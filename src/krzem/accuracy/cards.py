@@ -9,8 +9,7 @@ from itertools import pairwise
 from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.cells import Row, number, text
 from krzem.errors import InputError, UnknownNameError
-from krzem.hardware.catalogue import device_ids, find_id, load_device
-from krzem.hardware.device import Device
+from krzem.hardware.catalogue import Device, device_ids, find_id, load_device
 
 _MEANT = {
     "trillium": "v6e", "ironwood": "v7", "v6": "v6e", "v5lite": "v5e",

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from krzem.hardware.device import Device
-from krzem.layout.layout import Layout
-from krzem.layout.precision import Precision, StateBytes
+from krzem.hardware.catalogue import Device
+from krzem.layout.layout import Layout, Precision, StateBytes
 from krzem.model.architecture import Architecture
 
 

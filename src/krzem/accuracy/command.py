@@ -46,7 +46,7 @@ def accuracy_command(
     """
     from krzem.accuracy.evaluate import evaluate, rows_csv
     from krzem.cli.output import check_files
-    from krzem.report.text_accuracy import format_report
+    from krzem.report.text_table import format_report
     from krzem.train.durable import write_atomic
 
     check_files(None if rows_file is None else str(rows_file))

@@ -6,11 +6,11 @@ import math
 
 from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.cells import Row, number, text
-from krzem.hardware.device import Device
-from krzem.layout.precision import Precision
+from krzem.hardware.catalogue import Device
+from krzem.layout.layout import Precision
 from krzem.model.architecture import Architecture, Attention, FeedForward
-from krzem.model.branches import branches
 from krzem.model.table import projections
+from krzem.model.unread import branches
 
 
 def forward_flops(arch: Architecture, sequence: int, attention: str, logits: bool = True) -> float:

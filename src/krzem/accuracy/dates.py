@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from krzem.accuracy.cells import Row
-from krzem.hardware.device import Device
+from krzem.hardware.catalogue import Device
 
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _DATE = re.compile(r"(?<!\d)(20[12]\d)(?:[-/._ ](1[0-2](?!\d)|0?[1-9](?!\d)))?(?!\d)")

@@ -21,12 +21,11 @@ from krzem.errors import GoalError
 from krzem.estimate import Estimate
 from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
-from krzem.model.flops import flops_per_token
-from krzem.model.parameters import count
+from krzem.model.parameters import count, flops_per_token
 from krzem.plan.answer import Progress, plan_of
+from krzem.plan.goal import recipe_of
 from krzem.plan.plan import Plan
 from krzem.plan.price import Pricer, Task
-from krzem.plan.recipe import recipe_of
 from krzem.plan.request import Asked, Question, settle
 from krzem.quantity import Written, parse_length
 

@@ -29,9 +29,8 @@ from krzem.accuracy.stated import (
 )
 from krzem.accuracy.unknown import MIXED, unknown_of
 from krzem.errors import KrzemError
-from krzem.hardware.device import Device
-from krzem.layout.layout import Recompute
-from krzem.layout.precision import Precision
+from krzem.hardware.catalogue import Device
+from krzem.layout.layout import Precision, Recompute
 
 
 def read_case(row: Row) -> Case:

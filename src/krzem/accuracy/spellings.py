@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from krzem.layout.precision import Precision
+from krzem.layout.layout import Precision
 
 _PRECISIONS: tuple[tuple[str, Precision], ...] = (
     (r"fp4|nvfp|e2m1", Precision.NVFP4),

@@ -10,8 +10,8 @@ from krzem.accuracy.spellings import sharding_of, yes_or_no
 from krzem.engine.description import engine_named, engines
 from krzem.engine.switches import switches
 from krzem.errors import UnknownNameError
-from krzem.hardware.device import Device
-from krzem.layout.precision import StateBytes
+from krzem.hardware.catalogue import Device
+from krzem.layout.layout import StateBytes
 
 ON = ("off", "on")
 COLUMNS = {"attention": "attention_kernel"}

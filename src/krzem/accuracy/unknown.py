@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from krzem.accuracy.cells import Row, text, whole
-from krzem.layout.layout import Layout
-from krzem.layout.precision import Precision
+from krzem.layout.layout import Layout, Precision
 
 MIXED = ("mixed", "mixed precision", "auto")
 """Words in ``precision`` that name none."""

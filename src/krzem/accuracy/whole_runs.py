@@ -22,7 +22,7 @@ from krzem.accuracy.stated import engine_of, organisation_of, switches_of
 from krzem.errors import KrzemError
 from krzem.facts.table import read_table
 from krzem.model.architecture import Architecture
-from krzem.model.flops import flops_per_token
+from krzem.model.parameters import flops_per_token
 from krzem.plan.request import Question
 
 TABLE = "whole_runs.csv"

@@ -22,8 +22,8 @@ def devices_command(name: str, as_json: bool) -> None:
     krzem devices ascend          those whose id holds "ascend"
     krzem devices h800            everything known of one
     """
-    from krzem.report.document_catalogue import devices_named
-    from krzem.report.text_catalogue import format_device, format_devices
+    from krzem.report.document_compare import devices_named
+    from krzem.report.text_compare import format_device, format_devices
 
     document, alone = devices_named(name)
     text = format_device(document["devices"][0]) if alone else format_devices(document)
@@ -43,8 +43,8 @@ def models_command(name: str, as_json: bool) -> None:
     krzem models qwen3            those whose id holds "qwen3"
     krzem models deepseek-v3      everything known of one
     """
-    from krzem.report.document_catalogue import models_named
-    from krzem.report.text_catalogue import format_model, format_models
+    from krzem.report.document_compare import models_named
+    from krzem.report.text_compare import format_model, format_models
 
     document, alone = models_named(name)
     text = format_model(document["models"][0]) if alone else format_models(document)

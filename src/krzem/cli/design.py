@@ -47,10 +47,10 @@ def design_command(
     """
     from krzem.cli.progress import search_progress
     from krzem.plan.design import design
-    from krzem.plan.picker import read
     from krzem.plan.request import Question
+    from krzem.plan.tuning import read
     from krzem.quantity import parse_count
-    from krzem.report.design import design_document, format_design
+    from krzem.report.html_compare import design_document, format_design
 
     check_files(config_to)
     with search_progress("shapes", quiet or as_json) as progress:

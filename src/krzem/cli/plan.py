@@ -131,7 +131,7 @@ def _phases(question: Any, phases: tuple[str, ...], top: int, progress: Any) -> 
 
 
 def _fewest(question: Any, chance: float, quiet: bool, progress: Any) -> tuple[Any, str]:
-    from krzem.plan.fewest import fewest
+    from krzem.plan.size import fewest
     from krzem.report.questions import fewest_document, format_fewest
 
     document = fewest_document(fewest(question, chance=chance, progress=progress))
@@ -140,7 +140,7 @@ def _fewest(question: Any, chance: float, quiet: bool, progress: Any) -> tuple[A
 
 def _sweep(question: Any, sweep: str, as_json: bool, html: str | None, quiet: bool) -> None:
     from krzem.plan.sweep import sweep as swept
-    from krzem.report.sweep import format_sweep, sweep_document
+    from krzem.report.questions import format_sweep, sweep_document
 
     with search_progress("searching", quiet or as_json) as progress:
         found = swept(question, sweep, progress)

@@ -90,7 +90,7 @@ def budget(
     devices: int,
 ) -> float:
     """Device-hours of the one budget that is given; raises GoalError, QuantityError."""
-    from krzem.plan.picker import read
+    from krzem.plan.tuning import read
     from krzem.quantity import parse_count
 
     given = [x is not None for x in (node_hours, device_hours, days)]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from krzem.cost.coefficients import Coefficients
 from krzem.cost.machine import Machine
-from krzem.engine.design import Design
+from krzem.engine.conditions import Design
 from krzem.errors import UnknownFactError
-from krzem.hardware.device import Device
-from krzem.layout.precision import Precision
+from krzem.hardware.catalogue import Device
+from krzem.layout.layout import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from krzem.cost.memory import stored_bytes
 from krzem.cost.sizes import StateSizes
-from krzem.engine.design import Design
-from krzem.layout.precision import Precision, StateBytes
+from krzem.engine.conditions import Design
+from krzem.layout.layout import Precision, StateBytes
 
 ADAPTERS = ("lora", "qlora")
 ADAPTER_RANK = 16.0

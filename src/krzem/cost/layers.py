@@ -10,7 +10,7 @@ import numpy as np
 from krzem.cost import collectives, kernels
 from krzem.cost.machine import Machine
 from krzem.cost.parts import LayerSeconds
-from krzem.layout.cells import Cells
+from krzem.layout.layout import Cells
 from krzem.model.table import COLUMN, REPLICATED, ROW, ModelTable
 
 Array = Any

@@ -18,9 +18,7 @@ from krzem.cost.saved import Saved, layer_activations
 from krzem.cost.schedule import in_flight, joined_ends, weight_copies
 from krzem.cost.sizes import StateSizes
 from krzem.cost.stages import stages
-from krzem.layout.arrays import RECOMPUTES, Layouts
-from krzem.layout.layout import Recompute
-from krzem.layout.precision import Precision
+from krzem.layout.layout import RECOMPUTES, Layouts, Precision, Recompute
 from krzem.model.table import ModelTable
 
 Array = Any

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from krzem.cost.sizes import StateSizes
-from krzem.layout.arrays import RECOMPUTES, Layouts
-from krzem.layout.layout import Recompute
+from krzem.layout.layout import RECOMPUTES, Layouts, Recompute
 from krzem.model.table import ModelTable
 
 Array = Any

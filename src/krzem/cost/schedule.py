@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from krzem.layout.arrays import SCHEDULES
-from krzem.layout.layout import Schedule
+from krzem.layout.layout import SCHEDULES, Schedule
 
 Array = Any
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from krzem.layout.arrays import Layouts
+from krzem.layout.layout import Layouts
 from krzem.model.table import ModelTable
 
 Array = Any

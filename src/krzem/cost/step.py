@@ -12,8 +12,7 @@ from krzem.cost.machine import Machine
 from krzem.cost.parts import LayerSeconds
 from krzem.cost.schedule import fill_factor, joined_ends, overlaps_dispatch
 from krzem.cost.stages import Stages, stages
-from krzem.layout.arrays import RECOMPUTES, Layouts
-from krzem.layout.layout import Recompute
+from krzem.layout.layout import RECOMPUTES, Layouts, Recompute
 from krzem.model.table import ModelTable
 
 Array = Any

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -156,3 +157,132 @@ def _member(value: Condition, members: list[Condition]) -> Condition:
         return inside
 
     return judge
+
+
+# What an engine's design does with the hardware, as numbers that time and memory depend on
+# -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """One engine at one date under one set of switches."""
+
+    fits: str
+    """Key of its calibrated factor in ``facts/coefficients.json``."""
+    elementwise: float
+    """Memory traffic of element-wise work over the fused minimum."""
+    host_us: float
+    """Host time per kernel launch, microseconds."""
+    gap_us: float
+    """Idle time between kernels, microseconds."""
+    launch: float = 1.0
+    """Share of launches that still come from the host (below 1: recorded graphs)."""
+    expert_launch: float = 0.0
+    """The same of the experts where it is more: graphs of parts of layers leave them out."""
+    host_waits: float = 1.0
+    """1 where the host must learn how many tokens each expert was sent, else 0."""
+    turn_ms: float = 0.5
+    """Host time of the pipeline engine per micro-batch and chunk, forward and backward together."""
+    cut_turn_ms: float = 0.0
+    """The same, further, where activations are cut over tensor-parallel ranks."""
+    tp_overlap: float = 0.0
+    """Share of tensor-parallel communication that runs beside products."""
+    tp_backward: float = 0.0
+    """Share of backward tensor-parallel communication beside the weight products."""
+    reduce_overlap: float = 0.0
+    """Share of gradient reduction that may run beside the backward pass."""
+    gather_overlap: float = 0.0
+    """Share of weight gathering that may run beside computation."""
+    ep_overlap: float = 0.0
+    """Share of expert all-to-all that runs beside computation by the engine's own design."""
+    overlap_a2a: float = 0.0
+    """1 where it is overlapped by a switch; the share that hides is calibrated."""
+    dedup: float = 0.0
+    """1: an expert token crosses the network once per node, 0: once per expert."""
+    dispatch_all: float = 0.0
+    """1: all tokens are gathered on all expert-parallel ranks."""
+    permute: float = 1.0
+    """Memory passes that sort tokens by expert, over those of sorting before and after sending."""
+    latent_rotary: float = 2.0
+    """Passes over queries and keys of latent attention for their rotary part, over one."""
+    even_routing: float = 0.0
+    """1: every expert gets the same number of tokens."""
+    gradient_bytes: float = 4.0
+    """Bytes per element of reduced gradients."""
+    state_gradient_bytes: float = 4.0
+    """Bytes per parameter of the gradients that are kept."""
+    weight_bytes: float = 2.0
+    """Bytes per parameter of the weights that are kept for the products."""
+    logit_bytes: float = 10.0
+    """Memory per logit at the peak (16-bit logits, 32-bit copies, gradients)."""
+    bucket_bytes: float = 0.0
+    """Memory set aside for communication buckets."""
+    master_bytes: float = 4.0
+    """Bytes per parameter of master weights beside those for the products."""
+    held_bytes: float = 4.0
+    """Bytes per parameter of gradients that stay whole between micro-batches."""
+    gather_bytes: float = 6.0
+    """Memory per weight of the layer at work where weights are sharded: gathered weights of it and
+    of the next, gradients, buffers of the collectives."""
+    pipe_gathered: float = 0.0
+    """1 where sharded weights stay gathered between the micro-batches of a pipeline."""
+    pipe_outputs: float = 0.0
+    """1 where a pipeline stage keeps what it handed on until its backward pass."""
+    kept_products: float = 0.0
+    """Share of a layer's products that partial recomputation keeps (0: it is of layers)."""
+    kept_dispatch: float = 0.0
+    """1 where it keeps what expert dispatch brought, too."""
+    end_gather: float = 0.0
+    """1 where embedding and output matrix are gathered whole too."""
+    norm_bytes: float = 0.0
+    """Memory per element that a norm reads, beyond a fused one."""
+    gate_bytes: float = 0.0
+    """Memory per element of inner width, beyond a fused gate."""
+    wide_kv: float = 0.0
+    """1 where keys and values are saved once per query head."""
+    whole_logits: float = 0.0
+    """1 where every tensor-parallel rank holds all logits."""
+    lazy_gradients: float = 0.0
+    """1 where gradients are made in the backward pass, and not kept in a buffer of their own."""
+    step_share: float = 0.0
+    """Temporaries of the optimizer's step, as part of one moment of every parameter."""
+    step_bytes: float = 0.0
+    """The same in bytes per parameter, whatever the moments."""
+    offload_gradients: float = 0.0
+    """1 where gradients go to the host with the optimizer's states."""
+    least_stage: float = 0.0
+    """ZeRO stage at which optimizer states are cut at least."""
+    fp8_copy_bytes: float = 0.0
+    """Bytes per weight of 8-bit copies and transposes beside the weights."""
+    rematerialised: float = 0.0
+    """1 where recomputation of modules runs all of a layer again but what it was given."""
+    moment_bytes: float = 8.0
+    """Bytes per parameter of the optimizer's moments where nobody states them."""
+    deep_stages: float = 0.0
+    """1 where sharding of states shards weights and gradients with them."""
+    kept_share: float = 1.0
+    """Share of the saved activations that stays on the device."""
+    dispatch_copies: float = 0.0
+    """Copies of dispatched tokens at once in a layer of experts, on the fullest rank."""
+    accumulate_bytes: float = 8.0
+    """Memory traffic per weight and micro-batch of adding gradients up, beyond the product."""
+    flash2: float = 0.0
+    """1 while attention kernels are of the FlashAttention-2 generation on every chip."""
+    unfused_attention: float = 0.0
+    """1 where attention scores go through memory."""
+    rowwise: float = 0.0
+    """1 where 8-bit products have scales per row and leave the fast accumulation path."""
+    whole_gradients: float = 0.0
+    """1 where gradients stay whole between micro-batches although they are sharded."""
+    pp_scatter: float = 0.0
+    """1: pipeline transfers are cut over tensor-parallel ranks and gathered again."""
+
+    def changed(self, numbers: Mapping[str, float]) -> Design:
+        """The design with other ``numbers``; raises DataError for a name it does not have."""
+        unknown = sorted(set(numbers) - NUMBERS)
+        if unknown:
+            raise DataError(f"an engine's design has no number {unknown[0]!r}")
+        return replace(self, **numbers) if numbers else self  # type: ignore[arg-type]
+
+
+NUMBERS = frozenset(item.name for item in fields(Design)) - {"fits"}

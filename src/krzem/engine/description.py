@@ -12,8 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import krzem.facts
-from krzem.engine.conditions import compiled, holds
-from krzem.engine.design import Design
+from krzem.engine.conditions import Design, compiled, holds
 from krzem.errors import DataError, UnknownNameError
 
 FOLDER = Path(krzem.facts.__file__).parent / "engines"

@@ -11,11 +11,9 @@ import numpy as np
 from krzem.engine.conditions import holds, names_in
 from krzem.engine.description import Engine, Omission, Refusal, supported_until
 from krzem.engine.setup import Setup
-from krzem.engine.switches import switches
-from krzem.engine.values import layout_values, parts_of
+from krzem.engine.switches import layout_values, parts_of, switches
 from krzem.errors import GoalError, LayoutError, ModelError
-from krzem.layout.arrays import Layouts, pack
-from krzem.layout.layout import Layout
+from krzem.layout.layout import Layout, Layouts, pack
 from krzem.layout.rules import Problem
 from krzem.model.architecture import Architecture
 

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from krzem.engine.conditions import holds, names_in
+from krzem.engine.conditions import Design, holds, names_in
 from krzem.engine.description import Engine, EngineSwitch, engines
-from krzem.engine.design import Design
-from krzem.engine.switches import Switch, switches
-from krzem.engine.values import Coded
+from krzem.engine.switches import Coded, Switch, switches
 from krzem.errors import GoalError
-from krzem.layout.precision import Optimizer, Precision, StateBytes
+from krzem.layout.layout import Optimizer, Precision, StateBytes
 
 Array = Any
 Choices = tuple[tuple[str, str], ...]

@@ -1,9 +1,8 @@
 """Accelerators and clusters: what is known about them, and how a user's cluster is read."""
 
-from krzem.hardware.catalogue import device_ids, device_row, load_device
+from krzem.hardware.catalogue import Confidence, Device, device_ids, device_row, load_device
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of, read_cluster
-from krzem.hardware.device import Confidence, Device
 from krzem.hardware.processors import CPU, processors
 
 __all__ = [

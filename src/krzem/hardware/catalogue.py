@@ -18,14 +18,97 @@ Anything else is ambiguous and refused with the candidates.
 from __future__ import annotations
 
 import difflib
+import enum
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 
 from krzem.errors import InputError, UnknownNameError, nearest
 from krzem.facts.table import read_table
-from krzem.hardware.device import Confidence, Device
+
+# An accelerator as its data sheet and as a framework sees it
+# -----------------------------------------------------------
+
+
+class Confidence(enum.StrEnum):
+    """How far a row of the catalogue can be trusted."""
+
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One *device*: what a training framework counts as one rank's accelerator.
+
+    Where a card holds two dies that software sees apart (MI250X, Ascend 910C, Trainium), a
+    ``Device`` is one die and ``dies_per_card`` is 2: rates, memory, links and power here are
+    those of the die.  Quantities nobody published are None: a plan that needs one stops and says
+    so.
+    """
+
+    id: str
+    """Catalogue id (``nvidia-h800-sxm``)."""
+    vendor: str
+    name: str
+    family: str
+    """Calibration family: chips that share an architecture (``nvidia-hopper``)."""
+    dies_per_card: int = 1
+    """Devices that software sees on one card by default."""
+    fraction: float = 1.0
+    """The part of a card that this device is (1.0 where whole cards were asked for)."""
+    device_is: str = "card"
+    """What one device is, in words (``card``, ``half a card (one of two dies)``)."""
+    peak_flops: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Dense peak, FLOP/s, by arithmetic type: fp64, tf32, fp16, bf16, fp8, fp4, int8."""
+    memory_bytes: float | None = None
+    memory_bytes_per_s: float | None = None
+    scale_up_name: str = ""
+    scale_up_bytes_per_s: float | None = None
+    """Per device, one direction."""
+    scale_up_domain: int | None = None
+    """Devices reachable over the scale-up links."""
+    die_link_bytes_per_s: float | None = None
+    """Between the devices of one card, per device, one direction."""
+    scale_out_bytes_per_s: float | None = None
+    """Network interface per device, one direction (typical node)."""
+    devices_per_node: int | None = None
+    power_w: float | None = None
+    price_usd: float | None = None
+    rental_usd_per_hour: float | None = None
+    software: str = ""
+    """Framework device string: cuda, hip, npu, tpu, …"""
+    released: str = ""
+    sources: str = ""
+    confidence: Confidence = Confidence.LOW
+    notes: str = ""
+
+
+def domain_in_node(device: Device, per_node: int) -> int | None:
+    """Devices joined by scale-up links where nodes hold ``per_node`` of them.
+
+    The node decides, not the card: cards joined by links of their own reach as far as their node
+    where the catalogue's domain is its node (four GH200 of a node are joined pair by pair, one is
+    alone).  A domain larger than a node stays as it is; cards on a bus have no links to be joined.
+    """
+    domain = device.scale_up_domain
+    if domain is None or device.devices_per_node is None or domain > device.devices_per_node:
+        return domain
+    if on_a_bus(device):
+        return domain
+    return per_node if domain == device.devices_per_node else min(domain, per_node)
+
+
+def on_a_bus(device: Device) -> bool:
+    """Whether its cards have no links of their own, or none that anybody names."""
+    return not device.scale_up_name or device.scale_up_name.lower().startswith("pcie")
+
+
+# The catalogue of accelerators: ids and short names in, a Device with its facts out
+# ----------------------------------------------------------------------------------
 
 TABLE = "accelerators.csv"
 
@@ -207,3 +290,72 @@ def _number(cell: str, factor: float) -> float | None:
 
 def _whole(cell: str, factor: int) -> int | None:
     return int(cell) * factor if cell else None
+
+
+# What kind of system a device belongs to: the classes of the tables that speak of kinds
+# --------------------------------------------------------------------------------------
+
+RACK = 16
+"""Devices on scale-up links beyond which they are more than a server's."""
+STACKED = 800e9
+"""Bytes per second of one card from which memory of an unknown kind is taken to be stacked."""
+_STACKED_KINDS = ("HBM", "HiBL", "HiZQ")
+
+
+def classes_of(device: Device) -> tuple[str, ...]:
+    """Classes from the most specific to ``*``: memory, country, system (pod, rack, ...)."""
+    row = _row(device)
+    kind, country = row.get("mem_type", ""), row.get("country", "")
+    found = [f"memory:{kind}" if kind else "", f"country:{country}" if country else ""]
+    return (*filter(None, found), system_class(device), "*")
+
+
+def system_class(device: Device) -> str:
+    """``pod``, ``rack``, ``server`` or ``card``."""
+    if device.software == "tpu":
+        return "pod"
+    cards = (device.scale_up_domain or 0) * device.fraction
+    if cards > RACK:
+        return "rack"
+    kind = _row(device).get("mem_type", "")
+    if kind:
+        return "server" if kind.startswith(_STACKED_KINDS) else "card"
+    rate = device.memory_bytes_per_s or 0.0
+    return "server" if rate >= STACKED * device.fraction or not rate else "card"
+
+
+def _row(device: Device) -> Mapping[str, str]:
+    """The catalogue's row; empty for a device that a file describes."""
+    try:
+        return device_row(device.id)
+    except UnknownNameError:
+        return {}
+
+
+# Number formats that need matrix units made for them (``facts/formats.csv``)
+# ---------------------------------------------------------------------------
+
+FORMAT_TABLE = "formats.csv"
+
+
+def lacks_format(device: Device, precision: str) -> bool:
+    """Whether the chip's matrix units are known not to have ``precision``, a word of --precision.
+
+    Formats without rows need nothing special; of a chip that a file describes nothing is known.
+    """
+    known = _having(precision)
+    if not known or device.id not in device_ids():
+        return False
+    return not known & {device.id, device.family, device.vendor.lower()}
+
+
+def having(precision: str) -> tuple[str, ...]:
+    """Chips and families that have the format, in the order of the table."""
+    return tuple(
+        row["applies_to"] for row in read_table(FORMAT_TABLE) if row["format"] == precision
+    )
+
+
+@cache
+def _having(precision: str) -> frozenset[str]:
+    return frozenset(having(precision))

@@ -2,24 +2,189 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from krzem.errors import ClusterError, UnknownFactError, UnknownNameError, shorten
-from krzem.facts.fact import Fact
-from krzem.hardware.assumed import FIELDS, assumed_of, by_field
-from krzem.hardware.catalogue import find_id, load_device
-from krzem.hardware.cluster import Cluster, Site
-from krzem.hardware.cluster_facts import optional_facts
-from krzem.hardware.cluster_keys import ARITHMETIC, KEYS, MOST_DEVICES, PEAK, read_keys
-from krzem.hardware.cluster_notes import notes_of
-from krzem.hardware.device import Device, domain_in_node
-from krzem.hardware.machines import Machine, check_size, known_machine, machine
-from krzem.hardware.own_chip import as_said, own_chip
+from krzem.errors import ClusterError, UnknownFactError, UnknownNameError, nearest, shorten
+from krzem.facts.table import RENTAL, Fact, price, published, read_table
+from krzem.hardware.catalogue import (
+    TABLE,
+    Device,
+    domain_in_node,
+    find_id,
+    load_device,
+    system_class,
+)
+from krzem.hardware.cluster import FIELDS, Cluster, Site, assumed_of, by_field
+from krzem.hardware.cluster_keys import ARITHMETIC, KEYS, MOST_DEVICES, PEAK, notes_of, read_keys
+from krzem.hardware.machines import Machine, check_size, known_machine, machine, machines
 from krzem.hardware.processors import CPU, processors
 from krzem.quantity import format_flops
+
+# The optional quantities of a cluster: as the user gives them, as published, or absent
+# -------------------------------------------------------------------------------------
+
+_GIVEN = {
+    "failures_per_device_day": ("device_days_between_interruptions", "1/(device day)"),
+    "restart_seconds": ("restart_time", "s"),
+    "checkpoint_write_bytes_per_s": ("storage_bandwidth", "B/s"),
+    "pue": ("pue", "1"),
+    "system_power_ratio": ("system_power_ratio", "1"),
+    "power_w": ("power", "W"),
+    "usd_per_device_hour": ("price", "USD/h"),
+}
+"""Field of Cluster: the key that gives it, its unit."""
+
+_PUBLISHED = {
+    "restart_seconds": "restart_seconds",
+    "checkpoint_write_bytes_per_s": "checkpoint_bytes_per_s",
+    "pue": "pue",
+    "system_power_ratio": "system_power_ratio",
+}
+"""Field of Cluster: its name in the table of operations."""
+
+
+def optional_facts(
+    given: Mapping[str, Any], device: Device, devices: int, where: str
+) -> dict[str, Fact]:
+    """Each known quantity by its field of Cluster, per device, with range and source."""
+    found = {name: _stated(name, given, where) or _fact(name, device, devices) for name in _GIVEN}
+    return {name: fact for name, fact in found.items() if fact is not None}
+
+
+def _stated(name: str, given: Mapping[str, Any], where: str) -> Fact | None:
+    key, unit = _GIVEN[name]
+    value = given.get(key)
+    if value is None:
+        return None
+    stated = Fact.given(name, value, unit, where)
+    return stated.inverse(name, unit) if name == "failures_per_device_day" else stated
+
+
+def _fact(name: str, device: Device, devices: int) -> Fact | None:
+    """What is published, brought from a card to a device."""
+    unit = _GIVEN[name][1]
+    if name == "power_w":
+        return _catalogued(name, device.power_w, unit, device)
+    if name == "usd_per_device_hour":
+        rent = price(device.id, RENTAL)
+        listed = _catalogued(name, device.rental_usd_per_hour, unit, device)
+        return rent.scaled(device.fraction) if rent else listed
+    kind = f"class:{system_class(device)}"
+    subjects = (device.id, device.family, device.vendor.lower(), kind)
+    cards = max(1, round(devices * device.fraction))
+    if name == "failures_per_device_day":
+        days = published("device_days_per_interruption", subjects, cards)
+        return days and days.inverse(name, unit, device.fraction)
+    return published(_PUBLISHED[name], subjects, cards)
+
+
+def _catalogued(name: str, value: float | None, unit: str, device: Device) -> Fact | None:
+    if value is None:
+        return None
+    return Fact(
+        what=name,
+        low=value,
+        mid=value,
+        high=value,
+        unit=unit,
+        source=device.sources,
+        confidence=device.confidence,
+        notes=device.notes,
+    )
+
+
+# A chip that a cluster file describes whole: it needs no row in the catalogue
+# ----------------------------------------------------------------------------
+
+FAMILY = "own"
+"""Family of a chip of which nobody says whose silicon it is like: nothing is known of it."""
+NEEDED = ("memory", "memory_bandwidth")
+_SIGNS = (*NEEDED, "vendor", "software", "family")
+
+
+def own_chip(given: Mapping[str, Any], where: str, error: UnknownNameError) -> Device:
+    """The device that ``given`` describes; ``error`` says that no catalogue knows its name.
+
+    Raises ``error`` where nothing says that a chip of one's own is meant, and ClusterError where
+    what is said of it is not whole.
+    """
+    name: str = given["device"]
+    rates = {**_rates(given.get("measured", {})), **given.get("peak", {})}
+    if not rates and not any(key in given for key in _SIGNS):
+        raise _with_machines(name, error)
+    lacking = [f"{key} = {KEYS[key].example}" for key in NEEDED if key not in given]
+    if not {"bf16", "fp16"} & set(rates):
+        lacking.append(f"[peak] bf16 = {PEAK['bf16'].example} (dense)")
+    if lacking:
+        raise ClusterError(
+            f"{where}: {error} As a chip of your own {shorten(name, 40)!r} lacks"
+            f" {', '.join(lacking)}. Links and nodes are assumed where they are not given."
+        )
+    if given.get("device_fraction", 1.0) != 1.0:
+        raise ClusterError(f"{where}: device_fraction has no meaning for a chip of your own.")
+    return Device(
+        id=re.sub(r"[^a-z0-9._+-]+", "-", name.lower())[:60],
+        vendor=given.get("vendor", "own"),
+        name=name,
+        family=FAMILY,
+        memory_bytes=given["memory"],
+        memory_bytes_per_s=given["memory_bandwidth"],
+        power_w=given.get("power"),
+        sources=where,
+        notes=f"described by {where}",
+    )
+
+
+def _with_machines(name: str, error: UnknownNameError) -> UnknownNameError:
+    """The same error, or one that offers the public machines that are spelt like it."""
+    near = nearest(name, machines())
+    if not near:
+        return error
+    hint = "`krzem devices` lists the devices; docs/machines.md the public machines."
+    return UnknownNameError("device or machine", name, machines(), hint)
+
+
+def as_said(device: Device, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Vendor, software stack and family that the file states, by field of Device.
+
+    Raises ClusterError with those that are known.
+    """
+    for key, known in (("software", stacks()), ("family", families())):
+        value = given.get(key)
+        if value is not None and value not in known:
+            near = nearest(value, known)
+            offer = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise ClusterError(
+                f"{where}: {key} = {shorten(value, 40)!r}: no calibrated"
+                f" {'stack' if key == 'software' else key} is called so.{offer}"
+                f" Known: {', '.join(sorted(known))}. Leave it out where the chip is like none."
+            )
+    return {key: given[key] for key in ("vendor", "software", "family") if key in given}
+
+
+@cache
+def stacks() -> frozenset[str]:
+    """Software stacks that chips of the catalogue run."""
+    return frozenset(row["framework_device"] for row in read_table(TABLE)) - {""}
+
+
+@cache
+def families() -> frozenset[str]:
+    """Families of the catalogue."""
+    return frozenset(row["family"] for row in read_table(TABLE))
+
+
+def _rates(measured: Mapping[str, float]) -> dict[str, float]:
+    return {k.removesuffix("_flops"): v for k, v in measured.items() if k.endswith("_flops")}
+
+
+# Puts a cluster together from what is given and what the catalogue knows
+# -----------------------------------------------------------------------
 
 MOST_OVER_PEAK = 1.1
 """Clocks boost a little above the one that a data sheet counts with."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from krzem.errors import UnknownFactError
+from krzem.hardware.catalogue import Device
 from krzem.hardware.cluster import Cluster
-from krzem.hardware.device import Device
 
 CPU = "cpu"
 """The device of such a machine, in cluster files, profiles and pools."""

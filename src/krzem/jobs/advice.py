@@ -20,8 +20,7 @@ from krzem.jobs.job import Value
 from krzem.jobs.priced import Priced, difference_sigma, price_all, single_values
 from krzem.jobs.question import Posed
 from krzem.jobs.spellings import targets
-from krzem.layout.arrays import pack
-from krzem.layout.layout import Layout, Recompute, Schedule
+from krzem.layout.layout import Layout, Recompute, Schedule, pack
 from krzem.layout.rules import legal
 from krzem.layout.space import Space
 from krzem.plan.price import Pricer

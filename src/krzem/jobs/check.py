@@ -15,13 +15,10 @@ from krzem.jobs.job import Setting, Value, show
 from krzem.jobs.logs import Measured
 from krzem.jobs.priced import RANKS, Priced, price_all
 from krzem.jobs.question import Posed
-from krzem.model.flops import flops_per_token
-from krzem.model.parameters import count
-from krzem.plan.forecast import WholeRun
-from krzem.plan.interval import memory_sigma, step_sigma
+from krzem.model.parameters import count, flops_per_token
+from krzem.plan.forecast import WholeRun, whole_run
 from krzem.plan.plan import LayoutPlan, RankMemory
-from krzem.plan.price import Pricer
-from krzem.plan.whole import whole_run
+from krzem.plan.price import Pricer, memory_sigma, step_sigma
 
 GIB = 2.0**30
 DAY = 86_400.0

@@ -122,7 +122,7 @@ def _judge(
     from krzem.accuracy.normal import normal
     from krzem.cli.figure import question_of, read_figure
     from krzem.cli.progress import search_progress
-    from krzem.report.normal import format_normal, normal_document
+    from krzem.report.text_check import format_normal, normal_document
 
     named = [name for name, value in refused.items() if value]
     if named or model is None or on is None:

@@ -287,7 +287,7 @@ class JobBuilder:
         self._notes[text] = None
 
     def job(self) -> Job:
-        """The job as far as it was read; :func:`krzem.jobs.closing.close` finishes it first."""
+        """The job as far as it was read; :func:`krzem.jobs.given.close` finishes it first."""
         return Job(
             engine=self.engine,
             engine_version=self.version,

@@ -11,10 +11,9 @@ from pathlib import Path
 from krzem.jobs import log_blocks as blocks
 from krzem.jobs import log_formats as forms
 from krzem.jobs.log_arguments import NEEDLES, Arguments
+from krzem.jobs.log_blocks import Stream
 from krzem.jobs.log_formats import Format, Read
-from krzem.jobs.log_series import Series, Values
-from krzem.jobs.log_stream import Stream
-from krzem.jobs.log_text import plain, rank_of, source_of
+from krzem.jobs.log_series import Series, Values, plain, rank_of, source_of
 
 FORMATS: tuple[Format, ...] = (
     Format(

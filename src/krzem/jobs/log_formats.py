@@ -25,8 +25,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from krzem.jobs.log_series import Values
-from krzem.jobs.log_text import NUMBER, number
+from krzem.jobs.log_series import NUMBER, Values, number
 
 Read = Callable[[str], Iterable[Values]]
 """Reads one line; may remember earlier ones."""

@@ -25,14 +25,21 @@ from krzem.hardware.cluster_reader import cluster_of, read_cluster
 from krzem.jobs.given import completed
 from krzem.jobs.job import Job, Setting, Value, show
 from krzem.jobs.job_model import by_name, model_of
-from krzem.layout.arrays import pack
-from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
-from krzem.layout.precision import Optimizer, Precision, StateBytes
+from krzem.layout.layout import (
+    ContextParallel,
+    Layout,
+    Optimizer,
+    Precision,
+    Recompute,
+    Schedule,
+    StateBytes,
+    pack,
+)
 from krzem.layout.rules import check as check_rules
 from krzem.model.architecture import Architecture
+from krzem.model.build import read_config
 from krzem.model.config_file import load_config
-from krzem.model.reader import read_config
-from krzem.plan.emit.stages import rank_layers
+from krzem.plan.emit.megatron_run import rank_layers
 from krzem.plan.goal import Goal
 from krzem.plan.price import Pricer, Task
 from krzem.plan.request import Asked

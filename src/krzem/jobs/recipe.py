@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from krzem.errors import DataError, shorten
 from krzem.jobs.documents import Lines, check_size
 from krzem.jobs.job import Place
-from krzem.jobs.recipe_nodes import Node
 from krzem.jobs.recipe_values import (
     DEEPEST,
     Function,
+    Node,
     Returned,
     Symbol,
     Values,

@@ -17,9 +17,7 @@ from typing import Any
 from krzem.jobs import shell_tree as tree
 from krzem.jobs.shell_builtins import Builtins
 from krzem.jobs.shell_expand import Holder, element_values, scalar
-from krzem.jobs.shell_glob import matches
-from krzem.jobs.shell_headers import launcher_options
-from krzem.jobs.shell_state import Break, Command, Continue, Exit, Flow, Script
+from krzem.jobs.shell_state import Break, Command, Continue, Exit, Flow, Script, launcher_options
 from krzem.jobs.shell_test import Operand, Test
 from krzem.jobs.shell_words import (
     NOWHERE,
@@ -27,6 +25,7 @@ from krzem.jobs.shell_words import (
     State,
     Value,
     joined,
+    matches,
     merged,
     merged_words,
     origin_of,

@@ -9,9 +9,8 @@ from contextlib import suppress
 
 from krzem.jobs import shell_tree as tree
 from krzem.jobs.shell_expand import scalar
-from krzem.jobs.shell_headers import launcher_options
 from krzem.jobs.shell_parse import origins, parse
-from krzem.jobs.shell_state import Command, Exit, Flow, Machine, Return, Script
+from krzem.jobs.shell_state import Command, Exit, Flow, Machine, Return, Script, launcher_options
 from krzem.jobs.shell_tools import is_tool, output, squeezes
 from krzem.jobs.shell_words import (
     NOWHERE,

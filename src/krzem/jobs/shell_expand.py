@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from krzem.jobs import shell_glob as glob
+from krzem.jobs import shell_words as glob
 from krzem.jobs.shell_arithmetic import Arithmetic, NotKnownError
 from krzem.jobs.shell_tree import Arith, Lit, Param, Parts, Sub, Word
 from krzem.jobs.shell_words import (

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from krzem.jobs import shell_glob as glob
+from krzem.jobs import shell_words as glob
 from krzem.jobs.shell_words import Value, shown, tested
 
 _NUMERIC: dict[str, Callable[[int, int], bool]] = {

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 from krzem.jobs.job import Basis, JobBuilder, Place
-from krzem.jobs.shape import read_shape
-from krzem.jobs.titan_batch import read_batch, read_pipeline, section_keys
-from krzem.jobs.titan_keys import TABLE
+from krzem.jobs.priced import read_shape
+from krzem.jobs.titan_keys import TABLE, read_batch, read_pipeline, section_keys
 from krzem.jobs.tree import (
     Call,
     Defaults,

@@ -14,8 +14,15 @@ from typing import Any
 import numpy as np
 
 from krzem.errors import LayoutError
-from krzem.layout.arrays import CONTEXTS, SCHEDULES, Layouts, pack
-from krzem.layout.layout import ContextParallel, Layout, Schedule
+from krzem.layout.layout import (
+    CONTEXTS,
+    SCHEDULES,
+    ContextParallel,
+    Layout,
+    Layouts,
+    Schedule,
+    pack,
+)
 from krzem.model.architecture import Architecture, RecurrenceKind
 
 Array = Any

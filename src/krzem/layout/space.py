@@ -15,8 +15,15 @@ from typing import Protocol
 
 import numpy as np
 
-from krzem.layout.arrays import CONTEXTS, RECOMPUTES, SCHEDULES, Layouts
-from krzem.layout.layout import ContextParallel, Recompute, Schedule
+from krzem.layout.layout import (
+    CONTEXTS,
+    RECOMPUTES,
+    SCHEDULES,
+    ContextParallel,
+    Layouts,
+    Recompute,
+    Schedule,
+)
 from krzem.layout.rules import Problem, legal
 
 

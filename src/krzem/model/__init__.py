@@ -11,12 +11,19 @@ from krzem.model.architecture import (
     Layer,
     LayerRun,
     RouterKind,
+    mean_keys,
 )
+from krzem.model.build import read_config, supported_types
 from krzem.model.catalogue import ModelFact, PublishedCount, load_model, model_fact, model_ids
-from krzem.model.flops import ModelFlops, flops_by_part, flops_per_token
-from krzem.model.keys import mean_keys
-from krzem.model.parameters import LayerParameters, ParameterCount, count, layer_parameters
-from krzem.model.reader import read_config, supported_types
+from krzem.model.parameters import (
+    LayerParameters,
+    ModelFlops,
+    ParameterCount,
+    count,
+    flops_by_part,
+    flops_per_token,
+    layer_parameters,
+)
 
 __all__ = [
     "Architecture",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from krzem.errors import UnknownNameError
 from krzem.model.architecture import Architecture
+from krzem.model.build import read_config
 from krzem.model.config_file import load_config, parse_config
-from krzem.model.reader import read_config
 
 _UNITS = {"M": 10**6, "B": 10**9, "T": 10**12}
 

@@ -26,8 +26,8 @@ from krzem.model.architecture import (
     Layer,
     Matrix,
 )
-from krzem.model.branches import branches, state_branch, state_traffic, state_widths
-from krzem.model.flops import computed_experts
+from krzem.model.parameters import computed_experts
+from krzem.model.unread import branches, state_branch, state_traffic, state_widths
 from krzem.model.weights import projected_kv, recurrence_weights
 
 Array = Any

@@ -7,9 +7,8 @@ them in their place: ``sensitivity``, ``statements``, ``backtest``, ``reproduce`
 
 from __future__ import annotations
 
-from krzem.outlook.assumptions import Assumptions, changed, load, shipped
+from krzem.outlook.assumptions import Assumptions, Quantity, Shape, changed, load, shipped
 from krzem.outlook.backtest import BackTest, back_test
-from krzem.outlook.quantity import Quantity, Shape
 from krzem.outlook.sensitivity import Levers, beliefs, levers
 from krzem.outlook.simulate import Forecast, forecast
 from krzem.outlook.whole import Outlook, outlook

@@ -20,12 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from krzem.outlook import records, trend
-from krzem.outlook.assumptions import Assumptions, Evidence, shipped
-from krzem.outlook.draws import draw_chunk, path_rng
-from krzem.outlook.model import State, simulate
-from krzem.outlook.quantity import Quantity, Shape, read_quantity
-from krzem.outlook.trend import Normal
+from krzem.outlook import records
+from krzem.outlook.assumptions import Assumptions, Evidence, Quantity, Shape, read_quantity, shipped
+from krzem.outlook.model import State, draw_chunk, path_rng, simulate
+from krzem.outlook.records import Normal
 
 FILE = "outlook_backtest.toml"
 PATHS = 16_384
@@ -229,13 +227,13 @@ def _index_rows(day: dt.date, states: Sequence[State]) -> Iterable[Row]:
         some = [s for s in states if a < s.years <= b + 0.01]
         seen = records.daily_gap().within(first, last)
         for family, unit, name in (("gap", "points", "points"), ("lag", "months", "months")):
-            said = trend.behind(name, day, a, b)
+            said = records.behind(name, day, a, b)
             ours = np.mean([getattr(s, f"{family}_{unit}") for s in some], axis=0)
             truth = float(getattr(seen, name).mean())
             if said is not None:
                 yield family, f"mean to {last}", unit, truth, ours, said
         for family, group in (("US record", "US"), ("China's record", "CN")):
-            said, truth_at = trend.level(group, day, b), records.level(group, last)
+            said, truth_at = records.trend_level(group, day, b), records.level(group, last)
             at = some[-1]
             ours = at.leader_level if group == "US" else at.leader_level - at.gap_points
             if said is not None and truth_at is not None:
@@ -259,12 +257,12 @@ def _stock_rows(day: dt.date, states: Sequence[State], draws: Any) -> Iterable[R
             if year in values and len(known) >= 2:
                 last = max(known)
                 span = float(year - last)
-                said = trend.growth(known[last - 1], known[last], span)
+                said = records.growth(known[last - 1], known[last], span)
                 unit = "log10 H100e"
                 yield "stocks", f"{what}, end of {year}", unit, math.log10(values[year]), ours, said
         for group, ours in (("other", at.leader_run), ("CN", at.follower_run)):
-            said_run = trend.run(group, day, years)
-            truth = max(f for d, f in trend.training_runs(group) if d <= end)
+            said_run = records.run(group, day, years)
+            truth = max(f for d, f in records.training_runs(group) if d <= end)
             where = "China" if group == "CN" else "elsewhere"
             if said_run is not None:
                 yield "largest runs", f"{where}, {year}", "log10 FLOP", truth, ours, said_run

@@ -76,9 +76,9 @@ def outlook_command(
 
 def _back_test(as_json: bool) -> None:
     from krzem.outlook.backtest import back_test
-    from krzem.outlook.document import back_test_document
     from krzem.outlook.text import back_test_table
-    from krzem.report.text_markdown import fitted
+    from krzem.outlook.whole import back_test_document
+    from krzem.report.text_table import fitted
 
     test = back_test()
     if as_json:
@@ -90,10 +90,9 @@ def _back_test(as_json: bool) -> None:
 def _run(chosen: object, years: float, with_levers: bool, as_json: bool, html: Path | None) -> None:
     from krzem.errors import InputError
     from krzem.outlook.assumptions import Assumptions
-    from krzem.outlook.document import document
     from krzem.outlook.text import format_outlook
-    from krzem.outlook.whole import outlook
-    from krzem.report.text_markdown import fitted
+    from krzem.outlook.whole import document, outlook
+    from krzem.report.text_table import fitted
 
     assert isinstance(chosen, Assumptions)
     if years < 0.25 or (with_levers and years > chosen.run.horizon_years):

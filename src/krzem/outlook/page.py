@@ -8,7 +8,7 @@ from krzem.outlook.figures import fan_figure, lag_figure, odds_figure, tornado_f
 from krzem.outlook.text import sections
 from krzem.outlook.whole import Outlook
 from krzem.report.selfcontained import inline_svg, page
-from krzem.report.text_markdown import cells_of
+from krzem.report.text_table import cells_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

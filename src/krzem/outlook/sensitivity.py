@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from krzem.outlook.assumptions import Assumptions
-from krzem.outlook.draws import draw_chunk, path_rng
-from krzem.outlook.model import simulate
-from krzem.outlook.quantity import Quantity, Shape
+from krzem.outlook.assumptions import Assumptions, Quantity, Shape
+from krzem.outlook.model import draw_chunk, path_rng, simulate
 from krzem.outlook.simulate import forecast
 
 _Z95 = 1.6448536269514722

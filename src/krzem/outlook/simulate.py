@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krzem.errors import InputError
-from krzem.outlook.assumptions import Assumptions
-from krzem.outlook.draws import draw_chunk, path_rng
-from krzem.outlook.model import State, simulate
-from krzem.outlook.quantity import Array
+from krzem.outlook.assumptions import Array, Assumptions
+from krzem.outlook.model import State, draw_chunk, path_rng, simulate
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 FANS = (

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from krzem.outlook.backtest import LEVELS, BackTest
-from krzem.outlook.reproduce import Reproduced
+from krzem.outlook.reproduce import ODDS, Comparison, Reproduced, not_comparable
 from krzem.outlook.sensitivity import Belief, Beliefs, Levers
 from krzem.outlook.simulate import QUANTILES, Forecast
-from krzem.outlook.statements import ODDS, Comparison, not_comparable
 from krzem.outlook.whole import Definition, Nats, Outlook
 
 Cells = Sequence[str]

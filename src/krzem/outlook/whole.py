@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from krzem.outlook import records, trend
+from krzem.outlook import records
 from krzem.outlook.assumptions import Assumptions
-from krzem.outlook.backtest import BackTest, back_test
-from krzem.outlook.reproduce import Reproduced, reproduce
+from krzem.outlook.backtest import LEVELS, BackTest, back_test
+from krzem.outlook.reproduce import ODDS, Comparison, Reproduced, arena, compare, reproduce
 from krzem.outlook.sensitivity import Beliefs, Levers, beliefs, count_of_levers, levers
 from krzem.outlook.simulate import QUANTILES, Forecast, forecast
-from krzem.outlook.statements import ODDS, Comparison, arena, compare
-from krzem.plan.laws import loss_law
+from krzem.plan.goodput import loss_law
 
 STRONGEST = 8
 """Levers that are solved for."""
@@ -114,7 +116,7 @@ def _with_level_by_trend(f: Forecast) -> Forecast:
     last = int(np.searchsorted(f.years, TESTED_YEARS, side="right")) - 1
     leader = np.array(fan)
     for k, years in enumerate(f.years):
-        said = trend.level("US", f.assumptions.origin, float(min(years, f.years[last])))
+        said = records.trend_level("US", f.assumptions.origin, float(min(years, f.years[last])))
         assert said is not None, "the records hold more than four models"
         grown = fan[k] - fan[k, middle] if k > last else np.zeros_like(z)
         start = fan[last, middle] if k > last else fan[k, middle]
@@ -131,7 +133,7 @@ def definitions(f: Forecast) -> tuple[Definition, ...]:
     years = [y for y in (1.0, 3.0, 5.0, 10.0) if y <= f.years[-1]]
     index, ours = "Epoch's capability index (ECI)", "this model"
     gap = f.assumptions.quantities["gap_points"].mid
-    walk = trend.wander(records.daily_gap().points)
+    walk = records.wander(records.daily_gap().points)
     votes, wanders = arena()
     since = dt.date(2024, 1, 1)
     drift = records.record_slope("US", since).per_year - records.record_slope("CN", since).per_year
@@ -141,7 +143,7 @@ def definitions(f: Forecast) -> tuple[Definition, ...]:
         return tuple((y, float(np.interp(y, f.years, array))) for y in years)
 
     def walked(start: float, sd: float, rate: float) -> tuple[tuple[float, float], ...]:
-        return tuple((y, trend.ever_ahead(start, sd, rate, y)) for y in years)
+        return tuple((y, records.ever_ahead(start, sd, rate, y)) for y in years)
 
     return (
         Definition(means="a released model has led at some time until then", index=index,
@@ -205,3 +207,77 @@ def _nats(result: Forecast) -> tuple[Nats, ...]:
                 )
             )
     return tuple(rows)
+
+
+# The outlook as plain values for ``--json`` (schema ``krzem.outlook/1``)
+# -----------------------------------------------------------------------
+
+SCHEMA = "krzem.outlook/1"
+
+
+def document(result: Outlook) -> dict[str, Any]:
+    """Everything, the assumptions included; odds between 0 and 1, unknown as null."""
+    return {
+        "schema": SCHEMA,
+        "assumptions": assumptions(result.forecast.assumptions),
+        "forecast": _forecast(result.forecast),
+        "definitions": plain(result.definitions),
+        "levers": plain(result.levers),
+        "beliefs": plain(result.beliefs),
+        "statements": [
+            {**plain(c), "agrees": c.agrees, "overlaps": c.overlaps} for c in result.comparisons
+        ],
+        "back_test": back_test_document(result.back_test),
+        "reproduced": plain(result.reproduced),
+        "nats": plain(result.nats),
+    }
+
+
+def back_test_document(test: BackTest) -> dict[str, Any]:
+    """Targets with both scores, verdicts by family and coverage (model, trend, targets)."""
+    return {
+        "targets": [
+            {**plain(t), "inside": {str(p): t.model.inside(p) for p in LEVELS}}
+            for t in test.targets
+        ],
+        "verdicts": [{**plain(v), "better": v.better} for v in test.verdicts],
+        "covered": {str(p): list(test.covered(p)) for p in LEVELS},
+        "covered_by_cutoff": {
+            str(day): {str(p): list(test.covered(p, day)) for p in LEVELS} for day in test.cutoffs
+        },
+    }
+
+
+def assumptions(a: Assumptions) -> dict[str, Any]:
+    """Every assumption with its source."""
+    return {**plain(a), "origin": a.origin.isoformat()}
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings and tuples as JSON values; NaN and infinities as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if not isinstance(value, str | int | bool | None) else value
+
+
+def _forecast(f: Forecast) -> dict[str, Any]:
+    return {
+        "paths": f.paths,
+        "effective_draws": f.effective,
+        "years": f.years.tolist(),
+        "ever_ahead": f.ever.tolist(),
+        "ahead_in_trend": f.ahead.tolist(),
+        "larger_run": f.larger_run.tolist(),
+        "by_option": [
+            {"scenario": name, "option": option, "ever_ahead": plain(curve.tolist())}
+            for (name, option), curve in f.by_option.items()
+        ],
+        "quantiles": list(QUANTILES),
+        "fans": {name: np.round(fan, 6).tolist() for name, fan in f.fans.items()},
+    }

@@ -30,8 +30,8 @@ import numpy as np
 
 from krzem.cost.shipped import shipped
 from krzem.estimate import Basis, Estimate
-from krzem.facts.operations import published
-from krzem.plan.draws import Draws, draw, summary
+from krzem.facts.table import published
+from krzem.plan.goodput import Draws, draw, summary
 
 DAY = 86_400.0
 SHARES = ("evaluation_share", "slow_share", "rollback_share")

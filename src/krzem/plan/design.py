@@ -24,11 +24,11 @@ from krzem.errors import GoalError, KrzemError
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import read_cluster
 from krzem.model.architecture import Architecture
+from krzem.model.build import read_config
 from krzem.model.catalogue import load_model, model_ids
 from krzem.model.parameters import count
-from krzem.model.reader import read_config
 from krzem.plan.answer import Progress, fitting_batch
-from krzem.plan.laws import FLOP_PER_PARAMETER_TOKEN, scaling_laws
+from krzem.plan.goodput import FLOP_PER_PARAMETER_TOKEN, scaling_laws
 from krzem.plan.price import Pricer
 from krzem.plan.request import Asked, Question, settle
 from krzem.plan.search import Found, search

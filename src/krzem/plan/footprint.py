@@ -20,7 +20,7 @@ from krzem.hardware.cluster import Cluster
 from krzem.hardware.machines import known_machine
 from krzem.model.parameters import count
 from krzem.plan.forecast import WholeRun
-from krzem.plan.laws import dense_laws
+from krzem.plan.goodput import dense_laws
 from krzem.plan.price import Task
 from krzem.plan.tuning import trained_flops
 

@@ -2,7 +2,7 @@
 
 Every answer is an 80 % interval.  The uncertain inputs (step time, interruption rate, restart
 time, storage rate, power, price) are log-normal, and so is nothing they add up to: so they are
-propagated by sampling (a fixed Latin hypercube, :mod:`krzem.plan.draws`), and the probabilities
+propagated by sampling (a fixed Latin hypercube, :mod:`krzem.plan.goodput`), and the probabilities
 of keeping the deadline and the budget are shares of the same draws.  The luck of the run itself,
 how many interruptions it meets and when, is one more source of chance.
 """
@@ -19,12 +19,23 @@ import numpy as np
 from krzem.errors import GoalError
 from krzem.estimate import Estimate
 from krzem.hardware.cluster import Cluster
-from krzem.plan import money
-from krzem.plan.calendar import Beyond, Part, Times, parts, stepping, stopped
-from krzem.plan.draws import Draws, draw, normal, summary
+from krzem.layout.layout import Layout, pack
+from krzem.plan import goodput as money
+from krzem.plan.calendar import Beyond, Part, Times, beyond, parts, stepping, stopped
 from krzem.plan.goal import Goal
-from krzem.plan.goodput import goodput, lost_variance, optimal_interval
-from krzem.plan.operation import by_class, missing, quantity
+from krzem.plan.goodput import (
+    Draws,
+    by_class,
+    draw,
+    goodput,
+    lost_variance,
+    missing,
+    normal,
+    optimal_interval,
+    quantity,
+    summary,
+)
+from krzem.plan.price import Pricer
 
 DAY = 86_400.0
 _NEVER = 1e12
@@ -309,3 +320,57 @@ def _notes(faults: _Faults, cluster: Cluster) -> tuple[str, ...]:
         f" {mean_time:,.0f} s and a recovery takes {np.median(recovery):,.0f} s; recover faster"
         " (restart_time) or train on fewer devices",
     )
+
+
+# The whole run of one priced layout: its ramp, and what published runs took beyond their...
+# ------------------------------------------------------------------------------------------
+
+
+def whole_run(
+    pricer: Pricer,
+    layout: Layout,
+    step_seconds: Estimate,
+    *,
+    parameters: float,
+    start: datetime.date | None = None,
+    given: bool = False,
+) -> WholeRun:
+    """The forecast of a run with ``layout``; ``given`` says that it is one that runs, not the best
+    of a search, whose layouts are picked by their errors too.
+
+    Raises GoalError as :func:`krzem.plan.forecast.forecast`.
+    """
+    task = pricer.task
+    more = beyond(given, task.cluster.nodes)
+    return forecast(
+        step_seconds,
+        goal=task.goal,
+        cluster=task.cluster,
+        parameters=parameters,
+        ramp=ramp(pricer, layout, step_seconds),
+        start=start,
+        more=more,
+    )
+
+
+def ramp(pricer: Pricer, layout: Layout, step_seconds: Estimate) -> tuple[Phase, ...]:
+    """The goal's ramp with the step time of each batch in this layout.
+
+    A batch that does not fill every data-parallel rank once takes as long as one that does: the
+    others wait.  Errors are those of the full batch.
+    """
+    goal, x = pricer.task.goal, pack([layout])
+    chosen = pricer.choose(x)
+    least = layout.dp * layout.micro_batch
+    full = float(np.ravel(pricer.step(x, chosen).total)[0]) if goal.ramp else 1.0
+    found = []
+    for stage in goal.ramp:
+        seconds = pricer.with_batch(max(stage.global_batch, least)).step(x, chosen).total
+        found.append(
+            Phase(
+                tokens=stage.tokens,
+                global_batch=stage.global_batch,
+                step_seconds=step_seconds.scaled(min(float(np.ravel(seconds)[0]) / full, 1.0)),
+            )
+        )
+    return tuple(found)

@@ -20,11 +20,10 @@ from krzem.estimate import Estimate
 from krzem.files import read_toml
 from krzem.plan.answer import Progress, plan_of
 from krzem.plan.footprint import Footprint, footprint_with
-from krzem.plan.goal import Stage
-from krzem.plan.picker import read
+from krzem.plan.goal import Stage, grown
 from krzem.plan.plan import LayoutPlan, Plan
-from krzem.plan.recipe import grown
 from krzem.plan.request import Asked, Question, settle
+from krzem.plan.tuning import read
 from krzem.quantity import parse_count, parse_length
 
 KEYS = ("tokens", "seq", "batch", "batch-tokens", "precision")

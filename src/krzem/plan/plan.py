@@ -15,31 +15,31 @@ from krzem.cost.step import StepSeconds
 from krzem.engine.setup import Choices
 from krzem.errors import ClusterError, GoalError
 from krzem.estimate import Basis, Estimate
-from krzem.hardware.cluster_notes import assumption
-from krzem.layout.arrays import pack
-from krzem.layout.layout import Layout
+from krzem.hardware.cluster_keys import assumption
+from krzem.layout.layout import Layout, pack
 from krzem.layout.rules import check
 from krzem.layout.space import Space
 from krzem.model.catalogue import is_built_in
 from krzem.model.parameters import count
-from krzem.plan.assumed import (
+from krzem.plan.footprint import Footprint
+from krzem.plan.forecast import WholeRun, whole_run
+from krzem.plan.price import Pricer, Task, memory_sigma, step_sigma
+from krzem.plan.search import (
+    SURE,
     Ends,
+    Found,
     decided,
     effects,
     ends_of,
     fitting,
+    front,
     least_known,
     remarks,
+    search,
     widening,
 )
-from krzem.plan.footprint import Footprint
-from krzem.plan.forecast import WholeRun
-from krzem.plan.interval import memory_sigma, step_sigma
-from krzem.plan.price import Pricer, Task
-from krzem.plan.search import SURE, Found, front, search
 from krzem.plan.tuning import adapter_parameters
 from krzem.plan.wall import Gain, binding, gains
-from krzem.plan.whole import whole_run
 
 GIB = 2.0**30
 TIE = 0.03
@@ -248,7 +248,7 @@ def trained(task: Task, parameters: int) -> int:
 def describe(pricer: Pricer, layout: Layout, ends: Sequence[Ends] | None = None) -> LayoutPlan:
     """Everything predicted of one layout.
 
-    ``ends`` are :func:`krzem.plan.assumed.ends_of` of the pricer, for those who describe many.
+    ``ends`` are :func:`krzem.plan.search.ends_of` of the pricer, for those who describe many.
     """
     ends = ends_of(pricer) if ends is None else ends
     x = pack([layout])

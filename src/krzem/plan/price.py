@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -19,7 +20,7 @@ from krzem.cost.memory import (
     low_bytes,
     memory_bytes,
 )
-from krzem.cost.memory_error import MemoryStanding, memory_spread
+from krzem.cost.memory_error import Z80_STUDENT, MemoryStanding, memory_spread
 from krzem.cost.parts import LayerSeconds
 from krzem.cost.sizes import StateSizes
 from krzem.cost.step import (
@@ -31,21 +32,57 @@ from krzem.cost.step import (
     rank_seconds,
     step_seconds,
 )
+from krzem.cost.uncertainty import Z80, Standing, combination, log_sigma
 from krzem.engine.conditions import holds
 from krzem.engine.description import Engine, engine_named, usual_engine
 from krzem.engine.legal import layout_judge
 from krzem.engine.setup import Choices, Chosen, Setup, choose
-from krzem.engine.values import layout_values, parts_of, problem_values
+from krzem.engine.switches import layout_values, parts_of, problem_values
 from krzem.hardware.cluster import Cluster
-from krzem.layout.arrays import RECOMPUTES, Layouts, unique_cells
-from krzem.layout.layout import Recompute
+from krzem.layout.layout import RECOMPUTES, Layout, Layouts, Optimizer, Recompute, unique_cells
 from krzem.layout.rules import Problem
 from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
 from krzem.model.table import ModelTable, tabulate
-from krzem.plan.goal import Goal, Optimizer
-from krzem.plan.measured import as_measured
+from krzem.plan.goal import Goal
 from krzem.plan.tuning import adapted, kept_of, trained_flops
+
+# What was measured on a cluster takes the place of what the calibrated model assumes of it
+# -----------------------------------------------------------------------------------------
+
+_RATES = {
+    "memory_bytes_per_s": "memory_bytes_per_s",
+    "scale_up_bytes_per_s": "up_bytes_per_s",
+    "scale_out_bytes_per_s": "out_bytes_per_s",
+    "scale_up_latency_seconds": "up_latency",
+    "scale_out_latency_seconds": "out_latency",
+}
+"""Name in ``Cluster.measured``: field of Machine that means the same."""
+
+
+def as_measured(machine: Machine, measured: Mapping[str, float], arithmetic: str) -> Machine:
+    """``machine`` with the rates, latencies and launch time that probes found.
+
+    ``arithmetic`` is that of the matrix products (``bf16``, ``fp8``, ...).  Attention kernels run
+    in 16 bits and scale with its products.  A launch never takes less than was measured of a bare
+    kernel; an engine adds to that.
+    """
+    changes = {field: measured[name] for name, field in _RATES.items() if name in measured}
+    wide = next((kind for kind in (arithmetic, "bf16", "fp16")
+                 if kind in ("bf16", "fp16") and f"{kind}_flops" in measured), None)  # fmt: skip
+    if wide is not None:
+        rate = measured[f"{wide}_flops"]
+        changes["matmul16_flops"] = rate
+        changes["attention_flops"] = machine.attention_flops * rate / machine.matmul16_flops
+    if f"{arithmetic}_flops" in measured:
+        changes["matmul_flops"] = measured[f"{arithmetic}_flops"]
+    if "launch_seconds" in measured:
+        changes["host_seconds"] = max(machine.host_seconds, measured["launch_seconds"])
+    return replace(machine, **changes)
+
+
+# One model on one cluster towards one goal: prices any number of layouts
+# -----------------------------------------------------------------------
 
 _MODULES, _FULL = RECOMPUTES.index(Recompute.MODULES), RECOMPUTES.index(Recompute.FULL)
 BLOCK = 16384
@@ -329,3 +366,40 @@ def split(x: Layouts, size: int = BLOCK) -> Iterator[Layouts]:
     """Layouts in blocks of at most ``size``."""
     for start in range(0, len(x), size):
         yield x.take(slice(start, start + size))
+
+
+# How far a prediction of the planner may be off
+# ----------------------------------------------
+
+_LOW = ("fp8", "fp4")
+
+
+def step_sigma(task: Task, layout: Layout, step: StepSeconds, guesses: float = 0.0) -> float:
+    """Standard deviation of the logarithm of one step time, as held-back published runs had it."""
+    fits = task.setup.design(()).fits
+    standing = Standing(
+        device=[task.cluster.device.id],
+        family=[task.cluster.device.family],
+        engine=[fits],
+        combination=[combination(fits, layout)],
+        guesses=guesses,
+        experts=float(task.architecture.is_moe),
+        low_precision=float(task.goal.precision.arithmetic in _LOW),
+    )
+    return float(np.ravel(log_sigma(step, standing))[0]) * narrowing(task)
+
+
+def narrowing(task: Task) -> float:
+    """What a local calibration leaves of the spread; 1 without one."""
+    return 1.0 if task.local is None else task.local.narrowing(task.setup.design(()).fits)
+
+
+def memory_sigma(peak_bytes: float, scale: float | None = None) -> float:
+    """Standard deviation of the logarithm of the peak memory, as its 80 % interval has it.
+
+    ``scale`` is that of the layout (``Pricer.memory_scale``); without it that of an average one.
+    """
+    if scale is None:
+        weights = memory_spread().weights
+        scale = math.exp(weights["base"] + weights["reserved"] + 0.5 * weights["dynamic"])
+    return scale * Z80_STUDENT / Z80 if peak_bytes > 0 else 0.0

@@ -24,25 +24,38 @@ from krzem.errors import (
     nearest,
     shorten,
 )
+from krzem.hardware.catalogue import having, lacks_format
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_builder import unknown
 from krzem.hardware.cluster_reader import read_cluster
-from krzem.hardware.formats import having, lacks_format
-from krzem.layout.layout import Schedule
+from krzem.layout.layout import Optimizer, Precision, Schedule, StateBytes
 from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
 from krzem.plan.constraints import parse_constraints
 from krzem.plan.footprint import Grid, read_grid
-from krzem.plan.goal import Goal, Optimizer, Precision, Stage, StateBytes, Tuning
-from krzem.plan.picker import Picker, read
+from krzem.plan.goal import (
+    Goal,
+    Recipe,
+    Stage,
+    Tuning,
+    check_batch,
+    check_software_date,
+    config_of,
+    is_built_in,
+    recipe_of,
+)
 from krzem.plan.price import Task, engine_for
-from krzem.plan.recipe import Recipe, recipe_of
 from krzem.plan.search import SURE
-from krzem.plan.sensible import check_batch, check_software_date
-from krzem.plan.source import config_of, is_built_in
-from krzem.plan.states import read_state_bytes, states_of
-from krzem.plan.tuning import check_targets, left_out, read_tuning
+from krzem.plan.tuning import (
+    Picker,
+    check_targets,
+    left_out,
+    read,
+    read_state_bytes,
+    read_tuning,
+    states_of,
+)
 from krzem.quantity import (
     Written,
     parse_count,

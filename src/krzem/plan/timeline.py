@@ -17,8 +17,7 @@ import numpy as np
 from krzem.cost.schedule import in_flight
 from krzem.cost.step import Exchange, RankSeconds
 from krzem.errors import LayoutError
-from krzem.layout.arrays import pack
-from krzem.layout.layout import Layout, Schedule
+from krzem.layout.layout import Layout, Schedule, pack
 from krzem.plan.price import Passes, Pricer
 
 _V = (Schedule.ZB_V, Schedule.DUALPIPE_V)

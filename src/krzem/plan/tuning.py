@@ -10,16 +10,83 @@ each use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 from krzem.cost.kept import ADAPTER_RANK, Kept
-from krzem.errors import GoalError, UnknownNameError
+from krzem.errors import GoalError, QuantityError, UnknownNameError, shorten
+from krzem.layout.layout import Optimizer, StateBytes
 from krzem.model.architecture import Architecture, Attention, AttentionKind, Layer
-from krzem.model.flops import flops_by_part
+from krzem.model.parameters import flops_by_part
 from krzem.model.table import projections
-from krzem.plan.goal import Goal, Tuning
-from krzem.plan.picker import read
+from krzem.plan.goal import Goal, Recipe, Tuning
 from krzem.quantity import Written, parse_count
+
+if TYPE_CHECKING:
+    from krzem.plan.request import Question
+# Picks each part of a goal from what is asked or from the model's published recipe
+# ---------------------------------------------------------------------------------
+
+
+class Picker:
+    """Picks each part of the goal from the question or the recipe, and keeps account of it."""
+
+    def __init__(self, question: Question, name: str, recipe: Recipe | None) -> None:
+        self.question = question
+        self.name = name
+        self.recipe = recipe
+        self.taken: list[str] = []
+        self.notes: list[str] = []
+        self.wanting: list[str] = []
+        self.lacking: list[str] = []
+
+    def published(self, field: str) -> Any:
+        """The recipe's value, noted as taken; None where it is not published."""
+        value = None if self.recipe is None else getattr(self.recipe, field)
+        if value is not None:
+            self.taken.append(field)
+        return value
+
+    def number(self, field: str, written: Written | None, reader: Any, option: str) -> int:
+        """The number given, else published; 1 stands in for what will be asked for."""
+        if written is not None:
+            return int(read(option, reader, written))
+        value = self.published(field)
+        if value is None:
+            self.wanting.append(option)
+            return 1
+        return int(value)
+
+    def ask_for_the_rest(self) -> None:
+        """Raise GoalError that names every option that is wanting."""
+        if self.wanting:
+            whose = f"the training recipe of {shorten(self.name, 60)} is not published"
+            if self.question.finetune:
+                whose = f"fine-tuning {shorten(self.name, 60)} has no published recipe"
+            elif self.recipe is not None:
+                whose = f"not all of {self.name}'s training recipe is published"
+            raise GoalError(f"{whose}: give {' and '.join(self.wanting)}")
+
+    def sentences(self) -> list[str]:
+        """The notes, first what the recipe supplied."""
+        if not self.taken or self.recipe is None:
+            return self.notes
+        names = ", ".join(name.replace("_", " ") for name in self.taken)
+        first = f"{names}: as published for {self.name} ({self.recipe.source})"
+        return [first, *self.notes]
+
+
+def read(option: str, reader: Callable[[Any], Any], written: Any) -> Any:
+    """``reader(written)``; where it cannot be read, the message starts with the option."""
+    try:
+        return reader(written)
+    except QuantityError as error:
+        raise QuantityError(f"{option.partition(' ')[0]}: {error}") from None
+
+
+# Fine-tuning: what is trained, what has adapters beside it, and what that changes of a run
+# -----------------------------------------------------------------------------------------
 
 KINDS = ("full", "lora", "qlora")
 EVERYWHERE = ("attention", "mlp")
@@ -180,3 +247,87 @@ def kept_of(goal: Goal, architecture: Architecture) -> Kept:
         return Kept(states=goal.states, finetune=tuning.kind)
     attention, mlp = shares(tuning, architecture)
     return Kept(finetune=tuning.kind, rank=float(tuning.rank), on_attention=attention, on_mlp=mlp)
+
+
+# Bytes per parameter of weights, gradients and optimizer states: given, published or usual
+# -----------------------------------------------------------------------------------------
+
+NARROW = StateBytes(weight=2.0, gradient=2.0, master=0.0, moments=4.0)
+"""Of loops that train the 16-bit weights they load, one device each (torchtune, TRL)."""
+ADAPTERS_KEEP = StateBytes(weight=4.0, gradient=4.0, master=0.0, moments=8.0)
+"""Of a parameter of an adapter: all in 32 bits (PEFT's default)."""
+
+
+def states_of(
+    picker: Picker, optimizer: Optimizer, gradient: float, tuning: Tuning, devices: int
+) -> StateBytes:
+    """Bytes per parameter: those given, over those published, over those that the engine keeps.
+
+    With adapters they are those of a parameter of an adapter.  Raises GoalError where they are
+    given all the same.
+    """
+    moments = 8.0 if optimizer is Optimizer.ADAMW else 4.0
+    usual = StateBytes(gradient=gradient, moments=moments)
+    published: Mapping[str, float] = {} if picker.recipe is None else picker.recipe.state_bytes
+    if picker.question.optimizer not in (None, picker.recipe and picker.recipe.optimizer):
+        published = {}
+    given = read_state_bytes(picker.question.state_bytes)
+    tuned = usual_states(tuning, devices, bool(given), picker.notes)
+    if tuned is not None:
+        return replace(tuned, **given)
+    if set(published) - set(given):
+        picker.taken.append("state_bytes")
+    return replace(usual, **{**published, **given})
+
+
+def read_state_bytes(text: str | None) -> dict[str, float]:
+    """``weight=2,moments=4`` as numbers by field; raises GoalError."""
+    names = [f.name for f in fields(StateBytes)]
+    found: dict[str, float] = {}
+    for part in filter(None, (piece.strip() for piece in (text or "").split(","))):
+        name, _, raw = (piece.strip() for piece in part.partition("="))
+        try:
+            value = float(raw)
+        except ValueError:
+            value = -1.0
+        if name not in names or name in found or not 0 <= value <= 64:
+            raise GoalError(
+                f"--state-bytes {shorten(part, 40)!r}: write each of {', '.join(names)} at most"
+                " once, with bytes per parameter from 0 to 64, such as weight=2,moments=4"
+            )
+        found[name] = value
+    if found.get("weight", 1.0) <= 0:
+        raise GoalError("--state-bytes weight=0: a weight takes bytes, such as weight=2")
+    return found
+
+
+def usual_states(tuning: Tuning, devices: int, given: bool, notes: list[str]) -> StateBytes | None:
+    """Bytes of states of fine-tuning where nobody states them; None: those of pre-training.
+
+    ``given`` says that some are stated; raises GoalError where adapters leave nothing to state.
+    """
+    if tuning.adapters:
+        if given:
+            raise GoalError(
+                f"--state-bytes with --finetune {tuning.kind}: the weights are frozen (2 bytes, or"
+                " half a byte with qlora) and adapters are trained in 32 bits; leave it out"
+            )
+        base = "4 bits" if tuning.kind == "qlora" else "16 bits"
+        notes.append(
+            f"frozen weights in {base}; adapters, their gradients and moments in"
+            " 32 bits; MFU counts no gradients of frozen weights"
+        )
+        return ADAPTERS_KEEP
+    if tuning.kind != "full" or given:
+        return None
+    if devices == 1:
+        notes.append(
+            "one device trains the 16-bit weights that it loads, all states in 16 bits: 8 bytes a"
+            " parameter (--state-bytes weight=2,gradient=4,master=4,moments=8 for 32 bits)"
+        )
+        return NARROW
+    notes.append(
+        "master weights and moments in 32 bits, as in pre-training; loops that train in 16 bits"
+        " keep half: --state-bytes weight=2,gradient=2,master=0,moments=4"
+    )
+    return None

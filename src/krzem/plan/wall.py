@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from krzem.layout.arrays import Layouts, pack
-from krzem.layout.layout import Layout
+from krzem.layout.layout import Layout, Layouts, pack
 from krzem.model.parameters import count
-from krzem.plan.goodput import goodput, optimal_interval
-from krzem.plan.operation import quantity
+from krzem.plan.goodput import goodput, optimal_interval, quantity
 from krzem.plan.price import Pricer
 from krzem.plan.search import Found
 

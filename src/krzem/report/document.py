@@ -18,8 +18,7 @@ from krzem.plan.plan import TIE, Explanation, FrontPoint, LayoutPlan, Plan, Rank
 from krzem.plan.price import Task
 from krzem.plan.request import Asked
 from krzem.plan.wall import Gain
-from krzem.report.document_facts import facts
-from krzem.report.document_run import footprint, whole_run
+from krzem.report.document_run import facts, footprint, whole_run
 
 GIB = 2.0**30
 PLAN = "krzem.plan/1"

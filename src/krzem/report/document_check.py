@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from krzem.jobs.answer import Answer
+from krzem.jobs.answer import Answer, Proved
 from krzem.jobs.calibrate import Calibration
 from krzem.jobs.check import Check, Counting, Speed, Verdict, conflict_text
 from krzem.jobs.job import show
-from krzem.jobs.proof import Proved
 from krzem.jobs.question import asked_of
 from krzem.jobs.steady import Steady
 from krzem.report.document import cleaned, layout_plan, question
-from krzem.report.document_facts import facts
-from krzem.report.document_run import whole_run
+from krzem.report.document_run import facts, whole_run
 
 CHECK = "krzem.check/1"
 

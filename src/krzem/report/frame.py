@@ -9,7 +9,7 @@ from typing import Any
 
 from krzem.errors import InputError
 from krzem.report.text import Document, format_sentence
-from krzem.report.text_numbers import UNKNOWN, plain
+from krzem.report.text_table import UNKNOWN, plain
 
 Columns = dict[str, list[Any]]
 LIBRARIES: Mapping[str, Callable[[Any, Columns], Any]] = {

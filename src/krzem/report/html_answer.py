@@ -2,14 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import date
 from typing import Any
 
 from krzem.quantity import format_rate
-from krzem.report.html_charts import Part, bars
-from krzem.report.html_format import amount, between, chance, day, days_between, ends, share
+from krzem.report.html_charts import Part, Span, Stack, bars, stacks, waterfall
 from krzem.report.text import wall_label
-from krzem.report.text_numbers import count, energy, given, interval, money, percent, plain, seconds
+from krzem.report.text_table import (
+    UNKNOWN,
+    count,
+    energy,
+    given,
+    interval,
+    money,
+    percent,
+    plain,
+    seconds,
+)
+
+# Numbers of a page: those of the terminal, and the pieces that tables and tiles need of ...
+# ------------------------------------------------------------------------------------------
+
+Interval = Mapping[str, float] | None
+
+
+def chance(value: float) -> str:
+    """A probability, never rounded to certainty: 93 %, > 99 %, < 1 %."""
+    if 0.995 <= value < 1.0:
+        return "> 99 %"
+    return "< 1 %" if 0.0 < value < 0.005 else percent(value)
+
+
+def share(value: float) -> str:
+    """A relative change with its sign: +4.4 %."""
+    return f"+{percent(value)}" if value >= 0 else f"−{percent(-value)}"
+
+
+def amount(value: float) -> str:
+    """Large numbers by the letter of their power, others digit by digit: 14.8T, 15,360."""
+    return count(value) if abs(value) >= 1e6 else plain(value)
+
+
+def day(value: str) -> str:
+    """2027-02-11 as 11 Feb 2027."""
+    found = date.fromisoformat(value)
+    return f"{found.day} {found:%b %Y}"
+
+
+def ends(interval: Interval, form: Any = plain) -> dict[str, str]:
+    """``low``, ``mid`` and ``high`` as text; an unknown one says so once."""
+    if not interval:
+        return {"low": "", "mid": UNKNOWN, "high": ""}
+    return {end: form(interval[end]) for end in ("low", "mid", "high")}
+
+
+def between(interval: Interval, form: Any = plain) -> str:
+    """The ends of the interval, a common unit once: 61.6 – 84, 14 – 19 %; empty where unknown."""
+    if not interval:
+        return ""
+    low, unit, high, other = (
+        part for end in ("low", "high") for part in form(interval[end]).partition(" ")[::2]
+    )
+    return f"{low} – {high} {other}".rstrip() if unit == other else f"{low} {unit} – {high} {other}"
+
+
+def days_between(early: str, late: str) -> str:
+    """Two dates, a common year once: 1 Feb – 23 Feb 2027."""
+    first = day(early)
+    return f"{first[:-5] if early[:4] == late[:4] else first} – {day(late)}"
+
+
+# What a page shows of one answer beside its layout: the run, the wall, facts and notes
+# -------------------------------------------------------------------------------------
 
 Document = dict[str, Any]
 _ROWS: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
@@ -217,3 +282,98 @@ def _fact(fact: Document, sources: list[str]) -> dict[str, Any]:
         "badge": _BADGES.get(fact["confidence"], ""),
         "source": sources.index(fact["source"] or "not stated") + 1,
     }
+
+
+# What a page shows of one layout plan: how it is cut, its step and its memory
+# ----------------------------------------------------------------------------
+
+TONES = {
+    "compute": "work1", "recompute": "work2", "tensor_parallel": "talk1",
+    "expert_parallel": "talk2", "pipeline_transfer": "talk3", "data_parallel": "talk4",
+    "bubble": "idle", "optimizer": "extra1", "overhead": "extra2",
+}  # fmt: skip
+"""Colours of a step: work, communication, waiting, the rest."""
+MEMORY = {
+    "weights": ("weights", "work1"),
+    "gradients": ("gradients", "talk2"),
+    "optimizer": ("optimizer states", "talk4"),
+    "activations": ("activations", "extra1"),
+    "transient": ("transient buffers", "work2"),
+    "reserve": ("reserve", "idle"),
+}
+"""Parts of a device\'s memory: what they are called, in which tone they are drawn."""
+_CHIPS = {
+    "tp": "tensor", "cp": "context", "pp": "pipeline", "vpp": "virtual stages",
+    "ep": "expert", "etp": "expert-tensor", "dp": "data", "zero": "ZeRO",
+    "micro_batch": "micro-batch", "schedule": "schedule", "recompute": "recomputation",
+}  # fmt: skip
+
+
+def layout_view(plan: Document, cluster: Document) -> dict[str, Any]:
+    """Texts and charts of ``plan``, a layout plan of the document."""
+    return {
+        "devices": f"{cluster['devices']:,}",
+        "layout_text": plan["layout_text"],
+        "chips": [*_chips(plan["layout"]), ("micro-batches a step", plan["micro_batches"])],
+        "waterfall": _waterfall(plan),
+        "memory": interval(plan["memory_gib"]),
+        "capacity": plain(cluster["memory_gib"]),
+        "fits": chance(plan["fits_probability"]),
+        "stacks": _stacks(plan, cluster),
+        "memory_legend": list(MEMORY.values()),
+        "memory_rows": [_row(rank, plan) for rank in plan["ranks"]],
+    }
+
+
+def _chips(layout: Document) -> list[tuple[str, Any]]:
+    """Degrees above one, and what else tells layouts apart."""
+    always = ("tp", "pp", "dp", "zero", "micro_batch")
+    return [
+        (label, layout[name])
+        for name, label in _CHIPS.items()
+        if name in always or layout[name] not in (1, None, "none")
+    ]
+
+
+def _waterfall(plan: Document) -> Any:
+    step = plan["step_time_s"]
+    total = Span(label="one step", text=f"{interval(step)} s", **step)
+    parts = [
+        Part(
+            label=item["label"],
+            value=item["seconds"],
+            tone=TONES.get(item["term"], "muted"),
+            text=f"{plain(item['seconds'])} s · {percent(item['share'] or 0.0)}",
+        )
+        for item in plan["breakdown"]
+        if item["seconds"] != 0
+    ]
+    return waterfall("step", total, parts, "seconds")
+
+
+def _stacks(plan: Document, cluster: Document) -> Any:
+    rows = [
+        Stack(label=stage_label(rank, plan), parts=_parts(rank), text=plain(rank["total_gib"]))
+        for rank in plan["ranks"]
+    ]
+    return stacks("memory", "Memory per pipeline stage", rows, "GiB", cluster["memory_gib"])
+
+
+def _parts(rank: Document) -> list[Part]:
+    return [
+        Part(label=label, value=rank[f"{name}_gib"], tone=tone, text=plain(rank[f"{name}_gib"]))
+        for name, (label, tone) in MEMORY.items()
+    ]
+
+
+def _row(rank: Document, plan: Document) -> dict[str, Any]:
+    return {
+        "label": stage_label(rank, plan),
+        "parts": [part.text for part in _parts(rank)],
+        "total": plain(rank["total_gib"]),
+    }
+
+
+def stage_label(rank: Document, plan: Document) -> str:
+    """The pipeline stage that a rank stands for."""
+    return f"{rank['rank']} stage" if len(plan["ranks"]) > 1 else "every device"

@@ -9,17 +9,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from krzem.quantity import format_rate
-from krzem.report.text_numbers import (
+from krzem.report.text_table import (
+    bar,
     count,
     days,
     energy,
     interval,
     money,
+    paragraph,
     percent,
     plain,
+    printable,
     seconds,
+    shortened,
+    table,
 )
-from krzem.report.text_table import bar, paragraph, printable, shortened, table
 
 Document = dict[str, Any]
 _BAR = 36

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from krzem.errors import QuantityError, RunError
-from krzem.layout.precision import Optimizer, Precision
+from krzem.layout.layout import Optimizer, Precision
 from krzem.plan.goal import Goal
 from krzem.quantity import (
     parse_bytes,

@@ -316,7 +316,7 @@ def _show(document: Mapping[str, Any], text: Callable[[Any], str], as_json: bool
     if as_json:
         click.echo(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
     else:
-        from krzem.report.text_markdown import fitted
+        from krzem.report.text_table import fitted
 
         click.echo(fitted(text(document)), nl=False)
 

@@ -16,8 +16,7 @@ from krzem.hardware.cluster_reader import cluster_of
 from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
 from krzem.model.parameters import count
-from krzem.plan.recipe import recipe_of
-from krzem.plan.source import config_of
+from krzem.plan.goal import config_of, recipe_of
 from krzem.supply.chance import Odds, odds
 from krzem.supply.goal import FleetGoal, Pool
 from krzem.supply.optimum import earliest

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from krzem.facts.table import read_table
 from krzem.model.architecture import Architecture
+from krzem.model.build import read_config
 from krzem.model.parameters import count
-from krzem.model.reader import read_config
 from krzem.quantity import parse_count
 
 TABLE = "known_runs.csv"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from krzem.report.selfcontained import inline_svg, new_figure, page
-from krzem.report.text_markdown import cells_of
+from krzem.report.text_table import cells_of
 from krzem.supply import text
 from krzem.supply.proposal_text import proposal_markdown
 

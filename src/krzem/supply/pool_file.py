@@ -9,8 +9,7 @@ from typing import Any
 
 from krzem.errors import GoalError, InputError, KrzemError, UnknownNameError
 from krzem.estimate import Basis, Estimate
-from krzem.facts.fact import Fact
-from krzem.facts.prices import RENTAL, price
+from krzem.facts.table import RENTAL, Fact, price
 from krzem.hardware.catalogue import device_row, find_id, load_device
 from krzem.hardware.cluster_keys import KEYS, read_devices, read_keys
 from krzem.hardware.cluster_reader import cluster_of, short_form

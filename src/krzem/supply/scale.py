@@ -15,7 +15,7 @@ from typing import Any
 
 from krzem.errors import ModelError
 from krzem.model.architecture import Architecture
-from krzem.model.reader import read_config
+from krzem.model.build import read_config
 
 DEPTH = "num_hidden_layers"
 WIDTHS = (

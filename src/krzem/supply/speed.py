@@ -17,15 +17,12 @@ from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.layout.space import Space
 from krzem.model.parameters import count
-from krzem.plan.assumed import decided, ends_of
-from krzem.plan.forecast import WholeRun
-from krzem.plan.money import ENERGY_FIELDS
-from krzem.plan.operation import quantity
+from krzem.plan.forecast import WholeRun, whole_run
+from krzem.plan.goodput import ENERGY_FIELDS, quantity
 from krzem.plan.plan import LayoutPlan, describe
 from krzem.plan.price import Pricer
 from krzem.plan.request import Asked, Question, settle
-from krzem.plan.search import search
-from krzem.plan.whole import whole_run
+from krzem.plan.search import decided, ends_of, search
 from krzem.supply.goal import FleetGoal, Pool
 
 

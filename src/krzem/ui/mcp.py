@@ -182,7 +182,7 @@ def devices(
     name: Annotated[str, Field(description="An id or a part of one; empty: all.")] = "",
 ) -> Document:
     """Accelerators that are known, with memory, links, peaks and their sources."""
-    from krzem.report.document_catalogue import devices_named
+    from krzem.report.document_compare import devices_named
 
     found, _ = devices_named(name)
     return found if name else _names(found, "devices", ("id", "vendor", "name", "memory_gib"))
@@ -192,7 +192,7 @@ def models(
     name: Annotated[str, Field(description="A name or a part of one; empty: all.")] = "",
 ) -> Document:
     """Models that are built in, with parameters and published recipe."""
-    from krzem.report.document_catalogue import models_named
+    from krzem.report.document_compare import models_named
 
     found, _ = models_named(name)
     return found if name else _names(found, "models", ("id", "parameters", "active_parameters"))

@@ -24,11 +24,11 @@ from krzem.ui.kept import (
     Answered,
     Answers,
     Point,
+    State,
     Superseded,
     SupersededError,
     curve_counts,
 )
-from krzem.ui.state import State
 from krzem.ui.view import answer_view, curve_view, form_view, pinned_view
 
 if TYPE_CHECKING:

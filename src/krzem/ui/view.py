@@ -12,19 +12,16 @@ from krzem.engine.switches import parse_switches, switches
 from krzem.errors import InputError
 from krzem.hardware.catalogue import device_ids
 from krzem.hardware.machines import machines
+from krzem.layout.layout import Precision
 from krzem.model.catalogue import model_ids
-from krzem.plan.goal import Precision
 from krzem.plan.request import Asked
 from krzem.report.document import plan_document
-from krzem.report.html_answer import sentence, tiles
-from krzem.report.html_format import chance, share
-from krzem.report.html_layout import MEMORY, TONES, stage_label
+from krzem.report.html_answer import MEMORY, TONES, chance, sentence, share, stage_label, tiles
 from krzem.report.text import wall_label
-from krzem.report.text_numbers import count, interval, money, percent, plain
+from krzem.report.text_table import count, interval, money, percent, plain
 from krzem.rules import summary, verdict
 from krzem.rules.text import age
-from krzem.ui.kept import Answered, Point
-from krzem.ui.state import State
+from krzem.ui.kept import Answered, Point, State
 
 
 def form_view(state: State) -> dict[str, Any]:

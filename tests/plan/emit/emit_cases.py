@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from krzem.hardware.catalogue import Device
 from krzem.hardware.cluster import Cluster
-from krzem.hardware.device import Device
 from krzem.layout.layout import Layout, parse_layout
 from krzem.plan.goal import Goal
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krzem.errors import GoalError, KrzemError, LayoutError, ModelError, UnknownNameError
-from krzem.layout.layout import Layout, parse_layout
+from krzem.layout.layout import Layout, Optimizer, Precision, StateBytes, parse_layout
 from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit, render
-from krzem.plan.emit.keys import keys_of
-from krzem.plan.goal import Goal, Optimizer, Precision, StateBytes
+from krzem.plan.emit.parts import keys_of
+from krzem.plan.goal import Goal
 
 KNOWN = frozenset(keys_of("megatron-lm-0.19.2"))
 V3 = load_model("deepseek-v3")

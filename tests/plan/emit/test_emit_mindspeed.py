@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krzem.errors import GoalError, KrzemError, LayoutError, ModelError
-from krzem.layout.layout import parse_layout
+from krzem.layout.layout import Optimizer, Precision, StateBytes, parse_layout
 from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit
-from krzem.plan.emit.keys import keys_of
 from krzem.plan.emit.mindspeed import _padding
-from krzem.plan.goal import Goal, Optimizer, Precision, StateBytes
+from krzem.plan.emit.parts import keys_of
+from krzem.plan.goal import Goal
 
 KEYS = keys_of("mindspeed-llm-26.1.0")
 DESTINATIONS = {

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from krzem.errors import LayoutError
 from krzem.layout.layout import Layout, Schedule
-from krzem.plan.emit.megatron_run import stage_text
+from krzem.plan.emit.megatron_run import check_filled, rank_layers, stage_layers, stage_text
 from krzem.plan.emit.model_shape import pattern
-from krzem.plan.emit.stages import check_filled, rank_layers, stage_layers
 
 depths = st.integers(1, 130)
 degrees = st.integers(1, 32)

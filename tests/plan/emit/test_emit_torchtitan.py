@@ -9,11 +9,11 @@ import pytest
 from emit_cases import GOAL, LAYOUTS, cluster
 
 from krzem.errors import GoalError, KrzemError, LayoutError, ModelError
-from krzem.layout.layout import Layout, parse_layout
+from krzem.layout.layout import Layout, Optimizer, Precision, parse_layout
 from krzem.model import load_model, model_ids
 from krzem.plan.emit import Launch, emit, render
-from krzem.plan.emit.keys import keys_of
-from krzem.plan.goal import Goal, Optimizer, Precision
+from krzem.plan.emit.parts import keys_of
+from krzem.plan.goal import Goal
 
 KNOWN = frozenset(keys_of("torchtitan-0.3.0")) | {"recipe"}
 BUILT = {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from krzem.errors import LayoutError
 from krzem.layout.layout import Layout, Schedule, parse_layout
-from krzem.plan.emit.stages import rank_layers as planned
+from krzem.plan.emit.megatron_run import rank_layers as planned
 from krzem.train.parallel.stages import parts, rank_layers, stage_ranks
 
 

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from krzem.errors import GoalError, LayoutError, ModelError
-from krzem.layout.layout import Recompute, Schedule
+from krzem.layout.layout import Optimizer, Precision, Recompute, Schedule
 from krzem.model.architecture import AttentionKind
-from krzem.plan.emit import megatron_model as model
+from krzem.plan.emit import megatron as model
 from krzem.plan.emit import megatron_run as run
 from krzem.plan.emit.bridge_switches import switches
-from krzem.plan.emit.keys import keys_of, known
 from krzem.plan.emit.launch import (
     Flag,
     Installed,
@@ -31,9 +30,7 @@ from krzem.plan.emit.launch import (
 )
 from krzem.plan.emit.megatron import common_notes
 from krzem.plan.emit.model_shape import Shape, shape_of
-from krzem.plan.emit.parts import python_package
-from krzem.plan.emit.yaml_megatron import merged
-from krzem.plan.goal import Optimizer, Precision
+from krzem.plan.emit.parts import keys_of, known, merged, python_package
 
 VERSION = "0.6"
 TABLE = f"megatron-bridge-{VERSION}"

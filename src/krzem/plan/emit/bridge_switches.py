@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from krzem.errors import GoalError
 from krzem.layout.layout import Recompute
-from krzem.plan.emit.launch import Flag, Request
-from krzem.plan.emit.switches import Choices, chosen
+from krzem.plan.emit.launch import Choices, Flag, Request, chosen
 
 ENGINE = "Megatron-Bridge 0.6"
 _OFFLOADED = (

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from krzem.errors import GoalError, LayoutError
-from krzem.layout.layout import ContextParallel, Recompute
+from krzem.layout.layout import ContextParallel, Precision, Recompute
 from krzem.plan.emit import hugging_face as trainer
-from krzem.plan.emit.keys import keys_of, known
 from krzem.plan.emit.launch import (
+    Choices,
     Flag,
     Installed,
     Launch,
@@ -19,12 +19,10 @@ from krzem.plan.emit.launch import (
     Request,
     Section,
     ask,
+    chosen,
     section,
 )
-from krzem.plan.emit.parts import literal, python_package, quoted
-from krzem.plan.emit.switches import Choices, chosen
-from krzem.plan.emit.yaml_megatron import merged
-from krzem.plan.goal import Precision
+from krzem.plan.emit.parts import keys_of, known, literal, merged, python_package, quoted
 
 VERSION = "1.15.0"
 TABLE = f"accelerate-{VERSION}"

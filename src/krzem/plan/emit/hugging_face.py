@@ -9,13 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from krzem.errors import GoalError, LayoutError
-from krzem.layout.layout import Recompute
-from krzem.plan.emit.keys import known
-from krzem.plan.emit.launch import Flag, Installed, Part, Request, Section, ask, section
-from krzem.plan.emit.parts import literal, python_package, quoted
-from krzem.plan.emit.switches import Choices
-from krzem.plan.emit.yaml_megatron import merged
-from krzem.plan.goal import Optimizer, Precision
+from krzem.layout.layout import Optimizer, Precision, Recompute
+from krzem.plan.emit.launch import Choices, Flag, Installed, Part, Request, Section, ask, section
+from krzem.plan.emit.parts import known, literal, merged, python_package, quoted
 
 TABLE = "transformers-5.23.0"
 ARGUMENTS = "krzem_arguments.json"

@@ -10,9 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from krzem.errors import GoalError, LayoutError
-from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
-from krzem.plan.emit.fill import rope_scaling
-from krzem.plan.emit.keys import known
+from krzem.layout.layout import ContextParallel, Layout, Optimizer, Recompute, Schedule
 from krzem.plan.emit.launch import (
     Flag,
     Installed,
@@ -22,13 +20,19 @@ from krzem.plan.emit.launch import (
     Section,
     ask,
     is_tpu,
+    rope_scaling,
     section,
 )
-from krzem.plan.emit.maxtext_model import block_of, is_sparse, model
-from krzem.plan.emit.maxtext_switches import arithmetic, states, switches, xla_flags
-from krzem.plan.emit.parts import literal, python_package, quoted
-from krzem.plan.emit.yaml_megatron import merged
-from krzem.plan.goal import Optimizer
+from krzem.plan.emit.maxtext_model import (
+    arithmetic,
+    block_of,
+    is_sparse,
+    model,
+    states,
+    switches,
+    xla_flags,
+)
+from krzem.plan.emit.parts import known, literal, merged, python_package, quoted
 
 VERSION = "0.2.4"
 TABLE = f"maxtext-{VERSION}"

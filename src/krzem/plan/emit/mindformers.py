@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from krzem.errors import GoalError, LayoutError, ModelError
-from krzem.layout.layout import ContextParallel, Recompute, Schedule
-from krzem.plan.emit.fill import norm_epsilon, number, rotary_base
-from krzem.plan.emit.keys import known
+from krzem.layout.layout import ContextParallel, Optimizer, Precision, Recompute, Schedule
 from krzem.plan.emit.launch import (
+    Choices,
     Flag,
     Installed,
     Launch,
@@ -19,14 +18,15 @@ from krzem.plan.emit.launch import (
     Request,
     Section,
     ask,
+    chosen,
+    norm_epsilon,
+    number,
+    rotary_base,
     section,
 )
+from krzem.plan.emit.megatron_run import stage_layers
 from krzem.plan.emit.model_shape import shape_of
-from krzem.plan.emit.parts import literal, quoted
-from krzem.plan.emit.stages import stage_layers
-from krzem.plan.emit.switches import Choices, chosen
-from krzem.plan.emit.yaml_megatron import merged
-from krzem.plan.goal import Optimizer, Precision
+from krzem.plan.emit.parts import known, literal, merged, quoted
 
 VERSION = "1.8.0"
 TABLE = f"mindformers-{VERSION}"

@@ -13,11 +13,11 @@ from dataclasses import replace
 from itertools import chain
 
 from krzem.errors import GoalError, LayoutError, ModelError
-from krzem.layout.layout import ContextParallel, Layout, Recompute, Schedule
+from krzem.layout.layout import ContextParallel, Layout, Optimizer, Precision, Recompute, Schedule
 from krzem.model.architecture import AttentionKind, RouterKind
-from krzem.plan.emit import megatron_model as model
+from krzem.plan.emit import megatron as model
 from krzem.plan.emit import megatron_run as run
-from krzem.plan.emit import mindspeed_v4 as v4
+from krzem.plan.emit import model_shape as v4
 from krzem.plan.emit.launch import (
     Flag,
     Installed,
@@ -25,15 +25,14 @@ from krzem.plan.emit.launch import (
     Request,
     Section,
     ask,
+    governed,
     section,
+    switch_flags,
     torchrun,
 )
 from krzem.plan.emit.megatron import common_notes
-from krzem.plan.emit.model_shape import Shape, shape_of
-from krzem.plan.emit.stages import stage_layers
-from krzem.plan.emit.switches import governed, switch_flags
-from krzem.plan.emit.v4_shape import is_v4, stand_in
-from krzem.plan.goal import Optimizer, Precision
+from krzem.plan.emit.megatron_run import stage_layers
+from krzem.plan.emit.model_shape import Shape, is_v4, shape_of, stand_in
 
 VERSION = "26.1.0 (Megatron core_v0.12.1)"
 ENGINE = "MindSpeed-LLM"

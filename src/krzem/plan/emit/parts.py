@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 
-from krzem.plan.emit.launch import Flag, Installed, Launch, Part
+from krzem.errors import DataError
+from krzem.facts.table import read_table
+from krzem.plan.emit.launch import Flag, Installed, Launch, Part, is_asked
 
 ASKED = re.compile(r"\$\{([A-Z_]+):\?([^}]*)\}")
 Tree = dict[str, "Tree | Flag"]
@@ -176,3 +180,132 @@ def _python(part: Part, explain: bool) -> Iterator[str]:
 
 
 _WRITERS = {"yaml": _yaml, "json": _json, "python": _python}
+
+# Tables of an engine's keys: names, types and choices, as its source declares them
+# ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One setting of an engine."""
+
+    name: str
+    kind: str
+    """Its type as declared."""
+    default: str
+    """JSON, or Python where it is computed."""
+    choices: tuple[str, ...]
+
+
+@cache
+def keys_of(table: str) -> Mapping[str, Key]:
+    """The keys of ``facts/engine_flags/<table>.csv`` by name."""
+    rows = read_table(f"engine_flags/{table}.csv")
+    return {
+        row["name"]: Key(
+            name=row["name"], kind=row["type"], default=row["default"],
+            choices=tuple(row["choices"].split()),
+        )
+        for row in rows
+    }  # fmt: skip
+
+
+def known(flags: Iterable[Flag], table: str, prefix: str = "") -> Iterator[Flag]:
+    """``flags`` with ``prefix`` before their names, each found in the table.
+
+    Raises DataError for a name that the engine does not have.
+    """
+    keys = keys_of(table)
+    for flag in flags:
+        if flag.name not in keys:
+            raise DataError(f"{flag.name} is no key of {table}")
+        yield Flag(f"{prefix}{flag.name}", flag.value, flag.why)
+
+
+def fits(value: str, key: Key) -> bool:
+    """Whether a value, written as JSON, has the type and is among the choices of ``key``.
+
+    What is asked of the user stands for a value that fits.
+    """
+    if ASKED.fullmatch(value.strip('"')):
+        return True
+    found = json.loads(value)
+    kind = key.kind.lower()
+    if found is None:
+        return "none" in kind or "optional" in kind or key.default == "null" or kind == "any"
+    if kind == "any":
+        return True
+    if isinstance(found, bool):
+        return "bool" in kind or key.default in ('"true"', '"false"')
+    if isinstance(found, int) and str(found) in key.choices:
+        return True
+    if isinstance(found, int | float):
+        return "float" in kind or (
+            isinstance(found, int) and any(w in kind for w in ("int", "freq", "stage"))
+        )
+    if isinstance(found, list):
+        return any(word in kind for word in ("list", "tuple", "freq", "sequence"))
+    if isinstance(found, dict):
+        return "dict" in kind or key.kind[:1].isupper()
+    numeric = kind in ("int", "float", "bool", "int | none", "float | none")
+    empty = found == "" and key.default == '""'
+    return not numeric and (empty or not key.choices or found in key.choices)
+
+
+# Megatron-LM's arguments as the keys of a YAML file: destinations in place of options
+# ------------------------------------------------------------------------------------
+
+_RENAMED = {
+    "--disable-bias-linear": ("add_bias_linear", "false"),
+    "--no-gradient-accumulation-fusion": ("gradient_accumulation_fusion", "false"),
+    "--no-rope-fusion": ("apply_rope_fusion", "false"),
+    "--no-masked-softmax-fusion": ("masked_softmax_fusion", "false"),
+    "--fp8-format": ("fp8", ""),
+    "--fp4-format": ("fp4", ""),
+    "--data-path": ("train_data_path", ""),
+}
+
+
+def keyed(flags: Iterable[Flag], keys: Mapping[str, Key]) -> Iterator[Flag]:
+    """Every flag under the name of its destination, its value typed as the table says."""
+    for flag in flags:
+        name, value = _RENAMED.get(flag.name, (flag.name.lstrip("-").replace("-", "_"), ""))
+        if not value:
+            value = _typed(flag.value, keys.get(name))
+        yield Flag(name, value, flag.why)
+
+
+def _typed(text: str, key: Key | None) -> str:
+    """As :func:`typed`; a list that a preset writes as one word stays a word."""
+    if key is None:
+        return typed(text, "str")
+    word = key.default.startswith('"') and " " not in text
+    return typed(text, "str" if word else key.kind)
+
+
+def typed(text: str, kind: str) -> str:
+    """``text`` of a command line as YAML; a switch is true."""
+    kind = kind.lower()
+    number = any(word in kind for word in ("int", "float"))
+    if text in ("", "true", "false"):
+        return text or "true"
+    if is_asked(text):
+        return text if number and "str" not in kind else quoted(text)
+    if "list" in kind or "tuple" in kind:
+        return literal([_number(word) for word in text.replace(",", " ").split()])
+    if number:
+        return literal(float(text) if "float" in kind else int(float(text)))
+    return literal(text)
+
+
+def _number(word: str) -> int | str:
+    return int(word) if word.lstrip("-").isdigit() else word
+
+
+def merged(flags: Iterable[Flag], *, over: Iterable[Flag] = ()) -> tuple[Flag, ...]:
+    """Each name once: the last that says it, where the first stood; ``over`` replaces."""
+    found: dict[str, Flag] = {}
+    for flag in flags:
+        found[flag.name] = flag
+    names = {flag.name for flag in over}
+    return tuple(flag for name, flag in found.items() if name not in names)

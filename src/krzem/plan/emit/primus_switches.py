@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from krzem.errors import GoalError
 from krzem.layout.layout import Recompute
-from krzem.plan.emit.launch import Flag, Request
+from krzem.plan.emit.launch import Choices, Flag, Request, chosen
 from krzem.plan.emit.parts import literal
-from krzem.plan.emit.switches import Choices, chosen
 
 _OFFLOADED = (
     "attn_norm", "qkv_linear", "core_attn", "attn_proj", "mlp_norm", "expert_fc1", "moe_act",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from krzem.plan.emit.launch import Flag, Request
-from krzem.plan.emit.switches import Choices, chosen
+from krzem.plan.emit.launch import Choices, Flag, Request, chosen
 
 ENGINE = "torchtitan"
 _SPEC = "spec."

@@ -14,8 +14,7 @@ import click
 from krzem.errors import InputError, KrzemError, RunError
 from krzem.files import check_target
 from krzem.hardware import CPU, Cluster, cluster_of, read_cluster
-from krzem.layout.layout import Layout, parse_layout
-from krzem.layout.precision import Precision
+from krzem.layout.layout import Layout, Precision, parse_layout
 from krzem.model.catalogue import load_model_config
 from krzem.quantity import format_bytes
 from krzem.report.selfcontained import need_extra, write_text
