@@ -51,7 +51,7 @@ NO_WORDS["megatron-lm"] |= {
 OTHERS = (
     "apertus", "ernie", "eurollm", "gemma", "glm-4", "hunyuan", "kimi-linear", "llama-4",
     "longcat", "mimo", "minimax", "nemotron", "olmo", "qwen3-coder", "qwen3-next", "qwen3.5",
-    "smollm", "solar", "viking",
+    "smollm", "solar", "viking", "bielik", "pllum", "poro", "step-3",
 )  # fmt: skip
 NO_WORDS["torchtitan"] |= {
     name: "not built there, or not written by its emitter"

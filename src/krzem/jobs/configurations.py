@@ -1,0 +1,37 @@
+"""Readers of engines whose jobs are configuration files."""
+
+from __future__ import annotations
+
+from krzem.jobs import (
+    autoexp,
+    automodel,
+    bridge_jobs,
+    kempner,
+    maxtext_jobs,
+    mindformers,
+    mlperf,
+    nanotron,
+    native,
+    nemo_jobs,
+    neox,
+    primus,
+    titan_jobs,
+    trainer_jobs,
+)
+
+READERS = (
+    *autoexp.READERS,
+    *automodel.READERS,
+    *bridge_jobs.READERS,
+    *kempner.READERS,
+    *maxtext_jobs.READERS,
+    *mindformers.READERS,
+    *mlperf.READERS,
+    *nanotron.READERS,
+    *native.READERS,
+    *nemo_jobs.READERS,
+    *neox.READERS,
+    *primus.READERS,
+    *titan_jobs.READERS,
+    *trainer_jobs.READERS,
+)
