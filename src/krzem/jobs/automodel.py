@@ -10,7 +10,8 @@ import re
 from krzem.jobs.documents import keys_of, yaml_tree
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import starts_of, state_machine
-from krzem.jobs.registry import Claim, Reader, Sources, describe
+from krzem.jobs.registry import Claim, Reader, Sources
+from krzem.jobs.surroundings import describe
 from krzem.jobs.trainer_keys import optimizer_of
 from krzem.jobs.tree import (
     KEPT,

@@ -17,7 +17,8 @@ from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.nemo import read_settings
 from krzem.jobs.recipe import Recipe
 from krzem.jobs.recipe_values import Node
-from krzem.jobs.registry import Claim, Reader, Sources, describe
+from krzem.jobs.registry import Claim, Reader, Sources
+from krzem.jobs.surroundings import describe
 from krzem.jobs.tree import Defaults, Entry, Tree, count, fall_back, settle, text, word_of
 
 ENGINE = "megatron-bridge"

@@ -7,7 +7,8 @@ from krzem.jobs.documents import toml_tree
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import starts_of, state_machine
 from krzem.jobs.priced import LLAMA, read_shape
-from krzem.jobs.registry import Claim, Reader, Sources, describe
+from krzem.jobs.registry import Claim, Reader, Sources
+from krzem.jobs.surroundings import describe
 from krzem.jobs.tree import (
     KEPT,
     Defaults,

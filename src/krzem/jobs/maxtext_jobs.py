@@ -11,8 +11,9 @@ from krzem.jobs.documents import yaml_tree
 from krzem.jobs.job import JobBuilder, Place
 from krzem.jobs.launches import Start, options_of, starts_of, state_machine
 from krzem.jobs.maxtext import read_settings
-from krzem.jobs.registry import Claim, Reader, Sources, describe, read_card
+from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.shell_words import NOWHERE, ShellWord
+from krzem.jobs.surroundings import describe, read_card
 from krzem.jobs.tree import Entry, Tree, count, settle, text, word_of
 
 ENGINE = "maxtext"

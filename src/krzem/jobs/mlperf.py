@@ -14,8 +14,9 @@ from krzem.jobs.job import JobBuilder
 from krzem.jobs.launch import at
 from krzem.jobs.launches import starts_of
 from krzem.jobs.nemo import read_settings
-from krzem.jobs.registry import Claim, Reader, Sources, describe
+from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.shell_words import ShellWord
+from krzem.jobs.surroundings import describe
 from krzem.jobs.tree import Entry, Tree, integer, truth_of
 
 ENGINE = "megatron-bridge"

@@ -9,7 +9,8 @@ from krzem.errors import shorten
 from krzem.jobs.documents import keys_of, yaml_tree
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import starts_of, state_machine
-from krzem.jobs.registry import Claim, Reader, Sources, describe
+from krzem.jobs.registry import Claim, Reader, Sources
+from krzem.jobs.surroundings import describe
 from krzem.jobs.tree import (
     KEPT,
     Defaults,

@@ -20,8 +20,9 @@ from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.maxtext import read_settings as read_maxtext
 from krzem.jobs.megatron import fill
 from krzem.jobs.megatron_arguments import Argument, canonical_flag
-from krzem.jobs.registry import Claim, Reader, Sources, describe
+from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.shell_words import State
+from krzem.jobs.surroundings import describe
 from krzem.jobs.titan import read_settings as read_titan
 from krzem.jobs.tree import (
     Entry,

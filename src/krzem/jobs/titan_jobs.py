@@ -15,7 +15,8 @@ from krzem.jobs.launches import Start, Starts, starts_of, state_machine
 from krzem.jobs.priced import read_shape
 from krzem.jobs.recipe import Recipe
 from krzem.jobs.recipe_values import Node
-from krzem.jobs.registry import Claim, Reader, Sources, describe, read_card
+from krzem.jobs.registry import Claim, Reader, Sources
+from krzem.jobs.surroundings import describe, read_card
 from krzem.jobs.titan import read_settings, recomputed_layers
 from krzem.jobs.tree import Entry, Open, Tree, count, settle, word_of
 

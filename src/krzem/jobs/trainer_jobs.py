@@ -15,8 +15,9 @@ from krzem.jobs.documents import json_tree, keys_of, yaml_tree
 from krzem.jobs.job import JobBuilder, Place
 from krzem.jobs.launch import place_of
 from krzem.jobs.launches import Start, Starts, starts_of, state_machine
-from krzem.jobs.registry import Claim, Reader, Sources, describe
+from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.shell_words import ShellWord
+from krzem.jobs.surroundings import describe
 from krzem.jobs.trainer import read_settings
 from krzem.jobs.tree import Entry, Open, Tree, count, settle, unset, word_of
 
