@@ -80,8 +80,7 @@ def test_the_page_lists_every_type_with_the_count_of_torch() -> None:
     page = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
     cells = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
     told = {row[0].strip("`"): row for row in cells}
-    beyond = {"step3p5"}  # its class is published with its weights, not in transformers 5.23
-    assert set(told) == set(described_types()) - beyond
+    assert set(told) == set(described_types())
     for name, tried in rows().items():
         default = next((row for row in tried if row.get("default")), {})
         if "parameters" in default:
