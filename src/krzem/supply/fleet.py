@@ -206,7 +206,7 @@ def _portfolios(
     certain = best_by([p.schedule for p in points], [p.odds for p in points])
     sure, notes = _as_sure(goal, points)
     by_money = min(without, key=lambda p: (_spent(p), p.schedule.finish_day))
-    by_date = min(without, key=lambda p: (p.schedule.finish, p.schedule.usd))
+    by_date = min(without, key=lambda p: (p.schedule.finish, _spent(p)))
     labels = {id(points[certain]): "most certain", id(by_date): "fastest", id(by_money): "cheapest"}
     front = [replace(p, label=labels.get(id(p), "")) for p in points]
     return _Chosen(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from krzem.supply import text
 from krzem.supply.document import infer_document, judge_document
 from krzem.supply.infer import Evidence, Inference, infer
-from krzem.supply.judge import every
+from krzem.supply.judge import Judged, every
+from krzem.supply.known import known_runs
 
-WINDOWS = ((45.0, 75.0), (75.0, 120.0), (120.0, 180.0))
+WINDOW = (45.0, 75.0)
 """Days that the run may have lasted."""
 INTERRUPTIONS = {"device_days_between_interruptions": 1155}
 """Assumed where nobody has published them: the figure of the Ascend 910C."""
@@ -23,8 +26,9 @@ STOCK = {
 thousand Blackwell); the rest is assumed."""
 
 
-def infer_study() -> str:
-    """The Markdown of the study."""
+def infer_study(found: Sequence[Judged] = (), answer: Inference | None = None) -> str:
+    """The Markdown of the study; what was asked before need not be asked again."""
+    answer = answer or infer(_unknown(WINDOW))
     parts = [
         "# What must DeepSeek-V4-Pro have been trained on?",
         "",
@@ -36,18 +40,15 @@ def infer_study() -> str:
         "",
         "## Does it work? Runs whose hardware is known",
         "",
-        *_tests(),
+        *_tests(found or list(every())),
         "",
         "## DeepSeek-V4-Pro",
         "",
     ]
-    for days in WINDOWS:
-        parts += [f"### If the run lasted {days[0]:.0f} to {days[1]:.0f} days", ""]
-        answer = infer(_unknown(days))
-        parts += [text.kinds_table(infer_document(answer)), ""]
-        parts += [_families(answer), ""]
-    parts += [f"Left out, {device}: {why}" for device, why in answer.left_out.items()]
-    parts += ["## How to read it", "", *_reading()]
+    parts += [f"If the run lasted {WINDOW[0]:.0f} to {WINDOW[1]:.0f} days:", ""]
+    parts += [text.kinds_table(infer_document(answer)), "", _families(answer), ""]
+    parts += [f"- Left out, {device}: {why}" for device, why in answer.left_out.items()]
+    parts += ["", "## How to read it", "", *_reading()]
     return "\n".join(parts) + "\n"
 
 
@@ -58,6 +59,7 @@ def _unknown(days: tuple[float, float]) -> Evidence:
         done="2026-04",
         lab="DeepSeek",
         country="CN",
+        candidates=tuple(STOCK),
         stock=STOCK,
         assumed=INTERRUPTIONS,
     )
@@ -69,9 +71,11 @@ def _families(answer: Inference) -> str:
     )
 
 
-def _tests() -> list[str]:
+def _tests(found: Sequence[Judged]) -> list[str]:
     return [
-        text.judge_text(judge_document(list(every()))),
+        text.judge_text(judge_document(found)),
+        f"Asked were {len(found)} of the {len(known_runs())} known runs, none left out for its"
+        " outcome.",
         "Given are model, tokens, precision, month, laboratory, country, card-hours and (where they"
         " are published) days; the hardware is held back, and so is the run's own shortfall"
         " (`krzem infer --judge`). Variants of one chip (H100, H800, H200; A100 of 40 and 80 GB,"
@@ -87,11 +91,14 @@ def _reading() -> list[str]:
         " what the owner could have had speaks about **which** kind. The odds above are those of"
         " market, date and country times the stocks below; they are no evidence that a kind was"
         " used.",
-        "- Stocks (cards, each with a factor of e^0.5 either way): "
+        "- Kinds asked about are those whose stock is stated. Stocks (cards, each with a factor of"
+        " e^0.5 either way): "
         + ", ".join(f"{device} {count:,}" for device, count in STOCK.items())
         + ". Sources: SemiAnalysis of January 2025, disputed, for Hopper; The Information of"
         " December 2025 (several thousand smuggled Blackwell, via the-decoder.com); H200 and Ascend"
         " are assumptions.",
+        "- Over twice as many days half as many cards do: the odds hardly move with the window,"
+        " because the card-hours of a kind do not.",
         "- The window of days is an assumption: the preview came out on 24 April 2026, and the"
         " press of January 2026 had DeepSeek trying chips during 2025 and a launch near.",
         "- Every kind is given its best layout and the software of the run's start; how far real"
