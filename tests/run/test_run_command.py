@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,39 @@ def test_status_logs_and_events(moved: Path) -> None:
     missing = runner.invoke(logs_command, [str(moved), "--attempt", "99"])
     assert isinstance(missing.exception, RunError)
     assert "there are 1, 2, 3, 4" in str(missing.exception)
+
+
+def test_every_rank_is_told_and_the_slow_one_marked(tmp_path: Path) -> None:
+    fault = {"id": "a", "step": 10, "at": "compute", "do": "slow", "rank": 1, "for": 20}
+    run_it(write_run(tmp_path, steps=30, ranks=2, faults=[fault], gates="straggler = false"))
+    runner, folder = CliRunner(), str(tmp_path / "run")
+    told = json.loads(runner.invoke(status_command, [folder, "--ranks", "--json"]).output)
+    assert [(r["rank"], r["step"]) for r in told["ranks"]] == [(0, 30), (1, 30)]
+    assert told["ranks"][1]["against_others"] > 1.5 > told["ranks"][0]["against_others"]
+    shown = runner.invoke(status_command, [folder, "--ranks"]).output.splitlines()
+    marked = [line.split()[0] for line in shown if line.endswith("slow")]
+    assert marked == ["1"]
+
+
+def test_all_runs_below_a_folder_are_a_list_and_a_page(moved: Path, tmp_path: Path) -> None:
+    team = tmp_path / "team"
+    (team / "a").mkdir(parents=True)
+    shutil.copytree(moved, team / "a" / "moved")
+    (team / "broken").mkdir()
+    (team / "broken" / "ledger.sqlite").write_bytes(b"no database <b>at all</b>" * 99)
+    write_report(team / "a" / "moved")
+    page, runner = tmp_path / "runs.html", CliRunner()
+    told = runner.invoke(status_command, [str(team), "--html", str(page), "--json"])
+    assert told.exit_code == 0, told.output
+    rows = {Path(row["folder"]).name: row for row in json.loads(told.output)["runs"]}
+    assert rows["moved"]["state"] == "done"
+    assert rows["broken"]["state"] == "unreadable"
+    text = page.read_text()
+    assert 'href="team/a/moved/report.html"' in text
+    assert "2 runs" in text
+    assert "<b>at all" not in text
+    shown = runner.invoke(status_command, [str(team)]).output
+    assert "done, 100% of" in shown
 
 
 def test_stop_leaves_a_run_that_is_done_as_it_is(moved: Path) -> None:

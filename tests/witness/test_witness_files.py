@@ -286,6 +286,22 @@ def test_tally_of_parts_is_the_tally_of_the_whole() -> None:
     assert np.array_equal(parts[0].samples(), whole.samples(), equal_nan=True)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-21])
+def test_norms_do_not_depend_on_how_a_tensor_is_cut(size: float) -> None:
+    """Second moments of experts: of one sign, over many sizes, and far below one."""
+    from krzem.witness.tally import Tally
+
+    made = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 256, 128, generator=made) * torch.randn(8, 1, 128, generator=made).exp()
+    x = size * x**2
+    exact = float(torch.linalg.vector_norm(x.double()))
+    for parts in (1, 2, 8):
+        tally = Tally(positions=positions("x", tuple(x.shape), 4))
+        for part in x.chunk(parts):
+            tally.add(part)
+        assert tally.tensor()["norm"] == pytest.approx(exact, rel=1e-6)
+
+
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.integers(0, 2**31), st.data())
 def test_a_checksum_is_the_same_however_a_tensor_is_cut_and_sees_every_bit(
     shape: list[int], seed: int, data: st.DataObject

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from krzem.report.selfcontained import inline_svg, new_figure, page
+from krzem.run.clock import duration, iso
 
 _TEMPLATE = """
 <h1>{{ s.name }}</h1>
@@ -101,18 +104,90 @@ _TEMPLATE = """
 """
 
 
-def report_page(story: Mapping[str, Any], pool_of: Mapping[int, str]) -> str:
+_RANKS = """
+<h2>Ranks of the newest attempt</h2>
+{% if ranks %}
+<table><tr><th class="n">rank</th><th>host</th><th>phase</th><th class="n">step</th>
+<th class="n">silent, s</th><th class="n">own work in a step, s</th>
+<th class="n">against the others</th><th class="n">memory, GiB</th></tr>
+{% for r in ranks %}
+<tr><th scope="row" class="n">{{ r.rank }}</th><td>{{ r.host }}</td><td>{{ r.phase }}</td>
+<td class="n">{{ "{:,}".format(r.step) }}</td>
+<td class="n">{{ "{:,.1f}".format(r.silent_seconds) }}</td>
+<td class="n">{{ r.own_seconds | number }}</td>
+<td class="n">{% if r.against_others is none %}unknown{% else %}
+{{ "{:.0%}".format(r.against_others) }}{% if r.is_slow %} <strong>slow</strong>{% endif %}
+{% endif %}</td>
+<td class="n">{{ (r.memory_bytes / 2**30 if r.memory_bytes else none) | number }}</td></tr>
+{% endfor %}</table>
+{% else %}<p>No rank has told where it is.</p>{% endif %}
+"""
+
+_RUNS = """
+<h1>Runs below {{ folder }}</h1>
+<p>{{ counted }}; as of {{ now }}.</p>
+<h2>All runs</h2>
+<table>
+<tr><th>run</th><th>state</th><th>pool</th><th class="n">tokens</th><th class="n">share</th>
+<th class="n">step</th><th class="n">loss</th><th class="n">tokens/s</th>
+<th class="n">of the plan</th><th class="n">goodput</th><th class="n">stops</th>
+<th class="n">left</th><th>how it stands</th></tr>
+{% for r in runs %}
+{% if r.state == "unreadable" %}
+<tr><th scope="row">{{ r.folder }}</th><td>unreadable</td><td colspan="10"></td>
+<td>{{ r.reason }}</td></tr>
+{% else %}
+<tr><th scope="row">{% if r.link %}<a href="{{ r.link }}">{{ r.name }}</a>{% else %}{{ r.name }}
+{%- endif %}<br><span class="quiet">{{ r.folder }}</span></th>
+<td>{{ r.state }}{% if r.is_orphan %}, <strong>no controller</strong>{% endif %}</td>
+<td>{{ r.pool or "–" }}</td>
+<td class="n">{{ "{:,}".format(r.tokens) }}</td><td class="n">{{ "{:.0%}".format(r.share) }}</td>
+<td class="n">{{ "{:,}".format(r.step) }}</td><td class="n">{{ r.loss | number }}</td>
+<td class="n">{{ r.tokens_per_s | number }}</td>
+<td class="n">{% if r.tokens_per_s and r.planned_tokens_per_s -%}
+{{ "{:.0%}".format(r.tokens_per_s / r.planned_tokens_per_s) }}{% else %}unknown{% endif %}</td>
+<td class="n">{% if r.goodput is none %}unknown{% else %}{{ "{:.0%}".format(r.goodput) }}
+{%- endif %}</td>
+<td class="n">{{ r.interruptions }}</td>
+<td class="n">{{ "–" if r.left_seconds is none else r.left_seconds | span }}</td>
+<td>{{ r.end }}</td></tr>
+{% endif %}
+{% endfor %}
+</table>
+"""
+
+
+def report_page(
+    story: Mapping[str, Any],
+    pool_of: Mapping[int, str],
+    ranks: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
     """The whole page for a story as JSON; ``pool_of`` names the pool of each attempt.
 
+    ``ranks`` are the rows of a table of its processes; None leaves the table out.
     Raises KrzemError without the extra ``report``.
     """
     return page(
         f"krzem run: {story['name']}",
-        _TEMPLATE,
+        _TEMPLATE if ranks is None else _TEMPLATE + _RANKS,
         filters={"number": _number, "small": _small, "worst": _worst},
         s=story,
         figures=_figures(story, pool_of),
+        ranks=ranks,
     )
+
+
+def runs_page(folder: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    """The page of all runs below ``folder``: a row each, with a link to its report if it has one.
+
+    Raises KrzemError without the extra ``report``.
+    """
+    states = Counter(str(run["state"]) for run in runs)
+    counted = f"{len(runs)} runs: " + ", ".join(f"{n} {state}" for state, n in states.most_common())
+    return page(
+        f"krzem runs: {folder}", _RUNS, filters={"number": _number, "span": duration},
+        folder=folder, runs=runs, counted=counted, now=iso(time.time()),
+    )  # fmt: skip
 
 
 def _number(value: float | None) -> str:

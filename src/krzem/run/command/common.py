@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import click
 
 from krzem.errors import KrzemError, RunError, StorageError
 from krzem.run.ledger import LEDGER, Ledger, Reader
+from krzem.run.overview import Rank
 from krzem.run.page import report_page
 from krzem.run.run_file import read_run
 from krzem.run.story import tell
@@ -47,16 +48,27 @@ def write_report(folder: Path) -> None:
 
     Raises StorageError where the disk does not take it.
     """
-    story = tell(folder)
-    with Reader(folder) as reader:
-        pool_of = {attempt.id: attempt.pool for attempt in reader.attempts()}
     try:
-        text = report_page(story.as_dict(), pool_of)
+        text = run_page(folder)
     except StorageError:
         raise
     except KrzemError as error:
         raise RunError(str(error)) from None
     write_atomic(folder / REPORT, text.encode())
+
+
+def run_page(folder: Path, ranks: Sequence[Rank] | None = None) -> str:
+    """The page of one run; ``ranks`` are given where it shall show every process."""
+    story = tell(folder)
+    with Reader(folder) as reader:
+        pool_of = {attempt.id: attempt.pool for attempt in reader.attempts()}
+    rows = None if ranks is None else [{**r.as_dict(), "is_slow": r.is_slow} for r in ranks]
+    return report_page(story.as_dict(), pool_of, rows)
+
+
+def write_html(path: Path, text: str) -> None:
+    """Write a page where the user wants it; StorageError where it cannot be written."""
+    write_atomic(path, text.encode())
 
 
 def json_text(value: Any) -> str:

@@ -7,17 +7,30 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import click
 from rich.live import Live
 
 from krzem.errors import RunError
-from krzem.run.command.common import AS_JSON, RUN, folder_of, json_text, write_report
+from krzem.run.command.common import (
+    AS_JSON,
+    REPORT,
+    RUN,
+    folder_of,
+    json_text,
+    run_page,
+    write_html,
+    write_report,
+)
 from krzem.run.contract import METRICS, attempt_folder
 from krzem.run.history import Metrics
 from krzem.run.launch.job import OUTPUT
-from krzem.run.ledger import Reader
+from krzem.run.ledger import LEDGER, Reader
 from krzem.run.lock import held
+from krzem.run.overview import Listed, format_ranks, format_runs, ranks_of, runs_below
+from krzem.run.page import runs_page
 from krzem.run.replay import replay
 from krzem.run.rows import Event
 from krzem.run.run_file import read_run
@@ -31,14 +44,26 @@ _REDRAW_SECONDS = 1.0
 @click.command("status")
 @RUN
 @click.option("--watch", is_flag=True, help="Keep looking until Ctrl-C.")
+@click.option("--ranks", "with_ranks", is_flag=True, help="Also where every process is.")
 @click.option("--report", is_flag=True, help="Also write the HTML report as it is now.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Also write what is shown, with every process, as a page.")  # fmt: skip
 @AS_JSON
-def status_command(run: Path, watch: bool, report: bool, as_json: bool) -> None:
-    """Say how a run is doing.
+def status_command(
+    run: Path, watch: bool, with_ranks: bool, report: bool, html: Path | None, as_json: bool
+) -> None:
+    """Say how a run is doing, or all runs below a folder.
 
-    RUN is its run file or its folder. Reads only; works during the run, after it, and from
-    any machine that sees the folder.
+    RUN is its run file or its folder, or a folder of runs. Reads only; works during the run,
+    after it, and from any machine that sees the folder.
+
+    \b
+    krzem status run.toml --ranks
+    krzem status runs --html runs.html          a page of all runs
     """
+    if run.is_dir() and not (run / LEDGER).exists() and (runs := runs_below(run)):
+        _all_runs(run, runs, html, as_json)
+        return
     folder = folder_of(run)
     if report:
         write_report(folder)
@@ -49,7 +74,32 @@ def status_command(run: Path, watch: bool, report: bool, as_json: bool) -> None:
                 live.update(panel(teller.tell()), refresh=True)
                 time.sleep(_REDRAW_SECONDS)
     story = tell(folder)
-    click.echo(json_text(story.as_dict()) if as_json else format_story(story))
+    ranks = ranks_of(folder) if with_ranks or html else []
+    if html is not None:
+        write_html(html, run_page(folder, ranks))
+    if as_json:
+        told = {"ranks": [r.as_dict() for r in ranks]} if with_ranks else {}
+        click.echo(json_text({**story.as_dict(), **told}))
+        return
+    click.echo(format_story(story))
+    if with_ranks:
+        click.echo(format_ranks(ranks))
+
+
+def _all_runs(folder: Path, runs: list[Listed], html: Path | None, as_json: bool) -> None:
+    rows = [run.as_dict() for run in runs]
+    if html is not None:
+        write_html(html, runs_page(str(folder), [_linked(run, html.parent) for run in runs]))
+    click.echo(json_text({"runs": rows}) if as_json else format_runs(runs))
+
+
+def _linked(run: Listed, page: Path) -> dict[str, Any]:
+    """A row of the page of all runs: with a way to the run's own report."""
+    report = run.folder / REPORT
+    link = os.path.relpath(report.resolve(), page.resolve()) if report.exists() else ""
+    orphan = run.story is not None and not run.story.controlled
+    open_state = run.story is not None and run.story.state not in ("done", "failed", "stopped")
+    return {**run.as_dict(), "link": quote(link), "is_orphan": orphan and open_state}
 
 
 @click.command("logs")
