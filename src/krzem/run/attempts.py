@@ -31,7 +31,7 @@ from krzem.run.ledger import Ledger
 from krzem.run.own import command_of
 from krzem.run.rows import Attempt, Cause
 from krzem.run.services import Services
-from krzem.run.settings import LOCAL, SLURM, Pool, RunSettings
+from krzem.run.settings import LOCAL, SITE, SLURM, Pool, RunSettings
 from krzem.run.stored import Good
 from krzem.run.untrusted import BadInputError
 from krzem.train.durable import write_atomic
@@ -177,7 +177,7 @@ def job_of(
 
 def placed(pool: Pool) -> dict[str, Any]:
     """Where a job of ``pool`` runs, as fields of a :class:`Job`."""
-    other = pool.launcher not in (LOCAL, SLURM)
+    other = pool.launcher not in (LOCAL, SLURM, SITE)
     return {"pool": pool.name, "launcher": pool.launcher, "slurm": pool.slurm,
             "scheduler": pool.scheduler if other else None}  # fmt: skip
 

@@ -30,9 +30,10 @@ from krzem.plan.request import Asked, Question, settle
 from krzem.rules import Standing, standing
 from krzem.run.answers import PoolPlan
 from krzem.run.clock import DAY, duration
+from krzem.run.far import with_travel
 from krzem.run.own import is_own, runnable
 from krzem.run.profile import read_profile
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.settings import SITE, Pool, RunSettings
 from krzem.run.trial import SPEED
 
 CHOICES = 40
@@ -59,6 +60,7 @@ def plan_pool(
     Never raises for what it cannot know.
     """
     made = _pool_plan(settings, pool, tokens_left, days_left, measured)
+    made = with_travel(settings, pool, made) if pool.launcher == SITE else made
     rules = _standing(pool)
     if rules is None or rules.lawful:
         return replace(made, rules=rules)

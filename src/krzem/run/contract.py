@@ -63,6 +63,8 @@ EXIT_FENCED = 73
 """A newer attempt exists: this one must not commit and has no more to do."""
 EXIT_STORAGE = 74
 """The disk did not take a checkpoint; the run goes on when there is room."""
+EXIT_SITE = 76
+"""The run ended without its last token where it went on, at another site."""
 EXIT_STOPPED = 75
 """Saved and stopped because it was asked to."""
 

@@ -28,6 +28,7 @@ from krzem.run.rows import Attempt, Cause, Fired, Request, RunRow, State
 from krzem.run.run_file import identity
 from krzem.run.services import Services
 from krzem.run.settings import Pool, RunSettings, Verify
+from krzem.run.site import arrived
 from krzem.run.stored import last_good, note_new
 from krzem.run.story import UNKNOWN
 from krzem.run.watch import SAVES_FIRST, Outcome, Watch
@@ -41,7 +42,9 @@ _RETRY_SECONDS = (1.0, 60.0)
 
 _ON_FAULTS = ("restarts", "nonfinite", "progress")
 """Gates that judge the faults of a pool."""
-_TELLING = frozenset({Cause.CRASH, Cause.NOT_STARTED, Cause.LOST, Cause.CHECKPOINT, Cause.STORAGE})
+_TELLING = frozenset(
+    {Cause.CRASH, Cause.SITE, Cause.NOT_STARTED, Cause.LOST, Cause.CHECKPOINT, Cause.STORAGE}
+)
 """Ends of which the trainer's last line says more."""
 _NO_WAIT = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
                       errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})  # fmt: skip
@@ -232,6 +235,7 @@ class Controller(Operated):
             self.ledger.event(kind, f"{outcome.cause}: {detail}", pool=pool.name,
                               attempt=attempt.id, evidence={"log": watch.log_tail()})  # fmt: skip
             self._exclude_slow(pool, attempt)
+            self.note_checks_elsewhere(pool)
             self._go_on(pool, attempt, outcome)
         self.services.say(f"attempt {attempt.id} on {pool.name}: {outcome.cause}, {detail}")
 
@@ -245,7 +249,7 @@ class Controller(Operated):
         if self.obey(pool.name):
             return
         fired = [f for f in self.ledger.fired() if f.attempt == attempt.id]
-        if outcome.cause is Cause.QUEUED:
+        if outcome.cause in (Cause.QUEUED, Cause.SITE):
             self.give_up(pool, outcome.detail)
             return
         if any(f.action == Action.STOP for f in fired):
@@ -441,6 +445,12 @@ def _check_same_run(settings: RunSettings, row: RunRow | None) -> None:
 def _take_up(ledger: Ledger, row: RunRow) -> None:
     """Begin, or go on where an earlier controller left off."""
     raise_fence(ledger, row.token)
+    if (came := arrived(ledger.folder)) is not None:
+        known = [d.subject for d in ledger.decisions() if d.choice == "arrived"]
+        if f"checkpoint {came[0]}" not in known:
+            ledger.decide(f"checkpoint {came[0]}", "arrived", f"from {came[1]}")
+            ledger.set_state(State.BEFORE, None, f"{came[0]} arrived from {came[1]}")
+            return
     if row.state is State.STOPPED:
         trained = row.pool is not None and bool(ledger.attempts(row.pool))
         begun = State.QUALIFY if row.pool else State.BEFORE

@@ -242,12 +242,17 @@ _MOST_GAPS = 20
 """Sentences about samples; what is beyond is counted."""
 
 
-def prove_samples(kept: Sequence[StepRecord], columns: Columns | None = None) -> SampleProof:
-    """Check that steps and samples follow each other without a gap from the first on."""
+def prove_samples(
+    kept: Sequence[StepRecord], columns: Columns | None = None, *, from_start: bool = True
+) -> SampleProof:
+    """Check that steps and samples follow each other without a gap from the first on.
+
+    Without ``from_start`` the first may be any: what came before was trained elsewhere.
+    """
     c = columns or History(kept=list(kept)).columns
     step, first, last = (c.whole(n) for n in ("step", "first_sample", "last_sample"))
     gaps = []
-    if len(step) and (step[0], first[0]) != (1, 0):
+    if from_start and len(step) and (step[0], first[0]) != (1, 0):
         gaps.append(f"begins at step {step[0]} with sample {first[0]}")
     odd = np.flatnonzero((np.diff(step) != 1) | (first[1:] - last[:-1] != 1))
     for at in odd[:_MOST_GAPS]:

@@ -10,7 +10,7 @@ from krzem.errors import KrzemError, RunError
 from krzem.layout.layout import Layout
 from krzem.model.catalogue import load_model_config
 from krzem.plan.plan import Plan
-from krzem.run.settings import LOCAL, Pool, RunSettings
+from krzem.run.settings import LOCAL, SITE, Pool, RunSettings
 
 _MODULE = "krzem.train"
 
@@ -30,6 +30,8 @@ def command_of(settings: RunSettings, pool: Pool, layout: str | None) -> tuple[s
     Raises:
         RunError: an engine that is not known, or a layout that it has no flags for.
     """
+    if pool.launcher == SITE:
+        return ("{python}", "-m", "krzem.run.courier", "{run_toml}", "{pool}")
     engine, words = settings.trainer.engine, pool.command or settings.trainer.command
     if LAYOUT_FLAGS in words:
         at = words.index(LAYOUT_FLAGS)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from krzem.report.selfcontained import inline_svg, new_figure, page
-from krzem.run.clock import duration, iso
 
 _TEMPLATE = """
 <h1>{{ s.name }}</h1>
@@ -149,7 +147,7 @@ _RUNS = """
 <td class="n">{% if r.goodput is none %}unknown{% else %}{{ "{:.0%}".format(r.goodput) }}
 {%- endif %}</td>
 <td class="n">{{ r.interruptions }}</td>
-<td class="n">{{ "–" if r.left_seconds is none else r.left_seconds | span }}</td>
+<td class="n">{{ r.left }}</td>
 <td>{{ r.end }}</td></tr>
 {% endif %}
 {% endfor %}
@@ -177,16 +175,17 @@ def report_page(
     )
 
 
-def runs_page(folder: str, runs: Sequence[Mapping[str, Any]]) -> str:
+def runs_page(folder: str, runs: Sequence[Mapping[str, Any]], now: str) -> str:
     """The page of all runs below ``folder``: a row each, with a link to its report if it has one.
 
+    Each row is as ``krzem status --json`` lists it, with ``left`` and ``link`` as texts.
     Raises KrzemError without the extra ``report``.
     """
     states = Counter(str(run["state"]) for run in runs)
     counted = f"{len(runs)} runs: " + ", ".join(f"{n} {state}" for state, n in states.most_common())
     return page(
-        f"krzem runs: {folder}", _RUNS, filters={"number": _number, "span": duration},
-        folder=folder, runs=runs, counted=counted, now=iso(time.time()),
+        f"krzem runs: {folder}", _RUNS, filters={"number": _number},
+        folder=folder, runs=runs, counted=counted, now=now,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from krzem.run.errand import run_errand
 from krzem.run.launch.job import Job, JobLauncher, read_json
 from krzem.run.launch.words import shell_words
 from krzem.run.own import is_own
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.settings import SITE, Pool, RunSettings
 from krzem.run.verdict import Agreement, Recorded, Verdict
 from krzem.train.checkpoint.manifest import Manifest, read_manifest
 from krzem.train.checkpoint.store import checkpoints
@@ -46,9 +46,10 @@ def record(
     *,
     checkpoint: Path,
     layouts: Sequence[str | None],
+    also: Sequence[str] = (),
 ) -> Recorded | None:
     """A :class:`~krzem.run.verdict.WitnessRecord`: in float32 and in the arithmetic of every pool
-    to come.  A few sequences are enough for any layout.
+    to come, and in ``also``.  A few sequences are enough for any layout.
 
     Raises LaunchError where the launcher cannot say what became of the job.
     """
@@ -56,17 +57,20 @@ def record(
     why = unproven(settings, pool, manifest)
     if why is not None or ATTACHMENT in manifest.attachments:
         return None if why is None else Recorded(recorded=False, message=why)
+    if pool.launcher == SITE:
+        return Recorded(recorded=False, message=f"none was recorded at the site of {pool.name}")
+    types = list(dict.fromkeys([*_arithmetics(settings, pool), *also]))
     w = settings.witness
     words = ["record", checkpoint, "--sequences", w.sequences, "--batches", w.batches,
              *_data(settings, pool, manifest, first=True),
-             *(x for dtype in _arithmetics(settings, pool) for x in ("--also", dtype))]  # fmt: skip
+             *(x for dtype in types for x in ("--also", dtype))]  # fmt: skip
     job = _job(settings, pool, token, words, layouts[0])
     ended = run_errand(settings, job, launcher, seconds=w.limit_seconds, queued=True)
     done = ended.code == 0 and ATTACHMENT in read_manifest(checkpoint).attachments
     why = f"no witness of {checkpoint.name} could be recorded on {pool.name}: {ended.said}"
     told = (
         f"of {w.sequences * w.batches} samples from {manifest.meta.get('sample', 0):,} on, in "
-        f"{' and '.join(('float32', *_arithmetics(settings, pool)))}"
+        f"{' and '.join(('float32', *types))}"
     )
     return Recorded(recorded=done, message=told if done else why)
 
@@ -174,7 +178,9 @@ def announced(settings: RunSettings) -> dict[str, str]:
     found = {}
     for pool in settings.pools[1:]:
         why = unproven(settings, pool)
-        if gate is None:
+        if pool.launcher == SITE:
+            found[pool.name] = f"a move to {pool.name} is proved at its site, by the gates there"
+        elif gate is None:
             found[pool.name] = f"a move to {pool.name} is not proved: gates.witness = false"
         elif why is not None:
             found[pool.name] = (

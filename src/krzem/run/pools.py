@@ -16,7 +16,8 @@ from krzem.run.ledger import Ledger
 from krzem.run.processes import end_all
 from krzem.run.rows import RunRow, State
 from krzem.run.services import Services
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.settings import SITE, Pool, RunSettings
+from krzem.run.site import arrived
 from krzem.run.stored import Good, last_good
 from krzem.run.verdict import Agreement, Verdict
 
@@ -84,6 +85,10 @@ class Pools:
 
     def measure(self, pool: Pool) -> Qualified:
         """What a probe of ``pool`` shows, kept in the ledger."""
+        if pool.launcher == SITE:
+            message = "it is measured at its own site, by the controller there"
+            self.ledger.decide(f"qualify {pool.name}", "skipped", message)
+            return Qualified(passed=True, message=message)
         if not self.settings.qualify.enabled:
             message = "trusted unmeasured, as the run file says"
             self.ledger.decide(f"qualify {pool.name}", "skipped", message)
@@ -115,6 +120,11 @@ class Pools:
         """Whether the pool may go on with a checkpoint that another pool made."""
         good = last_good(self.ledger)
         made_by = self._maker(good)
+        came = arrived(self.settings.folder)
+        if good is not None and came is not None and came[0] == good.folder.name:
+            made_by = f"{came[1]}, elsewhere"
+        if pool.launcher == SITE:
+            return True  # the controller there asks, and tells
         if good is None or made_by in (None, pool.name) or self.settings.gates.witness is None:
             return True
         self.services.say(f"asking the witness of {good.folder.name} on {pool.name}")
@@ -129,6 +139,14 @@ class Pools:
             self.ledger.event(f"witness {verdict.agreement}", message, pool=pool.name)
         self.services.say(f"witness {verdict.agreement} on {pool.name}: {message}")
         return verdict.agreement is Agreement.PASSED or self._let_through(pool, verdict)
+
+    def note_checks_elsewhere(self, pool: Pool) -> None:
+        """What the controller at a pool's site decided about the checkpoint that it was sent."""
+        from krzem.run.courier import checks_told
+
+        for subject, choice, reason in checks_told(self.settings.folder, pool.name):
+            self.ledger.decide(subject, choice, f"at the site of {pool.name}: {reason}",
+                               {"site": pool.name})  # fmt: skip
 
     def _let_through(self, pool: Pool, verdict: Verdict) -> bool:
         """What the gate says of a checkpoint that failed on ``pool``, or could not be compared."""
@@ -201,7 +219,11 @@ class Pools:
         """
         used = {a.launcher for a in self.ledger.attempts()}
         here = (self.row().pool,)
-        pools = {p.launcher: p for p in self.settings.pools if p.launcher in used or p.name in here}
+        pools = {
+            (p.launcher, p.name if p.launcher == SITE else ""): p
+            for p in self.settings.pools
+            if p.launcher in used or p.name in here
+        }
         prefix = job_prefix(self.settings.folder)
         end_all(self.settings.folder)
         for pool in pools.values():

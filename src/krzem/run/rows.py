@@ -51,6 +51,8 @@ class Cause(enum.StrEnum):
     NOT_STARTED = "not started"
     QUEUED = "queued"
     """It waited in a scheduler's queue for longer than its pool allows."""
+    SITE = "site"
+    """Another site, where the run went on, ended it before its last token."""
     STALL = "stall"
     NONFINITE = "nonfinite"
     STORAGE = "storage"

@@ -21,6 +21,7 @@ from krzem.run.gate_settings import Gates, read_gates
 from krzem.run.launch.known import check_launcher, known
 from krzem.run.settings import (
     LOCAL,
+    SITE,
     SLURM,
     Environment,
     GoalKeys,
@@ -32,6 +33,7 @@ from krzem.run.settings import (
     Recovery,
     RunSettings,
     Scheduler,
+    Site,
     Slurm,
     Trainer,
     WitnessKeys,
@@ -42,7 +44,8 @@ OWN = ("run", "model", "goal", "pool", "gates", "qualify", "witness", "recovery"
 PASSED_ON = ("phase", "data", "train", "layout", "optimizer", "schedule", "checkpoint",
              "evaluation", "metrics")  # fmt: skip
 """Tables that are the trainer's; it reads the same file."""
-_PARTS = {"limits": Limits, "environment": Environment, "slurm": Slurm, "scheduler": Scheduler}
+_PARTS = {"limits": Limits, "environment": Environment, "slurm": Slurm, "scheduler": Scheduler,
+          "site": Site}  # fmt: skip
 
 
 def read_run(path: Path) -> RunSettings:
@@ -237,8 +240,10 @@ def _check_pool(pool: Pool, where: str, given: set[str], faults: list[str]) -> N
         check_launcher(pool)
     except KrzemError as error:
         faults.append(f"{where}: {error}")
-    for table, used in (("slurm", pool.launcher == SLURM),
-                        ("scheduler", pool.launcher not in (LOCAL, SLURM))):  # fmt: skip
+    if pool.launcher == SITE and not pool.site.run_file:
+        faults.append(f'{where}: launcher = "site" needs [pool.site] run_file, the run file there')
+    for table, used in (("slurm", pool.launcher == SLURM), ("site", pool.launcher == SITE),
+                        ("scheduler", pool.launcher not in (LOCAL, SLURM, SITE))):  # fmt: skip
         if table in given and not used:
             faults.append(f"{where}: [pool.{table}] is not for launcher = {pool.launcher!r}")
     if pool.ranks % pool.nodes:

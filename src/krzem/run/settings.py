@@ -22,6 +22,7 @@ from krzem.quantity import (
     parse_length,
     parse_money,
     parse_price,
+    parse_rate,
     parse_ratio,
 )
 from krzem.rules import find_country
@@ -42,8 +43,8 @@ from krzem.run.fields import (
 )
 from krzem.run.gate_settings import Gates
 
-LOCAL, SLURM = "local", "slurm"
-"""Launchers that need no commands."""
+LOCAL, SLURM, SITE = "local", "slurm", "site"
+"""Launchers that need no commands; the last is another site's controller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +132,32 @@ class Scheduler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a pool lies behind another login, with no file system in common."""
+
+    login: tuple[str, ...] = setting((), texts, '["ssh", "jupiter"]', "before a command there")
+    python: str = setting("python3", line, '"~/krzem/bin/python"', "that has krzem there")
+    run_file: str = setting("", line, '"/p/scratch/run.toml"', "the run there: its own pools")
+    place: str = setting("", line, '"jupiter:"', "before a path there, as the copying tool has it")
+    send: tuple[str, ...] = setting(
+        ("rsync", "-a", "--partial", "--inplace", "{source}/", "{place}{target}/"), texts,
+        '["rsync", "-a", "--partial", "{source}/", "{place}{target}/"]',
+        "copies a folder there; run again until it succeeds",
+    )  # fmt: skip
+    fetch: tuple[str, ...] = setting(
+        ("rsync", "-a", "--partial", "--inplace", "{place}{source}/", "{target}/"), texts,
+        '["rsync", "-a", "--partial", "{place}{source}/", "{target}/"]', "copies a folder here",
+    )  # fmt: skip
+    bytes_per_s: float | None = setting(
+        None, parse_rate, '"1 GB/s"', "between the sites, instead of what the last copy reached"
+    )
+    look_every: float = setting(30.0, parse_duration, '"30s"', "between two looks at the run there")
+    limit_seconds: float = setting(
+        86_400.0, parse_duration, '"24h"', "to stop there and come back", key="limit"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
     """One pool of accelerators; the order in the file is the order of preference."""
 
@@ -170,6 +197,7 @@ class Pool:
     environment: Environment = field(default_factory=Environment)
     slurm: Slurm = field(default_factory=Slurm)
     scheduler: Scheduler = field(default_factory=Scheduler)
+    site: Site = field(default_factory=Site)
 
     @property
     def nodes(self) -> int:

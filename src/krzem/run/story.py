@@ -175,7 +175,7 @@ def _story(folder: Path, found: _Found, metrics: Metrics) -> Story:
     speed = statistics.median(r.tokens_per_s for r in recent) if recent else None
     good = goodput(history, attempts, run.run_seconds)
     left = (goal - history.tokens) / speed / good if speed and good else None
-    proof = prove_samples(history.kept, history.columns)
+    proof = prove_samples(history.kept, history.columns, from_start=not _came(decisions))
     plans = {d.subject.removeprefix("plan of "): d.evidence for d in decisions
              if d.subject.startswith("plan of ")}  # fmt: skip
     return Story(
@@ -210,6 +210,11 @@ def _story(folder: Path, found: _Found, metrics: Metrics) -> Story:
         bad_lines=metrics.bad,
         bad_quotes=tuple(metrics.quotes),
     )
+
+
+def _came(decisions: Sequence[Decision]) -> bool:
+    """Whether the run goes on here from a checkpoint of another site."""
+    return any(d.choice == "arrived" for d in decisions)
 
 
 def _proof(decisions: Sequence[Decision]) -> str | None:

@@ -15,6 +15,7 @@ from krzem.run.contract import (
     EXIT_DONE,
     EXIT_FENCED,
     EXIT_NONFINITE,
+    EXIT_SITE,
     EXIT_STOPPED,
     EXIT_STORAGE,
     METRICS,
@@ -29,7 +30,7 @@ from krzem.run.ledger import Ledger
 from krzem.run.pulse import Pulse
 from krzem.run.rows import Cause
 from krzem.run.services import Services, Snapshot
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.settings import SITE, Pool, RunSettings
 from krzem.run.stored import note_new, set_aside
 from krzem.run.untrusted import BadInputError, open_bounded, printable
 
@@ -45,6 +46,7 @@ _CODES = {
     EXIT_STORAGE: Cause.STORAGE,
     EXIT_NONFINITE: Cause.NONFINITE,
     EXIT_FENCED: Cause.FENCED,
+    EXIT_SITE: Cause.SITE,
 }
 
 
@@ -302,7 +304,8 @@ class Watch:
     def _ask_to_stop(self, why: str) -> None:
         self._ledger.event("stop asked", why, attempt=self._started.attempt.id)
         self._started.launcher.ask_to_stop(self._started.job, self._started.handle)
-        limit = self._services.clock() + self._settings.trainer.stop_seconds
+        away = self._pool.site.limit_seconds if self._pool.launcher == SITE else 0.0
+        limit = self._services.clock() + self._settings.trainer.stop_seconds + away
         self._stopping = (why, limit)
 
     def _go_on_stopping(self) -> None:

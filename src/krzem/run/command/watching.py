@@ -14,6 +14,7 @@ import click
 from rich.live import Live
 
 from krzem.errors import RunError
+from krzem.run.clock import duration, iso
 from krzem.run.command.common import (
     AS_JSON,
     REPORT,
@@ -89,7 +90,8 @@ def status_command(
 def _all_runs(folder: Path, runs: list[Listed], html: Path | None, as_json: bool) -> None:
     rows = [run.as_dict() for run in runs]
     if html is not None:
-        write_html(html, runs_page(str(folder), [_linked(run, html.parent) for run in runs]))
+        write_html(html, runs_page(str(folder), [_linked(run, html.parent) for run in runs],
+                                   iso(time.time())))  # fmt: skip
     click.echo(json_text({"runs": rows}) if as_json else format_runs(runs))
 
 
@@ -99,7 +101,9 @@ def _linked(run: Listed, page: Path) -> dict[str, Any]:
     link = os.path.relpath(report.resolve(), page.resolve()) if report.exists() else ""
     orphan = run.story is not None and not run.story.controlled
     open_state = run.story is not None and run.story.state not in ("done", "failed", "stopped")
-    return {**run.as_dict(), "link": quote(link), "is_orphan": orphan and open_state}
+    seconds = run.story.left_seconds if run.story else None
+    left = "–" if seconds is None else duration(seconds)
+    return {**run.as_dict(), "link": quote(link), "is_orphan": orphan and open_state, "left": left}
 
 
 @click.command("logs")

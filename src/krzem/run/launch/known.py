@@ -14,7 +14,7 @@ from krzem.run.launch.commands import CommandLauncher, commands_of, ready
 from krzem.run.launch.job import JobLauncher
 from krzem.run.launch.local import LocalLauncher
 from krzem.run.launch.slurm import SlurmLauncher
-from krzem.run.settings import LOCAL, SLURM, Pool
+from krzem.run.settings import LOCAL, SITE, SLURM, Pool
 
 GROUP = "krzem.launchers"
 OWN_COMMANDS = "commands"
@@ -25,7 +25,7 @@ def known() -> dict[str, str]:
     """Every launcher's name, and how far it was tested."""
     found = {LOCAL: "always", SLURM: "Slurm, with two node daemons"}
     found |= {name: c.tested for name, c in ready().items()}
-    found |= {OWN_COMMANDS: "yours to test"}
+    found |= {OWN_COMMANDS: "yours to test", SITE: "between two folders of one machine"}
     return found | {point.name: f"{point.value}, another package's" for point in _points()}
 
 
@@ -48,6 +48,10 @@ def launcher_of(pool: Pool) -> JobLauncher:
         return LocalLauncher()
     if pool.launcher == SLURM:
         return SlurmLauncher()
+    if pool.launcher == SITE:
+        from krzem.run.far import SiteLauncher
+
+        return SiteLauncher(pool)
     base = ready().get(pool.launcher)
     if base is not None or pool.launcher == OWN_COMMANDS:
         return CommandLauncher(pool.launcher, commands_of(pool.scheduler.commands, base))
