@@ -25,8 +25,9 @@ from krzem.plan.answer import Candidate as _Candidate
 from krzem.plan.answer import candidates_of, explanation_of, plan_of, script_of
 from krzem.plan.footprint import Footprint
 from krzem.plan.forecast import WholeRun
-from krzem.plan.request import Asked, Question, settle
-from krzem.plan.search import SURE
+from krzem.plan.goal import SURE
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 from krzem.plan.wall import Gain
 from krzem.quantity import Written
 

@@ -7,7 +7,7 @@ import pytest
 from krzem.accuracy.normal import FAR, Normal, normal
 from krzem.cli.figure import question_of, read_share
 from krzem.errors import GoalError, InputError, QuantityError
-from krzem.plan.request import Question
+from krzem.plan.question import Question
 
 ASKED = Question(
     model="llama-3.1-8b", on="nvidia-h100-sxm:64", sequence=8192, global_batch=512,

@@ -18,7 +18,8 @@ from krzem.model import load_model, model_ids
 from krzem.plan.answer import check_emission, explanation_of, plan_of, script_of
 from krzem.plan.emit import ENGINES, emit
 from krzem.plan.price import Pricer
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 
 CHIPS = {
     "megatron-lm": ("h100", "b200"),

@@ -80,7 +80,8 @@ def test_a_name_without_a_value_is_said() -> None:
 
 def test_every_condition_of_every_engine_is_about_names_that_have_values() -> None:
     from krzem.plan.price import Pricer
-    from krzem.plan.request import Question, settle
+    from krzem.plan.question import Question
+    from krzem.plan.request import settle
 
     words = {s.word for s in switches().values()}
     pricer = Pricer(settle(Question(model="deepseek-v3", on="h800:64")).task)

@@ -19,7 +19,8 @@ from krzem.layout.layout import Layout, join, pack
 from krzem.layout.space import layouts
 from krzem.plan.plan import describe, explain
 from krzem.plan.price import Pricer
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 
 
 def ask(model: str = "qwen3-30b-a3b", on: str = "h100:64", **more: object) -> Asked:

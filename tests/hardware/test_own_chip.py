@@ -11,7 +11,8 @@ from krzem.hardware.catalogue import find_id
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.plan.answer import plan_of
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 
 WHOLE: dict[str, Any] = {
     "device": "acme-x1", "devices": 64, "devices_per_node": 8, "memory": "96 GB",

@@ -22,7 +22,8 @@ from krzem.model.parameters import count
 from krzem.plan.answer import check_emission
 from krzem.plan.emit import ENGINES, emit, render
 from krzem.plan.price import Pricer
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 
 CHIPS = {
     "megatron-lm": "h100", "mindspeed-llm": "910c", "torchtitan": "b200", "primus": "mi355x",

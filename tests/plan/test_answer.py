@@ -16,7 +16,8 @@ from krzem.plan.answer import (
     plan_of,
     script_of,
 )
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 
 
 def asked(on: str = "h100:16", model: str = "qwen3-0.6b", batch: int = 64) -> Asked:

@@ -17,7 +17,8 @@ from krzem.plan.calendar import PARTS, SHARES, STOPS, Beyond, Distance, without_
 from krzem.plan.forecast import Phase, WholeRun, forecast
 from krzem.plan.goal import Goal, recipes
 from krzem.plan.plan import explain, plan
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 
 STEP = Estimate(18.5, 19.8, 21.5)
 GOAL = Goal(tokens=14.8e12, sequence=4096, global_batch=15_360)

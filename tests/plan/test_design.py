@@ -17,7 +17,7 @@ from krzem.hardware.cluster_reader import read_cluster
 from krzem.model.catalogue import load_model
 from krzem.model.parameters import count
 from krzem.plan.design import ASPECT, Design, design, leverage, leverage_of, shapes
-from krzem.plan.request import Question
+from krzem.plan.question import Question
 
 
 def test_the_law_gives_what_its_paper_states() -> None:

@@ -12,7 +12,8 @@ from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of, read_cluster
 from krzem.plan.answer import plan_of
 from krzem.plan.plan import Plan
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.plan.search import MOST
 
 FEW = "cp=1,pp<=2,vpp=1,mbs<=2,recompute=none|full"

@@ -14,7 +14,8 @@ from krzem.plan.answer import plan_of
 from krzem.plan.footprint import Footprint, footprint_of, grids, read_grid, thresholds
 from krzem.plan.forecast import WholeRun
 from krzem.plan.goodput import dense_laws
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 
 H100 = read_cluster("nvidia-h100-sxm:8")
 

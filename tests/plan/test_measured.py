@@ -6,7 +6,8 @@ import pytest
 
 import krzem
 from krzem.plan.price import Pricer
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 
 HEAD = 'device = "h100"\ndevices = 16\n[measured]\n'
 ASKED = {"tokens": "10B", "batch": 64}

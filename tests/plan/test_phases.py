@@ -10,7 +10,8 @@ import pytest
 from krzem.errors import GoalError, KrzemError, QuantityError
 from krzem.plan.answer import plan_of
 from krzem.plan.phases import SUMMED, parse_phase, phases_of, spelled
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.plan.size import Fewest, fewest
 
 SMALL: dict[str, Any] = {"model": "llama-3.1-8b", "on": "nvidia-h100-sxm:64",

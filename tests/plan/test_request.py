@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from krzem.errors import GoalError, InputError, QuantityError, UnknownFactError, UnknownNameError
 from krzem.layout.layout import Optimizer, Precision, Schedule
 from krzem.model.catalogue import load_model
-from krzem.plan.request import Asked, Question, _sequences, settle
+from krzem.plan.question import Question, _sequences
+from krzem.plan.request import Asked, settle
 
 
 def ask(model: Any = "deepseek-v3", on: str = "h800:2048", **given: Any) -> Asked:

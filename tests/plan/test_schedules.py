@@ -5,7 +5,7 @@ import pytest
 from krzem.engine.description import engines
 from krzem.errors import InputError
 from krzem.layout.layout import Schedule
-from krzem.plan.request import parse_schedules
+from krzem.plan.question import parse_schedules
 
 
 def test_every_engine_can_run_1f1b() -> None:

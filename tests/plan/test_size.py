@@ -13,7 +13,7 @@ from krzem.errors import GoalError, UnknownNameError
 from krzem.model.build import read_config
 from krzem.model.parameters import count
 from krzem.plan.goodput import loss_law
-from krzem.plan.request import Question
+from krzem.plan.question import Question
 from krzem.plan.size import CLOSE, Size, shape, size
 
 

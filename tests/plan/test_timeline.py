@@ -14,7 +14,8 @@ from krzem.cli.explain import explain_command
 from krzem.errors import LayoutError
 from krzem.layout.layout import Schedule, pack, parse_layout
 from krzem.plan.price import Pricer
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.plan.timeline import Timeline, timeline_of, trace_of
 
 APART = {"zb-h1", "zb-v", "dualpipe", "dualpipev"}

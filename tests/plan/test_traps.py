@@ -13,7 +13,8 @@ from krzem.hardware.catalogue import device_ids, having, lacks_format, load_devi
 from krzem.hardware.cluster_reader import read_cluster
 from krzem.layout.layout import Precision
 from krzem.plan.goal import AHEAD, MANY_TOKENS, MOST_TOKENS, check_batch, check_software_date
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.plan.sweep import parse_sweep
 
 TODAY = datetime.date(2026, 11, 30)

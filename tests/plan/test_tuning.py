@@ -15,7 +15,8 @@ from krzem.model.parameters import count
 from krzem.plan.goal import Tuning
 from krzem.plan.plan import trained
 from krzem.plan.price import Pricer, Task
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.plan.tuning import (
     EVERYWHERE,
     ON_ATTENTION,

@@ -16,7 +16,8 @@ from krzem.estimate import Estimate
 from krzem.layout.layout import parse_layout
 from krzem.layout.space import Space
 from krzem.plan.plan import explain, plan
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.report.document import explain_document, plan_document
 from krzem.report.html import render
 

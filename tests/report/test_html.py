@@ -17,7 +17,8 @@ from krzem.errors import DataError, KrzemError, StorageError
 from krzem.layout.layout import parse_layout
 from krzem.layout.space import Space
 from krzem.plan.plan import explain, plan
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.report.document import explain_document, plan_document
 from krzem.report.html import render, write_html
 

@@ -13,7 +13,8 @@ from krzem.model.catalogue import load_model
 from krzem.model.parameters import count
 from krzem.plan.goal import config_of
 from krzem.plan.plan import plan
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.supply.goal_file import goal_of
 from krzem.supply.infer import Evidence, infer
 from krzem.supply.inverse import fewest, largest, within

@@ -12,7 +12,8 @@ import pytest
 
 from krzem.errors import DataError, InputError, KrzemError, UnknownNameError
 from krzem.plan.answer import plan_of
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.report.document import plan_document
 from krzem.rules import summary, verdict
 from krzem.rules.text import age

@@ -26,7 +26,8 @@ from krzem.plan.answer import Progress, plan_of
 from krzem.plan.goal import recipe_of
 from krzem.plan.plan import Plan
 from krzem.plan.price import Pricer, Task
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 from krzem.quantity import Written, parse_length
 
 FEW = 8

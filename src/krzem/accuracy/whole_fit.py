@@ -29,10 +29,10 @@ from krzem.estimate import Estimate
 from krzem.plan import calendar
 from krzem.plan.calendar import Distance, without_distance
 from krzem.plan.forecast import forecast
-from krzem.plan.goal import Goal
+from krzem.plan.goal import SURE, Goal
 from krzem.plan.plan import Plan, plan
 from krzem.plan.request import settle
-from krzem.plan.search import POSSIBLE, SURE
+from krzem.plan.search import POSSIBLE
 
 FILE = Path(krzem.facts.__file__).parent / "coefficients.json"
 RELAXED = (("recompute",), ("mbs", "vpp"), ("zero",), ("dp", "etp", "cp"), ("tp", "pp", "ep"))

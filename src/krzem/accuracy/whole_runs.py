@@ -23,7 +23,7 @@ from krzem.errors import KrzemError
 from krzem.facts.table import read_table
 from krzem.model.architecture import Architecture
 from krzem.model.parameters import flops_per_token
-from krzem.plan.request import Question
+from krzem.plan.question import Question
 
 TABLE = "whole_runs.csv"
 USUAL_BATCH = 2**22

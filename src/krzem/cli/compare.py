@@ -35,7 +35,8 @@ def compare_command(
     krzem compare deepseek-v4-pro --tokens 33T --deadline 90d --on 910c:16384 --on h800:8192
     """
     from krzem.plan.answer import candidates_of
-    from krzem.plan.request import Question, settle
+    from krzem.plan.question import Question
+    from krzem.plan.request import settle
     from krzem.report.document_compare import compare_document
     from krzem.report.text_compare import format_comparison, format_comparison_table
 

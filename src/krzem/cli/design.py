@@ -47,8 +47,7 @@ def design_command(
     """
     from krzem.cli.progress import search_progress
     from krzem.plan.design import design
-    from krzem.plan.request import Question
-    from krzem.plan.tuning import read
+    from krzem.plan.question import Question, read
     from krzem.quantity import parse_count
     from krzem.report.html_compare import design_document, format_design
 

@@ -56,7 +56,8 @@ def explain_command(
     krzem explain llama-3.1-8b --on h100:16 --batch 128 --layout tp=2,mbs=2,zero=1
     """
     from krzem.plan.answer import explanation_of, script_of
-    from krzem.plan.request import Question, settle
+    from krzem.plan.question import Question
+    from krzem.plan.request import settle
     from krzem.report.document import explain_document
     from krzem.report.text import format_explanation, format_sentence
 

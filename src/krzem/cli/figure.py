@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from krzem.errors import GoalError, InputError, QuantityError, shorten
-from krzem.plan.request import Question
-from krzem.plan.tuning import read
+from krzem.plan.question import Question, read
 from krzem.quantity import parse_count
 
 FIELDS = {

@@ -66,7 +66,8 @@ def plan_command(
     More questions, each with its command and answer: docs/questions.md.
     """
     from krzem.plan.answer import check_emission, plan_of, script_of
-    from krzem.plan.request import Question, settle
+    from krzem.plan.question import Question
+    from krzem.plan.request import settle
     from krzem.report.document import plan_document
     from krzem.report.text import format_plan, format_sentence
 

@@ -60,7 +60,7 @@ def size_command(
     krzem size --on mi300x:256@1.5 --device-hours 200k --law muennighoff_2023 --json
     """
     from krzem.hardware.cluster_reader import read_cluster
-    from krzem.plan.request import Question
+    from krzem.plan.question import Question
     from krzem.plan.size import size
     from krzem.report.questions import format_size, size_document
 
@@ -90,7 +90,7 @@ def budget(
     devices: int,
 ) -> float:
     """Device-hours of the one budget that is given; raises GoalError, QuantityError."""
-    from krzem.plan.tuning import read
+    from krzem.plan.question import read
     from krzem.quantity import parse_count
 
     given = [x is not None for x in (node_hours, device_hours, days)]

@@ -23,8 +23,9 @@ from krzem.jobs.spellings import targets
 from krzem.layout.layout import Layout, Recompute, Schedule, pack
 from krzem.layout.rules import legal
 from krzem.layout.space import Space
+from krzem.plan.goal import SURE
 from krzem.plan.price import Pricer
-from krzem.plan.search import SURE, search
+from krzem.plan.search import search
 
 WORTH = 0.01
 """Gain below which a change is not offered."""

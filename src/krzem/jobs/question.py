@@ -40,10 +40,9 @@ from krzem.model.architecture import Architecture
 from krzem.model.build import read_config
 from krzem.model.config_file import load_config
 from krzem.plan.emit.megatron_run import rank_layers
-from krzem.plan.goal import Goal
+from krzem.plan.goal import SURE, Goal
 from krzem.plan.price import Pricer, Task
 from krzem.plan.request import Asked
-from krzem.plan.search import SURE
 from krzem.quantity import parse_date
 
 ADAPTERS = ("lora", "qlora")

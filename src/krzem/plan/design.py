@@ -30,7 +30,8 @@ from krzem.model.parameters import count
 from krzem.plan.answer import Progress, fitting_batch
 from krzem.plan.goodput import FLOP_PER_PARAMETER_TOKEN, scaling_laws
 from krzem.plan.price import Pricer
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 from krzem.plan.search import Found, search
 from krzem.plan.size import batch_of
 

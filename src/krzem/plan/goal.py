@@ -16,6 +16,9 @@ from krzem.model.architecture import Architecture
 from krzem.model.catalogue import model_fact, model_ids
 from krzem.model.config_file import load_config, parse_config
 
+SURE = 0.9
+"""Chance of fitting that a recommended layout has at least."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:

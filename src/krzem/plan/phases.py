@@ -22,8 +22,8 @@ from krzem.plan.answer import Progress, plan_of
 from krzem.plan.footprint import Footprint, footprint_with
 from krzem.plan.goal import Stage, grown
 from krzem.plan.plan import LayoutPlan, Plan
-from krzem.plan.request import Asked, Question, settle
-from krzem.plan.tuning import read
+from krzem.plan.question import Question, read
+from krzem.plan.request import Asked, settle
 from krzem.quantity import parse_count, parse_length
 
 KEYS = ("tokens", "seq", "batch", "batch-tokens", "precision")

@@ -23,9 +23,9 @@ from krzem.model.catalogue import is_built_in
 from krzem.model.parameters import count
 from krzem.plan.footprint import Footprint
 from krzem.plan.forecast import WholeRun, whole_run
+from krzem.plan.goal import SURE
 from krzem.plan.price import Pricer, Task, memory_sigma, step_sigma
 from krzem.plan.search import (
-    SURE,
     Ends,
     Found,
     decided,

@@ -10,7 +10,6 @@ import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from krzem.cost.local import Local, read_local
 from krzem.engine.description import Engine, engine_named, engines
@@ -21,14 +20,12 @@ from krzem.errors import (
     GoalError,
     InputError,
     UnknownNameError,
-    nearest,
-    shorten,
 )
 from krzem.hardware.catalogue import having, lacks_format
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_builder import unknown
 from krzem.hardware.cluster_reader import read_cluster
-from krzem.layout.layout import Optimizer, Precision, Schedule, StateBytes
+from krzem.layout.layout import Optimizer, Precision, StateBytes
 from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
@@ -37,7 +34,6 @@ from krzem.plan.footprint import Grid, read_grid
 from krzem.plan.goal import (
     Goal,
     Recipe,
-    Stage,
     Tuning,
     check_batch,
     check_software_date,
@@ -46,80 +42,29 @@ from krzem.plan.goal import (
     recipe_of,
 )
 from krzem.plan.price import Task, engine_for
-from krzem.plan.search import SURE
-from krzem.plan.tuning import (
+from krzem.plan.question import (
     Picker,
+    Question,
+    batch_of,
+    budget_of,
+    check_positions,
+    day_of,
+    deadline_of,
+    ramp_of,
+    schedules_of,
+    share_of,
+    tokens_of,
+)
+from krzem.plan.tuning import (
     check_targets,
     left_out,
-    read,
     read_state_bytes,
     read_tuning,
     states_of,
 )
 from krzem.quantity import (
-    Written,
-    parse_count,
-    parse_date,
-    parse_duration,
     parse_length,
-    parse_money,
 )
-
-DAY = 86_400.0
-FIRST_YEAR, LAST_YEAR = 2017, 2100
-"""Of software and starts: from the first transformer on, and within what dates can hold."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is asked, as written: numbers or text such as ``14.8T``, ``4k``, ``60d``, ``$5M``."""
-
-    model: str | Path | Architecture
-    on: str | Path | Cluster
-    tokens: Written | None = None
-    sequence: Written | None = None
-    """Tokens; 4k is 4,096."""
-    global_batch: Written | None = None
-    """Sequences per optimizer step."""
-    batch_tokens: Written | None = None
-    """The same in tokens."""
-    precision: str | None = None
-    optimizer: str | None = None
-    finetune: str | None = None
-    """``full``, ``lora`` or ``qlora``; None: pre-training."""
-    lora_rank: Written | None = None
-    lora_targets: str | None = None
-    """``all``, or names separated by commas (:data:`krzem.plan.tuning.TARGETS`)."""
-    state_bytes: str | None = None
-    """``weight=2,gradient=4,master=4,moments=8``; bytes per parameter."""
-    engine: str | None = None
-    switched: str | None = None
-    """Switches stated on: ``deepep,cuda-graphs=full`` (``--with``)."""
-    switched_off: str | None = None
-    """Switches stated off (``--without``)."""
-    limits: str | None = None
-    """What a search keeps to: ``tp<=8,cp=1,pp=4..16``."""
-    schedules: str | None = None
-    """Names separated by commas, or ``all``; None: what the engine can run."""
-    deadline: str | None = None
-    """A duration, or a date."""
-    budget: Written | None = None
-    """US dollars."""
-    sure: float = SURE
-    """Chance of fitting into memory that a recommended layout has at least."""
-    offload: bool = False
-    """Also try optimizer states in host memory."""
-    grid: str | None = None
-    """Whose electricity: a country, or grams of CO2 per kilowatt-hour."""
-    start: str | None = None
-    date: str | None = None
-    """Age of the software stack; None: today."""
-    step_alone: bool = False
-    """Whether a step without a number of tokens is an answer."""
-    emits: str | None = None
-    """The engine whose files are to be written; it is the one that is planned for."""
-    calibration: str | Path | None = None
-    """A file of local factors that ``krzem check --calibrate`` wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,9 +104,9 @@ def settle(question: Question) -> Asked:
     architecture = _architecture(question.model)
     cluster = question.on if isinstance(question.on, Cluster) else read_cluster(question.on)
     today = datetime.date.today()
-    date = today if question.date is None else _day("--date", question.date)
+    date = today if question.date is None else day_of("--date", question.date)
     date = check_software_date(date, today)
-    start = None if question.start is None else _day("--start", question.start)
+    start = None if question.start is None else day_of("--start", question.start)
     config = config_of(question.model, architecture)
     # What is published is pre-training: of another run than the tuning of its weights.
     pre_training = is_built_in(architecture) and not question.finetune
@@ -189,7 +134,7 @@ def settle(question: Question) -> Asked:
         task.space,
         offload=(False, True) if question.offload and engine.runs.offload else (False,),
         limits=parse_constraints(question.limits or ""),
-        **_schedules(question.schedules),
+        **schedules_of(question.schedules),
     )
     return Asked(
         task=task,
@@ -199,7 +144,7 @@ def settle(question: Question) -> Asked:
         from_recipe=tuple(picker.taken),
         start=start,
         date=date,
-        sure=_share(question.sure),
+        sure=share_of(question.sure),
         grid=read_grid(question.grid, cluster),
         notes=tuple(picker.sentences()),
         whole="tokens" not in picker.lacking,
@@ -253,16 +198,6 @@ def _usual(picker: Picker, goal: Goal) -> tuple[str, Goal] | None:
             goal, optimizer=Optimizer.ADAMW, states=states
         )
     return None
-
-
-def _day(option: str, written: str) -> datetime.date:
-    """A day in the years that accelerators train in; raises QuantityError, GoalError."""
-    day: datetime.date = read(option, parse_date, written)
-    if not FIRST_YEAR <= day.year <= LAST_YEAR:
-        raise GoalError(
-            f"{option} {day}: a day from {FIRST_YEAR} to {LAST_YEAR} is needed, such as 2026-11-23"
-        )
-    return day
 
 
 def _architecture(model: str | Path | Architecture) -> Architecture:
@@ -323,11 +258,11 @@ def _goal(
 ) -> Goal:
     question = picker.question
     sequence = picker.number("sequence", question.sequence, parse_length, "--seq (such as 4k)")
-    _positions(picker, architecture, sequence)
-    batch = _batch(picker, sequence)
+    check_positions(picker, architecture, sequence)
+    batch = batch_of(picker, sequence)
     large = check_batch(batch, sequence, question.batch_tokens is not None)
     picker.notes += [] if large is None else [large]
-    tokens = _tokens(picker, batch * sequence)
+    tokens = tokens_of(picker, batch * sequence)
     precision = _precision(picker, cluster, engine)
     tuning = _tuning(picker, architecture)
     optimizer = _optimizer(picker)
@@ -343,9 +278,9 @@ def _goal(
         precision=precision,
         optimizer=optimizer,
         states=states,
-        ramp=_ramp(picker, sequence, tokens),
-        deadline_days=_deadline(question.deadline, start),
-        budget_usd=_budget(question.budget),
+        ramp=ramp_of(picker, sequence, tokens),
+        deadline_days=deadline_of(question.deadline, start),
+        budget_usd=budget_of(question.budget),
         tuning=tuning,
     )
 
@@ -365,93 +300,6 @@ def _tuning(picker: Picker, architecture: Architecture) -> Tuning:
             " asked for: plan without --emit, and put layout and micro-batch into your own files"
         )
     return found
-
-
-def _ramp(picker: Picker, sequence: int, tokens: int) -> tuple[Stage, ...]:
-    """The recipe's ramp, where its batch is planned at its length and the run goes beyond it."""
-    recipe = picker.recipe
-    if recipe is None or "global_batch" not in picker.taken or recipe.sequence != sequence:
-        return ()
-    if not recipe.ramp or sum(stage.tokens for stage in recipe.ramp) >= tokens:
-        return ()
-    picker.taken.append("ramp")
-    return recipe.ramp
-
-
-def _tokens(picker: Picker, of_a_step: int) -> int:
-    """Tokens of the run; those of one step where a step alone is asked for and none are known."""
-    question, option = picker.question, "--tokens (such as 15T)"
-    known = question.tokens is not None or (picker.recipe is not None and picker.recipe.tokens)
-    if question.step_alone and not known:
-        picker.lacking.append("tokens")
-        picker.notes.append(f"no {option} is given: a step is priced, and no whole run")
-        return of_a_step
-    found = picker.number("tokens", question.tokens, parse_count, option)
-    if option in picker.wanting:
-        picker.wanting.insert(0, picker.wanting.pop())
-    return found
-
-
-def _positions(picker: Picker, architecture: Architecture, sequence: int) -> None:
-    """A sequence beyond a learned table of positions is refused, beyond the config's it is said."""
-    learned, most = architecture.learned_positions, architecture.max_positions
-    if learned and sequence > learned:
-        raise GoalError(
-            f"{picker.name} has {learned:,} learned positions and cannot read sequences of"
-            f" {sequence:,} tokens: give --seq {learned} or less"
-        )
-    if most and sequence > most:
-        picker.notes.append(
-            f"sequences of {sequence:,} tokens are longer than the {most:,} positions of the config"
-        )
-
-
-def _batch(picker: Picker, sequence: int) -> int:
-    """Sequences per step, from sequences, from tokens, or from the recipe at this length."""
-    given, tokens = picker.question.global_batch, picker.question.batch_tokens
-    if given is not None and tokens is not None:
-        raise GoalError("--batch (sequences) and --batch-tokens say the same: keep one of them")
-    if tokens is not None:
-        return _sequences(read("--batch-tokens", parse_count, tokens), sequence, picker.notes)
-    recipe = picker.recipe
-    other = recipe is not None and recipe.sequence not in (None, sequence)
-    if given is None and other and recipe is not None and recipe.global_batch:
-        picker.taken.append("global_batch")
-        same = recipe.global_batch * (recipe.sequence or sequence)
-        return _sequences(same, sequence, picker.notes)
-    return picker.number(
-        "global_batch", given, parse_count, "--batch (sequences) or --batch-tokens"
-    )
-
-
-def _sequences(tokens: int, sequence: int, notes: list[str]) -> int:
-    """The batch in sequences: exact, else the roundest number within half a per cent.
-
-    Published batches are rounded (94.4M tokens are 23,040 sequences of 4,096), and a number
-    without factors of two fits no layout.
-    """
-    exact = tokens / sequence
-    if exact < 1:
-        raise GoalError(
-            f"a batch of {tokens:,} tokens is less than one sequence of {sequence:,}: raise"
-            " --batch-tokens or lower --seq"
-        )
-    if tokens % sequence == 0:
-        return tokens // sequence
-    low, high = int(exact * 0.995) + 1, int(exact * 1.005)
-    step = 1
-    while high // (2 * step) * 2 * step >= low:
-        step *= 2
-    chosen = min(
-        range(-(-low // step) * step, high + 1, step),
-        key=lambda n: abs(n - exact),
-        default=round(exact),
-    )
-    notes.append(
-        f"{tokens:,} tokens are {exact:,.1f} sequences of {sequence:,}: a batch of {chosen:,} is"
-        " taken (--batch sets it exactly)"
-    )
-    return chosen
 
 
 def _precision(picker: Picker, cluster: Cluster, engine: Engine) -> Precision:
@@ -528,62 +376,6 @@ def _optimizer(picker: Picker) -> Optimizer:
         picker.notes.append("no optimizer is given or published: AdamW is planned (--optimizer)")
         return Optimizer.ADAMW
     return Optimizer(published)
-
-
-def _schedules(text: str | None) -> dict[str, Any]:
-    """The schedules that are to be searched, where they are stated."""
-    return {} if text is None else {"schedules": parse_schedules(text)}
-
-
-def parse_schedules(text: str) -> tuple[Schedule, ...]:
-    """``all``, or names separated by commas (``1f1b,interleaved``).
-
-    Raises InputError with the known names.
-    """
-    names = [name.strip().lower() for name in text.split(",") if name.strip()]
-    if names == ["all"]:
-        return tuple(Schedule)
-    known = [schedule.value for schedule in Schedule]
-    wrong = next((name for name in names if name not in known), None)
-    if wrong is not None or not names:
-        near = nearest(wrong or "", known)
-        offer = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise InputError(
-            f"unknown schedule {shorten(wrong or text)!r}.{offer} Known: {', '.join(known)},"
-            " or all."
-        )
-    return tuple(dict.fromkeys(Schedule(name) for name in names))
-
-
-def _budget(written: Written | None) -> float | None:
-    """US dollars, above zero."""
-    if written is None:
-        return None
-    usd: float = read("--budget", parse_money, written)
-    if usd <= 0:
-        raise GoalError("--budget must be above zero: write $5M")
-    return usd
-
-
-def _deadline(text: str | None, start: datetime.date) -> float | None:
-    """Days from the start: a duration, or a date that lies after it."""
-    if text is None:
-        return None
-    if text.strip()[:4].isdigit() and "-" in text:
-        days = float((_day("--deadline", text) - start).days)
-        if days <= 0:
-            raise GoalError(f"the deadline {text.strip()} is not after the start {start}")
-        return days
-    days = float(read("--deadline", parse_duration, text)) / DAY
-    if days <= 0:
-        raise GoalError("--deadline must be later than the start: write 60d, or a date")
-    return days
-
-
-def _share(sure: float) -> float:
-    if not 0 < sure < 1:
-        raise GoalError(f"--sure {sure:g}: a chance between 0 and 1 is needed, such as 0.9")
-    return sure
 
 
 def _year(date: datetime.date) -> float:

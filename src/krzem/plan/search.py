@@ -15,10 +15,9 @@ from krzem.hardware.cluster import Assumed, at
 from krzem.hardware.cluster_keys import KEYS
 from krzem.layout.layout import Layouts, join
 from krzem.layout.space import Space, layouts
+from krzem.plan.goal import SURE
 from krzem.plan.price import BLOCK, Pricer, split
 
-SURE = 0.9
-"""Chance of fitting that a recommended layout has at least."""
 POSSIBLE = 0.05
 """Below this chance of fitting a layout is not timed."""
 KEEP = 4096

@@ -23,7 +23,8 @@ from krzem.plan.answer import Progress, plan_of
 from krzem.plan.footprint import Loss, losses_of
 from krzem.plan.goodput import FLOP_PER_PARAMETER_TOKEN, dense_laws, loss_law, scaling_laws
 from krzem.plan.plan import Plan
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 from krzem.plan.sweep import Point, point_at
 from krzem.quantity import Written, parse_count
 

@@ -11,7 +11,8 @@ from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import read_cluster
 from krzem.plan.answer import Progress, plan_of
 from krzem.plan.plan import Plan
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 from krzem.quantity import parse_count, parse_devices, parse_length, parse_money, parse_rate
 
 MOST = 64

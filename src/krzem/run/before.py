@@ -26,7 +26,8 @@ from krzem.plan.answer import divides, explanation_of, plan_of
 from krzem.plan.goal import Goal
 from krzem.plan.plan import Explanation, LayoutPlan, Plan
 from krzem.plan.price import Task
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 from krzem.rules import Standing, standing
 from krzem.run.answers import PoolPlan
 from krzem.run.clock import DAY, duration

@@ -27,7 +27,8 @@ from krzem.hardware.catalogue import find_id, load_device
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.supply.kinds import engine_for, obtainable, on_market, prior, released
 from krzem.supply.known import LAB_ENGINES, durations, error_weights, shortfalls
 from krzem.supply.periods import MONTH_DAYS

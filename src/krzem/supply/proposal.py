@@ -19,7 +19,8 @@ from krzem.hardware.catalogue import find_id
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.model.catalogue import load_model
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 from krzem.quantity import parse_date, parse_ratio
 from krzem.rules import standing
 from krzem.supply.machines import Machine, calls, job_limits, machines, template

@@ -16,7 +16,8 @@ from typing import Any
 from krzem.errors import ClusterError, DataError, GoalError, InputError, shorten
 from krzem.estimate import Estimate
 from krzem.hardware.cluster import Cluster
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 from krzem.quantity import parse_devices
 from krzem.supply.speed import Progress, Speed, speed_of
 

@@ -21,7 +21,8 @@ from krzem.plan.forecast import WholeRun, whole_run
 from krzem.plan.goodput import ENERGY_FIELDS, quantity
 from krzem.plan.plan import LayoutPlan, describe
 from krzem.plan.price import Pricer
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 from krzem.plan.search import decided, ends_of, search
 from krzem.supply.goal import FleetGoal, Pool
 

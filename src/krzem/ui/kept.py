@@ -25,7 +25,8 @@ from krzem.hardware.cluster_reader import cluster_of, short_form
 from krzem.plan.answer import fitting_batch
 from krzem.plan.plan import Plan, planned
 from krzem.plan.price import Pricer
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 from krzem.plan.search import Found, front, search
 from krzem.quantity import parse_ratio
 

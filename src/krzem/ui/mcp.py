@@ -89,7 +89,8 @@ def plan(
     ``emit`` (megatron-lm, torchtitan, primus, ...) adds the launch files of the best layout.
     """
     from krzem.plan.answer import check_emission, plan_of, script_of
-    from krzem.plan.request import Question, settle
+    from krzem.plan.question import Question
+    from krzem.plan.request import settle
     from krzem.report.document import plan_document
     from krzem.report.text import format_sentence
 
@@ -119,7 +120,8 @@ def explain(
     ``layout`` is written as ``tp=1,pp=16,ep=64,mbs=1``; what is missing of ``dp`` is filled in.
     """
     from krzem.plan.answer import explanation_of
-    from krzem.plan.request import Question, settle
+    from krzem.plan.question import Question
+    from krzem.plan.request import settle
     from krzem.report.document import explain_document
     from krzem.report.text import format_sentence
 
@@ -141,7 +143,8 @@ def compare(
 ) -> Document:  # fmt: skip
     """The same run on several clusters, each with its own best layout."""
     from krzem.plan.answer import candidates_of
-    from krzem.plan.request import Question, settle
+    from krzem.plan.question import Question
+    from krzem.plan.request import settle
     from krzem.report.document_compare import compare_document
     from krzem.report.text_compare import format_comparison_table
 

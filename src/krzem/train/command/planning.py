@@ -15,7 +15,8 @@ from krzem.layout.layout import Layout
 from krzem.plan.answer import plan_of
 from krzem.plan.plan import LayoutPlan, describe
 from krzem.plan.price import Pricer
-from krzem.plan.request import Asked, Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import Asked, settle
 from krzem.run.before import CHOICES, cluster_for, kept_bytes, sharpened
 from krzem.run.profile import read_profile
 from krzem.run.settings import Pool
