@@ -11,7 +11,7 @@ import time
 from krzem.model.catalogue import load_model
 from krzem.model.parameters import count
 from krzem.plan.design import design
-from krzem.plan.request import Question
+from krzem.plan.question import Question
 
 PAIRS = {
     "deepseek-v3": ("h800:2048", "deepseek", "2024-12", 14.8e12),

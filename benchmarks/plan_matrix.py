@@ -18,7 +18,8 @@ from types import MappingProxyType
 from krzem.errors import KrzemError
 from krzem.model import load_model, model_ids
 from krzem.plan.answer import check_emission, plan_of, script_of
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 
 CHIPS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "megatron-lm": ("h100", "b200"),

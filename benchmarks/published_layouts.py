@@ -12,10 +12,10 @@ from krzem.engine.description import engine_named
 from krzem.hardware import read_cluster
 from krzem.layout.layout import Layout, Precision, StateBytes, parse_layout
 from krzem.model import load_model
-from krzem.plan.goal import Goal
+from krzem.plan.goal import SURE, Goal
 from krzem.plan.plan import TIE, describe
 from krzem.plan.price import Pricer, Task
-from krzem.plan.search import SURE, search
+from krzem.plan.search import search
 from krzem.report.text_table import table
 
 

@@ -21,7 +21,8 @@ from krzem.cost.coefficients import fitted
 from krzem.errors import KrzemError
 from krzem.hardware.cluster_reader import cluster_of
 from krzem.plan.plan import plan
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.report.text_table import table
 
 

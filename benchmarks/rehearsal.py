@@ -21,7 +21,8 @@ from krzem.hardware import read_cluster
 from krzem.layout.layout import pack, parse_layout
 from krzem.model.catalogue import load_model_config
 from krzem.plan.price import Pricer
-from krzem.plan.request import Question, settle
+from krzem.plan.question import Question
+from krzem.plan.request import settle
 from krzem.train.config import model_spec
 from krzem.train.optim import OptimizerConfig
 from krzem.train.rehearsal.rank import Step
