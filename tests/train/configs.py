@@ -152,10 +152,131 @@ DEEPSEEK_V4: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
+_SMALL: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+}
+_LATENT = {
+    n: v
+    for n, v in DEEPSEEK_V3.items()
+    if n not in ("model_type", "scoring_func", "num_nextn_predict_layers", "rope_parameters")
+}
+_YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+MIXTRAL: dict[str, Any] = {
+    **_SMALL,
+    "model_type": "mixtral",
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 16,
+    "sliding_window": 5,
+}
+GLM4_MOE: dict[str, Any] = {
+    **_SMALL,
+    "model_type": "glm4_moe",
+    "head_dim": 16,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "attention_bias": True,
+    "use_qk_norm": True,
+    "num_nextn_predict_layers": 1,
+}
+OLMO2: dict[str, Any] = {**_SMALL, "model_type": "olmo2"}
+OLMO3: dict[str, Any] = {
+    **_SMALL,
+    "model_type": "olmo3",
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {**_YARN, "rope_theta": 1000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+    },
+}
+OLMOE: dict[str, Any] = {
+    **_SMALL,
+    "model_type": "olmoe",
+    "intermediate_size": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+}
+QWEN2_MOE: dict[str, Any] = {
+    **_SMALL,
+    "model_type": "qwen2_moe",
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": False,
+    "decoder_sparse_step": 2,
+}
+DEEPSEEK_V2: dict[str, Any] = {
+    **_LATENT,
+    "model_type": "deepseek_v2",
+    "norm_topk_prob": False,
+    "topk_method": "group_limited_greedy",
+    "rope_parameters": {**_YARN, "rope_theta": 10000.0, "mscale": 0.7, "mscale_all_dim": 0.7},
+}
+DEEPSEEK_V32: dict[str, Any] = {
+    **_LATENT,
+    "model_type": "deepseek_v32",
+    "index_n_heads": 4,
+    "index_head_dim": 16,
+    "index_topk": 5,
+}
+GEMMA3: dict[str, Any] = {
+    **_SMALL,
+    "model_type": "gemma3_text",
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    },
+}
+GPT_OSS: dict[str, Any] = {
+    **_SMALL,
+    "model_type": "gpt_oss",
+    "head_dim": 16,
+    "intermediate_size": 16,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "sliding_window": 5,
+    "swiglu_limit": 0.3,
+    "attention_bias": True,
+}
+APERTUS: dict[str, Any] = {**_SMALL, "model_type": "apertus", "hidden_act": "xielu"}
+
 ALL: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "qwen3": QWEN3,
     "qwen3_moe": QWEN3_MOE,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v4": DEEPSEEK_V4,
+    "mixtral": MIXTRAL,
+    "glm4_moe": GLM4_MOE,
+    "olmo2": OLMO2,
+    "olmo3": OLMO3,
+    "olmoe": OLMOE,
+    "qwen2_moe": QWEN2_MOE,
+    "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_v32": DEEPSEEK_V32,
+    "gemma3_text": GEMMA3,
+    "gpt_oss": GPT_OSS,
+    "apertus": APERTUS,
 }

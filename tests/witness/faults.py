@@ -108,7 +108,7 @@ def rope(**changes: Any) -> Planting:
 
     def plant(subject: TrainerSubject) -> AbstractContextManager[None]:
         wrong = replace(subject.engine.spec.rope, **changes)
-        return specification(rope=wrong, rope_compressed=wrong)(subject)
+        return specification(rope=wrong, rope_windowed=wrong, rope_compressed=wrong)(subject)
 
     return plant
 

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from krzem.errors import ModelError, nearest, shorten
 from krzem.model.expression import names_in
 
-TABLES = ("let", "words", "model", "attention", "recurrence", "network", "layer")
+TABLES = ("let", "words", "model", "attention", "recurrence", "network", "layer", "compute")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,10 @@ class Description:
     """Whether the wrapper, not the wrapped config, says if embedding and head are tied."""
     lean: bool = False
     """Whether published configs lean on the class for widths, so that absent ones are taken."""
+    built: bool = False
+    """Whether the trainer builds it: its own file has the table ``compute``."""
+    unbuilt: tuple[dict[str, str], ...] = ()
+    """Conditions under which the trainer does not build it, with the reason."""
     particular: bool = True
     """Whether layers compute something that shapes do not say: places of norms, multipliers,
     activations, caps, layers side by side."""
@@ -97,6 +101,8 @@ def describe(model_type: str) -> Description:
         tower_ties=found.get("tower_ties", False),
         lean=found.get("lean", False),
         particular=found["particular"],
+        built=found["built"],
+        unbuilt=tuple(found.get("unbuilt", ())),
         notes=tuple(found.get("notes", ())),
         defaults=known.get("defaults", {}) | found.get("defaults", {}),
         aliases=_both_ways(known.get("aliases", {}), found.get("spellings", {})),
@@ -146,11 +152,12 @@ def _inherited(name: str) -> dict[str, Any]:
     merged = {**base, **own}
     for table in (*TABLES, "spellings", "defaults"):
         merged[table] = {**base.get(table, {}), **own.get(table, {})}
-    for rules in ("refuse", "warn", "divide", "disagree"):
+    for rules in ("refuse", "warn", "divide", "disagree", "unbuilt"):
         merged[rules] = [*base.get(rules, []), *own.get(rules, [])]
     for key in ("structure", "text"):
         merged[key] = own.get(key, "")
     merged["particular"] = own.get("particular", True)
+    merged["built"] = "compute" in own
     return merged
 
 

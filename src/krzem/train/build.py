@@ -43,7 +43,10 @@ def fill(
     shapes = {n: p.shape for n, p in model.named_parameters()}
     with torch.no_grad():
         for name, part in parts.items():
-            values = initial_values(name, shapes[name], regions[name], model.spec.init_std, seed)
+            values = initial_values(
+                name, shapes[name], regions[name], model.spec.init_std, seed,
+                offset=model.spec.norm_offset,
+            )  # fmt: skip
             part.copy_(values)
         for name, module in model.named_modules():
             if isinstance(module, Router):

@@ -10,23 +10,19 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from krzem.errors import ModelError
 from krzem.model import Architecture, AttentionKind, Layer, RouterKind, read_config
-from krzem.model.config_file import load_config
+from krzem.model.build import scope_of
+from krzem.model.config_file import Scope, load_config
+from krzem.model.description import describe, described_types
 
-TRAINABLE = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "deepseek_v3",
-    "kimi_k2",
-    "deepseek_v4",
-)
-"""Model types that the trainer builds; the planner reads more."""
+TRAINABLE = tuple(name for name in described_types() if describe(name).built)
+"""Model types that the trainer builds (``[compute]`` of ``facts/families``); the planner reads
+more."""
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "xielu", "swish-up-one")
+NORMS = ("before", "after", "around")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +31,7 @@ class Rope:
 
     theta: float
     dim: int
-    """Rotated channels of a head."""
+    """Rotated channels of a head: the first of them (latent and shared keys: the last)."""
     kind: str = "default"
     """default, linear, llama3 or yarn."""
     factor: float = 1.0
@@ -52,31 +48,64 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """What lies between the matrices of a feed-forward network."""
+
+    kind: str = "silu"
+    """One of :data:`ACTIVATIONS`."""
+    limit: float | None = None
+    """Bound of the gate from above and of the value on both sides."""
+    slope: float = 1.0
+    """Of swish-up-one: ``gate * sigmoid(slope * gate) * (value + 1)``."""
+
+    @property
+    def is_swiglu(self) -> bool:
+        """Whether it is ``silu(gate) * value``."""
+        return self.kind == "silu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A trainable model: shapes, and the constants of its formulas."""
 
     arch: Architecture
     layers: tuple[Layer, ...]
     rope: Rope
-    """Rotation of layers without compressed keys."""
+    """Rotation of layers without window or compressed keys."""
+    rope_windowed: Rope
+    """Rotation of layers with a window, where the family has another for them."""
     rope_compressed: Rope
     """Rotation of layers with compressed keys (V4); elsewhere equal to ``rope``."""
     rope_interleaved: bool
     """Pairs are neighbours (DeepSeek) instead of half a head apart (Llama)."""
     attention_scale: float
-    """Multiplies query-key products on top of ``head_dim ** -0.5`` (yarn's mscale)."""
+    """Multiplies query-key products on top of ``head_dim ** -0.5`` (yarn's mscale, Gemma)."""
     norm_eps: float
     latent_eps: float
     """Epsilon of the norms inside latent attention; ``transformers`` fixes it at 1e-6."""
+    norms: str
+    """Where a layer's norms are: one of :data:`NORMS` attention and network."""
+    norm_offset: float
+    """What a norm adds to its weight (Gemma: 1)."""
+    whole_norms: bool
+    """Whether norms of queries and of keys run over all heads together (OLMo)."""
+    embedding_scale: float
     init_std: float
     routed_scale: float
     normalise_weights: bool
     """Whether the chosen experts' weights are made to sum to one."""
+    group_best: int
+    """Experts of a group whose scores rate it, where a token may reach few groups."""
     hash_score: RouterKind
     """How a hash-routed layer scores the experts that its table names (V4)."""
-    swiglu_limit: float | None
+    activation: Activation
     sinkhorn_steps: int
     hyper_eps: float
+    woven: bool = False
+    """Whether experts are held as GPT-OSS publishes them: inputs before outputs, columns of gate
+    and value in turn, with biases."""
+    names: tuple[tuple[str, str], ...] = ()
+    """Parts of tensors' names, ours and the published ones."""
 
     @property
     def hidden(self) -> int:
@@ -107,32 +136,84 @@ def model_spec(
     """
     raw = source if isinstance(source, Mapping) else load_config(source)[0]
     arch = read_config(raw, name=name or (None if raw is source else str(source)))
-    reader = _Reader(raw, arch)
+    _refuse_unbuilt(raw, arch)
+    reader = _Reader(raw, arch, scope_of(raw, arch.name, arch.layers))
     reader.refuse_unsupported()
-    rope, compressed = reader.ropes()
+    rope, windowed, compressed = reader.ropes()
     return ModelSpec(
         arch=arch,
         layers=arch.expanded(),
         rope=rope,
+        rope_windowed=windowed,
         rope_compressed=compressed,
-        rope_interleaved=reader.interleaved(),
+        rope_interleaved=bool(reader.computed("interleaved")),
         attention_scale=reader.attention_scale(),
-        norm_eps=reader.number("rms_norm_eps", 1e-6),
+        norm_eps=reader.computed_number("norm_eps"),
         latent_eps=1e-6,
-        init_std=reader.number("initializer_range", 0.02),
-        routed_scale=reader.routed_scale(),
-        normalise_weights=reader.normalise_weights(),
+        norms=reader.computed("norms"),
+        norm_offset=float(bool(reader.computed("norm_plus_one"))),
+        whole_norms=reader.computed("whole_norms"),
+        embedding_scale=arch.hidden**0.5 if reader.computed("scaled_embedding") else 1.0,
+        init_std=reader.computed_number("init_std"),
+        routed_scale=reader.computed_number("routed_scale"),
+        normalise_weights=bool(reader.computed("normalise")),
+        group_best=reader.computed("group_best"),
         hash_score=reader.hash_score(),
-        swiglu_limit=reader.number("swiglu_limit", 10.0) if reader.is_v4 else None,
+        activation=reader.activation(),
         sinkhorn_steps=int(reader.number("hc_sinkhorn_iters", 20)),
         hyper_eps=reader.number("hc_eps", 1e-6),
+        woven=reader.computed("woven"),
+        names=tuple((ours, theirs) for ours, theirs in reader.computed("names")),
     )
 
 
+def _refuse_unbuilt(raw: Mapping[str, object], arch: Architecture) -> None:
+    where = f"config of {arch.name} ({arch.model_type})"
+    if raw.get("model_type") != arch.model_type:
+        raise ModelError(
+            f"{where}: it wraps a language model, and the trainer builds that alone: give it as a "
+            "config of its own"
+        )
+    if arch.model_type in TRAINABLE:
+        return
+    lacking = ", ".join(dict.fromkeys(_without_block(arch)))
+    why = f", which has no block for {lacking}" if lacking else ""
+    raise ModelError(
+        f"{where}: the trainer does not build this model{why}; it builds {', '.join(TRAINABLE)}"
+    )
+
+
+def _without_block(arch: Architecture) -> Iterator[str]:
+    """What the layers hold that no module of the trainer computes."""
+    yield from (f"a recurrence ({r.kind})" for r in arch.recurrences)
+    for layer, _ in arch.kinds():
+        a, network = layer.attention, layer.feed_forward
+        held = {
+            "layers without attention": a.kind is AttentionKind.NONE and not layer.recurrence,
+            "attention in chunks": a.chunk,
+            "keys of another layer": a.shares_kv or a.values_are_keys,
+            "further matrices in attention": a.matrices or a.input_width,
+            "layers that are used again": layer.reuses,
+            "further matrices in a layer": layer.matrices or network.matrices,
+            "experts that pass tokens on": network.zero_experts,
+            "experts of another width": network.input_width or network.router_width,
+        }
+        yield from (name for name, found in held.items() if found)
+    whole = {
+        "norms that subtract a mean": arch.norm_bias,
+        "learned positions": arch.learned_positions,
+        "an embedding of another width": arch.embedding_width,
+    }
+    yield from (name for name, found in whole.items() if found)
+
+
 class _Reader:
-    def __init__(self, raw: Mapping[str, object], arch: Architecture) -> None:
+    def __init__(
+        self, raw: Mapping[str, object], arch: Architecture, scope: Scope | None = None
+    ) -> None:
         self.raw = raw
         self.arch = arch
+        self.scope = scope
 
     @property
     def is_v4(self) -> bool:
@@ -145,6 +226,17 @@ class _Reader:
     def fail(self, problem: str) -> NoReturn:
         raise ModelError(f"config of {self.arch.name} ({self.arch.model_type}): {problem}")
 
+    def computed(self, key: str) -> Any:
+        """The value of a key of ``[compute]``."""
+        assert self.scope is not None
+        return self.scope.value(f"compute.{key}", self.scope.description.table("compute")[key])
+
+    def computed_number(self, key: str) -> float:
+        value = self.computed(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(f"{key} is {value!r}; it has to be a number")
+        return float(value)
+
     def number(self, name: str, default: float) -> float:
         value = self.raw.get(name)
         if value is None:
@@ -153,59 +245,35 @@ class _Reader:
             self.fail(f"{name!r} is {value!r}; it has to be a number")
         return float(value)
 
-    def flag(self, name: str, default: bool, *, null: bool | None = None) -> bool:
-        """``default`` where the field is absent; ``null`` says what a null means, if not that."""
+    def flag(self, name: str, default: bool) -> bool:
+        """``default`` where the field is absent or null."""
         value = self.raw.get(name)
-        if value is None:
-            return default if null is None or name not in self.raw else null
-        return bool(value)
+        return default if value is None else bool(value)
 
     def refuse_unsupported(self) -> None:
-        if self.arch.model_type not in TRAINABLE:
-            self.fail(f"the trainer does not build this model; it builds {', '.join(TRAINABLE)}")
-        act = self.raw.get("hidden_act", "silu")
-        if act != "silu":
-            self.fail(f"'hidden_act' is {act!r}; the trainer has silu")
-        if self.number("attention_dropout", 0.0):
-            self.fail("'attention_dropout' is not 0; the trainer has no dropout")
-        if self.is_latent and self.flag("attention_bias", False):
-            self.fail("'attention_bias' is true; the trainer's latent attention has no biases")
-        if self.is_v4 and self.flag("mlp_bias", False):
-            self.fail("'mlp_bias' is true; the trainer's experts have no biases")
-        self._refuse_partial_rotation()
-        for name, allowed, why in self._fixed():
-            value = self.raw.get(name, allowed[0])
-            if value not in allowed:
-                built = " or ".join(repr(a) for a in allowed if a is not None)
-                self.fail(f"{name!r} is {value!r}; {why}, {built}")
-
-    def _fixed(self) -> Iterator[tuple[str, tuple[object, ...], str]]:
         """Fields that the ``transformers`` class of a family does not read, or reads one value of:
         another value would mean another model there than in other code that reads it."""
-        built = "what is built is"
-        if self.arch.model_type in ("deepseek_v3", "kimi_k2"):
-            yield "scoring_func", ("sigmoid", None), built
-            yield "topk_method", ("noaux_tc", None), built
-            yield "moe_layer_freq", (1, None), built
-            heads, rotated = self.raw.get("num_attention_heads"), self.raw.get("qk_rope_head_dim")
-            yield "num_key_value_heads", (heads, None), "each head has keys of its own, so it is"
-            yield "head_dim", (rotated, None), "the class makes it 'qk_rope_head_dim', which is"
-        elif self.is_v4:
-            yield "scoring_func", ("sqrtsoftplus", "sigmoid"), built
-            yield "topk_method", ("noaux_tc", None), built
-            yield "n_shared_experts", (1,), built
-            if "swiglu_limit" in self.raw and self.raw["swiglu_limit"] is None:
-                self.fail("'swiglu_limit' is null; it has to be a number")
-        elif self.arch.model_type == "qwen3_moe":
-            yield "norm_topk_prob", (False, True), "it has to be"
-            yield "scoring_func", ("softmax", None), built
-            yield "routed_scaling_factor", (1.0, 1, None), built
+        assert self.scope is not None
+        for rule in self.scope.description.unbuilt:
+            if self.scope.flag("unbuilt", rule["when"]):
+                self.fail(self.scope.told(rule["because"]))
+        self._refuse_partial_rotation()
+        layers = [layer.feed_forward for layer, _ in self.arch.kinds()]
+        act = self.computed("act")
+        if act not in ACTIVATIONS:
+            self.fail(f"'hidden_act' is {act!r}; the trainer has {', '.join(ACTIVATIONS[:-1])}")
+        if act == "xielu" and any(layer.gated for layer in layers):
+            self.fail("'hidden_act' is 'xielu', which the trainer has for ungated networks")
+        if any(layer.is_moe and not layer.gated for layer in layers):
+            self.fail("its experts have no gate; the trainer's have")
+        if any(layer.is_moe and layer.bias and not self.computed("woven") for layer in layers):
+            self.fail("its experts have biases; the trainer's have none")
 
     def _refuse_partial_rotation(self) -> None:
         ropes = [self.raw, self._rope_fields()]
         ropes += [r for r in ropes[1].values() if isinstance(r, Mapping)]
         stated = {r["partial_rotary_factor"] for r in ropes if r.get("partial_rotary_factor")}
-        whole = 1.0
+        whole = self.computed("rotated_share")
         if self.is_v4:
             attention = self.arch.runs[0].layer.attention
             whole = (attention.rope_dim or attention.head_dim) / attention.head_dim
@@ -218,46 +286,55 @@ class _Reader:
         if self.raw.get("rope_theta", 0) is None and "rope_theta" not in ropes[1]:
             self.fail("'rope_theta' is null; it has to be a number")
 
-    def interleaved(self) -> bool:
-        if self.is_v4:
-            return True
-        return self.is_latent and self.flag("rope_interleave", True, null=False)
-
-    def routed_scale(self) -> float:
-        if not (self.is_latent or self.is_v4):
-            return 1.0
-        return self.number("routed_scaling_factor", 1.5 if self.is_v4 else 2.5)
-
-    def normalise_weights(self) -> bool:
-        if self.is_v4:
-            return True
-        return self.flag("norm_topk_prob", self.is_latent, null=False)
+    def activation(self) -> Activation:
+        limit = self.computed("act_limit")
+        return Activation(
+            kind=self.computed("act"),
+            limit=self.computed_number("act_limit") if limit else None,
+            slope=self.computed_number("act_slope"),
+        )
 
     def hash_score(self) -> RouterKind:
         kinds = {"softmax": RouterKind.SOFTMAX, "sigmoid": RouterKind.SIGMOID}
         return kinds.get(str(self.raw.get("scoring_func")), RouterKind.SQRT_SOFTPLUS)
 
     def _rope_fields(self) -> Mapping[str, object]:
-        given = self.raw.get("rope_parameters") or self.raw.get("rope_scaling") or {}
+        given = self.raw.get("rope_parameters") or self.raw.get("rope_scaling")
+        given = given or self.computed("rope")
         if not isinstance(given, Mapping):
             self.fail("'rope_parameters' has to be an object")
         return given
 
-    def ropes(self) -> tuple[Rope, Rope]:
-        """The rotation of plain layers and of layers with compressed keys."""
+    def ropes(self) -> tuple[Rope, Rope, Rope]:
+        """The rotation of plain layers, of layers with a window and with compressed keys."""
         attention = self.arch.runs[0].layer.attention
-        dim = attention.rope_dim or attention.head_dim
-        given = self._rope_fields()
+        dim = attention.rope_dim or int(attention.head_dim * self.computed("rotated_share"))
+        given, theta = self._rope_fields(), self.computed_number("theta")
+        if self.computed("theta_windowed"):
+            return self._ropes_by_window(dim)
         if not self.is_v4:
-            rope = self._rope(given, dim, self.number("rope_theta", 10000.0))
-            return rope, rope
+            rope = self._rope(given, dim, theta)
+            return rope, rope, rope
         main, compress = given.get("main"), given.get("compress")
         if not (isinstance(main, Mapping) and isinstance(compress, Mapping)):
             main, compress = {}, {k: v for k, v in given.items() if k != "rope_theta"}
-        plain = self._rope(main, dim, self.number("rope_theta", 10000.0))
+        plain = self._rope(main, dim, theta)
         # V4's reference applies yarn's frequencies but not its amplitude.
         scaled = {"attention_factor": 1.0, **compress}
-        return plain, self._rope(scaled, dim, self.number("compress_rope_theta", 160000.0))
+        far = self._rope(scaled, dim, self.number("compress_rope_theta", 160000.0))
+        return plain, plain, far
+
+    def _ropes_by_window(self, dim: int) -> tuple[Rope, Rope, Rope]:
+        """One rotation for each word of ``layer_types``; an old scaling is of full layers."""
+        nested = self.raw.get("rope_parameters")
+        scaling = self.raw.get("rope_scaling")
+        full = scaling if isinstance(scaling, Mapping) else {}
+        windowed: Mapping[str, object] = {}
+        if isinstance(nested, Mapping):
+            words = ("full_attention", "sliding_attention")
+            full, windowed = (p if isinstance(p := nested.get(w), Mapping) else {} for w in words)
+        rope = self._rope(full, dim, self.computed_number("theta"))
+        return rope, self._rope(windowed, dim, self.computed_number("theta_windowed")), rope
 
     def _rope(self, given: Mapping[str, object], dim: int, theta: float) -> Rope:
         kind = given.get("rope_type", given.get("type", "default"))
@@ -290,7 +367,9 @@ class _Reader:
         return _mscale(factor, 1.0)
 
     def attention_scale(self) -> float:
-        given = self._rope_fields()
+        given, width = self._rope_fields(), self.computed_number("scale_width")
+        if width:
+            return (self.arch.runs[0].layer.attention.head_dim / width) ** 0.5
         kind = given.get("rope_type", given.get("type", "default"))
         fields = _Reader(given, self.arch)
         all_dim = fields.number("mscale_all_dim", 0.0)

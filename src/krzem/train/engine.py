@@ -300,6 +300,8 @@ def _divisibilities(spec: ModelSpec, x: Layout) -> list[tuple[str, int, tuple[st
         if a.output_groups:
             found.add(("output groups", a.output_groups, ("tp", x.tp)))
         if ff.is_moe:
+            if ff.bias and x.etp > 1:  # biases are whole on each rank of an expert
+                found.add(("experts with biases", 1, ("etp", x.etp)))
             found.add(("experts", ff.experts, ("ep", x.ep)))
             found.add(("the expert width", ff.width, ("etp", x.etp)))
             found.add(("the shared expert width", ff.shared_width, ("tp", x.tp)))

@@ -15,23 +15,20 @@ from krzem.train.model import Transformer
 
 transformers = pytest.importorskip("transformers")
 
-CLASSES = {
-    "llama": ("LlamaConfig", "LlamaForCausalLM"),
-    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
-    "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
-    "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
-    "deepseek_v4": ("DeepseekV4Config", "DeepseekV4ForCausalLM"),
-}
+CONFIGS = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+MODELS = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+UNHELD = (".act_fn.beta", ".act_fn.eps")
+"""Constants that the class of xIELU keeps beside its weights."""
 
 
 def oracle(name: str, config: dict[str, Any]) -> Any:
     """The ``transformers`` model, with parameters that leave no feature at a neutral value."""
     torch.manual_seed(1)
-    config_class, model_class = (getattr(transformers, n) for n in CLASSES[name])
     fields = {
         k: v for k, v in config.items() if k not in ("model_type", "num_nextn_predict_layers")
     }
-    model = model_class._from_config(config_class(**fields), attn_implementation="eager")
+    theirs = CONFIGS[config["model_type"]](**fields, dtype="float32", pad_token_id=None)
+    model = MODELS[type(theirs)]._from_config(theirs, attn_implementation="eager")
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -52,16 +49,32 @@ def ours(config: dict[str, Any], source: Any) -> Transformer:
         return model
     target = model.state_dict()
     for key, value in source.state_dict().items():
-        name = key.removeprefix("model.")
+        name = ours_of(config, key)
         if name in target:
             target[name].copy_(value.reshape(target[name].shape))
         else:
-            assert name == "lm_head.weight"
-            assert config["tie_word_embeddings"]
+            assert name.endswith(UNHELD) or (
+                name == "lm_head.weight" and config["tie_word_embeddings"]
+            )
     return model
 
 
-@pytest.mark.parametrize("name", sorted(CLASSES))
+def ours_of(config: dict[str, Any], key: str) -> str:
+    """Our name of a parameter of the ``transformers`` class."""
+    renamed = {
+        "qwen2_moe": [("shared_expert.", "shared_experts.")],
+        "gpt_oss": [("mlp.router.", "mlp.gate.")],
+        "apertus": [
+            ("attention_layernorm", "input_layernorm"),
+            ("feedforward_layernorm", "post_attention_layernorm"),
+        ],
+    }
+    for theirs, own in renamed.get(config["model_type"], []):
+        key = key.replace(theirs, own)
+    return key.removeprefix("model.")
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_logits_and_gradients_equal_transformers(name: str) -> None:
     source = oracle(name, ALL[name])
     model = ours(ALL[name], source)
@@ -74,20 +87,24 @@ def test_logits_and_gradients_equal_transformers(name: str) -> None:
     torch.testing.assert_close(own, loss, atol=1e-5, rtol=0)
     model.weights = type(model.weights)(balance=0.0)
     model(tokens).backward()
-    compare_gradients(dict(source.named_parameters()), dict(model.named_parameters()))
+    compare_gradients(ALL[name], dict(source.named_parameters()), dict(model.named_parameters()))
 
 
-def compare_gradients(theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+def compare_gradients(config: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any]) -> None:
     """Every parameter's gradient within 1e-3 of its norm; none missing on one side only.
 
     Indexers learn here and not there; that must leave every other gradient as it is.
     """
-    for name, parameter in theirs.items():
-        if name == "lm_head.weight" and "lm_head.weight" not in mine:
+    seen = set()
+    for key, parameter in theirs.items():
+        name = ours_of(config, key)
+        if name == "lm_head.weight" and name not in mine:
             continue
-        own = mine[name.removeprefix("model.")].grad
+        seen.add(name)
+        own = mine[name].grad
         if parameter.grad is None:
             assert (own is not None) == (".indexer." in name), name
             continue
-        difference = (own.reshape(parameter.shape) - parameter.grad).norm()
+        difference = (own - parameter.grad.reshape(own.shape)).norm()
         assert difference <= 1e-3 * parameter.grad.norm() + 1e-7, name
+    assert seen == mine.keys()

@@ -68,6 +68,8 @@ class Correspondence:
     """Parts of ours that a folder may lack whole (MTP modules), each with the names of theirs."""
     twice: Mapping[str, str] = field(default_factory=dict)
     """Their names that hold another tensor of theirs once more, which has to be equal to it."""
+    constants: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that theirs holds as tensors without dimensions: written, and passed over."""
     stateless: frozenset[str] = frozenset()
     """Names of ours that no optimizer updates (router biases): they have no moments."""
 
@@ -104,7 +106,11 @@ class Correspondence:
         return absent
 
     def _passed_over(self, name: str) -> bool:
-        return name in self.twice or any(fnmatchcase(name, p) for p in self.ignored)
+        return (
+            name in self.twice
+            or name in self.constants
+            or any(fnmatchcase(name, p) for p in self.ignored)
+        )
 
     def of_moments(self) -> Correspondence:
         """The same for optimizer state, which has the shapes of what is trained."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from krzem.train.checkpoint.correspondence import Copy, Correspondence
 from krzem.train.checkpoint.manifest import Shape
-from krzem.train.checkpoint.names import DiskTensor, disk_tensors
+from krzem.train.checkpoint.names import DiskTensor, constants, disk_tensors
 from krzem.train.checkpoint.pieces import DTYPE_NAMES
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.model.transformer import Transformer
@@ -49,6 +49,7 @@ def correspondence_of(spec: ModelSpec, found: Collection[str] = ()) -> Correspon
         twice=dict(_twice(spec, {n: disk for disk, n, _ in pairs})),
         theirs_dtype=fixed,
         ours_dtype={n: DTYPE_NAMES[t.dtype] for n, t in tensors.items() if n not in trained},
+        constants=constants(spec),
         stateless=frozenset(tensors) - trained,
         zeros=frozenset(disk for disk in fixed if disk.endswith("bias")),
     )

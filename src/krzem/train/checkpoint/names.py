@@ -2,7 +2,8 @@
 
 Inside, experts of a layer are one tensor; on disk each expert has its own.  DeepSeek V4 is
 published under DeepSeek's own names, which ``transformers`` and the inference engines read;
-all others under the names of ``transformers``.
+all others under the names of ``transformers``, where these differ from ours as ``[compute]`` of
+the family says.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class DiskTensor:
 
 def disk_tensors(spec: ModelSpec, name: str, shape: tuple[int, ...]) -> Iterator[DiskTensor]:
     """What our tensor ``name`` of ``shape`` is on disk."""
-    for inner, index in _experts_apart(name, shape):
+    apart = [(name, ())] if spec.woven else _experts_apart(name, shape)
+    for inner, index in apart:
         disk = _published(spec, inner)
         saved = f"model.{disk}".replace("model.head.", "head.")
         also = {saved, saved.replace("attn.kv_norm.", "attn.norm."), _transformers(spec, inner)}
@@ -79,11 +81,19 @@ def _experts_apart(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tup
 
 
 def _published(spec: ModelSpec, name: str) -> str:
-    if spec.arch.model_type != "deepseek_v4":
-        return _transformers(spec, name)
-    for ours, theirs in _V4:
+    v4 = spec.arch.model_type == "deepseek_v4"
+    for ours, theirs in _V4 if v4 else spec.names:
         name = name.replace(ours, theirs)
-    return name
+    return name if v4 else _transformers(spec, name)
+
+
+def constants(spec: ModelSpec) -> dict[str, float]:
+    """Numbers that a folder holds beside the weights, each as a tensor without dimensions."""
+    if spec.activation.kind != "xielu":
+        return {}
+    held = {"beta": 0.5, "eps": -1e-6}
+    layers = range(len(spec.layers))
+    return {f"model.layers.{i}.mlp.act_fn.{n}": v for i in layers for n, v in held.items()}
 
 
 def _transformers(spec: ModelSpec, name: str) -> str:

@@ -153,6 +153,21 @@ class WithZeros:
         return torch.zeros(shape) if name in self._zeros else self._source.read(name, at, shape)
 
 
+class Constants:
+    """Numbers as tensors without dimensions."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self._values = values
+
+    def tensors(self) -> dict[str, tuple[str, Shape]]:
+        """Type and shape of every tensor."""
+        return dict.fromkeys(self._values, ("float32", ()))
+
+    def read(self, name: str, at: Shape, shape: Shape) -> Tensor:
+        """The number."""
+        return torch.tensor(self._values[name])
+
+
 class Initial:
     """Tensors of ours at the values that training begins with, by name and ``seed``."""
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from krzem.errors import CheckpointError, DataError
+from krzem.model.description import describe, described_types
 from krzem.train.checkpoint.correspondence import Correspondence, identity
 from krzem.train.checkpoint.manifest import (
     MANIFEST,
@@ -32,6 +33,7 @@ from krzem.train.checkpoint.manifest import (
 from krzem.train.checkpoint.published import INDEX
 from krzem.train.checkpoint.store import step_folder
 from krzem.train.checkpoint.streaming import (
+    Constants,
     Initial,
     Link,
     Source,
@@ -55,17 +57,6 @@ WEIGHT = "weight/"
 FILE_BYTES = 5_000_000_000
 """Size at which a new file is begun, as Hugging Face does."""
 
-_CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "deepseek_v3": "DeepseekV3ForCausalLM",
-    "kimi_k2": "DeepseekV3ForCausalLM",
-    "deepseek_v4": "DeepseekV4ForCausalLM",
-}
-"""The class that vLLM and SGLang look up in ``architectures``, where the config names none."""
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -231,6 +222,10 @@ def export_huggingface(
         )
         for name, shape in correspondence.theirs.items()
     ]
+    fixed = Constants(correspondence.constants)
+    for copy in identity(dict.fromkeys(correspondence.constants, ())).copies:
+        entry = Entry(dtype=dtype, shape=())
+        plans.append(_Plan(name=copy.theirs, entry=entry, source=fixed, links=[importing(copy)]))
     names, _, files = _write(out, plans, file_bytes, {"format": "pt"}, progress)
     if manifest.config is not None:
         text = json.dumps(exported_config(manifest.config, dtype), indent=2, ensure_ascii=False)
@@ -248,9 +243,9 @@ def export_huggingface(
 def exported_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """``config`` for weights of ``dtype``: what it says of quantised weights no longer holds."""
     kept = {k: v for k, v in config.items() if k not in _OF_QUANTISED}
-    named = _CLASSES.get(str(config.get("model_type")))
-    if named is not None:
-        kept.setdefault("architectures", [named])
+    known = str(config.get("model_type"))
+    if known in described_types() and describe(known).built:
+        kept.setdefault("architectures", [describe(known).table("compute")["class"]])
     return {**kept, "dtype": dtype}
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from krzem.errors import DataError
+from krzem.train.checkpoint.names import constants
 from krzem.train.checkpoint.transfer import exported_config
 from krzem.train.durable import storing
 from krzem.train.engine import Engine
@@ -43,6 +44,8 @@ def export_model(
     if target.exists():
         raise DataError(f"{target} exists; name a folder that does not, or remove it")
     tensors = _everyones(all_tensors(engine))
+    fixed = constants(engine.spec)
+    tensors += [(name, (), True) for name in fixed]
     types = {name: dtype if trained else _kept_type(name) for name, _, trained in tensors}
     if _is_first():
         with storing(part):
@@ -56,6 +59,8 @@ def export_model(
         for piece in pieces(engine):
             if piece.writes:
                 places[piece.tensor.disk].write(piece.region, piece.values)
+        for name, value in fixed.items() if _is_first() else ():
+            places[name].write((), torch.tensor(value))
     _wait()
     if _is_first():
         with storing(target):

@@ -23,6 +23,17 @@ from krzem.train.parallel.axis import Axes
 
 Spreading = tuple[Tensor, Tensor] | None
 """Weights by which streams take a layer's output and mix; None without streams."""
+_NORMS = {
+    "before": ("input_layernorm", "", "post_attention_layernorm", ""),
+    "after": ("", "post_attention_layernorm", "", "post_feedforward_layernorm"),
+    "around": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+}
+"""The norms before and after attention, before and after the network, by their published names."""
 _ATTENTION: dict[AttentionKind, Any] = {
     AttentionKind.GROUPED: GroupedQueryAttention,
     AttentionKind.LATENT: LatentAttention,
@@ -42,13 +53,14 @@ class Block(nn.Module):
         self.recompute = Recompute.NONE
         self.in_pieces = False
         """Whether the layer runs piece by piece, as a compiler takes it, not module by module."""
-        self.input_layernorm = Norm(spec.hidden, spec.norm_eps)
         self.self_attn = _ATTENTION[layer.attention.kind](spec, layer.attention, axes)
-        self.post_attention_layernorm = Norm(spec.hidden, spec.norm_eps)
+        self._norms = _NORMS[spec.norms]
+        for name in filter(None, self._norms):
+            self.add_module(name, Norm(spec.hidden, spec.norm_eps, spec.norm_offset))
         if mlp.is_moe:
             self.mlp: nn.Module = Mixture(spec, mlp, axes)
         else:
-            self.mlp = FeedForwardNetwork(spec.hidden, mlp.width, axes, bias=mlp.bias)
+            self.mlp = FeedForwardNetwork(spec, mlp.width, axes, bias=mlp.bias, gated=mlp.gated)
         self.streams = spec.streams > 1
         if self.streams:
             self.attn_hc = HyperConnection(spec)
@@ -61,9 +73,17 @@ class Block(nn.Module):
 
     def _by_modules(self, x: Tensor, context: Context) -> Tensor:
         y, spreading = self.attn_hc.collapse(x) if self.streams else (x, None)
-        x = _add(x, self.self_attn(self.input_layernorm(y), context), spreading)
+        out = self.self_attn(self._normed(0, y), context)
+        x = _add(x, self._normed(1, out), spreading)
         y, spreading = self.ffn_hc.collapse(x) if self.streams else (x, None)
-        return _add(x, self._network(self.post_attention_layernorm(y), context), spreading)
+        out = self._network(self._normed(2, y), context)
+        return _add(x, self._normed(3, out), spreading)
+
+    def _normed(self, place: int, x: Tensor) -> Tensor:
+        """``x`` through the norm at ``place``, where there is one."""
+        name = self._norms[place]
+        out: Tensor = getattr(self, name)(x) if name else x
+        return out
 
     def _network(self, x: Tensor, context: Context) -> Tensor:
         y: Tensor = self.mlp(x, context) if isinstance(self.mlp, Mixture) else self.mlp(x)
@@ -80,14 +100,14 @@ class Block(nn.Module):
     def enter(self, x: Tensor, context: Context) -> tuple[Any, Spreading]:
         """What the attention's core reads, and how streams take the attention's output."""
         y, spreading = self.attn_hc.collapse(x) if self.streams else (x, None)
-        return self.self_attn.inputs(self.input_layernorm(y), context), spreading
+        return self.self_attn.inputs(self._normed(0, y), context), spreading
 
     def leave(
         self, x: Tensor, out: Tensor, inputs: Any, spreading: Spreading, context: Context
     ) -> Tensor:
         """From what the core gave through a dense network to the residual after the layer."""
         x, y, later = self._between(x, out, inputs, spreading, context)
-        return _add(x, self.mlp(y), later)
+        return _add(x, self._normed(3, self.mlp(y)), later)
 
     def route(
         self, x: Tensor, out: Tensor, inputs: Any, spreading: Spreading, context: Context
@@ -108,15 +128,15 @@ class Block(nn.Module):
     ) -> Tensor:
         """From what the experts gave to the residual after the layer."""
         assert isinstance(self.mlp, Mixture)
-        return _add(x, self.mlp.join(y, routed, routing, context), spreading)
+        return _add(x, self._normed(3, self.mlp.join(y, routed, routing, context)), spreading)
 
     def _between(
         self, x: Tensor, out: Tensor, inputs: Any, spreading: Spreading, context: Context
     ) -> tuple[Tensor, Tensor, Spreading]:
         """The residual after attention; the network's input, and how streams take its output."""
-        x = _add(x, self.self_attn.output(out, inputs, context), spreading)
+        x = _add(x, self._normed(1, self.self_attn.output(out, inputs, context)), spreading)
         y, later = self.ffn_hc.collapse(x) if self.streams else (x, None)
-        return x, self.post_attention_layernorm(y), later
+        return x, self._normed(2, y), later
 
 
 def _add(x: Tensor, y: Tensor, spreading: Spreading) -> Tensor:

@@ -20,20 +20,24 @@ _NEVER = -1e30
 
 @torch.no_grad()
 def attention_on_entries(
-    q: Tensor, keys: Tensor, sinks: Tensor, mask: Tensor, entries: int, scale: float
+    q: Tensor, keys: Tensor, sinks: Tensor | None, mask: Tensor, entries: int, scale: float
 ) -> Tensor:
     """``[B, S, T]`` float32: probability given to each of the last ``entries`` keys, summed over H.
 
-    The other arguments are those of :func:`krzem.train.ops.sink_attention`.
+    The other arguments are those of :func:`krzem.train.ops.sink_attention`; ``keys`` may be those
+    of each head, ``[B, H, K, N]``, and ``sinks`` none.
     """
     batch, heads, length, _ = q.shape
     total = q.new_zeros(batch, length, entries, dtype=torch.float32)
-    step = max(1, _AT_ONCE // (batch * length * keys.shape[1]))
+    step = max(1, _AT_ONCE // (batch * length * keys.shape[-2]))
+    apart = keys if keys.dim() == 4 else keys.unsqueeze(1)
     for first in range(0, heads, step):
         part = slice(first, first + step)
-        logits = (q[:, part] @ keys.unsqueeze(1).transpose(-1, -2)).float() * scale
+        own = apart[:, part] if apart.shape[1] > 1 else apart
+        logits = (q[:, part] @ own.transpose(-1, -2)).float() * scale
         logits = logits.masked_fill(~mask.unsqueeze(1), -torch.inf)
-        sink = sinks[part].float().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+        sink = logits.new_full((heads,), -torch.inf) if sinks is None else sinks.float()
+        sink = sink[part].view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
         shares = torch.cat((logits, sink), dim=-1).softmax(-1)
         total += shares[..., -1 - entries : -1].sum(1)
     return total

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from krzem.layout.layout import Recompute
 from krzem.model import FeedForward
 from krzem.train.config import ModelSpec
+from krzem.train.model.feed_forward import activated
 from krzem.train.model.recompute import recomputed
 from krzem.train.model.weights import Cut, local, weight
 from krzem.train.ops import (
@@ -20,11 +21,11 @@ from krzem.train.ops import (
     combine,
     dispatch,
     float8_grouped_linear,
+    grouped_linear,
     grouped_network,
     host_counts,
     permute,
     place,
-    swiglu,
 )
 from krzem.train.ops.float8 import BLOCK
 from krzem.train.ops.grouped import ALIGN
@@ -43,7 +44,7 @@ class Experts(nn.Module):
 
     def __init__(self, spec: ModelSpec, shape: FeedForward, axes: Axes) -> None:
         super().__init__()
-        self.axes, self.limit = axes, spec.swiglu_limit
+        self.axes, self.act = axes, spec.activation
         self.float8 = False
         """Whether products are rounded to float8 with block scales."""
         self.recompute = Recompute.NONE
@@ -51,8 +52,15 @@ class Experts(nn.Module):
         self.experts = shape.experts
         self.own = shape.experts // axes.ep.size
         E, D, width = shape.experts, spec.hidden, shape.width
-        self.gate_up_proj = weight(E, 2, width, D, cut=Cut.EXPERT_ROWS)
-        self.down_proj = weight(E, D, width, cut=Cut.EXPERT_COLUMNS)
+        self.woven = spec.woven
+        if self.woven:
+            self.gate_up_proj = weight(E, D, 2 * width, cut=Cut.EXPERT_ROWS)
+            self.down_proj = weight(E, width, D, cut=Cut.EXPERT_ROWS)
+            self.gate_up_proj_bias = weight(E, 2 * width, cut=Cut.EXPERT_ROWS)
+            self.down_proj_bias = weight(E, D, cut=Cut.EXPERT_ROWS)
+        else:
+            self.gate_up_proj = weight(E, 2, width, D, cut=Cut.EXPERT_ROWS)
+            self.down_proj = weight(E, D, width, cut=Cut.EXPERT_COLUMNS)
 
     def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """``x [M, D], index [M, K], weights [M, K] -> [M, D]``."""
@@ -74,12 +82,26 @@ class Experts(nn.Module):
 
     def _compute(self, rows: Tensor, groups: Groups) -> Tensor:
         """``[P, D] -> [P, D]`` through this rank's experts (a partial sum where width is cut)."""
+        if self.woven:
+            return self._compute_woven(rows, groups)
         up = local(self.gate_up_proj, rows.dtype).flatten(1, 2)
         down = local(self.down_proj, rows.dtype)
-        if not self.float8:
-            return grouped_network(rows, up, down, groups, self.limit)
-        gate, value = float8_grouped_linear(rows, up, groups).chunk(2, dim=-1)
-        return float8_grouped_linear(swiglu(gate, value, self.limit), down, groups)
+        if self.act.is_swiglu and not self.float8:
+            return grouped_network(rows, up, down, groups, self.act.limit)
+        multiply = float8_grouped_linear if self.float8 else grouped_linear
+        gate, value = multiply(rows, up, groups).chunk(2, dim=-1)
+        return multiply(activated(gate, value, self.act), down, groups)
+
+    def _compute_woven(self, rows: Tensor, groups: Groups) -> Tensor:
+        multiply = float8_grouped_linear if self.float8 else grouped_linear
+        up, down = (local(w, rows.dtype).mT for w in (self.gate_up_proj, self.down_proj))
+        biases = (local(b, rows.dtype) for b in (self.gate_up_proj_bias, self.down_proj_bias))
+        row = torch.arange(len(rows), device=rows.device, dtype=groups.ends.dtype)
+        expert = torch.searchsorted(groups.ends, row, right=True)
+        before, after = (b.index_select(0, expert) for b in biases)
+        inner = multiply(rows, up, groups) + before
+        hidden = activated(inner[..., 0::2], inner[..., 1::2], self.act)
+        return multiply(hidden, down, groups) + after
 
     def _spread(self, rows: Tensor, groups: Groups) -> Tensor:
         """Rows travel to the ranks of their experts, through them, and back."""

@@ -1,4 +1,4 @@
-"""Multi-head and grouped-query attention (Llama, Mistral, Qwen).
+"""Multi-head and grouped-query attention (Llama, Mistral, Qwen, OLMo, Gemma, GPT-OSS).
 
 Shape letters: B batch, S sequence of a context-parallel part, H and G this rank's query and
 key-value heads, N head width, D hidden.
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from krzem.layout.layout import Recompute
 from krzem.model import Attention
-from krzem.train.config import ModelSpec
+from krzem.train.config import ModelSpec, Rope
 from krzem.train.model.context import Context
 from krzem.train.model.in_parts import InParts
 from krzem.train.model.recompute import recomputed_core
-from krzem.train.model.weights import Cut, Linear, Norm, RowLinear
+from krzem.train.model.weights import Cut, CutNorm, Linear, Norm, RowLinear, own_heads, weight
 from krzem.train.ops import attention, rotate
-from krzem.train.parallel.axis import Axes
+from krzem.train.ops.attention import grouped_sink_attention
+from krzem.train.parallel.axis import ALONE, Axes
 from krzem.train.parallel.collectives import exchange, gather
 
 
@@ -40,20 +41,48 @@ class GroupedQueryAttention(InParts):
         self.k_proj = Linear(spec.hidden, shape.kv_heads * width, kv_cut, bias=bias)
         self.v_proj = Linear(spec.hidden, shape.kv_heads * width, kv_cut, bias=bias)
         self.o_proj = RowLinear(shape.heads * width, spec.hidden, axes.tp, bias=shape.out_bias)
-        self.q_norm = Norm(width, spec.norm_eps) if shape.qk_norm else nn.Identity()
-        self.k_norm = Norm(width, spec.norm_eps) if shape.qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = self._norms()
+        self.sinks = weight(shape.heads) if shape.sinks else None
+
+    @property
+    def rope(self) -> Rope:
+        """How its heads are rotated."""
+        return self.spec.rope_windowed if self.shape.window else self.spec.rope
+
+    def _norms(self) -> tuple[nn.Module, nn.Module]:
+        """Of queries and of keys: over each head, or over all heads together."""
+        spec, shape = self.spec, self.shape
+        if spec.whole_norms:
+            keys = self.axes.tp if self.kv_split else ALONE
+            return (
+                CutNorm(shape.heads * shape.head_dim, spec.norm_eps, self.axes.tp),
+                CutNorm(shape.kv_heads * shape.head_dim, spec.norm_eps, keys),
+            )
+        if not shape.qk_norm:
+            return nn.Identity(), nn.Identity()
+        width, eps, offset = shape.head_dim, spec.norm_eps, spec.norm_offset
+        return Norm(width, eps, offset), Norm(width, eps, offset)
 
     def inputs(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, S, H, N]``, keys and values ``[B, S, G, N]`` of ``x [B, S/tp, D]``."""
         x = gather(x, self.axes.tp, 1)
         heads = (*x.shape[:2], -1, self.shape.head_dim)
-        q = self.q_norm(self.q_proj(x).view(heads))
-        k = self.k_norm(self.k_proj(x).view(heads))
+        q, k = self.q_proj(x), self.k_proj(x)
+        if self.spec.whole_norms:
+            q, k = self.q_norm(q).view(heads), self.k_norm(k).view(heads)
+        else:
+            q, k = self.q_norm(q.view(heads)), self.k_norm(k.view(heads))
         v = self.v_proj(x).view(heads)
-        cos, sin = context.angles(self.spec.rope, context.chunk)
-        q = rotate(q, cos, sin, self.spec.rope_interleaved)
-        k = rotate(k, cos, sin, self.spec.rope_interleaved)
+        q, k = (self._rotated(t, context) for t in (q, k))
         return q, self._own_heads(k), self._own_heads(v)
+
+    def _rotated(self, x: Tensor, context: Context) -> Tensor:
+        """``x [B, S, H, N]`` with its first channels rotated."""
+        cos, sin = context.angles(self.rope, context.chunk)
+        if self.rope.dim == x.shape[-1]:
+            return rotate(x, cos, sin, self.spec.rope_interleaved)
+        turned, plain = x.split([self.rope.dim, x.shape[-1] - self.rope.dim], dim=-1)
+        return torch.cat((rotate(turned, cos, sin, self.spec.rope_interleaved), plain), dim=-1)
 
     def output(self, out: Tensor, _: Any, __: Context) -> Tensor:
         """``[B, S, H * N] -> [B, S/tp, D]``."""
@@ -73,11 +102,12 @@ class GroupedQueryAttention(InParts):
         """``[B, S, H * N]``: attention over the whole sequence with this rank's share of heads."""
         q, k, v = (exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2) for t in inputs)
         core = partial(
-            attention,
-            scale=self.shape.head_dim**-0.5,
+            attention if self.sinks is None else grouped_sink_attention,
+            scale=self.shape.head_dim**-0.5 * self.spec.attention_scale,
             window=self.shape.window,
             documents=context.documents,
         )
-        out = recomputed_core(core, self.recompute, q, k, v)
+        sinks = () if self.sinks is None else (own_heads(self.sinks, q.shape[1], self.axes),)
+        out = recomputed_core(core, self.recompute, q, k, v, *sinks)
         out = exchange(out.transpose(1, 2), self.axes.cp, split=1, join=2)
         return out.flatten(2)

@@ -13,12 +13,22 @@ from krzem.model import Indexer
 from krzem.train.config import ModelSpec
 from krzem.train.model.compressor import Compressor, rotate_tail
 from krzem.train.model.context import Context
-from krzem.train.model.weights import Linear
+from krzem.train.model.weights import LayerNorm, Linear
+from krzem.train.ops import rotate
+from krzem.train.ops.attention import causal_mask
 from krzem.train.parallel.axis import Axes
+from krzem.train.parallel.collectives import gather
+
+
+def index_scores(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
+    """``sum_h w_h relu(q_h . k)``: ``[B, Q, H, N], [B, T, N], [B, Q, H] -> [B, Q, T]`` float32."""
+    products = torch.einsum("bqhn,btn->bqht", q.float(), k.float())
+    scores = F.relu(products) * q.shape[-1] ** -0.5
+    return torch.einsum("bqht,bqh->bqt", scores, weights.float() * q.shape[-2] ** -0.5)
 
 
 class IndexScorer(nn.Module):
-    """``sum_h w_h relu(q_h . k)`` with head weights from the hidden state."""
+    """:func:`index_scores` with head weights from the hidden state."""
 
     def __init__(self, spec: ModelSpec, shape: Indexer) -> None:
         super().__init__()
@@ -27,10 +37,7 @@ class IndexScorer(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, x: Tensor) -> Tensor:
         """``q [B, Q, H, N], k [B, T, N], x [B, Q, D] -> [B, Q, T]`` float32."""
-        products = torch.einsum("bqhn,btn->bqht", q.float(), k.float())
-        scores = F.relu(products) * self.shape.head_dim**-0.5
-        weights = self.weights_proj(x).float() * self.shape.heads**-0.5
-        return torch.einsum("bqht,bqh->bqt", scores, weights)
+        return index_scores(q, k, self.weights_proj(x))
 
 
 class LightningIndexer(Compressor):
@@ -63,6 +70,52 @@ class LightningIndexer(Compressor):
         """[B, Q, k] the best entries of each query; -1 where fewer are visible."""
         best, index = scores.topk(min(self.shape.topk, scores.shape[-1]), dim=-1)
         return index.masked_fill(best == -torch.inf, -1)
+
+
+class KeyIndexer(nn.Module):
+    """Picks the keys that a query of latent attention reads (DeepSeek-V3.2, arXiv 2512.02556).
+
+    One key of its own for each token, under a norm that subtracts the mean; first channels are
+    rotated, half a head apart.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, shape: Indexer, latent: int, rotated: int, axes: Axes
+    ) -> None:
+        super().__init__()
+        self.spec, self.shape, self.rotated, self.axes = spec, shape, rotated, axes
+        self.wq_b = Linear(latent, shape.heads * shape.head_dim)
+        self.wk = Linear(spec.hidden, shape.head_dim)
+        self.k_norm = LayerNorm(shape.head_dim)
+        self.weights_proj = Linear(spec.hidden, shape.heads)
+
+    def scores(self, x: Tensor, latent: Tensor, context: Context) -> Tensor:
+        """[B, Q, S] of this rank's queries, minus infinity where a key may not be read.
+
+        ``x [B, Q, D]`` and ``latent [B, Q, L]`` are this rank's own tokens; no gradient goes back
+        to them.
+        """
+        x, latent = x.detach(), latent.detach()
+        q = self.wq_b(latent).view(*latent.shape[:2], -1, self.shape.head_dim)
+        k = self._rotated(self.k_norm(self.wk(x)).unsqueeze(2), context).squeeze(2)
+        keys = gather(k, self.axes.sequence, 1)
+        scores = index_scores(self._rotated(q, context), keys, self.weights_proj(x))
+        mask = causal_mask(context.length, x.device, None, context.documents)
+        if mask is None:
+            mask = torch.ones(context.length, context.length, device=x.device).tril().bool()[None]
+        return scores.masked_fill(~mask.flatten(0, -3)[:, context.own], -torch.inf)
+
+    @torch.no_grad()
+    def chosen(self, scores: Tensor) -> Tensor:
+        """[B, Q, S] whether a query reads a key: of those it may read the best ``topk``."""
+        best, index = scores.topk(min(self.shape.topk, scores.shape[-1]), dim=-1)
+        chosen = torch.zeros_like(scores, dtype=torch.bool)
+        return chosen.scatter_(-1, index, best != -torch.inf)
+
+    def _rotated(self, x: Tensor, context: Context) -> Tensor:
+        cos, sin = context.angles(self.spec.rope, context.own)
+        turned, plain = x.split([self.rotated, x.shape[-1] - self.rotated], dim=-1)
+        return torch.cat((rotate(turned, cos, sin, False), plain), dim=-1)
 
 
 def visible_entries(context: Context, rate: int, entries: int, *, overlap: bool) -> Tensor:

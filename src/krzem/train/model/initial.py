@@ -14,17 +14,22 @@ from torch import Tensor
 
 Region = tuple[slice, ...]
 """The part of a parameter that a rank holds: one slice for each dimension."""
+XIELU = {"alpha_p": math.log(math.expm1(0.8)), "alpha_n": math.log(math.expm1(0.8 - 0.5))}
+"""Before softplus, which gives slopes of 0.8 on both sides (arXiv 2411.13010)."""
 _BLOCK = 2**20
 """Elements drawn with one generator, rounded up to whole rows."""
 
 
-def initial_values(name: str, shape: torch.Size, region: Region, std: float, seed: int) -> Tensor:
+def initial_values(
+    name: str, shape: torch.Size, region: Region, std: float, seed: int, *, offset: float = 0.0
+) -> Tensor:
     """The initial values of ``region`` of the parameter ``name``, float32 on the CPU.
 
-    Matrices are normal with ``std``; gains and scales one; biases, sinks and offsets zero.
+    Matrices are normal with ``std``; gains (their weights plus ``offset``) and scales one; biases,
+    sinks and offsets zero.
     """
     part = [len(range(*cut.indices(size))) for cut, size in zip(region, shape, strict=True)]
-    constant = constant_of(name)
+    constant = constant_of(name, offset)
     if constant is not None:
         return torch.full(part, constant)
     out = torch.empty(part)
@@ -38,15 +43,15 @@ def initial_values(name: str, shape: torch.Size, region: Region, std: float, see
     return out * std
 
 
-def constant_of(name: str) -> float | None:
+def constant_of(name: str, offset: float = 0.0) -> float | None:
     """The value of parameters that start constant, None for those drawn at random."""
     last = name.split(".")[-1]
     parent = name.split(".")[-2] if "." in name else ""
-    if parent.endswith("norm") or last in ("scale", "hc_scale"):
-        return 1.0
-    if last in ("bias", "sinks", "base", "hc_base", "position_bias"):
+    if last.endswith("bias") or last in ("sinks", "base", "hc_base"):
         return 0.0
-    return None
+    if parent.endswith("norm"):
+        return 1.0 - offset
+    return {"scale": 1.0, "hc_scale": 1.0, **XIELU}.get(last)
 
 
 def _draw(name: str, seed: int, block: int, shape: tuple[int, ...]) -> Tensor:

@@ -11,7 +11,21 @@ from krzem.train.model.context import Context
 from krzem.train.model.experts import Experts
 from krzem.train.model.feed_forward import FeedForwardNetwork
 from krzem.train.model.router import Router, Routing
+from krzem.train.model.weights import local, weight
+from krzem.train.ops import linear
 from krzem.train.parallel.axis import Axes
+
+
+class ScalarGate(nn.Module):
+    """A number between 0 and 1 for each token, which weighs the shared expert (Qwen2-MoE)."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.weight = weight(1, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, S, D] -> [B, S, 1]``."""
+        return linear(x, local(self.weight, x.dtype)).sigmoid()
 
 
 class Mixture(nn.Module):
@@ -24,9 +38,8 @@ class Mixture(nn.Module):
         self.experts = Experts(spec, shape, axes)
         self.shared_experts = None
         if shape.shared_width:
-            self.shared_experts = FeedForwardNetwork(
-                spec.hidden, shape.shared_width, axes, limit=spec.swiglu_limit
-            )
+            self.shared_experts = FeedForwardNetwork(spec, shape.shared_width, axes)
+        self.shared_expert_gate = ScalarGate(spec.hidden) if shape.shared_gate else None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """``[B, S, D] -> [B, S, D]``."""
@@ -42,7 +55,10 @@ class Mixture(nn.Module):
     def join(self, x: Tensor, y: Tensor, routing: Routing, context: Context) -> Tensor:
         """``y`` of the routed experts with the shared expert and the losses on routers."""
         if self.shared_experts is not None:
-            y = y + self.shared_experts(x)
+            shared = self.shared_experts(x)
+            y = y + (
+                shared if self.shared_expert_gate is None else self.shared_expert_gate(x) * shared
+            )
         weights = context.weights
         if not self.training or self.gate.hashed:
             return y

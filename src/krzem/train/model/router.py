@@ -48,6 +48,7 @@ class Router(nn.Module):
         super().__init__()
         self.spec, self.shape = spec, shape
         self.weight = weight(shape.experts, spec.hidden)
+        self.bias = weight(shape.experts) if shape.bias else None
         self.hashed = shape.router is RouterKind.HASH
         self.kind = spec.hash_score if self.hashed else shape.router
         if shape.router_bias:
@@ -59,7 +60,8 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Routing:
         """Route ``x [M, D]``."""
-        logits = linear(x.float(), local(self.weight, x.dtype).float())
+        bias = None if self.bias is None else local(self.bias, x.dtype).float()
+        logits = linear(x.float(), local(self.weight, x.dtype).float(), bias)
         scores = _score(self.kind, logits)
         if self.hashed:
             index = self.tid2eid[context.own_tokens().reshape(-1)]
@@ -76,7 +78,7 @@ class Router(nn.Module):
             scores = scores + self.e_score_correction_bias
         if shape.groups_per_token < shape.expert_groups:
             grouped = scores.view(len(scores), shape.expert_groups, -1)
-            best = grouped.topk(2, dim=-1).values.sum(-1)
+            best = grouped.topk(self.spec.group_best, dim=-1).values.sum(-1)
             chosen = best.topk(shape.groups_per_token, dim=-1).indices
             mask = torch.zeros_like(best).scatter_(1, chosen, 1.0).bool()
             scores = grouped.masked_fill(~mask.unsqueeze(-1), -torch.inf).flatten(1)

@@ -21,7 +21,7 @@ from krzem.train.model.distill import attention_on_entries, indexer_loss
 from krzem.train.model.in_parts import InParts
 from krzem.train.model.indexer import LightningIndexer, visible_entries
 from krzem.train.model.recompute import recomputed_core
-from krzem.train.model.weights import Cut, Linear, Norm, RowLinear, local, weight
+from krzem.train.model.weights import Cut, Linear, Norm, RowLinear, local, own_heads, weight
 from krzem.train.ops import rms_norm, sink_attention
 from krzem.train.ops.attention import causal_mask
 from krzem.train.parallel.axis import Axes
@@ -134,16 +134,11 @@ class SharedKeyValueAttention(InParts):
         cos, sin = context.angles(self.rope, context.chunk)
         return cos, -sin
 
-    def _own_sinks(self, heads: int) -> Tensor:
-        tp, cp = self.axes.tp, self.axes.cp
-        first = (tp.rank * cp.size + cp.rank) * heads
-        return local(self.sinks)[first : first + heads]
-
     def core(self, inputs: Inputs, context: Context) -> Tensor:
         """``[B, s, H, N]``: queries over all keys; context-parallel ranks share out the heads."""
         q, keys, mask, *_ = inputs
         core = partial(sink_attention, scale=self.shape.head_dim**-0.5)
-        sinks = self._own_sinks(q.shape[1])
+        sinks = own_heads(self.sinks, q.shape[1], self.axes)
         out = recomputed_core(core, self.recompute, q, keys, sinks, mask)
         return exchange(out.transpose(1, 2), self.axes.cp, split=1, join=2)
 
@@ -152,7 +147,7 @@ class SharedKeyValueAttention(InParts):
         q, keys, mask, far, scores = inputs
         assert far is not None
         assert scores is not None
-        sinks, scale = self._own_sinks(q.shape[1]), self.shape.head_dim**-0.5
+        sinks, scale = own_heads(self.sinks, q.shape[1], self.axes), self.shape.head_dim**-0.5
         attention = attention_on_entries(q, keys, sinks, mask, far.shape[-1], scale)
         attention = sum_over(attention, self.axes.sequence)[:, context.own]
         loss = indexer_loss(scores, far[:, context.own], attention)

@@ -65,7 +65,7 @@ class Transformer(nn.Module):
             {str(i): Block(spec, spec.layers[i], axes) for i in self.part.layers}
         )
         if self.part.last:
-            self.norm = Norm(spec.hidden, spec.norm_eps)
+            self.norm = Norm(spec.hidden, spec.norm_eps, spec.norm_offset)
             self.hc_head = StreamHead(spec) if spec.streams > 1 else None
             self.lm_head = None if tied else Linear(spec.hidden, spec.vocab, Cut.ROWS)
             self.mtp = nn.ModuleList(MultiTokenPrediction(spec, axes) for _ in range(mtp))
@@ -103,12 +103,14 @@ class Transformer(nn.Module):
             sequences=self.sequences or len(tokens),
             weights=self.weights,
         )
-        for rope in (self.spec.rope, self.spec.rope_compressed):
+        for rope in (self.spec.rope, self.spec.rope_windowed, self.spec.rope_compressed):
             context.prepare(rope)
         return context
 
     def _embed(self, tokens: Tensor, context: Context) -> Tensor:
         x = self.embed_tokens(tokens[:, context.chunk], self.dtype)
+        if self.spec.embedding_scale != 1.0:
+            x = x * torch.tensor(self.spec.embedding_scale, dtype=self.dtype, device="cpu")
         if self.spec.streams > 1:
             return x.unsqueeze(2).expand(-1, -1, self.spec.streams, -1)
         return x

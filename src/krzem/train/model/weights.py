@@ -9,12 +9,13 @@ from __future__ import annotations
 import enum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from krzem.train.ops import float8_linear, linear, rms_norm
-from krzem.train.parallel.axis import Axis
-from krzem.train.parallel.collectives import reduce_scatter
+from krzem.train.parallel.axis import Axes, Axis
+from krzem.train.parallel.collectives import reduce_scatter, sum_forward
 
 
 class Cut(enum.Enum):
@@ -48,6 +49,12 @@ def local(parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         grads = [Partial() if isinstance(p, Replicate) else p for p in parameter.placements]
         parameter = parameter.to_local(grad_placements=grads)
     return parameter if dtype is None else parameter.to(dtype)
+
+
+def own_heads(sinks: Tensor, heads: int, axes: Axes) -> Tensor:
+    """``[heads]``: the sinks of this rank's share of query heads, of ``sinks [H]``."""
+    first = (axes.tp.rank * axes.cp.size + axes.cp.rank) * heads
+    return local(sinks)[first : first + heads]
 
 
 class Linear(nn.Module):
@@ -91,13 +98,46 @@ class RowLinear(Linear):
 
 
 class Norm(nn.Module):
-    """RMSNorm with a gain."""
+    """RMSNorm with a gain: the weight, plus ``offset``."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
         self.weight = weight(width)
+        self.eps, self.offset = eps, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        gain = local(self.weight, x.dtype)
+        return rms_norm(x, gain + self.offset if self.offset else gain, self.eps)
+
+
+class CutNorm(nn.Module):
+    """RMSNorm over an axis of ``width`` that may be cut over the ranks of ``axis``."""
+
+    def __init__(self, width: int, eps: float, axis: Axis) -> None:
+        super().__init__()
+        self.weight = weight(width, cut=Cut.ROWS if axis.size > 1 else Cut.WHOLE)
+        self.width, self.eps, self.axis = width, eps, axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis ``[..., width / n]`` by its mean square over all ranks."""
+        gain = local(self.weight, x.dtype)
+        if self.axis.size == 1:
+            return rms_norm(x, gain, self.eps)
+        wide = x.float()
+        squares = sum_forward(wide.square().sum(-1, keepdim=True), self.axis)
+        return (wide * torch.rsqrt(squares / self.width + self.eps)).to(x.dtype) * gain
+
+
+class LayerNorm(nn.Module):
+    """Norm that subtracts the mean, with weight and bias (indexers)."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight, self.bias = weight(width), weight(width)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis."""
-        return rms_norm(x, local(self.weight, x.dtype), self.eps)
+        gain, bias = local(self.weight, x.dtype), local(self.bias, x.dtype)
+        return F.layer_norm(x, gain.shape, gain, bias, self.eps)

@@ -62,6 +62,47 @@ def causal_mask(
     return mask
 
 
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float) -> Tensor:
+    """As :func:`attention`, of the keys that ``mask [B or 1, S, T]`` says a query may read."""
+    width = v.shape[-1]
+    v = F.pad(v, (0, q.shape[-1] - width))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1), scale=scale)
+    return out[..., :width]
+
+
+def grouped_sink_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    documents: Tensor | None = None,
+) -> Tensor:
+    """As :func:`attention`, with a learned logit ``sinks [H]`` of a key without value (GPT-OSS).
+
+    It is computed as in :func:`sink_attention`: one more key and channel.
+    """
+    B, H, S, N = q.shape
+    mask = causal_mask(S, q.device, window, documents)
+    if mask is None:
+        mask = torch.ones(S, S, dtype=torch.bool, device=q.device).tril()[None, None]
+    extra = 8
+    logit = (sinks / scale).to(q.dtype).view(1, H, 1, 1).expand(B, H, S, 1)
+    q = torch.cat((q, logit, q.new_zeros(()).expand(B, H, S, extra - 1)), dim=-1)
+    keys = F.pad(k, (0, extra, 0, 1)) + F.pad(k.new_ones(1, 1, 1, 1), (N, extra - 1, S, 0))
+    out = F.scaled_dot_product_attention(
+        q,
+        keys,
+        F.pad(v, (0, extra, 0, 1)),
+        attn_mask=F.pad(mask, (0, 1), value=True),
+        scale=scale,
+        enable_gqa=k.shape[1] != H,
+    )
+    return out[..., :N]
+
+
 @operator
 def sink_attention(q: Tensor, kv: Tensor, sinks: Tensor, mask: Tensor, *, scale: float) -> Tensor:
     """Attention of all heads over one key-value head, with a learned sink in the denominator.

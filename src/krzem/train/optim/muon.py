@@ -36,11 +36,9 @@ def orthogonal_update(momentum: Tensor, groups: int) -> Tensor:
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon updates it: matrices but embedding, output and position biases (DeepSeek-V4)."""
+    """Whether Muon updates it: matrices but embedding, output and biases."""
     apart = ("embed_tokens.", "lm_head.")
-    return (
-        parameter.dim() >= 2 and not name.startswith(apart) and not name.endswith("position_bias")
-    )
+    return parameter.dim() >= 2 and not name.startswith(apart) and not name.endswith("bias")
 
 
 def row_groups(name: str, groups: int) -> int:

@@ -141,4 +141,4 @@ class Optimizer:
 
 def _decays(held: Held) -> bool:
     """Weight decay acts on matrices and the embedding, not on gains, biases and sinks."""
-    return len(held.placement.shape) >= 2 and not held.name.endswith("position_bias")
+    return len(held.placement.shape) >= 2 and not held.name.endswith("bias")

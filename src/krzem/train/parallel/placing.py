@@ -170,8 +170,9 @@ def _placement(shape: torch.Size, cut: Cut, dim: int, meshes: Meshes) -> Placeme
         mesh, size, stride = meshes.experts, expert_shard_size(x), x.ep * x.etp
         inner = [
             Division(dim=0, parts=x.ep, index=axes.ep.rank, stride=x.etp),
-            Division(dim=2, parts=x.etp, index=axes.etp.rank),
         ]
+        if x.etp > 1:
+            inner.append(Division(dim=2, parts=x.etp, index=axes.etp.rank))
         copies, copy = mesh["replicate"].size(), mesh["replicate"].get_local_rank()
     else:
         mesh, size, stride = meshes.dense, shard_size(x), x.tp
