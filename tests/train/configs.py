@@ -169,6 +169,14 @@ _LATENT = {
 }
 _YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
+MISTRAL: dict[str, Any] = {**_SMALL, "model_type": "mistral", "head_dim": 16, "sliding_window": 5}
+QWEN2: dict[str, Any] = {
+    **_SMALL,
+    "model_type": "qwen2",
+    "use_sliding_window": True,
+    "sliding_window": 5,
+    "max_window_layers": 1,
+}
 MIXTRAL: dict[str, Any] = {
     **_SMALL,
     "model_type": "mixtral",
@@ -268,6 +276,8 @@ ALL: dict[str, dict[str, Any]] = {
     "qwen3_moe": QWEN3_MOE,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v4": DEEPSEEK_V4,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
     "mixtral": MIXTRAL,
     "glm4_moe": GLM4_MOE,
     "olmo2": OLMO2,

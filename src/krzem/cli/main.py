@@ -101,6 +101,11 @@ VERBS = {
     "train": Verb(
         at="krzem.train.command:train_command", help="Train a model here.", extra="train"
     ),
+    "sample": Verb(
+        at="krzem.train.command.sampling:sample_command",
+        help="What the model of a checkpoint writes.",
+        extra="train",
+    ),
     "checkpoint": Verb(
         at="krzem.train.checkpoint.command:checkpoint_command",
         help="Look at, verify and convert checkpoints.",

@@ -19,6 +19,7 @@ from krzem.train.compiled import check_compiler
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.data import Component, SampleStream, TokenDataset
 from krzem.train.data.manifest import read_manifest
+from krzem.train.data.tokenizer import keep_tokenizer
 from krzem.train.device import check_precision, find_device, start_ranks
 from krzem.train.durable import check_folder, check_place
 from krzem.train.engine import check_layout
@@ -84,6 +85,8 @@ def prepare(
     _agree(ready)
     if settings.data.verify:
         _check_contents(settings)
+    if int(os.environ.get("RANK", "0")) == 0:
+        _keep_tokenizer(settings)
     return Trainer(
         settings,
         spec,
@@ -306,6 +309,13 @@ def _check_contents(settings: TrainSettings) -> None:
             f"{fault}; build the data again with `krzem data build` ([data] verify = false trains "
             "on it without looking)"
         )
+
+
+def _keep_tokenizer(settings: TrainSettings) -> None:
+    """What writes and reads text with this run's model, in its folder."""
+    data = settings.base / next(iter(weighed_folders(settings.data.path)))
+    known = read_manifest(data).tokenizer
+    keep_tokenizer(data, known.name, known.end_of_document, settings.folder)
 
 
 def _check_ranks(layout: Layout) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from tests.train.configs import ALL
 
+from krzem.errors import ModelError
+from krzem.model.catalogue import load_model_config
 from krzem.train.build import build_model
-from krzem.train.config import model_spec
+from krzem.train.checkpoint.transfer import exported_config
+from krzem.train.config import TRAINABLE, model_spec
 from krzem.train.model import Transformer
 
 transformers = pytest.importorskip("transformers")
@@ -19,6 +24,28 @@ CONFIGS = transformers.models.auto.configuration_auto.CONFIG_MAPPING
 MODELS = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
 UNHELD = (".act_fn.beta", ".act_fn.eps")
 """Constants that the class of xIELU keeps beside its weights."""
+
+
+def test_every_family_is_tried_named_and_called_as_its_class() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "trainer.md").read_text()
+    assert {*ALL, "kimi_k2"} == set(TRAINABLE)  # Kimi's type is not one of transformers' own
+    for name in TRAINABLE:
+        assert f"`{name}`" in page
+        called = exported_config({"model_type": name}, "bfloat16")["architectures"]
+        theirs = MODELS[CONFIGS["deepseek_v3" if name == "kimi_k2" else name]].__name__
+        assert called == [theirs], name
+
+
+@pytest.mark.parametrize(
+    ("model", "lacks"),
+    [
+        ("qwen3-next-80b-a3b", "a recurrence (gated-delta)"),
+        ("gpt3-175b", "learned positions"),
+    ],
+)
+def test_other_models_are_refused_by_what_they_hold(model: str, lacks: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(lacks)):
+        model_spec(load_model_config(model)[0])
 
 
 def oracle(name: str, config: dict[str, Any]) -> Any:

@@ -27,7 +27,10 @@ FAMILIES = [
     {"model": "olmo3", "layout": "cp=2,cpkind=a2a,tp=2,zero=3,mbs=2,recompute=modules"},
     {"model": "gpt_oss", "layout": "dp=2,cp=2,cpkind=a2a,ep=4,zero=3,mbs=1,recompute=full"},
     {"model": "gpt_oss", "layout": "dp=2,tp=2,ep=2,zero=1,mbs=2"},
-    {"model": "deepseek_v32", "layout": "cp=2,cpkind=a2a,tp=2,ep=2,zero=2,mbs=2,recompute=attention"},
+    {
+        "model": "deepseek_v32",
+        "layout": "cp=2,cpkind=a2a,tp=2,ep=2,zero=2,mbs=2,recompute=attention",
+    },
     {"model": "qwen2_moe", "layout": "dp=2,tp=2,ep=2,etp=2,zero=3,mbs=1"},
     {"model": "apertus", "layout": "dp=2,tp=2,zero=2,mbs=1,recompute=modules"},
     {"model": "glm4_moe", "layout": "dp=2,pp=2,ep=2,zero=2,mbs=1,schedule=dualpipev"},

@@ -16,7 +16,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from krzem.errors import CheckpointError, DataError
 from krzem.train.amount import Amount
 from krzem.train.checkpoint.manifest import MANIFEST, Manifest, read_manifest
-from krzem.train.checkpoint.store import checkpoints, latest_good, quick_check, root_of, verify
+from krzem.train.checkpoint.store import (
+    checkpoints,
+    chosen_checkpoint,
+    quick_check,
+    root_of,
+    verify,
+)
+from krzem.train.data.tokenizer import KEPT
 
 if TYPE_CHECKING:
     from krzem.train.checkpoint.correspondence import Correspondence
@@ -66,7 +73,7 @@ def verify_command(folder: Path, as_json: bool) -> None:
     """
     rejected: dict[str, str] = {}
     if _of_run(folder):
-        folder = _last_good(folder, rejected)
+        folder = chosen_checkpoint(folder, rejected)
         manifest = read_manifest(folder)
     else:
         manifest = verify(folder)
@@ -99,7 +106,8 @@ def verify_command(folder: Path, as_json: bool) -> None:
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
-    help="Copy this tokenizer beside them: its folder, or the one that `krzem data build` made.",
+    help="Copy this tokenizer beside them: its folder, or the one that `krzem data build` made.  "
+    "[default: the run's]",
 )
 @AS_JSON
 def export_command(
@@ -108,14 +116,14 @@ def export_command(
     """Write the weights of the checkpoint FOLDER as a Hugging Face folder OUT.
 
     For the folder of a run: those of its last good checkpoint. vLLM, SGLang and transformers load
-    OUT; they want a tokenizer in it to read and write text.
+    OUT; they want a tokenizer in it to read and write text, and get the run's.
 
     Memory does not grow with the model. The checkpoint is verified first.
     """
     _need_torch()
     from krzem.train.checkpoint.transfer import copy_tokenizer, export_huggingface
 
-    folder = _last_good(folder, {}) if _of_run(folder) else folder
+    folder = chosen_checkpoint(folder)
     manifest = verify(folder)
     if manifest.config is None:
         raise CheckpointError(f"{folder} holds no model config, so its names are not known")
@@ -129,6 +137,8 @@ def export_command(
             file_bytes=int(file_gb * 1e9),
             progress=progress,
         )
+    if tokenizer is None and (kept := folder.parent.parent / KEPT / "tokenizer.json").is_file():
+        tokenizer = kept
     copied = [] if tokenizer is None else copy_tokenizer(tokenizer, out)
     value = {"out": str(out), "bytes": size, "tokenizer": copied}
     _print(value, f"{out}: {size / 1e6:,.1f} MB of {dtype}", as_json)
@@ -217,14 +227,6 @@ def import_command(
 def _of_run(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints of the run in ``folder``; none where ``folder`` is a checkpoint itself."""
     return [] if (folder / MANIFEST).exists() else checkpoints(root_of(folder))
-
-
-def _last_good(run: Path, rejected: dict[str, str]) -> Path:
-    root = root_of(run)
-    good = latest_good(root, rejected=lambda path, why: rejected.update({path.name: why}))
-    if good is None:
-        raise CheckpointError(f"no good checkpoint in {root}: {'; '.join(rejected.values())}")
-    return good
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -126,6 +126,25 @@ def latest_good(
     return None
 
 
+def chosen_checkpoint(folder: Path, rejected: dict[str, str] | None = None) -> Path:
+    """``folder`` where it is a checkpoint, else the last good one of the run in it.
+
+    ``rejected`` takes later ones by name, with what is wrong.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (folder / MANIFEST).exists():
+        return folder
+    root, passed = root_of(folder), {} if rejected is None else rejected
+    if not checkpoints(root):
+        quick_check(folder)
+    good = latest_good(root, rejected=lambda path, why: passed.update({path.name: why}))
+    if good is None:
+        raise CheckpointError(f"no good checkpoint in {root}: {'; '.join(passed.values())}")
+    return good
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
     """Which checkpoints to keep; the last good one is kept whatever this says."""

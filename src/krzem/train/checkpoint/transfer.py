@@ -49,6 +49,7 @@ from krzem.train.checkpoint.tensor_file import (
     TensorFileWriter,
     Written,
 )
+from krzem.train.data.tokenizer import TOKENIZER_FILES
 from krzem.train.durable import fsync_folder, storing, write_atomic
 
 WEIGHT = "weight/"
@@ -57,12 +58,6 @@ WEIGHT = "weight/"
 FILE_BYTES = 5_000_000_000
 """Size at which a new file is begun, as Hugging Face does."""
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 _OF_QUANTISED = ("quantization_config", "expert_dtype", "torch_dtype")
 
 Progress = Callable[[int, int], None]
@@ -268,7 +263,7 @@ def copy_tokenizer(source: Path, out: Path) -> list[str]:
             f"{source} holds no tokenizer.json; name the tokenizer's folder, or a folder that "
             "`krzem data build` made with it"
         )
-    copied = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    copied = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     for name in copied:
         write_atomic(out / name, (folder / name).read_bytes())
     return copied

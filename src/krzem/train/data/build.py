@@ -36,7 +36,7 @@ from krzem.train.data.part import (
 )
 from krzem.train.data.records import BadRecord, check_kind
 from krzem.train.data.sources import Format, Scan, Source, Span, discover, scan
-from krzem.train.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from krzem.train.data.tokenizer import TOKENIZER_FILES, Tokenizer, check_vocabulary, load_tokenizer
 from krzem.train.durable import storing, write_atomic
 
 BAD_RECORDS = "bad-records.jsonl"
@@ -282,7 +282,12 @@ def _records(count: int) -> str:
 
 
 def _keep_tokenizer(request: BuildRequest, tokenizer: Tokenizer) -> None:
-    """A copy of the tokenizer's file beside its tokens, so that they can always be read as text."""
+    """A copy of the tokenizer's files beside its tokens, so that they can always be read as text."""
     path = getattr(tokenizer, "path", None)
-    if path is not None:
-        write_atomic(request.out / "tokenizer.json", path.read_bytes())
+    if path is None:
+        return
+    first, *others = TOKENIZER_FILES
+    write_atomic(request.out / first, path.read_bytes())
+    for name in others:
+        if (path.parent / name).is_file():
+            write_atomic(request.out / name, (path.parent / name).read_bytes())

@@ -18,10 +18,21 @@ from numpy.typing import NDArray
 
 from krzem.errors import DataError, nearest
 from krzem.train.data._optional import optional
+from krzem.train.durable import storing, write_atomic
 
 Ids = NDArray[np.uint32]
 
 BYTES = "bytes"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""What a tokenizer's folder may hold; the first is the tokenizer itself."""
+KEPT = "tokenizer"
+"""Folder within a run's that holds its tokenizer's files."""
+_RECORD = "record.json"
 
 
 class Tokenizer(Protocol):
@@ -71,14 +82,15 @@ class ByteTokenizer:
 class FileTokenizer:
     """A Hugging Face ``tokenizer.json``, through the ``tokenizers`` library."""
 
-    def __init__(self, path: Path, end_of_document: str | None = None) -> None:
+    def __init__(self, path: Path, end_of_document: str | int | None = None) -> None:
         self.path = path
         self.name = path.name
         content = _read(path)
         self._inner = _parse(path, content)
         self.vocabulary = int(self._inner.get_vocab_size(with_added_tokens=True))
         self.vocabulary = max(self.vocabulary, 1 + max(self._inner.get_vocab().values(), default=0))
-        self.end_of_document = self._end(end_of_document)
+        stated = end_of_document
+        self.end_of_document = stated if isinstance(stated, int) else self._end(stated)
         digest = hashlib.sha256(content)
         digest.update(f"end of document {self.end_of_document}".encode())
         self.sha256 = digest.hexdigest()
@@ -130,6 +142,42 @@ def load_tokenizer(name: str | Path, end_of_document: str | None = None) -> Toke
     if path.is_dir():
         path = path / "tokenizer.json"
     return FileTokenizer(path, end_of_document)
+
+
+def keep_tokenizer(data: Path, name: str, end_of_document: int, run: Path) -> None:
+    """Keep in the folder of a ``run`` the tokenizer that the ids in the folder ``data`` are from.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    folder = run / KEPT
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for file in TOKENIZER_FILES:
+        if (data / file).is_file():
+            write_atomic(folder / file, (data / file).read_bytes())
+    record = {"name": name, "end_of_document": end_of_document}
+    write_atomic(folder / _RECORD, json.dumps(record).encode())
+
+
+def kept_tokenizer(run: Path) -> Tokenizer:
+    """The tokenizer that :func:`keep_tokenizer` kept.
+
+    Raises:
+        DataError: there is none.
+    """
+    folder = run / KEPT
+    try:
+        record = json.loads((folder / _RECORD).read_bytes())
+        name, end = str(record["name"]), int(record["end_of_document"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{run} holds no tokenizer ({error}); name one with --tokenizer: a tokenizer.json, its "
+            "folder, or bytes"
+        ) from error
+    if name == BYTES:
+        return ByteTokenizer()
+    return FileTokenizer(folder / "tokenizer.json", end)
 
 
 def check_vocabulary(tokenizer_vocabulary: int, model_vocabulary: int, largest_id: int) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from krzem.errors import DataError
 from krzem.train.checkpoint.names import constants
-from krzem.train.checkpoint.transfer import exported_config
+from krzem.train.checkpoint.transfer import exported_config, generation_config
 from krzem.train.durable import storing
 from krzem.train.engine import Engine
 from krzem.train.hf.format import header, tensor_places
@@ -52,6 +52,8 @@ def export_model(
             _lay_out(part, {n: (types[n], shape) for n, shape, _ in tensors}, shard_bytes)
             fields = exported_config(config, str(dtype).removeprefix("torch."))
             (part / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+            generation = json.dumps(generation_config(config), indent=2) + "\n"
+            (part / "generation_config.json").write_text(generation)
     _wait()
     with storing(part), torch.no_grad():
         files = sorted(part.glob("*.safetensors"))

@@ -29,6 +29,23 @@ class LossWeights:
     indexer's weights alone: its size matters for clipping only, so it is small."""
 
 
+class KeysValues:
+    """Keys and values of the tokens before, by attention module: of one rank, for generation."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        """Tokens that they are of."""
+        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extended(self, module: object, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``k`` and ``v [B, G, S, N]`` of the next tokens, joined to those of ``module`` before."""
+        before = self._held.get(id(module))
+        if before is not None:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(before, (k, v), strict=True))
+        self._held[id(module)] = k, v
+        return k, v
+
+
 @dataclass(slots=True, kw_only=True)
 class Context:
     """One micro-batch, seen from one rank.
@@ -48,6 +65,8 @@ class Context:
     sequences: int = 1
     """Sequences in the global batch, over which losses are averaged."""
     weights: LossWeights = LossWeights()
+    cache: KeysValues | None = None
+    """Where tokens went before these."""
     _tables: dict[Rope, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
@@ -66,12 +85,19 @@ class Context:
         """Cosines and sines of the positions in ``part``; the table is computed once."""
         self.prepare(rope)
         cos, sin = self._tables[rope]
-        return cos[part], sin[part]
+        before = self.before
+        return cos[before:][part], sin[before:][part]
+
+    @property
+    def before(self) -> int:
+        """Tokens that went before these."""
+        return 0 if self.cache is None else self.cache.tokens
 
     def prepare(self, rope: Rope) -> None:
         """Compute the table of ``rope``: done early, all layers are alike to a compiler."""
         if rope not in self._tables:
-            self._tables[rope] = angles(rope, torch.arange(self.length, device=self.device))
+            positions = torch.arange(self.before + self.length, device=self.device)
+            self._tables[rope] = angles(rope, positions)
 
     def own_tokens(self) -> Tensor:
         """[B, S/n] input ids of this rank's tokens."""

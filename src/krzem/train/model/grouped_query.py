@@ -101,6 +101,8 @@ class GroupedQueryAttention(InParts):
     def core(self, inputs: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
         """``[B, S, H * N]``: attention over the whole sequence with this rank's share of heads."""
         q, k, v = (exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2) for t in inputs)
+        if context.cache is not None:
+            k, v = context.cache.extended(self, k, v)
         core = partial(
             attention if self.sinks is None else grouped_sink_attention,
             scale=self.shape.head_dim**-0.5 * self.spec.attention_scale,

@@ -123,6 +123,8 @@ class LatentAttention(InParts):
     def core(self, inputs: Inputs, context: Context) -> Tensor:
         """``[B, S, H * V]``: attention over the whole sequence with this rank's share of heads."""
         q, k, v, mask, _ = inputs
+        if context.cache is not None:
+            k, v = context.cache.extended(self, k, v)
         core = partial(attention, scale=self._scale, documents=context.documents)
         if mask is not None:
             core = partial(masked_attention, mask=mask, scale=self._scale)

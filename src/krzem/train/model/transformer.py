@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from krzem.model import AttentionKind
 from krzem.train.config import ModelSpec
 from krzem.train.model.block import Block
-from krzem.train.model.context import Context, LossWeights
+from krzem.train.model.context import Context, KeysValues, LossWeights
 from krzem.train.model.embedding import Embedding
 from krzem.train.model.hyper import StreamHead
 from krzem.train.model.loss import IGNORE, token_losses
@@ -85,15 +86,32 @@ class Transformer(nn.Module):
             x = block(x, context)
         return self._loss(x, tokens, context) if self.part.last else x
 
-    def logits(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        """``[B, S] -> [B, S, V]`` of the whole model, on one rank."""
-        context = self._context(F.pad(tokens, (0, 1)), documents)
+    def logits(
+        self, tokens: Tensor, documents: Tensor | None = None, cache: KeysValues | None = None
+    ) -> Tensor:
+        """``[B, S] -> [B, S, V]`` of the whole model, on one rank.
+
+        With a ``cache`` (where :attr:`remembers`) the tokens follow those that it is of.
+        """
+        context = self._context(F.pad(tokens, (0, 1)), documents, cache)
         x = self._embed(tokens, context)
         for block in self.layers.values():
             x = block(x, context)
+        if cache is not None:
+            cache.tokens += tokens.shape[1]
         return linear(self._output(x), self._head(x.dtype))
 
-    def _context(self, tokens: Tensor, documents: Tensor | None) -> Context:
+    @property
+    def remembers(self) -> bool:
+        """Whether keys and values of earlier tokens can be kept: not compressed, nor indexed."""
+        return all(
+            layer.attention.kind is not AttentionKind.SHARED_KV and layer.attention.indexer is None
+            for layer in self.spec.layers
+        )
+
+    def _context(
+        self, tokens: Tensor, documents: Tensor | None, cache: KeysValues | None = None
+    ) -> Context:
         context = Context(
             axes=self.axes,
             length=tokens.shape[1] - 1,
@@ -102,6 +120,7 @@ class Transformer(nn.Module):
             documents=documents,
             sequences=self.sequences or len(tokens),
             weights=self.weights,
+            cache=cache,
         )
         for rope in (self.spec.rope, self.spec.rope_windowed, self.spec.rope_compressed):
             context.prepare(rope)

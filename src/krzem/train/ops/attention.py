@@ -23,7 +23,9 @@ def attention(
     window: int | None = None,
     documents: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention ``[B, H, S, N], [B, G, S, N], [B, G, S, V] -> [B, H, S, V]``.
+    """Causal attention ``[B, H, S, N], [B, G, T, N], [B, G, T, V] -> [B, H, S, V]``.
+
+    Queries are those of the last ``S`` of ``T`` keys, all of them in training.
 
     ``window`` limits a query to that many latest keys, itself included; ``documents [B, S]``
     (an id per token) to keys of its own document.  Values narrower than keys are padded: kernels
@@ -32,7 +34,7 @@ def attention(
     width = v.shape[-1]
     if width < q.shape[-1]:
         v = F.pad(v, (0, q.shape[-1] - width))
-    mask = causal_mask(q.shape[2], q.device, window, documents)
+    mask = causal_mask(q.shape[2], q.device, window, documents, before=k.shape[2] - q.shape[2])
     out = F.scaled_dot_product_attention(
         q,
         k,
@@ -46,13 +48,21 @@ def attention(
 
 
 def causal_mask(
-    length: int, device: torch.device, window: int | None, documents: Tensor | None
+    length: int,
+    device: torch.device,
+    window: int | None,
+    documents: Tensor | None,
+    *,
+    before: int = 0,
 ) -> Tensor | None:
-    """True where a query may read a key, ``[B or 1, 1, S, S]``; None where plainly causal."""
-    if documents is None and (window is None or window >= length):
+    """True where a query may read a key, ``[B or 1, 1, S, S]``; None where plainly causal.
+
+    ``before`` the queries there may be keys without queries: ``[1, 1, S, before + S]``.
+    """
+    if documents is None and not before and (window is None or window >= length):
         return None
-    position = torch.arange(length, device=device)
-    behind = position[:, None] - position[None, :]
+    position = torch.arange(before + length, device=device)
+    behind = position[before:, None] - position[None, :]
     mask = behind >= 0
     if window is not None:
         mask = mask & (behind < window)
@@ -85,13 +95,14 @@ def grouped_sink_attention(
     It is computed as in :func:`sink_attention`: one more key and channel.
     """
     B, H, S, N = q.shape
-    mask = causal_mask(S, q.device, window, documents)
+    T = k.shape[2]
+    mask = causal_mask(S, q.device, window, documents, before=T - S)
     if mask is None:
         mask = torch.ones(S, S, dtype=torch.bool, device=q.device).tril()[None, None]
     extra = 8
     logit = (sinks / scale).to(q.dtype).view(1, H, 1, 1).expand(B, H, S, 1)
     q = torch.cat((q, logit, q.new_zeros(()).expand(B, H, S, extra - 1)), dim=-1)
-    keys = F.pad(k, (0, extra, 0, 1)) + F.pad(k.new_ones(1, 1, 1, 1), (N, extra - 1, S, 0))
+    keys = F.pad(k, (0, extra, 0, 1)) + F.pad(k.new_ones(1, 1, 1, 1), (N, extra - 1, T, 0))
     out = F.scaled_dot_product_attention(
         q,
         keys,

@@ -31,7 +31,7 @@ def attention_cpu(
 ) -> Tensor:
     """Short sequences in blocks, everything else portably."""
     length = q.shape[2]
-    if q.dtype not in _BLOCK or length > _SHORT:
+    if q.dtype not in _BLOCK or length > _SHORT or k.shape[2] != length:
         return attention.portable(q, k, v, scale=scale, window=window, documents=documents)
     if k.shape[1] != q.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
