@@ -282,7 +282,7 @@ def _records(count: int) -> str:
 
 
 def _keep_tokenizer(request: BuildRequest, tokenizer: Tokenizer) -> None:
-    """A copy of the tokenizer's files beside its tokens, so that they can always be read as text."""
+    """A copy of the tokenizer's files beside its tokens, to read them as text."""
     path = getattr(tokenizer, "path", None)
     if path is None:
         return
