@@ -138,16 +138,22 @@ class Engine:
         return ALONE if self.meshes is None else self.meshes.holders
 
     def step(
-        self, tokens: Tensor, *, sequences: int, documents: Tensor | None = None
+        self,
+        tokens: Tensor,
+        *,
+        sequences: int,
+        documents: Tensor | None = None,
+        targets: int = 0,
     ) -> StepResult:
         """Forward and backward of this rank's ``tokens [sequences / dp, S + 1]``.
 
-        Afterwards every held parameter has the gradient of the mean loss over all ``sequences``.
+        Afterwards every held parameter has the gradient of the mean loss over all ``sequences``:
+        over the ``targets`` tokens of them that are to be predicted, where these are not all.
         """
         for stage in self.stages:
             stage.train()
             stage.zero_grad()
-            stage.sequences = sequences
+            stage.sequences, stage.targets = sequences, targets
             stage.losses.clear()
         if self.layout.pp == 1:
             self._micro_batches(tokens, documents)
@@ -212,9 +218,10 @@ class Engine:
 
         Ranks of one pipeline give the same ones.
         """
+        learned = sum_over((tokens[:, 1:] >= 0).sum(), self.data)
         for stage in self.stages:
             stage.eval()
-            stage.sequences = len(tokens) * self.data.size
+            stage.sequences, stage.targets = len(tokens) * self.data.size, max(1, int(learned))
             stage.losses.clear()
         axis = ALONE if self.meshes is None else self.meshes.pipeline
         forward_only(self.stages, self.layout, axis, tokens, documents)

@@ -65,6 +65,16 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def read_steps(value: Any) -> tuple[int, int]:
+    """Steps "10:13": the first, and the one after the last."""
+    first, colon, after = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if not colon or not (first + after).isdigit() or not first or not after:
+        raise RunError('it has to be steps such as "10:13", the last one not among them')
+    if not 0 < int(first) < int(after):
+        raise RunError("the first step has to be 1 or more, and below the second number")
+    return int(first), int(after)
+
+
 def read_folders(value: Any) -> Any:
     """A folder, or folders with weights."""
     if isinstance(value, Mapping) and value:

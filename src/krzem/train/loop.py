@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +39,8 @@ from krzem.train.engine import Engine, StepResult
 from krzem.train.forecast import Forecast
 from krzem.train.model.context import LossWeights
 from krzem.train.optim import ExpertLoad, Optimizer, OptimizerConfig, Schedule, update_biases
-from krzem.train.own_work import OwnWork
+from krzem.train.own_work import OwnWork, Recorder
+from krzem.train.parallel.collectives import sum_over
 from krzem.train.parallel.pipeline import check_micro_batches
 from krzem.train.phases import ROTATION_KEYS
 from krzem.train.report import Contract, Reporter
@@ -124,6 +126,14 @@ class Trainer:
         self._repeated = 0
         self.batches, self._stop = settings.batches, False
         self.root = settings.folder / "checkpoints"
+        self._recorder = None
+        if settings.metrics.profile is not None and self.rank == 0:
+            self._recorder = Recorder(
+                settings.folder,
+                info.device,
+                settings.metrics.profile,
+                memory=settings.metrics.memory_snapshot,
+            )
         self.reporter = Reporter(
             settings.folder,
             tokens=settings.tokens_at(settings.samples),
@@ -222,7 +232,8 @@ class Trainer:
         try:
             with self._saver() as saver, self.reporter:
                 while self.steps_left and not self._asked_to_stop():
-                    loss = self._one_step().losses["loss"]
+                    with self._recorded():
+                        loss = self._one_step().losses["loss"]
                     every = self.settings.checkpoint.every
                     if every and self.step % every == 0 and self.steps_left:
                         self._save(saver)
@@ -230,6 +241,8 @@ class Trainer:
                 stopped = self.steps_left > 0 or (not self.last and self._asked_to_stop())
                 self._save(saver)
         finally:
+            if self._recorder is not None:
+                self._recorder.finish()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return RunEnd(step=self.step, loss=loss, stopped=stopped)
@@ -245,6 +258,10 @@ class Trainer:
         """Steps from here to the last token."""
         return self.batches.steps(self.sample, self.settings.samples)
 
+    def _recorded(self) -> AbstractContextManager[None]:
+        """The next step under torch's profiler, where the run file asks for it."""
+        return nullcontext() if self._recorder is None else self._recorder.step(self.step + 1)
+
     def _one_step(self) -> StepResult:
         begun, size = time.perf_counter(), self.batches.at(self.sample)
         own = OwnWork(self.info.device)
@@ -253,7 +270,9 @@ class Trainer:
             tokens, documents = self._batch(self.source, self.sample, size)
         self._beat("compute")
         with own.together():
-            result = self.engine.step(tokens, sequences=size, documents=documents)
+            result = self.engine.step(
+                tokens, sequences=size, documents=documents, targets=self._targets(tokens)
+            )
         if not is_finite(result):
             self._report_broken(result)
         self._beat("update")
@@ -268,6 +287,12 @@ class Trainer:
         self._record(result, loads, rate, size, time.perf_counter() - begun)
         self._warn(result, counts)
         return result
+
+    def _targets(self, tokens: Tensor) -> int:
+        """Tokens to be predicted in the global batch; 0 where that is all of them."""
+        if not getattr(self.source, "is_partly_learned", False):
+            return 0
+        return max(1, int(sum_over((tokens[:, 1:] >= 0).sum(), self.engine.data)))
 
     def _batch(self, source: Source, first: int, count: int) -> tuple[Tensor, Tensor | None]:
         """This rank's share of ``count`` samples from ``first``."""

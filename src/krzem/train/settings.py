@@ -28,6 +28,7 @@ from krzem.train.keys import (
     read_one_of,
     read_share,
     read_some,
+    read_steps,
     read_table,
     read_text_value,
     read_whole,
@@ -136,6 +137,12 @@ class MetricsTable:
     tensorboard: bool = as_key(False, read_flag, "also write TensorBoard files")
     wandb: bool = as_key(False, read_flag, "also log to Weights & Biases")
     mlflow: bool = as_key(False, read_flag, "also log to MLflow")
+    profile: tuple[int, int] | None = as_key(
+        None, read_steps, 'steps that torch\'s profiler records, such as "10:13"'
+    )
+    memory_snapshot: bool = as_key(
+        False, read_flag, "also record the device's memory over those steps"
+    )
     peak: float | None = as_key(None, parse_flops, "dense peak of one device, for MFU")
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.train.loop.folder import tokenised, write
 
 from krzem.errors import RunError
+from krzem.train.command import main
 from krzem.train.report import Reporter
 from krzem.train.settings import MetricsTable
 
@@ -72,3 +75,33 @@ def test_tensorboard_still_writes_its_files(tmp_path: Path) -> None:
     told = reporter(tmp_path, "tensorboard")
     told.step(record(1), left=0)
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_trace_of_the_steps_asked_for(tmp_path: Path) -> None:
+    tokenised(tmp_path)
+    run = write(tmp_path, "qwen3", tokens=1024, save=0)
+    text = run.read_text().replace("[metrics]", '[metrics]\nprofile = "2:4"')
+    run.write_text(text)
+    assert main(run) == 0
+    (trace,) = (tmp_path / "out" / "profile").iterdir()
+    assert trace.name == "step-2.json"
+    names = [e.get("name", "") for e in json.loads(trace.read_text())["traceEvents"]]
+    assert sum("adam" in n for n in names) >= 2  # an update of each of the two steps
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ('profile = "4:2"', "below the second number"),
+        ("profile = 3", "steps such as"),
+        ('profile = "2:4"\nmemory_snapshot = true', "needs a cuda device"),
+    ],
+)
+def test_what_cannot_be_recorded_is_said(
+    tmp_path: Path, keys: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenised(tmp_path)
+    run = write(tmp_path, "qwen3")
+    run.write_text(run.read_text().replace("[metrics]", f"[metrics]\n{keys}"))
+    assert main(run) != 0
+    assert said in capsys.readouterr().err

@@ -33,7 +33,7 @@ FAMILIES = [
     },
     {"model": "qwen2_moe", "layout": "dp=2,tp=2,ep=2,etp=2,zero=3,mbs=1"},
     {"model": "apertus", "layout": "dp=2,tp=2,zero=2,mbs=1,recompute=modules"},
-    {"model": "glm4_moe", "layout": "dp=2,pp=2,ep=2,zero=2,mbs=1,schedule=dualpipev"},
+    {"model": "glm4_moe", "layout": "dp=2,pp=2,ep=2,zero=2,mbs=1,schedule=1f1b"},
 ]
 """What families have of their own, cut over ranks."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from krzem.errors import DataError
 from krzem.train.data._workers import run_jobs
+from krzem.train.data.chat import Chat
 from krzem.train.data.manifest import (
     Manifest,
     SourceRecord,
@@ -94,6 +95,8 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
     fit, or the folder holds another build; StorageError where the disk does not take it.
     """
     tokenizer = load_tokenizer(request.tokenizer, request.end_of_document)
+    if request.options.chat:
+        Chat(tokenizer)
     if request.model_vocabulary is not None:
         check_vocabulary(tokenizer.vocabulary, request.model_vocabulary, tokenizer.vocabulary - 1)
     sources, skipped = discover(request.sources, request.format)

@@ -51,6 +51,12 @@ def data_command() -> None:
 @click.option("--eod", help="Token that ends a document, where the tokenizer does not declare one.")
 @click.option("--field", default="text", show_default=True, help="JSONL field or Parquet column.")
 @click.option(
+    "--chat",
+    is_flag=True,
+    help="Conversations: the field (usually `messages`) lists roles and contents; the tokenizer's "
+    "chat template makes text of them, and only what the assistant wrote is learned.",
+)
+@click.option(
     "--documents",
     type=click.Choice(["file", "blank-line", "line"]),
     default="file",
@@ -101,6 +107,7 @@ def build_command(
     tokenizer: str,
     eod: str | None,
     field: str,
+    chat: bool,
     documents: str,
     form: str | None,
     held_out: float,
@@ -122,7 +129,12 @@ def build_command(
         tokenizer=tokenizer,
         end_of_document=eod,
         format=cast("Format | None", form),
-        options=Options(field=field, documents=cast("Documents", documents), held_out=held_out),
+        options=Options(
+            field="messages" if chat and field == "text" else field,
+            documents=cast("Documents", documents),
+            held_out=held_out,
+            chat=chat,
+        ),
         part_bytes=int(part_mb * 1e6),
         workers=workers or len(os.sched_getaffinity(0)),
         model_vocabulary=model_vocab,
@@ -273,7 +285,7 @@ def _sample(dataset: TokenDataset, tokens: int) -> str:
     name = str(copy) if copy.exists() else dataset.tokenizer.name
     end = _end_token(copy, dataset.tokenizer.end_of_document)
     ids = dataset.read(0, min(tokens, dataset.tokens))
-    return load_tokenizer(name, end).decode(ids.tolist())
+    return load_tokenizer(name, end).decode([i if i >= 0 else -1 - i for i in ids.tolist()])
 
 
 def _end_token(tokenizer_file: Path, end_id: int) -> str | None:

@@ -110,12 +110,20 @@ class TokenDataset:
         return out
 
     def take(self, samples: Integers, sequence: int) -> Integers:
-        """Tokens of the samples numbered ``samples`` (shape [n]); shape [n, sequence + 1]."""
+        """Tokens of the samples numbered ``samples`` (shape [n]); shape [n, sequence + 1].
+
+        A token that is not to be predicted is ``-1 - id``.
+        """
         out = np.empty((samples.size, sequence + 1), dtype=np.int64)
         starts = samples * sequence
         for row, start, shard in zip(out, starts.tolist(), self._shard_of(starts), strict=True):
             self._fill(row, start, shard)
         return out
+
+    @property
+    def is_partly_learned(self) -> bool:
+        """Whether only some tokens are to be predicted (conversations)."""
+        return any(shard.learned_sha256 for shard in self._shards)
 
     def boundaries(
         self, samples: Integers, sequence: int
@@ -157,7 +165,13 @@ class TokenDataset:
             tokens = self._tokens(number)
             at = start + filled - int(self._starts[number])
             piece = tokens[at : at + out.size - filled]
-            out[filled : filled + piece.size] = piece
+            place = out[filled : filled + piece.size]
+            place[:] = piece
+            shard = self._shards[number]
+            if shard.learned_sha256:
+                learned = _mapped(self.folder / shard.learned_file, np.dtype("u1"))
+                hidden = learned[at : at + piece.size] == 0
+                place[hidden] = -1 - place[hidden]
             filled += piece.size
             number += 1
 

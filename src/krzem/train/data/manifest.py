@@ -77,7 +77,10 @@ class Manifest:
 
     def order_sha256(self, split: str) -> str:
         """Hash of the tokens of ``split`` in their order."""
-        shards = [(s.tokens_sha256, s.ends_sha256) for s in self.splits[split].shards]
+        shards = [
+            (s.tokens_sha256, s.ends_sha256, *((s.learned_sha256,) if s.learned_sha256 else ()))
+            for s in self.splits[split].shards
+        ]
         return hashlib.sha256(canonical_json([FORMAT, self.tokenizer.sha256, shards])).hexdigest()
 
     def fault(self, folder: Path, *, deep: bool, rank: int = 0, ranks: int = 1) -> str:

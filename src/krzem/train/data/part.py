@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from krzem.train.data.chat import Chat, conversation
 from krzem.train.data.records import BadRecord, Piece, Record, read_span
 from krzem.train.data.shard import Shard, ShardWriter, token_type
 from krzem.train.data.sources import Documents, Span
@@ -38,6 +39,8 @@ class Options:
     documents: Documents = "file"
     held_out: float = 0.0
     """Share of documents kept apart for evaluation, chosen by a hash of their text."""
+    chat: bool = False
+    """Whether ``field`` holds messages with roles, of which the assistant's are learned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,10 @@ class Part:
     def key(self, tokenizer_sha256: str, options: Options) -> str:
         """Hash of all that decides what this part yields."""
         spans = [(s.source_sha256, s.source.format, s.start, s.stop) for s in self.spans]
-        value = [spans, tokenizer_sha256, dataclasses.asdict(options)]
+        told = dataclasses.asdict(options)
+        if not options.chat:  # builds of plain text keep the key that they had
+            del told["chat"]
+        value = [spans, tokenizer_sha256, told]
         return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
@@ -83,7 +89,11 @@ def build_part(part: Part, tokenizer: Tokenizer, options: Options, folder: Path)
             )
             for split in SPLITS
         }
-        size = _tokenise(_pieces(part, options, bad), tokenizer, options, writers)
+        pieces = _pieces(part, options, bad)
+        if options.chat:
+            size = _tokenise_chats(pieces, tokenizer, options, writers, bad)
+        else:
+            size = _tokenise(pieces, tokenizer, options, writers)
         shards = {s: w.finish() for s, w in writers.items() if not w.empty}
     report = PartReport(shards=shards, bad=tuple(bad), text_bytes=size)
     value = {"key": part.key(tokenizer.sha256, options), **dataclasses.asdict(report)}
@@ -122,7 +132,7 @@ def _report(value: dict[str, Any]) -> PartReport:
 def _pieces(part: Part, options: Options, bad: list[BadRecord]) -> Iterator[Piece]:
     for span in part.spans:
         records: Iterable[Record] = read_span(
-            span, field=options.field, documents=options.documents
+            span, field=options.field, documents=options.documents, chat=options.chat
         )
         for record in records:
             if isinstance(record, BadRecord):
@@ -147,6 +157,29 @@ def _tokenise(
             if piece.last:
                 writer.end_document()
         size += sum(len(p.text.encode()) for p in batch)
+    return size
+
+
+def _tokenise_chats(
+    pieces: Iterable[Piece],
+    tokenizer: Tokenizer,
+    options: Options,
+    writers: dict[str, ShardWriter],
+    bad: list[BadRecord],
+) -> int:
+    """Write conversations, each followed by the end of a document, which is not learned."""
+    chat, size = Chat(tokenizer), 0
+    for piece in pieces:
+        try:
+            ids, learned = chat.encode(conversation(piece.text))
+        except ValueError as error:
+            bad.append(BadRecord(file=piece.place[0], line=piece.place[1], reason=str(error)))
+            continue
+        writer = writers[_split(piece.identity, options.held_out)]
+        end = np.array([tokenizer.end_of_document], dtype=np.uint32)
+        writer.write(np.append(ids, end), np.append(learned, False))
+        writer.end_document()
+        size += len(piece.text.encode())
     return size
 
 

@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 
 from krzem.errors import DataError, shorten
 from krzem.train.data._optional import optional
+from krzem.train.data.chat import messages_text
 from krzem.train.data.sources import Documents, Source, Span, open_parquet
 from krzem.train.durable import lfs_pointer
 
@@ -36,6 +37,8 @@ class Piece:
     """Whether the document ends here."""
     identity: str
     """What the document is told apart by: its text, or for a whole file the file's hash."""
+    place: tuple[str, int] = ("", 0)
+    """File and line of a conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +54,16 @@ class BadRecord:
 Record = Piece | BadRecord
 
 
-def read_span(span: Span, *, field: str, documents: Documents) -> Iterator[Record]:
+def read_span(
+    span: Span, *, field: str, documents: Documents, chat: bool = False
+) -> Iterator[Record]:
     """Documents and bad records of ``span``, in order.
 
     ``field`` names the text in JSONL objects and Parquet columns; ``documents`` says what one
-    document is in plain text.
+    document is in plain text.  With ``chat`` the field holds messages with roles.
     """
+    if chat:
+        return _chats(span, field)
     if span.source.format == "parquet":
         return _parquet(span, field)
     if span.source.format == "jsonl":
@@ -161,6 +168,24 @@ def _jsonl(span: Span, field: str) -> Iterator[Record]:
         if not line.isspace():
             text = _json_text(line, field)
             yield _whole(text.value) if text.value else _bad(span, number, text.reason)
+
+
+def _chats(span: Span, field: str) -> Iterator[Record]:
+    if span.source.format != "jsonl":
+        raise DataError(
+            f"{span.source.path} is {span.source.format}; conversations are read from JSON lines, "
+            f"each an object with {field!r}"
+        )
+    for number, line in _lines(span):
+        if line.isspace():
+            continue
+        record = _record(line)
+        try:
+            text = messages_text(record, field)
+        except ValueError as error:
+            yield _bad(span, number, str(error))
+            continue
+        yield Piece(text=text, last=True, identity=text, place=(str(span.source.path), number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krzem.errors import DataError
-from krzem.train.durable import TEMPORARY, storing
+from krzem.train.durable import TEMPORARY, storing, write_atomic
 
 _BLOCK = 4 << 20
 END_TYPE = np.dtype("<i8")
@@ -39,6 +39,14 @@ class Shard:
     largest_id: int
     tokens_sha256: str
     ends_sha256: str
+    learned_sha256: str = ""
+    """Of ``NAME.learned``, a byte for each token: 1 where it is to be predicted.  Empty where all
+    are, and then there is no such file."""
+
+    @property
+    def learned_file(self) -> str:
+        """File of which tokens are to be predicted."""
+        return f"{self.name}.learned"
 
     @property
     def tokens_file(self) -> str:
@@ -52,10 +60,12 @@ class Shard:
 
     def fault(self, folder: Path, dtype: np.dtype[np.unsignedinteger], *, deep: bool) -> str:
         """What is wrong with this shard's files, or nothing; ``deep`` reads them whole."""
-        checks = (
+        checks: tuple[tuple[str, int, str], ...] = (
             (self.tokens_file, self.tokens * dtype.itemsize, self.tokens_sha256),
             (self.ends_file, self.documents * END_TYPE.itemsize, self.ends_sha256),
         )
+        if self.learned_sha256:
+            checks = (*checks, (self.learned_file, self.tokens, self.learned_sha256))
         for name, size, sha256 in checks:
             path = folder / name
             if not path.is_file():
@@ -77,6 +87,7 @@ class ShardWriter:
         self._dtype = token_type(vocabulary)
         self._digest = hashlib.sha256()
         self._ends: list[int] = []
+        self._learned: list[bytes] = []
         self._count = 0
         self._largest = -1
         self._path = folder / f"{name}.tokens{TEMPORARY}"
@@ -100,10 +111,12 @@ class ShardWriter:
         """Whether nothing was written yet."""
         return self._count == 0
 
-    def write(self, ids: NDArray[np.uint32]) -> None:
-        """Append ``ids``, shape [n]."""
+    def write(self, ids: NDArray[np.uint32], learned: NDArray[np.bool_] | None = None) -> None:
+        """Append ``ids``, and which of them are to be predicted, each of shape [n]."""
         if not ids.size:
             return
+        if learned is not None:
+            self._learned.append(learned.astype(np.uint8).tobytes())
         self._largest = max(self._largest, int(ids.max()))
         if self._largest >= self._vocabulary:
             raise DataError(
@@ -132,6 +145,9 @@ class ShardWriter:
                 file.flush()
                 os.fsync(file.fileno())
             ends_path.replace(self._folder / f"{self._name}.ends")
+            learned = b"".join(self._learned)
+            if learned:
+                write_atomic(self._folder / f"{self._name}.learned", learned)
             self._path.replace(self._folder / f"{self._name}.tokens")
         return Shard(
             name=self._name,
@@ -140,6 +156,7 @@ class ShardWriter:
             largest_id=self._largest,
             tokens_sha256=self._digest.hexdigest(),
             ends_sha256=hashlib.sha256(ends).hexdigest(),
+            learned_sha256=hashlib.sha256(learned).hexdigest() if learned else "",
         )
 
 

@@ -74,6 +74,8 @@ class SampleStream:
         for component, size in zip(self.components, self.sizes, strict=True):
             _check_size(component.dataset, size, sequence)
         self._keys = [self._key(c.dataset.sha256) for c in self.components]
+        self.is_partly_learned = any(c.dataset.is_partly_learned for c in self.components)
+        """Whether some tokens are not to be predicted, and come as ``-1 - id``."""
         self.fingerprint = hashlib.sha256(canonical_json(self._identity())).hexdigest()
 
     def batch(self, start: int, count: int) -> Integers:

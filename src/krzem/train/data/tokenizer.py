@@ -100,6 +100,12 @@ class FileTokenizer:
         encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(e.ids, dtype=np.uint32) for e in encodings]
 
+    def encode_with_offsets(self, text: str) -> tuple[Ids, NDArray[np.int64]]:
+        """Ids of ``text``, and first and last character of each: [ids] and [ids, 2]."""
+        found = self._inner.encode(text, add_special_tokens=False)
+        offsets = np.array(found.offsets, dtype=np.int64).reshape(-1, 2)
+        return np.array(found.ids, dtype=np.uint32), offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens included."""
         return str(self._inner.decode(list(ids), skip_special_tokens=False))

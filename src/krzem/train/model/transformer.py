@@ -25,6 +25,11 @@ from krzem.train.parallel.axis import SINGLE, Axes
 from krzem.train.parallel.collectives import gather
 
 
+def plain_ids(tokens: Tensor) -> Tensor:
+    """Token ids, where those that are not to be predicted are ``-1 - id``."""
+    return torch.where(tokens < 0, -1 - tokens, tokens)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """Which layers a stage holds, and whether it begins or ends the model."""
@@ -37,7 +42,8 @@ class Part:
 class Transformer(nn.Module):
     """Embedding, layers, output; build it on the meta device and initialise it afterwards.
 
-    ``forward`` takes token ids ``[B, S + 1]`` (the target of a token is the next one) and gives
+    ``forward`` takes token ids ``[B, S + 1]`` (the target of a token is the next one; a token that
+    is not to be predicted is ``-1 - id``) and gives
     the loss on the last stage, the residual on others.  The loss is this rank's part of the mean
     over the global batch: the sum over ranks, divided by the tensor-parallel size, is the mean.
     """
@@ -57,6 +63,8 @@ class Transformer(nn.Module):
         self.weights = weights or LossWeights()
         self.sequences = 0
         """Sequences in the global batch; 0 means those of the micro-batch."""
+        self.targets = 0
+        """Tokens to be predicted in the global batch; 0 means all but the first of a sequence."""
         self.losses: dict[str, Tensor] = {}
         """Sums of this rank's parts of the mean losses since last cleared."""
         tied, mtp = spec.arch.tied_embeddings, spec.arch.mtp_layers
@@ -116,7 +124,7 @@ class Transformer(nn.Module):
             axes=self.axes,
             length=tokens.shape[1] - 1,
             device=tokens.device,
-            tokens=tokens[:, :-1],
+            tokens=plain_ids(tokens[:, :-1]),
             documents=documents,
             sequences=self.sequences or len(tokens),
             weights=self.weights,
@@ -127,7 +135,7 @@ class Transformer(nn.Module):
         return context
 
     def _embed(self, tokens: Tensor, context: Context) -> Tensor:
-        x = self.embed_tokens(tokens[:, context.chunk], self.dtype)
+        x = self.embed_tokens(plain_ids(tokens[:, context.chunk]), self.dtype)
         if self.spec.embedding_scale != 1.0:
             x = x * torch.tensor(self.spec.embedding_scale, dtype=self.dtype, device="cpu")
         if self.spec.streams > 1:
@@ -151,7 +159,7 @@ class Transformer(nn.Module):
         before = x if self.spec.streams > 1 else out
         for ahead, module in enumerate(self.mtp, start=1):
             later = F.pad(tokens, (0, ahead))[:, ahead : ahead + context.length]
-            embedded = self.embed_tokens(later[:, context.chunk], self.dtype)
+            embedded = self.embed_tokens(plain_ids(later[:, context.chunk]), self.dtype)
             before, out = module(before, embedded, context)
             weight = self.weights.mtp / len(self.mtp)
             name = f"mtp_{ahead}"
@@ -174,8 +182,9 @@ class Transformer(nn.Module):
         length, tp = context.length, self.axes.tp
         target = F.pad(tokens, (0, ahead), value=IGNORE)[:, ahead + 1 : ahead + 1 + length]
         target = target[:, context.chunk].reshape(-1)
+        target = target.masked_fill(target < 0, IGNORE)
         x = gather(out, tp, 1).flatten(0, 1)
-        count = context.sequences * (length - ahead)
+        count = self.targets or context.sequences * (length - ahead)
         head, z = self._head(x.dtype), self.weights.z
         plain, full = token_losses(x, head, target, tp, z, weight / count)
         value = plain.detach() / (count * tp.size)
