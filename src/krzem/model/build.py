@@ -332,14 +332,6 @@ def supported_types() -> tuple[str, ...]:
     return tuple(name for name in described_types() if not describe(name).structure)
 
 
-def scope_of(raw: Mapping[str, object], name: str, layers: int) -> Scope:
-    """What the names of a description stand for in a config that was read, for its other tables."""
-    description = _description(raw, name)
-    scope = Scope(Fields(raw, name=name, model_type=description.model_type), description)
-    scope.layers = layers
-    return scope
-
-
 def _read(raw: Mapping[str, object], name: str, source: str) -> Architecture:
     inner = _inner(raw)
     if inner is not None:

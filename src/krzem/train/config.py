@@ -14,9 +14,8 @@ from typing import Any, NoReturn
 
 from krzem.errors import ModelError
 from krzem.model import Architecture, AttentionKind, Layer, RouterKind, read_config
-from krzem.model.build import scope_of
 from krzem.model.config_file import Scope, load_config
-from krzem.model.description import describe, described_types
+from krzem.model.description import Fields, describe, described_types
 
 TRAINABLE = tuple(name for name in described_types() if describe(name).built)
 """Model types that the trainer builds (``[compute]`` of ``facts/families``); the planner reads
@@ -137,7 +136,10 @@ def model_spec(
     raw = source if isinstance(source, Mapping) else load_config(source)[0]
     arch = read_config(raw, name=name or (None if raw is source else str(source)))
     _refuse_unbuilt(raw, arch)
-    reader = _Reader(raw, arch, scope_of(raw, arch.name, arch.layers))
+    fields = Fields(raw, name=arch.name, model_type=arch.model_type)
+    scope = Scope(fields, describe(arch.model_type))
+    scope.layers = arch.layers
+    reader = _Reader(raw, arch, scope)
     reader.refuse_unsupported()
     rope, windowed, compressed = reader.ropes()
     return ModelSpec(
