@@ -33,6 +33,20 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "documents": (False, True),
     "precision": ("fp32", "bf16", "fp8-block"),
 }
+FAMILIES: list[dict[str, Any]] = [
+    {"model": "gemma3_text", "layout": "pp=2,tp=2,zero=0,mbs=1,schedule=1f1b"},
+    {"model": "olmo3", "layout": "cp=2,cpkind=a2a,tp=2,zero=3,mbs=2,recompute=modules"},
+    {"model": "gpt_oss", "layout": "dp=2,cp=2,cpkind=a2a,ep=4,zero=3,mbs=1,recompute=full"},
+    {
+        "model": "deepseek_v32",
+        "layout": "cp=2,cpkind=a2a,tp=2,ep=2,zero=2,mbs=2,recompute=attention",
+    },
+    {"model": "gpt_oss", "layout": "dp=2,tp=2,ep=2,zero=1,mbs=2"},
+    {"model": "qwen2_moe", "layout": "dp=2,tp=2,ep=2,etp=2,zero=3,mbs=1"},
+    {"model": "apertus", "layout": "dp=2,tp=2,zero=2,mbs=1,recompute=modules"},
+    {"model": "glm4_moe", "layout": "dp=2,pp=2,ep=2,zero=2,mbs=1,schedule=1f1b"},
+]
+"""What families have of their own, cut over ranks."""
 Row = dict[str, Any]
 Pair = tuple[tuple[str, Any], tuple[str, Any]]
 
@@ -157,3 +171,22 @@ def faults(case: dict[str, Any], result: dict[str, Any]) -> str:
         if not result[name] <= limit
     ]
     return f"{case}: {', '.join(apart)} (in {result['worst']})" if apart else ""
+
+
+def table(cases: list[dict[str, Any]], results: list[dict[str, Any]]) -> str:
+    """A row for each case: how far losses, gradient norm and parameters are from one process."""
+    lines = [
+        "| model | layout | MTP | documents | arithmetic | loss | gradient norm | parameter |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case, result in zip(cases, results, strict=True):
+        told = (
+            case["model"],
+            f"`{case['layout']}`",
+            case.get("mtp", "–"),
+            "yes" if case["documents"] else "no",
+            case["precision"],
+            *(f"{result[k]:.0e}" for k in ("loss", "norm", "parameter")),
+        )
+        lines.append(f"| {' | '.join(map(str, told))} |")
+    return "\n".join(lines) + "\n"
