@@ -134,6 +134,49 @@ def test_what_is_no_conversation_is_told_with_its_line(folder: Path, tmp_path: P
     assert all(wanted[n] in said[n] for n in wanted)
 
 
+def saved(folder: Path, rows: dict[str, list[Any]], *, stream: bool = True) -> Path:
+    """What ``datasets`` writes by ``save_to_disk``: Arrow files with a description beside them."""
+    arrow = pytest.importorskip("pyarrow")
+    folder.mkdir()
+    table = arrow.table(rows)
+    path = folder / "data-00000-of-00001.arrow"
+    with arrow.OSFile(str(path), "wb") as file:
+        make = arrow.ipc.new_stream if stream else arrow.ipc.new_file
+        with make(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    for name in ("state.json", "dataset_info.json"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_saved_datasets_are_read(folder: Path, tmp_path: Path, stream: bool) -> None:
+    source = saved(tmp_path / "saved", {"messages": [TALK, OTHER, OTHER]}, stream=stream)
+    options = Options(field="messages", chat=True)
+    build(
+        BuildRequest(sources=(source,), out=tmp_path / "a", tokenizer=str(folder), options=options)
+    )
+    lines = [{"messages": m} for m in (TALK, OTHER, OTHER)]
+    same = built(folder, tmp_path / "b", lines)
+    assert TokenDataset.open(tmp_path / "a").sha256 == same.sha256
+    texts = ["one", "", None, "four", "five"]
+    plain = saved(tmp_path / "plain", {"text": texts}, stream=stream)
+    result = build(BuildRequest(sources=(plain,), out=tmp_path / "c", max_bad=1.0))
+    assert result.manifest.splits["train"].documents == 3
+    assert [bad.line for bad in result.bad] == [2, 3]
+
+
+def test_a_saved_dataset_that_breaks_off_is_told(tmp_path: Path) -> None:
+    source = saved(tmp_path / "saved", {"text": ["a text of some length"] * 500})
+    (file,) = source.glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:-9000])
+    with pytest.raises(DataError, match=r"cannot be read from row \d+ on"):
+        build(BuildRequest(sources=(source,), out=tmp_path / "a"))
+    other = saved(tmp_path / "other", {"body": ["a"]})
+    with pytest.raises(DataError, match="no column 'text'; columns: body"):
+        build(BuildRequest(sources=(other,), out=tmp_path / "b"))
+
+
 def test_a_tokenizer_without_template_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'bytes' has none"):
         Chat(load_tokenizer("bytes"))

@@ -66,7 +66,7 @@ def data_command() -> None:
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "jsonl", "parquet"]),
+    type=click.Choice(["text", "jsonl", "parquet", "arrow"]),
     help="What the files hold, where their names do not say it.",
 )
 @click.option(
@@ -119,7 +119,8 @@ def build_command(
 ) -> None:
     """Tokenise SOURCES (files or folders) into memory-mapped shards.
 
-    Reads plain text, JSONL and Parquet, also .gz and .zst. Running the same command again after
+    Reads plain text, JSONL, Parquet and Arrow (a folder that Hugging Face `datasets` saved),
+    text and JSONL also as .gz and .zst. Running the same command again after
     an interruption keeps what is finished. Bad records are counted, and listed with file and line
     in bad-records.jsonl.
     """

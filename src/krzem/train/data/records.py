@@ -20,11 +20,10 @@ from typing import IO, Any, cast
 from krzem.errors import DataError, shorten
 from krzem.train.data._optional import optional
 from krzem.train.data.chat import messages_text
-from krzem.train.data.sources import Documents, Source, Span, open_parquet
+from krzem.train.data.sources import COLUMNS, Documents, Source, Span, column_values
 from krzem.train.durable import lfs_pointer
 
 _PIECE_BYTES = 1 << 20
-_PARQUET_ROWS = 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -64,8 +63,8 @@ def read_span(
     """
     if chat:
         return _chats(span, field)
-    if span.source.format == "parquet":
-        return _parquet(span, field)
+    if span.source.format in COLUMNS:
+        return _columns(span, field)
     if span.source.format == "jsonl":
         return _jsonl(span, field)
     if documents == "file":
@@ -96,7 +95,7 @@ def check_kind(source: Source, field: str, *, stated: bool) -> None:
         DataError: it begins as a file of another kind does, or its text looks like records (or
             the other way round) and nobody said which it is.
     """
-    if source.format == "parquet" or not source.path.stat().st_size:
+    if source.format in COLUMNS or not source.path.stat().st_size:
         return
     pointer = lfs_pointer(source.path)
     if pointer:
@@ -171,21 +170,31 @@ def _jsonl(span: Span, field: str) -> Iterator[Record]:
 
 
 def _chats(span: Span, field: str) -> Iterator[Record]:
-    if span.source.format != "jsonl":
-        raise DataError(
-            f"{span.source.path} is {span.source.format}; conversations are read from JSON lines, "
-            f"each an object with {field!r}"
-        )
-    for number, line in _lines(span):
-        if line.isspace():
-            continue
-        record = _record(line)
+    for number, record in _objects(span, field):
         try:
             text = messages_text(record, field)
         except ValueError as error:
             yield _bad(span, number, str(error))
             continue
         yield Piece(text=text, last=True, identity=text, place=(str(span.source.path), number))
+
+
+def _objects(span: Span, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records with the line (or row) that each is in."""
+    if span.source.format == "text":
+        raise DataError(
+            f"{span.source.path} is text; conversations are read from JSON lines and columns with "
+            f"{field!r}"
+        )
+    if span.source.format == "jsonl":
+        lines = ((n, line) for n, line in _lines(span) if not line.isspace())
+        yield from ((n, _record(line)) for n, line in lines)
+        return
+    try:
+        for row, value in enumerate(column_values(span, field), start=span.first_line):
+            yield row, {field: value}
+    except LookupError:
+        yield span.first_line, {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,25 +229,13 @@ def _usable(value: Any, field: str) -> _Text:
     return _Text(value=value)
 
 
-def _parquet(span: Span, field: str) -> Iterator[Record]:
-    file = open_parquet(span.source.path)
-    names = file.schema_arrow.names
-    if field not in names:
-        yield _bad(span, span.first_line, f"no column {field!r}; columns: {', '.join(names)}")
-        return
-    groups = list(range(span.start, span.stop))
-    row = span.first_line
+def _columns(span: Span, field: str) -> Iterator[Record]:
     try:
-        for batch in file.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=[field]):
-            for value in batch.column(0).to_pylist():
-                text = _usable(value, field)
-                yield _whole(text.value) if text.value else _bad(span, row, text.reason)
-                row += 1
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these two
-        raise DataError(
-            f"{span.source.path} cannot be read from row {row:,} on ({shorten(str(error))}): a "
-            "file that is not whole is not built from; fetch it again"
-        ) from error
+        for row, value in enumerate(column_values(span, field), start=span.first_line):
+            text = _usable(value, field)
+            yield _whole(text.value) if text.value else _bad(span, row, text.reason)
+    except LookupError as error:
+        yield _bad(span, span.first_line, str(error.args[0]))
 
 
 def _whole_text(span: Span) -> Iterator[Record]:

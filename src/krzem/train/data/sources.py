@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from krzem.errors import DataError
+from krzem.errors import DataError, shorten
 from krzem.train.data._optional import optional
 
-Format = Literal["text", "jsonl", "parquet"]
+Format = Literal["text", "jsonl", "parquet", "arrow"]
 Documents = Literal["file", "blank-line", "line"]
 
 FORMATS: dict[str, Format] = {
@@ -26,8 +26,12 @@ FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
 COMPRESSIONS = (".gz", ".zst")
+COLUMNS = ("parquet", "arrow")
+"""Formats of columns: Arrow is what ``datasets`` of Hugging Face saves."""
+_ROWS = 1024
 
 _BLOCK = 4 << 20
 
@@ -44,7 +48,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A piece of one source: a byte range, or for Parquet a range of row groups."""
+    """A piece of one source: a byte range, for Parquet a range of row groups, for Arrow all."""
 
     source: Source
     start: int
@@ -100,6 +104,8 @@ def scan(source: Source, documents: Documents, part_bytes: int) -> Scan:
     try:
         if source.format == "parquet":
             return _scan_parquet(source, part_bytes)
+        if source.format == "arrow":
+            return _scan_lines(source, None, b"\n")
         splittable = not source.compression and (source.format == "jsonl" or documents != "file")
         separator = b"\n\n" if source.format == "text" and documents == "blank-line" else b"\n"
         return _scan_lines(source, part_bytes if splittable else None, separator)
@@ -115,7 +121,7 @@ def _source(path: Path, force: Format | None) -> Source | None:
     compression = path.suffix if path.suffix in COMPRESSIONS else ""
     inner = Path(path.stem).suffix if compression else path.suffix
     form = force or FORMATS.get(inner)
-    if form is None or (form == "parquet" and compression):
+    if form is None or (form in COLUMNS and compression):
         return None
     return Source(path=path, format=form, compression=compression)
 
@@ -201,6 +207,49 @@ def open_parquet(path: Path) -> Any:
         return parquet.ParquetFile(path)
     except Exception as error:  # pyarrow's errors do not share a base with the file errors
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+def column_values(span: Span, field: str) -> Iterator[Any]:
+    """The values of a column in the rows of ``span``, as Python has them.
+
+    Raises:
+        LookupError: there is no such column; with the columns.
+        DataError: the file breaks off, or is none of its kind.
+    """
+    row, path = span.first_line, span.source.path
+    try:
+        for batch in _batches(span, field):
+            for value in batch.column(0).to_pylist():
+                yield value
+                row += 1
+    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these two
+        raise DataError(
+            f"{path} cannot be read from row {row:,} on ({shorten(str(error))}): a file that is "
+            "not whole is not built from; fetch it again"
+        ) from error
+
+
+def _batches(span: Span, field: str) -> Iterator[Any]:
+    path = span.source.path
+    if span.source.format == "parquet":
+        file = open_parquet(path)
+        _need_column(field, file.schema_arrow.names)
+        groups = list(range(span.start, span.stop))
+        yield from file.iter_batches(_ROWS, row_groups=groups, columns=[field])
+        return
+    arrow = optional("pyarrow", path, "krzem[data]")
+    with path.open("rb") as file:
+        whole = file.read(6) == b"ARROW1"
+    with arrow.memory_map(str(path)) as held:
+        reader = (arrow.ipc.open_file if whole else arrow.ipc.open_stream)(held)
+        _need_column(field, reader.schema.names)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if whole else reader
+        yield from (batch.select([field]) for batch in batches)
+
+
+def _need_column(field: str, names: list[str]) -> None:
+    if field not in names:
+        raise LookupError(f"no column {field!r}; columns: {', '.join(names)}")
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
