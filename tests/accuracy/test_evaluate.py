@@ -15,6 +15,7 @@ from krzem.accuracy.calibrate import calibrate, summary, table_text, timed_cases
 from krzem.accuracy.command import accuracy_command
 from krzem.accuracy.evaluate import COLUMNS, evaluate, rows_csv
 from krzem.accuracy.figures import mean_spearman, memory_figures, spearman, time_figures
+from krzem.accuracy.fit import robust
 from krzem.accuracy.outcome import Outcome
 from krzem.cost.coefficients import fitted
 from krzem.facts.table import read_table
@@ -148,3 +149,13 @@ def test_deepspeed_without_zero_keeps_a_second_copy_of_gradients() -> None:
     rows = [row for row in read_table("runs.csv") if row["id"] == "BS-018"]
     (found,) = evaluate(rows).outcomes
     assert found.memory_predicted == pytest.approx(72 * 2**30, rel=0.08)
+
+
+def test_a_cell_that_is_off_as_a_whole_steers_little() -> None:
+    """Twenty rows that are off together weigh less than twenty that are off apart."""
+    off, weight = np.full(40, 0.3), np.full(40, 0.25)
+    off[20:] = 0.0
+    together = robust(off, weight, np.repeat([0, 1], 20))
+    apart = robust(off, weight, np.arange(40))
+    assert together[:20].sum() < apart[:20].sum() < apart[20:].sum()
+    assert together[20:] == pytest.approx(together[39])

@@ -180,6 +180,34 @@ def test_what_is_recomputed_is_the_least_that_fits(llama: Row) -> None:
     assert found[1].layout.recompute is Recompute.FULL
 
 
+def test_recomputation_that_is_open_is_as_likely_as_it_is_needed(llama: Row) -> None:
+    """Ways to recompute share the chance; where memory is plenty, or one is stated, none is."""
+    row = llama | {"recompute": "unknown", "micro_batch": "1", "global_batch": "256"}
+    tight = prepare([read_case(row | {"accelerator_id": "nvidia-a100-sxm-40"})]).cases[0]
+    assert tight.alternatives
+    assert sum(chance for _, chance in tight.alternatives) < 1.0
+    assert len({x.recompute for x, _ in tight.alternatives} | {tight.layout.recompute}) > 1
+    roomy = prepare([read_case(row | {"accelerator_id": "nvidia-b300-sxm"})]).cases[0]
+    stated = prepare([read_case(row | {"recompute": "full"})]).cases[0]
+    assert not roomy.alternatives
+    assert not stated.alternatives
+
+
+def test_a_dispatcher_says_that_experts_are_spread(llama: Row) -> None:
+    mixture = llama | {"experts": "64", "experts_per_token": "4", "moe_ffn_hidden": "1024",
+                       "dispatcher": "deepep", "ep": "1"}  # fmt: skip
+    assert read_case(mixture).layout.ep > 1
+    assert "ep" in read_case(mixture).guesses
+    assert read_case(mixture | {"dispatcher": "allgather"}).layout.ep == 1
+
+
+def test_states_on_the_host_take_their_time(llama: Row) -> None:
+    both = [read_case(llama | {"offload": said}) for said in ("no", "yes", "paged")]
+    seconds = predict(prepare(both), fitted()).total
+    assert seconds[1] > seconds[0]
+    assert seconds[2] == seconds[0]
+
+
 def test_sliding_windows_by_name(llama: Row) -> None:
     stated = {"window": "1024", "full_every": "6", "layers": "48"}
     for said in (stated, {"model_name": "Gemma-3-12B", "layers": "48"}, {"model": "gemma-3-12b",

@@ -86,3 +86,18 @@ def test_a_small_group_in_a_mesh_has_only_the_links_between_its_members() -> Non
 def test_cards_of_ascend_and_amd_nodes_form_a_mesh() -> None:
     cards = ("huawei-ascend-910b", "amd-mi300x", "nvidia-a100-sxm-80", "huawei-ascend-910c")
     assert [built(device=card).mesh for card in cards] == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_pairs_share_paths_between_nodes_but_not_inside_one() -> None:
+    """All-to-all between nodes is slower than a ring, unless its kernels send along rails."""
+    shared, alone = replace(QUIET, exchange_out=0.5), replace(QUIET, exchange_out=1.0)
+
+    def moved(ranks: float, dedup: float, mc: Machine) -> float:
+        found = collectives.all_to_all(
+            8e9, 8e9, np.array([ranks]), 1.0, replace(mc, dedup=dedup, out_start=0.0)
+        )
+        return float(found[0])
+
+    assert moved(64.0, 0.0, shared) == pytest.approx(2.0 * moved(64.0, 0.0, alone))
+    assert moved(64.0, 1.0, shared) == moved(64.0, 1.0, alone)
+    assert moved(8.0, 0.0, shared) == moved(8.0, 0.0, alone)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import ADAMW, built, gpt, situation, step
 
+from krzem.cost import kernels
 from krzem.cost.assemble import below_peak, machine
 from krzem.cost.coefficients import fitted
 from krzem.cost.layers import layer_seconds
@@ -17,6 +18,7 @@ from krzem.cost.step import StepSeconds, step_seconds
 from krzem.errors import UnknownFactError
 from krzem.layout.layout import Layout, Precision, Recompute, Schedule, cells, pack
 from krzem.model import load_model
+from krzem.model.architecture import Architecture
 from krzem.model.table import tabulate
 
 MODEL = gpt(4096, 32, 32)
@@ -155,3 +157,57 @@ def test_cut_activations_stop_the_host_of_deepspeed_alone() -> None:
     both = [step(gpt(4096, 8, 32), whole, m, 64.0).pipeline_transfer[0]
             for m in (mc, replace(mc, cut_turn_seconds=0.0))]  # fmt: skip
     assert both[0] == both[1]
+
+
+def test_modules_are_fetched_one_by_one_under_zero_3() -> None:
+    """The hooks of DeepSpeed bound small models under stage 3, the more so with many experts."""
+    mc = built(engine="deepspeed")
+    free = replace(mc, fetch_seconds=0.0)
+
+    def ratio(model: Architecture, zero: int, batch: int = 1) -> float:
+        layout = Layout(dp=8, zero=zero, micro_batch=batch)
+        both = [seconds(step(model, layout, m, 8.0 * batch)) for m in (mc, free)]
+        return both[0] / both[1]
+
+    assert ratio(gpt(1024, 24, 16), 3) > 1.5
+    assert ratio(gpt(1024, 24, 16), 2) == 1.0
+    assert ratio(gpt(8192, 24, 64), 3, 8) < 1.1
+    assert ratio(load_model("qwen3-30b-a3b"), 3) > 2.0 * ratio(load_model("llama-3.1-8b"), 3)
+
+
+def test_compiled_layers_and_fused_kernels_move_less_memory() -> None:
+    for engine, switch in (
+        ("torchtitan", ("compile", "on")), ("fsdp", ("compile", "on")), ("fsdp", ("loss", "fused")),
+        ("deepspeed", ("loss", "chunked")),
+    ):  # fmt: skip
+        switches = (("compile", "off"), ("loss", "plain"))
+        plain = built(engine=engine, switches=switches)
+        fused = built(engine=engine, switches=(*switches, switch))
+        assert fused.elementwise < plain.elementwise, engine
+
+
+def test_products_of_experts_fill_a_chip_by_no_more_than_their_streams() -> None:
+    mc = built(device="nvidia-h100-sxm")
+
+    def each(groups: float, rows: float) -> float:
+        whole = kernels.grouped(groups, rows, 1024.0, 2048.0, mc, 2.0)
+        return float(whole / (groups * rows))
+
+    few, many = each(kernels.STREAMS, 512.0), each(64.0, 512.0)
+    assert many == pytest.approx(few)
+    assert each(1.0, 512.0) > few
+    assert each(64.0, 4096.0) < many
+
+
+def test_operands_of_experts_are_quantised_apart() -> None:
+    """Mixtures gain less from 8 bits than dense models: nothing before them casts their tokens."""
+    at = {p: built(device="nvidia-h100-sxm", precision=p) for p in (Precision.BF16, Precision.FP8)}
+    assert at[Precision.BF16].expert_cast_bytes == 0.0
+    assert at[Precision.FP8].expert_cast_bytes > at[Precision.FP8].cast_bytes
+    layout = Layout(ep=8, dp=8)
+
+    def gain(model: Architecture) -> float:
+        found = [seconds(step(model, layout, at[p], 64.0, 4096)) for p in at]
+        return found[0] / found[1]
+
+    assert gain(load_model("qwen3-30b-a3b")) < gain(load_model("llama-3.1-8b"))

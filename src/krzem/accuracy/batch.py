@@ -24,7 +24,7 @@ from krzem.cost.memory import (
     low_bytes,
     memory_bytes,
 )
-from krzem.cost.memory_error import MemoryStanding, student_cdf
+from krzem.cost.memory_error import MemoryStanding, memory_spread, student_cdf
 from krzem.cost.sizes import StateSizes
 from krzem.cost.step import Optim, StepSeconds, step_seconds
 from krzem.engine.description import engines
@@ -39,12 +39,12 @@ from krzem.model.table import ModelTable, stack, tabulate
 
 IMPOSSIBLE = 0.05
 """Chance of fitting under which a layout counts as impossible."""
-ROOM = 1.06
-"""Peak over capacity up to which nothing need be recomputed, where a row does not say."""
-
-
-STEPS = ((Recompute.MODULES, 1.0), (Recompute.FULL, 0.5), (Recompute.FULL, 1.0))
+STEPS = (
+    (Recompute.NONE, 1.0), (Recompute.MODULES, 1.0), (Recompute.FULL, 0.5), (Recompute.FULL, 1.0)
+)  # fmt: skip
 """What is recomputed, and in which share of the layers, one after the other until it fits."""
+UNLIKELY = 0.02
+"""Chance below which a way to recompute is left out."""
 OTHER_ETP = 0.3
 """Chance that experts are cut over tensor ranks where the usual of the date is that they are not,
 or the other way round."""
@@ -136,6 +136,7 @@ def variants_of(case: Case, index: int = 0) -> list[Variant]:
     other = x.tp if x.etp == 1 else 1
     if "etp" in case.unknown and x.tp > 1 and (x.tp * x.cp * x.dp) % (x.ep * other) == 0:
         out.append(Variant(index, replace(x, etp=other), found.likeliest, OTHER_ETP, "etp"))
+    out += [Variant(index, y, found.likeliest, p, "recomputation") for y, p in case.alternatives]
     return out
 
 
@@ -178,21 +179,32 @@ def _assumed_network(device: Device) -> float | None:
 def prepare(cases: Sequence[Case]) -> Batch:
     """Arrays for ``cases`` (every situation must be known).
 
-    Where a row does not say what is recomputed, the least that fits into memory is taken: nothing,
-    then what is cheap, then half of the layers, then all, in the order in which engines are tuned.
+    Where a row does not say what is recomputed, it is the least that fits into memory: nothing,
+    what is cheap, half of the layers or all, in the order in which engines are tuned.  What fits is
+    known by chance only, so each of them is as likely as that it is the first to fit.
     """
     found = list(cases)
     open_ = [i for i, case in enumerate(found) if not case.recompute_known]
-    for mode, share in STEPS:
-        if not open_:
-            break
-        batch = packed([found[i] for i in open_])
-        capacity = np.array([s.memory_bytes for s in batch.situations])
-        room = memory(batch).peak <= ROOM * capacity
-        open_ = [i for i, fits in zip(open_, room, strict=True) if not fits]
-        for i in open_:
-            found[i] = _with_recompute(cases[i], mode, share)
+    if not open_:
+        return packed(found)
+    ways = [[_with_recompute(found[i], *step) for i in open_] for step in STEPS]
+    enough = np.maximum.accumulate([_fits(packed(way)) for way in ways])
+    enough[-1] = 1.0
+    chance = np.diff(enough, axis=0, prepend=0.0)
+    for k, i in enumerate(open_):
+        best = int(np.argmax(chance[:, k]))
+        others = [(ways[j][k].layout, float(chance[j, k])) for j in range(len(STEPS)) if j != best]
+        found[i] = replace(
+            ways[best][k], alternatives=tuple((x, p) for x, p in others if p >= UNLIKELY)
+        )
     return packed(found)
+
+
+def _fits(batch: Batch) -> np.ndarray:
+    """[N] chance that each case fits, recomputation as it stands."""
+    capacity = np.array([s.memory_bytes for s in batch.situations])
+    known = replace(standing_of(batch.cases), recompute=np.zeros(len(batch.cases)))
+    return np.asarray(memory_spread().fits(memory(batch), capacity, known))
 
 
 def _with_recompute(case: Case, mode: Recompute, share: float) -> Case:

@@ -55,6 +55,8 @@ class Case:
     ran: bool = True
     """False where the row says that it ran out of memory."""
     recompute_known: bool
+    alternatives: tuple[tuple[Layout, float], ...] = ()
+    """Other layouts in which it may have run, and how likely each of them is."""
     recompute_modules: tuple[str, ...] = ()
     """Modules that the row says are recomputed, by the engine's names."""
     seconds: float | None

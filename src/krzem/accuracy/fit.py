@@ -3,7 +3,8 @@
 Maximum a posteriori by iteratively reweighted Gauss-Newton.  Residuals are logarithms of
 predicted over measured seconds with a Student-t error (published rows contain blunders that must
 not steer the fit); a source with many rows counts less per row, because its rows share its
-software, its cluster and its mistakes.
+software, its cluster and its mistakes.  What one organisation measured of one chip under one
+engine is a cell; a cell that is off as a whole steers as little as a row that is.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from krzem.accuracy.batch import Batch, packed, predict
+from krzem.accuracy.case import Case
 from krzem.cost.coefficients import COMMON, GROUPED, Coefficients
 
 SCALE = 0.09
 """Scale of the Student-t error of one row (natural logarithm)."""
 FREEDOM = 3.0
+MEAN_WEIGHT = 0.25
+"""What a row counts in the mean: rows share more than their cells say."""
 STEP = 1e-3
 INNER = 6
 REST = 2e-3
@@ -45,6 +49,8 @@ class Fit:
     """[N] log of predicted over measured seconds at ``theta``, organisations left out of it."""
     weight: np.ndarray
     """[N] weight of each row, by the size of its source."""
+    cell: np.ndarray
+    """[N] the cell of each row."""
 
     @property
     def coefficients(self) -> Coefficients:
@@ -90,16 +96,31 @@ def _sigma(name: str) -> float:
     return (GROUPED if member else COMMON)[kind].sigma
 
 
+def cell_of(case: Case) -> tuple[str, ...]:
+    """What rows that err together share: organisation, chip, engine and kind of model."""
+    return case.organisation, case.device.id, case.engine, case.family
+
+
+def cells_of(batch: Batch) -> np.ndarray:
+    """[N] number of each row's cell."""
+    keys = [cell_of(case) for case in batch.cases]
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys], dtype=int)
+
+
 def source_weights(batch: Batch) -> np.ndarray:
-    """[N] what each row counts: a source, and an organisation, of many rows less per row."""
+    """[N] what each row counts: a source, an organisation or a cell of many rows less per row."""
     page = Counter(c.source for c in batch.cases)
     house = Counter(c.organisation for c in batch.cases)
     pages = Counter(o for _, o in {(c.source, c.organisation) for c in batch.cases})
+    cell = Counter(cell_of(c) for c in batch.cases)
     found = [
-        page[c.source] ** -0.5 * pages[c.organisation] ** -0.25 * house[c.organisation] ** -0.1
+        page[c.source] ** -0.3
+        * cell[cell_of(c)] ** -0.3
+        * (pages[c.organisation] * house[c.organisation]) ** -0.1
         for c in batch.cases
     ]
-    return np.asarray(np.array(found) / np.mean(found) * 0.35)
+    return np.asarray(np.array(found) / np.mean(found) * MEAN_WEIGHT)
 
 
 def residuals(batch: Batch, names: Sequence[str], theta: np.ndarray) -> np.ndarray:
@@ -150,49 +171,71 @@ def parts_of(batch: Batch) -> Parts:
     return found
 
 
-def robust(residual: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """[N] weights of the normal equations under the Student-t error."""
+def robust(residual: np.ndarray, weight: np.ndarray, cell: np.ndarray | None = None) -> np.ndarray:
+    """[N] weights of the normal equations under the Student-t error, of rows and of cells."""
     scaled = (residual / SCALE) ** 2
-    return weight * (FREEDOM + 1.0) / (FREEDOM + scaled) / SCALE**2
+    rows = weight * (FREEDOM + 1.0) / (FREEDOM + scaled) / SCALE**2
+    if cell is None:
+        return rows
+    size, misfit = _misfit(scaled, weight, cell)
+    return np.asarray(rows * ((FREEDOM + size) / (FREEDOM + misfit))[cell])
+
+
+def _misfit(
+    scaled: np.ndarray, weight: np.ndarray, cell: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of each cell, by weight, and what they add to the misfit (rows: 1 each in the mean)."""
+    loss = (FREEDOM + 1.0) * np.log1p(scaled / FREEDOM)
+    return np.bincount(cell, weight), np.bincount(cell, weight * loss)
 
 
 def gauss_newton(
-    jac: np.ndarray, residual: np.ndarray, theta: np.ndarray, sigma: np.ndarray, weight: np.ndarray
+    jac: np.ndarray,
+    residual: np.ndarray,
+    theta: np.ndarray,
+    sigma: np.ndarray,
+    weight: np.ndarray,
+    cell: np.ndarray | None = None,
 ) -> np.ndarray:
     """The step from ``theta`` that solves the weighted normal equations with the prior."""
-    w = robust(residual, weight)
+    w = robust(residual, weight, cell)
     normal = (jac * w[:, None]).T @ jac + np.diag(sigma**-2.0)
     gradient = jac.T @ (w * residual) + theta / sigma**2
     return np.asarray(-np.linalg.solve(normal, gradient))
 
 
 def objective(
-    residual: np.ndarray, theta: np.ndarray, sigma: np.ndarray, weight: np.ndarray
+    residual: np.ndarray,
+    theta: np.ndarray,
+    sigma: np.ndarray,
+    weight: np.ndarray,
+    cell: np.ndarray,
 ) -> float:
     """Negative log posterior up to a constant."""
-    scaled = (residual / SCALE) ** 2
-    misfit = 0.5 * (FREEDOM + 1.0) * np.sum(weight * np.log1p(scaled / FREEDOM))
-    return float(misfit + 0.5 * np.sum((theta / sigma) ** 2))
+    size, misfit = _misfit((residual / SCALE) ** 2, weight, cell)
+    loss = 0.5 * np.sum((FREEDOM + size) * np.log1p(misfit / FREEDOM))
+    return float(loss + 0.5 * np.sum((theta / sigma) ** 2))
 
 
 def fit(batch: Batch, iterations: int = 12, start: Mapping[str, float] | None = None) -> Fit:
     """Calibrate on all rows of ``batch``, from the priors or from earlier logarithms."""
     names = coefficient_names(batch)
     sigma = prior_sigma(names)
-    weight = source_weights(batch)
+    weight, cell = source_weights(batch), cells_of(batch)
     theta = np.array([(start or {}).get(name, 0.0) for name in names])
     residual = residuals(batch, names, theta)
     parts = parts_of(batch)
     jac = jacobian(batch, names, theta, residual, parts)
     for _ in range(iterations):
         with_own = residual + pace(batch, names, theta)
-        before = objective(with_own, theta, sigma, weight)
-        step = gauss_newton(jac, with_own, theta, sigma, weight)
+        before = objective(with_own, theta, sigma, weight, cell)
+        step = gauss_newton(jac, with_own, theta, sigma, weight, cell)
         length, after = 1.0, np.inf
         while length > 0.05:
             there = theta + length * step
             trial = residuals(batch, names, there)
-            after = objective(trial + pace(batch, names, there), there, sigma, weight)
+            with_own = trial + pace(batch, names, there)
+            after = objective(with_own, there, sigma, weight, cell)
             if after < before:
                 theta, residual = there, trial
                 break
@@ -200,7 +243,7 @@ def fit(batch: Batch, iterations: int = 12, start: Mapping[str, float] | None = 
         if not after < before - 1e-3:
             break
         jac = jacobian(batch, names, theta, residual, parts)
-    return Fit(names=names, theta=theta, jacobian=jac, residual=residual, weight=weight)
+    return Fit(names, theta, jac, residual, weight, cell)
 
 
 def without(full: Fit, batch: Batch, held: np.ndarray, rounds: int = 2) -> np.ndarray:
@@ -212,13 +255,14 @@ def without(full: Fit, batch: Batch, held: np.ndarray, rounds: int = 2) -> np.nd
     """
     sigma = prior_sigma(full.names)
     keep = ~held
+    jac = full.jacobian[keep]
     theta = full.theta
     residual = full.residual + pace(batch, full.names, theta)
     for _ in range(rounds):
         before = theta
         for _ in range(INNER):
-            straight = residual[keep] + full.jacobian[keep] @ (theta - before)
-            step = gauss_newton(full.jacobian[keep], straight, theta, sigma, full.weight[keep])
+            straight = residual[keep] + jac @ (theta - before)
+            step = gauss_newton(jac, straight, theta, sigma, full.weight[keep], full.cell[keep])
             theta = theta + np.clip(step, -0.3, 0.3)
             if np.max(np.abs(step)) < REST:
                 break

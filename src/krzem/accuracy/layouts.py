@@ -80,6 +80,8 @@ def _replicas(devices: int, model_ranks: int, guesses: list[str]) -> int:
     return nearest
 
 
+SENDING = ("alltoall", "deepep", "hybridep")
+"""Dispatchers that are used only where experts are spread, whatever degree a row states."""
 SHORT = 4.0
 """Micro-batches per stage up to which they are expected to have done so."""
 IDLE = 0.05
@@ -123,7 +125,7 @@ def _experts(
         return 1, 1
     experts = arch.runs[-1].layer.feed_forward.experts
     ep = whole(row, "ep")
-    if ep is None:
+    if ep is None or (ep == 1 and text(row, "dispatcher") in SENDING):
         guesses.append("ep")
         ep = next(e for e in (8, 4, 2, 1) if experts % e == 0 and ranks % e == 0)
     if experts % ep or ranks % ep:

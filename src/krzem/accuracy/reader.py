@@ -5,6 +5,8 @@ Columns alone decide: sources, notes and other free text are for people.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from krzem.accuracy.cards import device_of
 from krzem.accuracy.case import Case, UnusableRowError
 from krzem.accuracy.cells import Row, number, text, whole
@@ -52,6 +54,7 @@ def read_case(row: Row) -> Case:
         )
     except KrzemError as error:
         raise UnusableRowError("row contradicts itself (values out of range)") from error
+    layout = replace(layout, offload_optimizer=text(row, "offload") != "paged" and offload_of(row))
     seconds, column = seconds_per_step(
         row, arch, sequence, devices, batch, device, precision, layout.recompute is Recompute.FULL
     )

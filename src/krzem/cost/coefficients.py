@@ -48,6 +48,8 @@ COMMON: Mapping[str, Prior] = MappingProxyType(
                           " scale-up domain flows at its rate"),
         "out-start": Prior(value=6e-5, sigma=0.6, meaning="seconds before a collective between"
                            " nodes flows: half of its rate is reached at this many seconds' worth"),
+        "exchange-out": Prior(value=0.75, sigma=0.25, meaning="rate of all-to-all between nodes"
+                             " without kernels made for it, relative to rings"),
         "beside": Prior(value=0.15, sigma=0.4, meaning="computation lost while communication runs"
                         " beside it, per second of it (compute units and memory that it takes)"),
         "attention-half": Prior(value=160.0, sigma=0.4, meaning="keys of a row at which attention"
@@ -71,7 +73,7 @@ COMMON: Mapping[str, Prior] = MappingProxyType(
         "ep-hide": Prior(value=0.6, sigma=0.4, meaning="hidden share where all-to-all overlaps"),
         "pp-exposed": Prior(value=0.7, sigma=0.5, meaning="exposed share of pipeline transfers"),
         "turn": Prior(value=1.0, sigma=0.5, meaning="pipeline host time per turn, relative"),
-        "maker": Prior(value=1.0, sigma=0.15, meaning="time of runs that the chip's maker"
+        "maker": Prior(value=1.0, sigma=0.3, meaning="time of runs that the chip's maker"
                        " publishes, relative to a user's: best of many tries, balanced routing,"
                        " no other work on the machine; plans are for users"),
         "fixed": Prior(value=0.02, sigma=0.7, meaning="fixed seconds per step"),
@@ -88,7 +90,7 @@ GROUPED: Mapping[str, Prior] = MappingProxyType(
         "up": Prior(value=1.0, sigma=0.1, meaning="a family's own share"),
         "out": Prior(value=1.0, sigma=0.2, meaning="a family's own share"),
         "engine": Prior(value=1.08, sigma=0.15, meaning="an engine's overhead factor"),
-        "engine-year": Prior(value=1.0, sigma=0.04, meaning="its change per year"),
+        "engine-year": Prior(value=1.0, sigma=0.06, meaning="its change per year"),
     }
 )
 

@@ -72,7 +72,10 @@ def all_to_all(
     g = members(size, stride, machine.domain)
     k = size / g
     crossing = np.where(machine.dedup > 0, np.minimum(once_bytes, copies_bytes), copies_bytes)
-    across = crossing * (k - 1.0) / k / machine.out_bytes_per_s
+    # Pairs of ranks that all talk at once share paths of the network as no ring does; kernels made
+    # for it (deduplicating ones) send along rails.
+    share = np.where(machine.dedup > 0, 1.0, machine.exchange_out)
+    across = crossing * (k - 1.0) / k / (machine.out_bytes_per_s * share)
     inside = copies_bytes * (g - 1.0) / g / _inside(g, machine)
     hops = (g - 1.0) * machine.up_latency + np.sqrt(k - 1.0) * 2.0 * machine.out_latency
     hops = hops + np.where(k > 1.0, machine.out_start, machine.up_start)

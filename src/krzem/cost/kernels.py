@@ -16,6 +16,9 @@ from krzem.cost.machine import Machine
 
 Array = Any
 
+STREAMS = 4.0
+"""Products of experts that run side by side: grouped layers launch one a group on four streams
+(Transformer Engine, ``multi_stream_cublas_gemm``)."""
 TILE = 64.0
 """Granularity at which kernels pick their tiles."""
 
@@ -44,7 +47,7 @@ def grouped(groups: Array, m: Array, n: Array, k: Array, machine: Machine, width
     rows = round_up(m)
     flops = 2.0 * groups * rows * round_up(n) * k
     shape = (1.0 + machine.depth / np.maximum(k, 1.0)) * (
-        1.0 + machine.tail * machine.fill / (np.maximum(groups, 1.0) * rows * round_up(n))
+        1.0 + machine.tail * machine.fill / (np.clip(groups, 1.0, STREAMS) * rows * round_up(n))
     )
     moved = groups * ((m * k + k * n) * width + 2.0 * m * n)
     busy = (groups > 0) & (n > 0)

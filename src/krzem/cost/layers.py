@@ -60,9 +60,9 @@ def _memory(moved: Array, mc: Machine) -> _Pair:
     return _Pair(seconds, 2.0 * seconds)
 
 
-def _casts(elements: Array, mc: Machine) -> _Pair:
+def _casts(elements: Array, mc: Machine, each: Array | None = None) -> _Pair:
     """Quantising operands to low precision: activations forward, gradients backward."""
-    seconds = elements * mc.cast_bytes / mc.memory_bytes_per_s
+    seconds = elements * (mc.cast_bytes if each is None else each) / mc.memory_bytes_per_s
     return _Pair(seconds, seconds)
 
 
@@ -225,7 +225,7 @@ def _moe(t: ModelTable, c: Cells, mc: Machine) -> tuple[_Pair, Array, _Pair]:
     moved = moved + np.where(c.ep > 1, 4.0 * picked * wide, 0.0)
     moved = moved * mc.permute + 12.0 * own * t.experts
     act = 2.0 * (picked * (up_n + down_k) + m * (t.shared_up + t.shared_width) / c.tp)
-    cast = _casts(picked * (2.0 * wide + up_n + down_k), mc)
+    cast = _casts(picked * (2.0 * wide + up_n + down_k), mc, mc.expert_cast_bytes)
     norm = _residual(t, c)
     comm = _gathering(t, c, mc)
     shared_comm = _Pair(*(np.where(t.shared_width > 0, x, 0.0) for x in (comm.f, comm.b)))

@@ -36,6 +36,8 @@ class Machine:
     """Part of one filling that is lost at the end of a product."""
     low_bytes: Array
     """Bytes per element of matrix operands (2 in 16 bits, 1 in fp8, 0.5 in fp4)."""
+    expert_cast_bytes: Array
+    """The same for operands of experts, which no kernel before them has quantised."""
     cast_bytes: Array
     """Bytes moved per operand element to quantise it (0 in 16 bits)."""
     node: Array
@@ -56,6 +58,10 @@ class Machine:
     """Seconds before a collective inside a scale-up domain flows at its rate."""
     out_start: Array
     """Seconds before a collective between nodes flows at its rate."""
+    exchange_out: Array
+    """Rate of all-to-all between nodes relative to rings, without kernels made for it."""
+    fetch_seconds: Array
+    """Host time to fetch and release the sharded weights of a module, each pass."""
     beside: Array
     """Computation lost per second of communication that runs beside it."""
     attention_half: Array

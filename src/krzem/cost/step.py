@@ -19,6 +19,9 @@ Array = Any
 
 HIDE = 0.9
 """Largest share of a computation that communication can hide behind."""
+MODULES = 7.0
+EXPERT_MODULES = 3.0
+"""Modules with weights of their own in a layer, and in an expert beside it."""
 OFFLOAD_BYTES_PER_S = 12e9
 """Host memory and PCIe traffic per device for an offloaded optimizer."""
 NEWTON_SCHULZ_FLOPS = 30.0
@@ -289,16 +292,32 @@ def _sharded_weights(
     # Gradients that stay whole until the last micro-batch are scattered once a step instead.
     scattered = mc.trained * mc.gradient_bytes / 2.0 * np.where(mc.whole_gradients > 0, 0.0, 1.0)
     reduce = once * (1.0 + scattered)
-    return tuple(_gathering(rank, once, reduce, mc) for rank in ranks)  # type: ignore[return-value]
+    each = np.where(x.zero == 3, mc.fetch_seconds, 0.0)
+    again = 1.0 + _recomputed(x, np.maximum(s.first, s.middle))
+    counts = ((s.first, s.first_moe), (s.middle, s.middle_moe), (s.last, s.last_moe))
+    experts = EXPERT_MODULES * t.experts / (x.ep * x.etp)
+    hosts = [each * (MODULES * n + experts * moe) for n, moe in counts]
+    return tuple(  # type: ignore[return-value]
+        _gathering(rank, once, reduce, mc, (h, h * again))
+        for rank, h in zip(ranks, hosts, strict=True)
+    )
 
 
-def _gathering(rank: RankSeconds, once: Array, reduce: Array, mc: Machine) -> RankSeconds:
-    """A rank that gathers weights beside both passes and scatters gradients beside the second."""
+def _gathering(
+    rank: RankSeconds, once: Array, reduce: Array, mc: Machine, host: tuple[Array, Array]
+) -> RankSeconds:
+    """A rank that gathers weights beside both passes and scatters gradients beside the second.
+
+    Neither pass is shorter than the host takes to fetch and release the weights.
+    """
     open_f, free_f = _overlap(rank.free_f, once, mc.gather_overlap, mc)
     open_b, free_b = _overlap(rank.free_b, reduce, mc.reduce_overlap, mc)
+    forward, backward = rank.forward + open_f, rank.backward + open_b
+    late_f = (forward**4 + host[0] ** 4) ** 0.25 - forward
+    late_b = (backward**4 + host[1] ** 4) ** 0.25 - backward
     return RankSeconds(
-        rank.forward + open_f, rank.backward + open_b, rank.recompute, rank.dispatch, rank.comm,
-        open_f + open_b, free_f, free_b,
+        forward + late_f, backward + late_b, rank.recompute, rank.dispatch, rank.comm,
+        open_f + open_b + late_f + late_b, free_f, free_b,
     )  # fmt: skip
 
 
