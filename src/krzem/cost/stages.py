@@ -1,4 +1,4 @@
-"""How layers fall on pipeline ranks: the first, the fullest middle and the last one."""
+"""How layers and parameters fall on ranks: the first, the fullest middle and the last stage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from krzem.layout.layout import Layouts
+from krzem.layout.layout import RECOMPUTES, Layouts, Recompute
 from krzem.model.table import ModelTable
 
 Array = Any
@@ -71,3 +71,33 @@ def stages(t: ModelTable, x: Layouts) -> Stages:
         middle_moe=np.where(whole, t.moe_layers, middle * (1.0 - left)),
         last_moe=np.where(whole, t.moe_layers, last * (1.0 - left)),
     )
+
+
+def shard_group(x: Layouts) -> tuple[Array, Array]:
+    """Size and stride of the group over which ZeRO shards dense weights."""
+    whole = x.dp * x.cp
+    size = np.where(x.shard > 0, np.minimum(x.shard, whole), whole)
+    return size.astype(float), x.tp.astype(float)
+
+
+def expert_group(x: Layouts) -> Array:
+    """Ranks that hold the same experts."""
+    return np.maximum(x.tp * x.cp * x.dp / (x.ep * x.etp), 1.0)
+
+
+def parameters(t: ModelTable, x: Layouts, s: Stages) -> tuple[Array, Array]:
+    """Dense and expert parameters of the fullest rank before sharding over data parallelism."""
+    n = np.maximum(s.middle, s.first)
+    moe = np.where(s.middle >= s.first, s.middle_moe, s.first_moe)
+    layer = t.attention_split / x.tp + t.attention_whole + t.norm_params
+    dense = n * layer + (n - moe) * t.dense_params / x.tp
+    dense = dense + moe * (t.shared_params / x.tp + t.router_params)
+    dense = dense + (t.embedding_params + np.where(x.pp <= 1, t.head_params, 0.0)) / x.tp
+    return dense, moe * t.expert_params / (x.ep * x.etp)
+
+
+def recomputed(x: Layouts, layers: Array) -> Array:
+    """Share of a rank's layers recomputed whole, 0 to 1."""
+    full = x.recompute == RECOMPUTES.index(Recompute.FULL)
+    share = np.where(x.recompute_layers < 0, 1.0, x.recompute_layers / np.maximum(layers, 1.0))
+    return np.where(full, np.minimum(share, 1.0), 0.0)

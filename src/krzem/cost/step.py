@@ -11,7 +11,7 @@ from krzem.cost import collectives
 from krzem.cost.machine import Machine
 from krzem.cost.parts import LayerSeconds
 from krzem.cost.schedule import fill_factor, joined_ends, overlaps_dispatch
-from krzem.cost.stages import Stages, stages
+from krzem.cost.stages import Stages, expert_group, parameters, recomputed, shard_group, stages
 from krzem.layout.layout import RECOMPUTES, Layouts, Recompute
 from krzem.model.table import ModelTable
 
@@ -108,7 +108,7 @@ def step_seconds(
     everything = _sum_over_ranks(x, ranks)
     transfer, ramp = _transfer(t, x, mc, m)
     # In units of the forward pass, so that slow links do not change what fills a bubble.
-    again = 2.0 + _recomputed(x, np.maximum(s.first, s.middle))
+    again = 2.0 + recomputed(x, np.maximum(s.first, s.middle))
     factor = fill_factor(x.schedule, x.vpp, np.ones_like(again), again, 3.0 * parts.weight_share)
     bubble = np.maximum(everything - slowest, 0.0) * factor + ramp
     data, optimizer = _update(t, x, s, mc, optim, sharded, m)
@@ -169,7 +169,7 @@ def exchanges(t: ModelTable, x: Layouts, parts: LayerSeconds) -> tuple[Exchange,
 
 
 def _exchange(x: Layouts, parts: LayerSeconds, n: Array, dense: Array, moe: Array) -> Exchange:
-    share = _recomputed(x, n)
+    share = recomputed(x, n)
     f = n * parts.attention_comm_f + dense * parts.dense_comm_f + moe * parts.moe_comm_f
     b = n * parts.attention_comm_b + dense * parts.dense_comm_b + moe * parts.moe_comm_b
     again = share * parts.dispatch_f
@@ -178,13 +178,6 @@ def _exchange(x: Layouts, parts: LayerSeconds, n: Array, dense: Array, moe: Arra
         sent_f=moe * parts.dispatch_f,
         sent_b=moe * (parts.dispatch_b + again),
     )
-
-
-def _recomputed(x: Layouts, layers: Array) -> Array:
-    """Share of a rank's layers recomputed whole, 0 to 1."""
-    full = x.recompute == RECOMPUTES.index(Recompute.FULL)
-    share = np.where(x.recompute_layers < 0, 1.0, x.recompute_layers / np.maximum(layers, 1.0))
-    return np.where(full, np.minimum(share, 1.0), 0.0)
 
 
 def _rank(
@@ -200,7 +193,7 @@ def _rank(
     b = n * parts.attention_b + dense * parts.dense_b + moe * parts.moe_b
     comm_f = n * parts.attention_comm_f + dense * parts.dense_comm_f + moe * parts.moe_comm_f
     comm_b = n * parts.attention_comm_b + dense * parts.dense_comm_b + moe * parts.moe_comm_b
-    share = _recomputed(x, n)
+    share = recomputed(x, n)
     cheap = x.recompute == RECOMPUTES.index(Recompute.MODULES)
     core = x.recompute == RECOMPUTES.index(Recompute.ATTENTION)
     again = share * f + n * np.where(cheap, parts.cheap_f, np.where(core, parts.core_f, 0.0))
@@ -284,16 +277,16 @@ def _sharded_weights(
 
     All ranks gather as much as the fullest one.
     """
-    dense, expert = _parameters(t, x, s)
-    group, stride = _shard_group(x)
+    dense, expert = parameters(t, x, s)
+    group, stride = shard_group(x)
     once = collectives.ring(2.0 * dense, group, stride, mc)
-    once = once + collectives.ring(2.0 * expert, _expert_group(x), x.ep * x.etp, mc)
+    once = once + collectives.ring(2.0 * expert, expert_group(x), x.ep * x.etp, mc)
     once = np.where((x.zero == 3) & (x.dp * x.cp > 1), once, 0.0)
     # Gradients that stay whole until the last micro-batch are scattered once a step instead.
     scattered = mc.trained * mc.gradient_bytes / 2.0 * np.where(mc.whole_gradients > 0, 0.0, 1.0)
     reduce = once * (1.0 + scattered)
     each = np.where(x.zero == 3, mc.fetch_seconds, 0.0)
-    again = 1.0 + _recomputed(x, np.maximum(s.first, s.middle))
+    again = 1.0 + recomputed(x, np.maximum(s.first, s.middle))
     counts = ((s.first, s.first_moe), (s.middle, s.middle_moe), (s.last, s.last_moe))
     experts = EXPERT_MODULES * t.experts / (x.ep * x.etp)
     hosts = [each * (MODULES * n + experts * moe) for n, moe in counts]
@@ -335,29 +328,6 @@ def _overlap(free: Array, comm: Array, share: Array, mc: Machine) -> tuple[Array
     return exposed, np.maximum(free - covered, 0.0)
 
 
-def _shard_group(x: Layouts) -> tuple[Array, Array]:
-    """Size and stride of the group over which ZeRO shards dense weights."""
-    whole = x.dp * x.cp
-    size = np.where(x.shard > 0, np.minimum(x.shard, whole), whole)
-    return size.astype(float), x.tp.astype(float)
-
-
-def _expert_group(x: Layouts) -> Array:
-    """Ranks that hold the same experts."""
-    return np.maximum(x.tp * x.cp * x.dp / (x.ep * x.etp), 1.0)
-
-
-def _parameters(t: ModelTable, x: Layouts, s: Stages) -> tuple[Array, Array]:
-    """Dense and expert parameters of the fullest rank before sharding over data parallelism."""
-    n = np.maximum(s.middle, s.first)
-    moe = np.where(s.middle >= s.first, s.middle_moe, s.first_moe)
-    layer = t.attention_split / x.tp + t.attention_whole + t.norm_params
-    dense = n * layer + (n - moe) * t.dense_params / x.tp
-    dense = dense + moe * (t.shared_params / x.tp + t.router_params)
-    dense = dense + (t.embedding_params + np.where(x.pp <= 1, t.head_params, 0.0)) / x.tp
-    return dense, moe * t.expert_params / (x.ep * x.etp)
-
-
 def _sum_over_ranks(x: Layouts, ranks: tuple[RankSeconds, RankSeconds, RankSeconds]) -> Array:
     first, middle, last = ranks
     between = np.maximum(x.pp - 2, 0) * middle.total
@@ -390,10 +360,10 @@ def _update(
     t: ModelTable, x: Layouts, s: Stages, mc: Machine, optim: Optim, slow: RankSeconds, m: Array
 ) -> tuple[Array, Array]:
     """Exposed data-parallel communication and the optimizer step."""
-    dense, expert = _parameters(t, x, s)
-    group, stride = _shard_group(x)
+    dense, expert = parameters(t, x, s)
+    group, stride = shard_group(x)
     whole = (x.dp * x.cp).astype(float)
-    edp = _expert_group(x)
+    edp = expert_group(x)
     reduce = collectives.ring(mc.gradient_bytes * dense, whole, stride, mc)
     reduce = reduce + collectives.ring(mc.gradient_bytes * expert, edp, x.ep * x.etp, mc)
     gather = collectives.ring(optim.weight_bytes * dense, whole, stride, mc)

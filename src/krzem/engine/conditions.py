@@ -181,6 +181,11 @@ class Design:
     """The same of the experts where it is more: graphs of parts of layers leave them out."""
     host_waits: float = 1.0
     """1 where the host must learn how many tokens each expert was sent, else 0."""
+    fetch_ms: float = 0.0
+    """Host time to fetch and release the sharded weights of one module, each pass."""
+    expert_cast_bytes: float = 6.0
+    """Traffic per operand element of experts to quantise it, in kernels of its own: read for the
+    scale, read again, written along rows and columns (Transformer Engine's grouped layers)."""
     turn_ms: float = 0.5
     """Host time of the pipeline engine per micro-batch and chunk, forward and backward together."""
     cut_turn_ms: float = 0.0
