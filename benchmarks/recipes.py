@@ -2,8 +2,9 @@
 
 For the newest tuned run that NVIDIA publishes of each model, chip and precision: the best layout
 that a search finds for the same batch on the same devices, with switches free, against the
-measured step.  Times are at the maker's pace, since the maker ran them.  ``rank`` says which share
-of the layouts that a plan would show is faster than the published one.
+measured step.  Times are at the maker's pace, since the maker ran them, and corrected for being
+picked (``Plan.picked``).  ``rank`` says which share of the layouts that a plan would show is faster
+than the published one.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def best_seconds(case: Case) -> tuple[float, float, str]:
     )  # fmt: skip
     routing = case.switches.get("routing")
     stated = (("routing", routing),) if routing else ()
-    found = plan(replace(asked.task, stated=stated), sure=asked.sure).best
-    pace = fitted().common("maker")
+    answer = plan(replace(asked.task, stated=stated), sure=asked.sure)
+    found, pace = answer.best, fitted().common("maker") * answer.picked
     return found.step_seconds.mid * pace, found.step_seconds.high * pace, str(found.layout)
 
 

@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from krzem.cost.uncertainty import between
 from krzem.errors import ClusterError, GoalError, LayoutError
 from krzem.hardware import read_cluster
 from krzem.layout.layout import Layout, Precision, join, pack
 from krzem.layout.space import Space, layouts
 from krzem.model import load_model
 from krzem.plan.goal import Goal
+
 from krzem.plan.plan import explain, plan
 from krzem.plan.price import Pricer, Task, engine_for
 from krzem.plan.search import SURE, front, search
@@ -42,6 +44,23 @@ def test_search_finds_the_minimum_of_brute_force(small: Pricer) -> None:
     found = search(small)
     assert found.evaluated == len(everything)
     assert found.seconds[found.best()[0]] == pytest.approx(seconds.min(), rel=1e-12)
+
+
+def test_the_best_of_many_predictions_is_expected_slower_than_predicted(small: Pricer) -> None:
+    """Nothing is picked among one; among equals it is the least of as many errors."""
+    found = search(small)
+    best = found.best()
+    alone = picked(small.task, found, best[:1])
+    among_all = picked(small.task, found, best)
+    equal = picked(small.task, replace(found, seconds=np.ones_like(found.seconds)), best)
+    assert alone == pytest.approx(1.0, abs=0.01)
+    assert alone < among_all < equal
+    rivals = len(found.distinct(best[:LOOKED_AT], RIVALS))
+    noise = np.random.default_rng(1).normal(size=(4000, rivals)) * between(experts=False)
+    assert equal == pytest.approx(np.exp(-np.mean(noise.min(axis=1))), rel=0.02)
+    answer = plan(small.task, alternatives=0)
+    assert answer.picked == pytest.approx(among_all)
+    assert any("errs on the fast side" in note for note in answer.notes)
 
 
 def test_front_is_not_dominated(small: Pricer) -> None:

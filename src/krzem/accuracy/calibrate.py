@@ -21,7 +21,7 @@ import krzem.facts
 from krzem.accuracy.batch import Batch, predict, prepare, situation
 from krzem.accuracy.case import Case, UnusableRowError
 from krzem.accuracy.cells import Row
-from krzem.accuracy.fit import Fit, fit, shared
+from krzem.accuracy.fit import Fit, cell_of, fit, shared
 from krzem.accuracy.held_back import GROUPS, HeldBack, held_back
 from krzem.accuracy.memory_fit import memory_part
 from krzem.accuracy.reader import read_case
@@ -147,11 +147,46 @@ def _document(
             "combinations": sorted(spread.combinations),
             "devices": sorted(spread.devices),
         },
+        "between": between_layouts(batch, trials["organisation"].error),
         "summary": {
             "in_sample": summary(full.residual),
             **{f"without_{k}": summary(trials[k].error, sigma[k]) for k in trials},
         },
     }
+
+
+SHARED = 50.0
+"""Layouts that the spread of all kinds of model counts as beside that of one."""
+
+
+def between_layouts(batch: Batch, error: np.ndarray) -> dict[str, float]:
+    """Spread of errors between layouts that differ in nothing else, by kind of model.
+
+    The median over groups (they hold blunders), each kind drawn to that of all.
+    """
+    groups: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    for case, one in zip(batch.cases, error.tolist(), strict=True):
+        key = (*cell_of(case), case.architecture, case.devices, case.precision, case.sequence)
+        groups.setdefault(key, {}).setdefault(str(case.layout), []).append(one)
+    found = {kind: _spreads(groups, kind) for kind in ("", "dense", "moe")}
+    whole, _ = found.pop("")
+    return {k: _round((SHARED * whole + n * own) / (SHARED + n)) for k, (own, n) in found.items()}
+
+
+def _spreads(
+    groups: Mapping[tuple[Any, ...], Mapping[str, list[float]]], kind: str
+) -> tuple[float, int]:
+    """(median spread, layouts less groups) of the groups of one kind of model, or of all."""
+    spread, count = [], []
+    for key, layouts in groups.items():
+        if len(layouts) > 1 and kind in ("", key[3]):
+            spread.append(float(np.std([np.median(v) for v in layouts.values()], ddof=1)))
+            count.append(len(layouts) - 1)
+    if not spread:
+        return 0.0, 0
+    order = np.argsort(spread)
+    middle = np.searchsorted(np.cumsum(np.array(count)[order]), 0.5 * sum(count))
+    return spread[order[middle]], sum(count)
 
 
 def _years(batch: Batch) -> dict[str, list[float]]:

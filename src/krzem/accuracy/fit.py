@@ -258,7 +258,7 @@ def without(full: Fit, batch: Batch, held: np.ndarray, rounds: int = 2) -> np.nd
     jac = full.jacobian[keep]
     theta = full.theta
     residual = full.residual + pace(batch, full.names, theta)
-    for _ in range(rounds):
+    for last in range(1, rounds + 1):
         before = theta
         for _ in range(INNER):
             straight = residual[keep] + jac @ (theta - before)
@@ -266,7 +266,7 @@ def without(full: Fit, batch: Batch, held: np.ndarray, rounds: int = 2) -> np.nd
             theta = theta + np.clip(step, -0.3, 0.3)
             if np.max(np.abs(step)) < REST:
                 break
-        if np.max(np.abs(theta - before)) < REST:
+        if last == rounds or np.max(np.abs(theta - before)) < REST:
             break
         residual = residuals(batch, full.names, theta) + pace(batch, full.names, theta)
     return theta

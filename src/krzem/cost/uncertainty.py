@@ -118,3 +118,11 @@ def log_sigma(step: StepSeconds, standing: Standing) -> Array:
     An 80 % interval reaches from ``total * exp(-Z80 * sigma)`` to ``total * exp(Z80 * sigma)``.
     """
     return spread().log_sigma(step, standing)
+
+
+def between(experts: bool) -> float:
+    """What the errors of layouts of one model on one cluster do not share.
+
+    A standard deviation of the logarithm of each layout's own part, as runs left out had it.
+    """
+    return float(shipped()["between"]["moe" if experts else "dense"])

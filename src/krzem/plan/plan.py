@@ -34,6 +34,8 @@ from krzem.plan.search import (
     fitting,
     front,
     least_known,
+    picked,
+    picked_note,
     remarks,
     search,
     widening,
@@ -118,6 +120,9 @@ class Plan:
     layouts_evaluated: int
     layouts_timed: int
     search_seconds: float
+    picked: float = 1.0
+    """By which the best step is to be expected slower than predicted, since predictions that err
+    on the fast side are picked out (:func:`krzem.plan.interval.picked`)."""
     notes: tuple[str, ...] = ()
     footprint: Footprint | None = None
     """Compute, carbon and loss; None where nobody asked for them."""
@@ -179,7 +184,8 @@ def planned(
     ends = ends_of(pricer)
     open_ = decided(ends, found, sure)
     first = describe(pricer, found.layouts.at(int(best[0])), ends)
-    others = _distinct(found, best, alternatives)
+    others = found.distinct(best, alternatives + 1)[1:]
+    optimism = picked(task, found, best)
     ties = int(np.sum(found.seconds[best] <= found.seconds[best[0]] * (1.0 + TIE)))
     resources = gains(pricer, found, first.layout, sure)
     total = count(task.architecture)
@@ -200,7 +206,8 @@ def planned(
         layouts_evaluated=found.evaluated,
         layouts_timed=found.timed,
         search_seconds=found.search_seconds,
-        notes=(*_notes(task), *remarks(open_)),
+        picked=optimism,
+        notes=(*_notes(task), *remarks(open_), *picked_note(first.step_seconds.mid, optimism)),
     )
 
 
@@ -351,25 +358,6 @@ def _factors(number: int) -> str:
     if rest > 1 or not found:
         found.append(rest)
     return " x ".join(map(str, found))
-
-
-def _distinct(found: Found, best: np.ndarray, wanted: int) -> list[int]:
-    """The best layouts of different parallel shape, the very best left out."""
-    x = found.layouts
-    same = ("tp", "pp", "ep", "etp", "schedule", "zero")
-    shapes: set[tuple[float, ...]] = set()
-    chosen: list[int] = []
-    for i in best:
-        shape = tuple(int(getattr(x, n)[i]) for n in same)
-        # Half the sequence of twice as many is the same work, cut another way.
-        double = (*shape, -1, int(x.micro_batch[i]) / int(x.cp[i]))
-        degrees = (*shape, int(x.cp[i]))
-        if double not in shapes and degrees not in shapes:
-            chosen.append(int(i))
-        shapes |= {double, degrees}
-        if len(chosen) > wanted:
-            break
-    return chosen[1:]
 
 
 def _front(found: Found, most: int = 40) -> tuple[FrontPoint, ...]:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from krzem.cost.uncertainty import Z80
+from krzem.cost.uncertainty import Z80, between
 from krzem.errors import UnknownFactError
 from krzem.hardware.cluster import Assumed, at
 from krzem.hardware.cluster_keys import KEYS
 from krzem.layout.layout import Layouts, join
 from krzem.layout.space import Space, layouts
 from krzem.plan.goal import SURE
-from krzem.plan.price import BLOCK, Pricer, split
+from krzem.plan.price import BLOCK, Pricer, Task, narrowing, split
 
 POSSIBLE = 0.05
 """Below this chance of fitting a layout is not timed."""
@@ -45,6 +45,24 @@ class Found:
     def best(self, sure: float = SURE) -> np.ndarray:
         """Indices of layouts that fit with at least this chance, fastest first."""
         return np.flatnonzero(self.fits >= sure)
+
+    def distinct(self, order: np.ndarray, wanted: int) -> list[int]:
+        """The first ``wanted`` of ``order`` that differ in parallel shape."""
+        x = self.layouts
+        same = ("tp", "pp", "ep", "etp", "schedule", "zero")
+        shapes: set[tuple[float, ...]] = set()
+        chosen: list[int] = []
+        for i in order:
+            shape = tuple(int(getattr(x, n)[i]) for n in same)
+            # Half the sequence of twice as many is the same work, cut another way.
+            double = (*shape, -1, int(x.micro_batch[i]) / int(x.cp[i]))
+            degrees = (*shape, int(x.cp[i]))
+            if double not in shapes and degrees not in shapes:
+                chosen.append(int(i))
+            shapes |= {double, degrees}
+            if len(chosen) >= wanted:
+                break
+        return chosen
 
 
 def search(
@@ -276,4 +294,35 @@ def _undecided(pricer: Pricer, effect: Effect) -> UnknownFactError:
         f"{pricer.task.architecture.name} on {device.id}: nobody has published the"
         f" {_words(bounds)} of {device.id}, and over what it may be ({bounds.why}; {bounds.source})"
         f" {what}. Give it in a cluster file: {bounds.key} = {KEYS[bounds.key].example}"
+    )
+
+
+RIVALS, LOOKED_AT = 64, 2000
+"""Parallel shapes that compete, and layouts among which they are looked for."""
+DRAWS = 400
+
+
+def picked(task: Task, found: Found, best: np.ndarray) -> float:
+    """By which the fastest layout is to be expected slower than predicted.
+
+    Layouts of one model on one cluster share most of their error; what is left
+    (:func:`krzem.cost.uncertainty.between`) differs by parallel shape, and the fastest is picked
+    for it.  Parametric bootstrap: predictions as if they were true, drawn anew with that
+    error, and the mean error of the one that then looks fastest.
+    """
+    spread = between(task.architecture.is_moe) * narrowing(task)
+    rivals = found.distinct(best[:LOOKED_AT], RIVALS)
+    log = np.log(found.seconds[rivals])
+    noise = np.random.default_rng(0).normal(size=(DRAWS, len(rivals))) * spread
+    winner = np.argmin(log + noise, axis=1)
+    return math.exp(-float(np.mean(noise[np.arange(DRAWS), winner])))
+
+
+def picked_note(seconds: float, factor: float) -> tuple[str, ...]:
+    """What to expect of the best of many predictions, where it differs by a per cent or more."""
+    if factor < 1.01:
+        return ()
+    return (
+        f"the fastest of many predictions errs on the fast side: expect {factor - 1:.0%} more,"
+        f" {seconds * factor:.3g} s a step (spread between layouts on runs left out)",
     )
