@@ -36,7 +36,7 @@ def megatron() -> Iterator[list[str]]:
         for mode, measured in (("full", full), ("attention", selective)):
             found = krzem.explain(
                 model, on=f"a100-sxm-80:{8 * pp}", engine="megatron-lm", date="2022-05",
-                precision="fp16", global_batch=batch, sequence=2048,
+                precision="fp16", batch=batch, seq=2048,
                 layout=f"tp=8,pp={pp},vpp={vpp},mbs={micro},zero=0,schedule={schedule},"
                 f"recompute={mode},sp={int(mode == 'attention')}",
             ).plan.step_seconds.mid * PACE  # fmt: skip
@@ -58,7 +58,7 @@ def pangu(sequence: int) -> list[str]:
     batch = 192 * 48 * 4096 // sequence
     found = krzem.explain(
         "pangu-ultra-moe-718b", on="ascend-910b:6144", engine="mindspeed-llm", date="2025-05",
-        global_batch=batch, sequence=sequence, switched="overlap-a2a",
+        batch=batch, seq=sequence, with_=["overlap-a2a"],
         layout="tp=8,pp=16,vpp=2,ep=32,mbs=2,schedule=interleaved,recompute=modules",
     ).plan.step_seconds.mid * PACE  # fmt: skip
     measured = batch * sequence / (PANGU_TOKENS_PER_S / 6000 * 6144)
