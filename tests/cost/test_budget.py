@@ -13,8 +13,8 @@ from machines import ADAMW, built, gpt, step
 from krzem.cost import collectives
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import Machine
-from krzem.cost.stages import stages
-from krzem.cost.step import _expert_group, _parameters, _shard_group, step_seconds
+from krzem.cost.stages import expert_group, parameters, shard_group, stages
+from krzem.cost.step import step_seconds
 from krzem.layout.layout import Layout, Recompute, cells, pack
 from krzem.model import load_model
 from krzem.model.table import tabulate
@@ -42,10 +42,10 @@ def traffic(layout: Layout, mc: Machine, batch: float) -> float:
     again = 1.0 if layout.recompute is Recompute.FULL else 0.0
     m = batch / (layout.dp * layout.micro_batch)
     sent = t.moe_layers * (parts.dispatch_f * (1.0 + again) + parts.dispatch_b)
-    dense, expert = _parameters(t, x, s)
-    group, stride = _shard_group(x)
+    dense, expert = parameters(t, x, s)
+    group, stride = shard_group(x)
     once = collectives.ring(2.0 * dense, group, stride, mc)
-    once = once + collectives.ring(2.0 * expert, _expert_group(x), x.ep * x.etp, mc)
+    once = once + collectives.ring(2.0 * expert, expert_group(x), x.ep * x.etp, mc)
     gathered = (2.0 + mc.gradient_bytes / 2.0) * once if layout.zero == 3 else 0.0 * once
     return float(np.ravel(m * (sent + gathered))[0])
 

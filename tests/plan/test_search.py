@@ -14,10 +14,9 @@ from krzem.layout.layout import Layout, Precision, join, pack
 from krzem.layout.space import Space, layouts
 from krzem.model import load_model
 from krzem.plan.goal import Goal
-
 from krzem.plan.plan import explain, plan
 from krzem.plan.price import Pricer, Task, engine_for
-from krzem.plan.search import SURE, front, search
+from krzem.plan.search import LOOKED_AT, RIVALS, SURE, front, picked, search
 
 
 def task(model: str = "llama-3.1-8b", cluster: str = "h100:16", batch: int = 64) -> Task:

@@ -201,7 +201,8 @@ def _rank(
     hidden = np.where(dual, 0.95, mc.ep_overlap)
     sent = moe * (parts.dispatch_f * (1.0 + share) + parts.dispatch_b)
     # One second of computation hides one second of communication, once.
-    left_f, left_b = f - n * parts.covered_f, b - n * parts.covered_b
+    left_f = np.maximum(f - n * parts.covered_f - comm_f, 0.0)
+    left_b = np.maximum(b - n * parts.covered_b - comm_b, 0.0)
     covered = np.minimum(hidden * sent, HIDE * (left_f + left_b))
     # What runs beside the computation takes compute units and memory bandwidth from it.
     exposed = sent - covered + mc.beside * covered
@@ -212,8 +213,7 @@ def _rank(
     taken = covered / np.maximum(left_f + left_b, 1e-30)
     return RankSeconds(
         forward, backward, again - share * comm_f, exposed, comm, np.zeros_like(comm),
-        np.maximum(left_f * (1.0 - taken) - comm_f, 0.0),
-        np.maximum(left_b * (1.0 - taken) - comm_b, 0.0),
+        left_f * (1.0 - taken), left_b * (1.0 - taken),
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ class Plan:
     search_seconds: float
     picked: float = 1.0
     """By which the best step is to be expected slower than predicted, since predictions that err
-    on the fast side are picked out (:func:`krzem.plan.interval.picked`)."""
+    on the fast side are picked out (:func:`krzem.plan.search.picked`)."""
     notes: tuple[str, ...] = ()
     footprint: Footprint | None = None
     """Compute, carbon and loss; None where nobody asked for them."""
