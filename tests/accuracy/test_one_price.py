@@ -31,7 +31,8 @@ def stated_whole(case: Case) -> Case:
     base = variants_of(case)[0]
     return replace(
         case, switches=dict(base.choices), layout=base.layout, by_maker=False,
-        unknown=(), recompute_known=True, global_batch=float(max(1, round(case.global_batch))),
+        unknown=(), recompute_known=True, alternatives=(),
+        global_batch=float(max(1, round(case.global_batch))),
     )  # fmt: skip
 
 
