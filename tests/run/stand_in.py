@@ -27,9 +27,11 @@ def main() -> None:
         trained.append(step)
         loss = 5 - step / steps
         if titan:
-            print(f"[titan] 2026-11-30 12:00:{step % 60:02d},000 - root - INFO - step: {step:2}  "
-                  f"loss:  {loss:.5f}  grad_norm:  1.2340  memory:  1.00GiB(1.00%)  tps: 1,234  "
-                  "tflops: 1.00  mfu: 1.00%", flush=True)  # fmt: skip
+            print(f"[titan] 2026-11-30 12:00:{step % 60:02d},000 - root - INFO - "
+                  f"\x1b[31mstep: {step:2}  \x1b[32mloss:  {loss:.5f}  \x1b[38;2;180;60;0m"
+                  "grad_norm:  1.2340  \x1b[38;2;54;234;195mmemory: -0.00GiB(-0.00%)  \x1b[34m"
+                  "tps: 1,234  \x1b[36mtflops: 0.00  \x1b[35mmfu: 0.00%\x1b[39m",
+                  flush=True)  # fmt: skip
         else:
             print(f" iteration {step:8d}/{steps:8d} | consumed samples: {step * 8:12d} | elapsed "
                   f"time per iteration (ms): {float(seconds) * 1e3:.1f} | learning rate: 1.0E-04 | "

@@ -37,6 +37,7 @@ from krzem.run.contract import (
 )
 
 _LOOK_SECONDS = 0.2
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NUMBER = r"([+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|nan|inf))"
 METADATA = ".metadata"
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -100,7 +101,7 @@ class Engine:
 ENGINES = MappingProxyType({
     "torchtitan": Engine(
         name="torchtitan", reader=torchtitan,
-        norm=re.compile(rf"grad_norm:\s*(?:\x1b\[\d+m)*\s*{_NUMBER}"),
+        norm=re.compile(rf"grad_norm:\s*{_NUMBER}"),
         folder=re.compile(r"step-(\d+)"), written="step-{}",
     ),
     "megatron-lm": Engine(
@@ -160,7 +161,8 @@ class Adapter:
         return code if code >= 0 else 128 - code
 
     def _take(self, line: str) -> None:
-        """Report the steps that a line tells."""
+        """Report the steps that a line tells; engines colour them, also where nobody looks."""
+        line = _COLOURS.sub("", line)
         for values in self._read(line):
             step = int(values.get("number", 0))
             if step <= self._last or "loss" not in values:
