@@ -1,22 +1,34 @@
 """The planner's memory and traffic of krzem's own engine beside the rehearsal of its code.
 
-    python benchmarks/rehearsal.py [--only NAME] [--out FILE.json]      rehearse (minutes)
-    python benchmarks/rehearsal.py --show FILE.json                    the table of its page
+    python benchmarks/rehearsal.py [--only TEXT]    rehearse what rehearsal.json does not hold yet
+    python benchmarks/rehearsal.py --again TEXT     rehearse these layouts anew
+    python benchmarks/rehearsal.py --kinds          where the two differ, kind by kind
+    python benchmarks/rehearsal.py --write          the tables of docs/rehearsal.md
+    python benchmarks/rehearsal.py --trials         trials of torchtitan whose ends are known
 
-The first, the second and the last stage of each layout: what the planner tells apart.
+The first, the second and the last stage of each layout: what the planner tells apart.  TEXT is a
+part of "model layout".
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
-import time
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from krzem.accuracy.outcome import outcomes
+from krzem.cost.coefficients import fitted
 from krzem.cost.memory import RankBytes
+from krzem.facts.table import read_table
 from krzem.hardware import read_cluster
 from krzem.layout.layout import pack, parse_layout
 from krzem.model.catalogue import load_model_config
@@ -24,94 +36,141 @@ from krzem.plan.price import Pricer
 from krzem.plan.question import Question
 from krzem.plan.request import settle
 from krzem.train.config import model_spec
-from krzem.train.optim import OptimizerConfig
-from krzem.train.rehearsal.rank import Step
-from krzem.train.rehearsal.stages import rehearse, stage_rank
 
 KINDS = ("weights", "gradients", "states", "activations", "transient")
+FOUND = Path(__file__).with_suffix(".json")
+PAGE = Path(__file__).parents[1] / "docs" / "rehearsal.md"
 
 
 @dataclass(frozen=True)
 class Case:
-    name: str
     model: str
     layout: str
     sequence: int
     batch: int
-    on: str
+    on: str = "h800"
+
+    @property
+    def name(self) -> str:
+        """As rows of the table are called."""
+        return f"{self.model} {self.layout}"
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Pipeline ranks that the planner tells apart; a pipe of one or two has fewer."""
+        pp = parse_layout(self.layout).pp
+        places = {"first": 0, "last": pp - 1, "middle": 1}
+        if pp < 3:
+            del places["middle"]
+        if pp < 2:
+            del places["last"]
+        return places
 
 
+_FULL, _PP = "recompute=full", "pp=16,ep=64"
 CASES = [
-    Case("v3-pp16", "deepseek-v3", "pp=16,ep=64,dp=128,zero=1,recompute=full", 4096, 15360, "h800"),
-    Case("v3-pp8", "deepseek-v3", "pp=8,ep=64,dp=256,zero=2,recompute=full", 4096, 15360, "h800"),
-    Case(
-        "v3-interleaved",
-        "deepseek-v3",
-        "pp=8,vpp=2,schedule=interleaved,ep=64,dp=256,zero=1,recompute=full",
-        4096,
-        16384,
-        "h800",
-    ),
-    Case("v3-tp", "deepseek-v3", "tp=4,pp=8,ep=64,dp=64,zero=1,recompute=full", 4096, 4096, "h800"),
-    Case("v3-fsdp", "deepseek-v3", "dp=2048,ep=64,zero=3,recompute=full", 4096, 8192, "h800"),
-    Case("v3-none", "deepseek-v3", "pp=16,ep=64,dp=64,zero=1", 4096, 4096, "h800"),
-    Case(
-        "v4-pro",
-        "deepseek-v4-pro",
-        "pp=16,ep=128,dp=512,zero=1,recompute=full",
-        4096,
-        16384,
-        "h800",
-    ),
-    Case(
-        "qwen3-235b",
-        "qwen3-235b-a22b",
-        "pp=4,ep=32,dp=64,zero=1,recompute=full",
-        4096,
-        2048,
-        "h800",
-    ),
-    Case(
-        "qwen3-235b-fsdp",
-        "qwen3-235b-a22b",
-        "dp=256,ep=32,zero=3,recompute=full",
-        4096,
-        2048,
-        "h800",
-    ),
-    Case("qwen3-30b", "qwen3-30b-a3b", "dp=64,ep=16,zero=3,recompute=full", 4096, 256, "h800"),
-    Case("qwen3-32b", "qwen3-32b", "tp=4,dp=16,zero=1,recompute=full", 4096, 128, "h800"),
-    Case("llama-8b", "llama-3.1-8b", "dp=64,zero=3,recompute=full", 8192, 256, "h800"),
-    Case("llama-70b", "llama-3.1-70b", "dp=256,zero=3,recompute=full", 8192, 512, "h800"),
-    Case(
-        "llama-70b-3d", "llama-3.1-70b", "tp=8,pp=4,dp=8,zero=1,recompute=full", 8192, 128, "h800"
-    ),
-    Case("llama-70b-none", "llama-3.1-70b", "tp=8,pp=4,dp=8,zero=1", 8192, 128, "h800"),
-    Case(
-        "llama-405b", "llama-3.1-405b", "tp=8,pp=16,dp=32,zero=1,recompute=full", 8192, 1024, "h800"
-    ),
-]
+    Case("deepseek-v3", f"pp=16,ep=64,dp=128,zero=1,{_FULL}", 4096, 15360),
+    Case("qwen3-235b-a22b", f"pp=16,ep=16,dp=16,zero=1,{_FULL}", 4096, 1024),
+    Case("llama-3.1-70b", f"tp=8,pp=16,dp=8,zero=1,{_FULL}", 8192, 128),
+    Case("qwen3-30b-a3b", "pp=12,dp=16,ep=8,zero=1", 4096, 512),
+    Case("deepseek-v4-flash", f"pp=16,ep=64,dp=64,zero=1,{_FULL}", 4096, 2048),
+    Case("llama-3.1-8b", f"dp=64,zero=3,{_FULL}", 8192, 256),
+    Case("deepseek-v3", "pp=16,ep=64,dp=64,zero=1", 4096, 4096),
+    Case("deepseek-v3", f"tp=4,pp=16,ep=64,dp=64,zero=1,{_FULL}", 4096, 4096),
+    Case("llama-3.1-70b", "tp=8,pp=16,dp=8,zero=1,recompute=modules", 8192, 128),
+    Case("deepseek-v4-pro", f"pp=16,ep=128,dp=256,zero=1,{_FULL}", 4096, 16384),
+    Case("llama-3.1-8b", "dp=128,zero=2", 8192, 256),
+    Case("qwen3-30b-a3b", f"tp=2,pp=12,dp=16,ep=8,etp=2,zero=1,{_FULL}", 4096, 256),
+    Case("llama-3.1-8b", "dp=64,zero=0,recompute=attention", 8192, 256),
+    Case("qwen3-32b", "tp=4,pp=16,dp=8,zero=1", 4096, 128),
+    Case("deepseek-v3", f"cp=2,cpkind=a2a,pp=16,ep=64,dp=64,zero=1,{_FULL}", 4096, 4096),
+    Case("llama-3.1-405b", f"tp=8,pp=32,dp=16,zero=1,{_FULL}", 8192, 512),
+    Case("qwen3-1.7b", f"tp=4,dp=16,zero=1,{_FULL}", 4096, 32),
+    Case("llama-3.1-8b", "pp=8,schedule=zb-v,vpp=2,dp=16,zero=1", 4096, 256),
+    Case("qwen3-30b-a3b", f"dp=64,ep=16,zero=3,{_FULL}", 4096, 64),
+    Case("deepseek-v3", "pp=16,ep=64,dp=128,zero=1,recompute=modules", 4096, 15360),
+    Case("deepseek-v3", f"{_PP},vpp=2,schedule=interleaved,dp=128,zero=1,{_FULL}", 4096, 8192),
+    Case("qwen3-8b", f"cp=4,cpkind=a2a,dp=16,zero=3,{_FULL}", 32768, 16),
+    Case("llama-3.1-70b", "tp=8,pp=20,vpp=2,schedule=interleaved,dp=8,zero=1", 8192, 160),
+    Case("qwen3-235b-a22b", f"pp=32,ep=8,dp=8,zero=1,mbs=2,{_FULL}", 4096, 1024),
+    Case("qwen3-235b-a22b", f"tp=4,pp=16,ep=16,dp=16,zero=1,{_FULL}", 4096, 1024),
+    Case("llama-3.1-8b", "pp=8,schedule=dualpipev,vpp=2,dp=16,zero=1", 4096, 256),
+    Case("deepseek-v3", f"pp=32,ep=64,dp=64,zero=2,mbs=2,{_FULL}", 4096, 8192),
+    Case("deepseek-v3", f"pp=16,ep=64,dp=256,zero=1,{_FULL}", 4096, 15360),
+    Case("deepseek-v4-flash", f"pp=16,ep=32,dp=32,zero=1,mbs=2,{_FULL}", 4096, 2048),
+    Case("deepseek-v4-pro", f"pp=32,ep=64,dp=64,zero=1,{_FULL}", 4096, 4096),
+]  # fmt: skip
 
 
-def planned(case: Case) -> dict[str, dict[str, float]]:
-    """The planner's bytes by kind on the first, a middle and the last pipeline rank."""
-    layout = parse_layout(case.layout)
+def pricer(case: Case) -> Pricer:
+    """The planner on this case."""
     config, name = load_model_config(case.model)
-    spec = model_spec(config, name=name)
     asked = settle(
         Question(
-            model=spec.arch,
-            on=read_cluster(f"{case.on}:{layout.devices}"),
+            model=model_spec(config, name=name).arch,
+            on=read_cluster(f"{case.on}:{parse_layout(case.layout).devices}"),
             sequence=case.sequence,
             global_batch=case.batch,
             precision="bf16",
             optimizer="adamw",
             engine="krzem",
-            tokens=case.batch * case.sequence,
+            step_alone=True,
         )
     )
-    memory = Pricer(asked.task).memory(pack([layout]))
-    return {place: _kinds(getattr(memory, place), 0) for place in ("first", "middle", "last")}
+    return Pricer(asked.task)
+
+
+def planned(case: Case) -> dict[str, dict[str, float]]:
+    """The planner's bytes by kind on the pipeline ranks that it tells apart."""
+    memory = pricer(case).memory(pack([parse_layout(case.layout)]))
+    return {place: _kinds(getattr(memory, place), 0) for place in case.stages}
+
+
+class Counting(Pricer):
+    """The planner on a machine whose links move a byte a second and that takes no time else:
+    its seconds are bytes, of the code that prices a step."""
+
+    def machine_of(self, choices: Any) -> Any:
+        """The machine without everything but its links."""
+        still = dict.fromkeys(
+            ("up_latency", "out_latency", "up_start", "out_start", "tp_overlap", "tp_backward",
+             "reduce_overlap", "gather_overlap", "ep_overlap", "beside", "dedup", "dispatch_all",
+             "turn_seconds", "cut_turn_seconds", "host_seconds", "expert_host_seconds", "mesh",
+             "gap_seconds", "jitter", "fixed_seconds", "synchronised"), 0.0,
+        )  # fmt: skip
+        one = dict.fromkeys(("up_bytes_per_s", "imbalance", "pp_exposed", "overhead"), 1.0)
+        fast = dict.fromkeys(
+            ("matmul_flops", "matmul16_flops", "attention_flops", "memory_bytes_per_s"), 1e40
+        )
+        return replace(super().machine_of(choices), domain=1e12, **still, **one, **fast)
+
+
+def planned_traffic(case: Case) -> dict[str, float]:
+    """Bytes that a rank of the fullest middle stage sends in a step, by what they are for."""
+    layout = parse_layout(case.layout)
+    x, counting = pack([layout]), Counting(pricer(case).task)
+    count = case.batch / (layout.dp * layout.micro_batch)
+    rank = counting.passes(x).ranks[1 if layout.pp > 1 else 0]
+    step = counting.step(x)
+    return {
+        "experts": count * float(np.ravel(rank.dispatch)[0]),
+        "stages": float(np.ravel(step.pipeline_transfer)[0]) / layout.vpp,
+        "weights and gradients": float(np.ravel(step.data_parallel)[0]),
+    }
+
+
+def rehearsed_traffic(real: dict[str, Any]) -> dict[str, float]:
+    """The same of a rehearsed rank: of a collective of n ranks a rank sends (n-1)/n."""
+    found = dict.fromkeys(("experts", "stages", "weights and gradients"), 0.0)
+    for operation, group, ranks, _, size in real["traffic"]:
+        sent = size * (ranks - 1) / ranks
+        if operation == "all-to-all" and group.startswith("expert"):
+            found["experts"] += sent
+        elif operation == "send":
+            found["stages"] += size
+        elif group in ("shard", "replicate") and operation != "all-to-all":
+            found["weights and gradients"] += sent
+    return found
 
 
 def _kinds(rank: RankBytes, index: int) -> dict[str, float]:
@@ -122,8 +181,12 @@ def _kinds(rank: RankBytes, index: int) -> dict[str, float]:
     return found
 
 
-def rehearsed(case: Case) -> dict[str, dict[str, Any]]:
-    """The rehearsal's, of the ranks that the planner tells apart."""
+def rehearsed(case: Case, stage: int) -> dict[str, Any]:
+    """One rank of the step, in this process."""
+    from krzem.train.optim import OptimizerConfig
+    from krzem.train.rehearsal.rank import Step
+    from krzem.train.rehearsal.stages import stage_rank, summary_of
+
     layout = parse_layout(case.layout)
     config, name = load_model_config(case.model)
     step = Step(
@@ -133,69 +196,149 @@ def rehearsed(case: Case) -> dict[str, dict[str, Any]]:
         micro_batches=case.batch // (layout.dp * layout.micro_batch),
         optimizer=OptimizerConfig(),
     )
-    stages = {"first": 0, "middle": min(1, layout.pp - 1), "last": layout.pp - 1}
-    ranks = sorted({stage_rank(layout, s) for s in stages.values()})
-    found = rehearse(step, ranks, progress=lambda said: print(f"  {said}", file=sys.stderr))
-    by = {r.stage: r for r in found.ranks}
+    found = summary_of(step, stage_rank(layout, stage))
     return {
-        place: {
-            "peak": dict(by[stage].peak.bytes),
-            "parameters": by[stage].parameters,
-            "seconds": round(by[stage].seconds, 1),
-            "largest": [[p.bytes, p.kind, p.count, p.shape, p.operator] for p in by[stage].largest],
-            "traffic": [
-                [t.operation, t.group, t.ranks, t.count, t.bytes] for t in by[stage].traffic
-            ],
-            "reads": by[stage].reads_in_passes,
-            "tflop": by[stage].flops / 1e12,
-        }
-        for place, stage in stages.items()
+        "peak": dict(found.peak.bytes),
+        "at": [found.at.what, found.at.chunk, found.at.micro_batch],
+        "parameters": found.parameters,
+        "layers": list(found.layers),
+        "seconds": round(found.seconds, 1),
+        "reads": found.reads_in_passes,
+        "tflop": round(found.flops / 1e12, 3),
+        "largest": [
+            f"{p.bytes / 2**30:.3f} {p.kind} {p.count} x {p.shape} by {p.operator}"
+            for p in found.largest[:6]
+        ],
+        "traffic": [[t.operation, t.group, t.ranks, t.count, t.bytes] for t in found.traffic],
     }
 
 
-def show(rows: list[dict[str, Any]]) -> str:
-    """The table of docs/rehearsal.md."""
+def rehearse_all(known: dict[str, Any], cases: list[Case], workers: int) -> None:
+    """Rehearse what is not in ``known`` yet, and write it down as it comes."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        jobs = {
+            pool.submit(rehearsed, case, stage): (case, place)
+            for case in cases
+            for place, stage in case.stages.items()
+            if place not in known.get(case.name, {})
+        }
+        for job in as_completed(jobs):
+            case, place = jobs[job]
+            try:
+                known[case.name][place] = job.result()
+            except Exception as error:  # The others go on.
+                print(f"{case.name} {place}: {error!r}", file=sys.stderr)
+                continue
+            FOUND.write_text(json.dumps(known, indent=1), encoding="utf-8")
+            print(_row(case, place, known[case.name][place], planned(case)[place]), flush=True)
+
+
+def _row(case: Case, place: str, real: dict[str, Any], plan: dict[str, float]) -> str:
+    a, b = sum(real["peak"].values()) / 2**30, sum(plan.values()) / 2**30
+    return (
+        f"| {case.model} `{case.layout}` | {place} | {a:.2f} | {b:.2f} | {b / a - 1:+.1%} | "
+        f"{real['seconds']:.0f} |"
+    )
+
+
+def table(known: dict[str, Any]) -> str:
+    """Memory, of docs/rehearsal.md."""
     lines = [
-        "| layout | stage | rehearsed GiB | planned GiB | planned / rehearsed | processor s |",
+        "| layout | stage | rehearsed GiB | planned GiB | planned over rehearsed | processor s |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for row in rows:
-        plan = planned(Case(**row["case"]))
-        seen = []
-        for place in ("first", "middle", "last"):
-            real = row["rehearsed"][place]
-            if real in seen:
-                continue
-            seen.append(real)
-            a, b = sum(real["peak"].values()) / 2**30, sum(plan[place].values()) / 2**30
-            what = f"{row['case']['model']} `{row['case']['layout']}`"
-            lines.append(
-                f"| {what} | {place} | {a:.2f} | {b:.2f} | {b / a:.3f} | {real['seconds']} |"
-            )
+    for case in CASES:
+        plan = planned(case)
+        lines += [
+            _row(case, place, known[case.name][place], plan[place])
+            for place in ("first", "middle", "last")
+            if place in case.stages and place in known.get(case.name, {})
+        ]
     return "\n".join(lines)
+
+
+def traffic_table(known: dict[str, Any]) -> str:
+    """Traffic, of docs/rehearsal.md."""
+    lines = [
+        "| layout | experts, GB | between stages, GB | weights and gradients, GB |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for case in CASES:
+        real = known.get(case.name, {})
+        if not {"first", *case.stages} <= {"last", *real}:
+            continue
+        a = rehearsed_traffic(real.get("middle", real["first"]))
+        a["weights and gradients"] = rehearsed_traffic(real["first"])["weights and gradients"]
+        b = planned_traffic(case)
+        cells = (f"{a[kind] / 1e9:,.2f} / {b[kind] / 1e9:,.2f}" for kind in a)
+        lines.append(f"| {case.model} `{case.layout}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write(known: dict[str, Any]) -> None:
+    """Put both tables into the page, between their marks."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, made in (("memory", table(known)), ("traffic", traffic_table(known))):
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+        head, _, rest = text.partition(begin)
+        text = head + begin + made + "\n" + end + rest.partition(end)[2]
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def by_kind(known: dict[str, Any]) -> Iterator[str]:
+    """Where the two differ, kind by kind, GiB."""
+    for case in CASES:
+        plan = planned(case)
+        for place, real in known.get(case.name, {}).items():
+            pairs = [(real["peak"].get(k, 0) / 2**30, plan[place][k] / 2**30) for k in KINDS]
+            a, b = sum(p[0] for p in pairs), sum(p[1] for p in pairs)
+            kinds = "  ".join(
+                f"{k[:5]} {x:.2f}/{y:.2f}" for k, (x, y) in zip(KINDS, pairs, strict=True)
+            )
+            yield f"{b / a - 1:+6.1%} {a:6.2f} {case.name} {place} {real['at']}\n        {kinds}"
+
+
+def trials() -> Iterator[str]:
+    """Which trials of torchtitan the planner is wrong about, and how often it is right."""
+    rows = [row for row in read_table("fit_trials.csv") if row["engine"] == "torchtitan"]
+    right, errors = Counter[str](), []
+    for row, found in zip(rows, outcomes(rows, fitted()), strict=True):
+        ran = (row["status"] or "ok") == "ok"
+        good = (found.chance >= 0.5) == ran
+        right["ran" if ran else "ran out"] += good
+        if row["metric_peak_mem_gb"]:
+            errors.append(found.memory_predicted / 2**30 / float(row["metric_peak_mem_gb"]))
+        if not good:
+            yield f"{row['id']}: {found.layout}, ran: {ran}, chance {found.chance:.2f}"
+    off = float(np.median(np.abs(np.log(errors))))
+    yield f"right of {len(rows)}: {dict(right)}; peaks {off:.1%} off in the median"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--show", type=Path)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--again")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--kinds", action="store_true")
+    parser.add_argument("--trials", action="store_true")
     asked = parser.parse_args()
-    if asked.show:
-        rows = json.loads(asked.show.read_text(encoding="utf-8"))
-        print(show(rows))
-        return
-    rows = []
-    for case in CASES:
-        if asked.only and case.name not in asked.only.split(","):
-            continue
-        begun = time.perf_counter()
-        print(f"{case.name}: {case.layout}", file=sys.stderr)
-        rows.append({"case": vars(case), "rehearsed": rehearsed(case)})
-        print(f"  {time.perf_counter() - begun:.0f} s", file=sys.stderr)
-        if asked.out:
-            asked.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    print(show(rows))
+    known: dict[str, Any] = defaultdict(dict)
+    if FOUND.exists():
+        known.update(json.loads(FOUND.read_text(encoding="utf-8")))
+    if asked.kinds:
+        print("\n".join(by_kind(known)))
+    elif asked.trials:
+        print("\n".join(trials()))
+    elif asked.write:
+        write(known)
+    else:
+        only = asked.again or asked.only
+        cases = [case for case in CASES if only in case.name]
+        for case in cases if asked.again else ():
+            known.pop(case.name, None)
+        rehearse_all(known, cases, asked.workers)
 
 
 if __name__ == "__main__":

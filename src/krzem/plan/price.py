@@ -32,6 +32,7 @@ from krzem.cost.step import (
     rank_seconds,
     step_seconds,
 )
+from krzem.cost.trainer_memory import is_counted, trainer_bytes
 from krzem.cost.uncertainty import Z80, Standing, combination, log_sigma
 from krzem.engine.conditions import holds
 from krzem.engine.description import Engine, engine_named, usual_engine
@@ -85,6 +86,8 @@ def as_measured(machine: Machine, measured: Mapping[str, float], arithmetic: str
 # -----------------------------------------------------------------------
 
 _MODULES, _FULL = RECOMPUTES.index(Recompute.MODULES), RECOMPUTES.index(Recompute.FULL)
+OWN = "krzem"
+"""The engine whose memory is counted from its own code."""
 BLOCK = 16384
 """Layouts priced at once: their arrays stay in the processor's cache."""
 
@@ -226,6 +229,11 @@ class Pricer:
             muon=float(task.goal.optimizer is Optimizer.MUON),
         )
         self.low = low_bytes(task.goal.precision)
+        self.counted = (
+            task.engine == OWN
+            and not task.goal.tuning.adapters
+            and is_counted(task.architecture, task.goal.precision)
+        )
         self.halves = task.description.runs.selective == "half-layers"
         self.standing = MemoryStanding(
             unseen_engine=float(task.engine not in memory_spread().engines),
@@ -303,10 +311,11 @@ class Pricer:
         x = self._as_run(x)
         sizes = side_by_side([self.sizes(c) for c in chosen.settings], chosen.which)
         eager = side_by_side([self.machine_of(c) for c in chosen.settings], chosen.which)
-        return memory_bytes(
-            self.table, x, sizes, self.low, float(self.task.goal.global_batch),
-            eager.unfused_attention,
-        )  # fmt: skip
+        batch = float(self.task.goal.global_batch)
+        found = memory_bytes(self.table, x, sizes, self.low, batch, eager.unfused_attention)
+        if not self.counted:
+            return found
+        return trainer_bytes(self.task.architecture, self.table, x, batch, found)
 
     def fits(self, memory: MemoryBytes, capacity: float | None = None) -> np.ndarray:
         """Chance of fitting into the device (or into ``capacity`` bytes)."""

@@ -194,7 +194,7 @@ def _rehearse(run_file: Path, **wish: Any) -> int:
 
 def _describe(run_file: Path, *, as_json: bool, html: Path | None) -> int:
     from krzem.train.command.planning import forecast
-    from krzem.train.command.rehearsing import near_the_edge
+    from krzem.train.command.rehearsing import near_the_edge, needed
     from krzem.train.describe import describe, rows
 
     if html is not None:
@@ -204,10 +204,11 @@ def _describe(run_file: Path, *, as_json: bool, html: Path | None) -> int:
     value, shown = told.as_dict() | {"rehearsed_bytes": peak}, told.as_text()
     if peak is not None and told.forecast is not None:
         room = told.forecast.capacity_bytes
-        much = "" if peak <= room else ": it does not fit"
+        need = needed(peak)
+        much = "it fits" if need <= room else "it does not fit"
         shown["rehearsed"] = (
-            f"{format_bytes(peak, 3)} of tensors of {format_bytes(room, 3)}{much} "
-            "(krzem train --rehearse shows which)"
+            f"{format_bytes(peak, 3)} of tensors, which need {format_bytes(need, 3)} of "
+            f"{format_bytes(room, 3)}: {much} (krzem train --rehearse shows which)"
         )
     click.echo(json.dumps(value, indent=2) if as_json else rows(shown))
     return EXIT_DONE

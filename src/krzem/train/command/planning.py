@@ -17,6 +17,7 @@ from krzem.plan.plan import LayoutPlan, describe
 from krzem.plan.price import Pricer
 from krzem.plan.question import Question
 from krzem.plan.request import Asked, settle
+from krzem.quantity import format_bytes
 from krzem.run.before import CHOICES, cluster_for, kept_bytes, sharpened
 from krzem.run.profile import read_profile
 from krzem.run.settings import Pool
@@ -134,6 +135,7 @@ def _best(asked: Asked, settings: TrainSettings, spec: ModelSpec) -> Layout:
     choices: list[LayoutPlan] = [found.best, *found.alternatives]
     layouts = [choice.layout for choice in choices]
     first = first_runnable(layouts, spec, settings)
+    refused = 0
     for layout in layouts:
         try:
             runnable = first_runnable([layout], spec, settings)
@@ -141,15 +143,23 @@ def _best(asked: Asked, settings: TrainSettings, spec: ModelSpec) -> Layout:
             continue
         if _holds(asked, settings, spec, runnable):
             return runnable
-    return first
+        refused += 1
+    cluster = asked.task.cluster
+    if cluster.device.id == CPU:
+        return first
+    raise LayoutError(
+        f"none of the {refused} best layouts on {cluster.devices} x {cluster.device.id} fits in "
+        f"{format_bytes(cluster.memory_bytes, 3)}, the fastest being {first}: ask for more devices "
+        "or a smaller batch, or state a layout of your own"
+    )
 
 
 def _holds(asked: Asked, settings: TrainSettings, spec: ModelSpec, layout: Layout) -> bool:
     """Whether the layout fits: by the plan, and near the device's memory by its rehearsal."""
-    from krzem.train.command.rehearsing import is_near, rehearsed_peak
+    from krzem.train.command.rehearsing import is_near, needed, rehearsed_peak
 
     cluster = asked.task.cluster
     planned = describe(Pricer(asked.task), layout).memory_bytes.mid
     if cluster.device.id == CPU or not is_near(planned, cluster.memory_bytes):
         return planned <= cluster.memory_bytes
-    return rehearsed_peak(settings, spec, layout) <= cluster.memory_bytes
+    return needed(rehearsed_peak(settings, spec, layout)) <= cluster.memory_bytes

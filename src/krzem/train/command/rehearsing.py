@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from krzem.cost.memory import FRAGMENTATION, RESERVE_BYTES
 from krzem.errors import InputError, KrzemError, RunError
 from krzem.files import check_target
 from krzem.hardware import CPU, Cluster, cluster_of, read_cluster
@@ -114,6 +115,12 @@ def near_the_edge(run_file: Path, forecast: Forecast | None) -> int | None:
         return None
     _say("the planned memory is near the device's: rehearsing")
     return rehearsed_peak(settings, _model(settings), forecast.layout)
+
+
+def needed(tensors: float) -> float:
+    """Bytes that a device must have for so many of tensors: with the driver's context, buffers of
+    collectives and fragmentation, as every plan counts them."""
+    return tensors * (1.0 + FRAGMENTATION) + RESERVE_BYTES
 
 
 def is_near(planned: float, room: float) -> bool:

@@ -71,8 +71,10 @@ class Experts(nn.Module):
         flat = index.reshape(-1)
         position, groups = place(flat, self.experts, 1 if spread else self._align)
         position = position.view(index.shape)
-        rows = permute(x, position, sum(groups.sizes))
-        y = self._spread(rows, groups) if spread else self._compute(rows, groups)
+        if spread:
+            y = self._spread(x, position, groups)
+        else:
+            y = self._compute(permute(x, position, sum(groups.sizes)), groups)
         return combine(y, position, weights)
 
     @property
@@ -103,15 +105,17 @@ class Experts(nn.Module):
         hidden = activated(inner[..., 0::2], inner[..., 1::2], self.act)
         return multiply(hidden, down, groups) + after
 
-    def _spread(self, rows: Tensor, groups: Groups) -> Tensor:
-        """Rows travel to the ranks of their experts, through them, and back."""
-        ep = self.axes.ep
+    def _spread(self, x: Tensor, position: Tensor, groups: Groups) -> Tensor:
+        """Rows travel to the ranks of their experts, through them, and back.
+
+        No name holds them on the way: each copy is as large as the activations of a layer.
+        """
+        ep, rows = self.axes.ep, sum(groups.sizes)
         counts = torch.diff(groups.ends, prepend=groups.ends.new_zeros(1)).view(ep.size, self.own)
         received = exchange_counts(counts, ep)
         send = [sum(groups.sizes[i : i + self.own]) for i in range(0, self.experts, self.own)]
-        receive = host_counts(received.sum(1), len(rows), incoming=True)
-        arrived = dispatch(rows, ep, send, receive)
-        y = self._arrived(arrived, received)
+        receive = host_counts(received.sum(1), rows, incoming=True)
+        y = self._arrived(dispatch(permute(x, position, rows), ep, send, receive), received)
         return dispatch(y, ep, receive, send)
 
     def _arrived(self, rows: Tensor, received: Tensor) -> Tensor:
@@ -122,13 +126,14 @@ class Experts(nn.Module):
         """
         etp, count = self.axes.etp, len(rows)
         longest = self._longest(rows)
-        joined = gather(F.pad(rows, (0, 0, 0, longest - count)), etp, 0)
+        if etp.size > 1:
+            rows = gather(F.pad(rows, (0, 0, 0, longest - count)), etp, 0)
         tables = gather_no_grad(received.unsqueeze(0), etp, 0)
         expert = torch.cat([self._expert_of_rows(table, longest) for table in tables])
         position, groups = place(expert, self.own, self._align)
-        grouped = permute(joined, position.unsqueeze(1), sum(groups.sizes))
-        y = self._compute(grouped, groups).index_select(0, position)
-        return reduce_scatter(y, etp, 0)[:count]
+        rows = permute(rows, position.unsqueeze(1), sum(groups.sizes))
+        y = self._compute(rows, groups).index_select(0, position)
+        return y if etp.size == 1 else reduce_scatter(y, etp, 0)[:count]
 
     def _longest(self, rows: Tensor) -> int:
         """The most rows that a rank which shares these experts received."""

@@ -91,6 +91,7 @@ class _Combine(torch.autograd.Function):
         y, position, weights = ctx.saved_tensors
         picked = y.index_select(0, position.reshape(-1)).view(*position.shape, y.shape[1])
         d_weights = torch.bmm(picked, g.unsqueeze(-1)).squeeze(-1).to(weights.dtype)
+        del picked  # As large as the gradient that is made now.
         dy = torch.zeros_like(y)
         for k in range(position.shape[1]):
             dy.index_copy_(0, position[:, k], g * weights[:, k, None].to(g.dtype))

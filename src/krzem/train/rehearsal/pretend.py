@@ -29,6 +29,7 @@ _HOST = torch.device("cpu", 7)
 device guards ask for no driver, and a device that C++ hands on is known again."""
 _READ = torch.ops.aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
+_ADDED_APART, _ADDED = torch.ops.aten.index_add.default, torch.ops.aten.index_add_.default
 _FLASH_WIDTH = 256
 """Widest head of FlashAttention-2 and of cuDNN's training kernels."""
 
@@ -56,6 +57,9 @@ class PretendMode(FakeTensorMode):
             kwargs["device"] = self._device
         if func is _READ and args[0].constant is None:
             return self._read(args[0])
+        if func is _ADDED_APART:
+            # The gradient of index_select adds in place, except to subclasses of tensors.
+            func = _ADDED
         self._depth += 1
         try:
             out = super().dispatch(func, types, args, kwargs)

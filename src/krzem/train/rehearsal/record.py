@@ -48,7 +48,7 @@ class Phase:
 
 @dataclass(slots=True)
 class Storage:
-    """Memory from the operator that made it to the one before which it was let go."""
+    """Memory from the operator that made it to the one after which it was let go."""
 
     size: int
     born: int

@@ -205,15 +205,15 @@ def kind_of(record: Record, storage: Storage) -> Kind:
 def _over_time(record: Record) -> tuple[Moment, tuple[Moment, ...]]:
     """The fullest moment of a step, and the fullest of each of ``POINTS`` stretches, in order.
 
-    A storage is there after the operator that made it and until the one that let it go; one that
-    an operator made and let go at once is there between the two.
+    What an operator reads is still there when it makes its results, also where nothing needs it
+    afterwards.
     """
     kinds = np.array([_KINDS.index(kind_of(record, s)) for s in record.storages])
     sizes = np.array([s.size for s in record.storages])
     born = np.array([s.born for s in record.storages])
     died = np.array([-1 if s.died is None else s.died for s in record.storages])
     gone = died >= 0
-    at = np.concatenate((2 * born + 1, 2 * (died + (died <= born))[gone]))
+    at = np.concatenate((2 * born + 1, 2 * died[gone] + 2))
     changes = np.zeros((len(at), len(_KINDS)), dtype=np.int64)
     changes[np.arange(len(at)), np.concatenate((kinds, kinds[gone]))] = np.concatenate(
         (sizes, -sizes[gone])
