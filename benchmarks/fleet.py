@@ -11,8 +11,6 @@ import random
 import sys
 import time
 
-from krzem.supply.months import months_between
-
 from krzem.estimate import Estimate
 from krzem.supply.fleet import solve
 from krzem.supply.goal import Delivery, FleetGoal, Grant, Pool
@@ -69,7 +67,7 @@ def main() -> None:
     for seed in range(3):
         goal, slots = made(pools, months, seed)
         began = time.process_time()
-        plan = cheapest(goal, slots, months_between(goal.start, goal.deadline))
+        plan = cheapest(goal, slots)
         one = time.process_time() - began
         began = time.process_time()
         answer = solve(goal, slots)
