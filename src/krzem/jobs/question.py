@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from krzem.accuracy.batch import ROOM, STEPS
+import numpy as np
+
+from krzem.accuracy.batch import STEPS
 from krzem.cost.local import Local, read_local
 from krzem.engine.description import Engine, engines
 from krzem.engine.legal import software_year
@@ -487,17 +489,17 @@ def _recomputed(values: _Values, layout: Layout, engine: Engine) -> Layout:
 
 
 def _least_recompute(posed: Posed) -> Posed:
-    """The least recomputation that fits, as engines are tuned and as rows of tables are read."""
+    """The likeliest recomputation, as rows of tables are read: the least that fits, if it fits."""
     pricer, layers = posed.pricer(), posed.task.architecture.layers
-    tries = [posed.layout]
+    tries = []
     for mode, share in STEPS:
         count = None if share == 1.0 else max(1, round(share * layers / posed.layout.pp))
         tries.append(replace(posed.layout, recompute=mode, recompute_layers=count))
-    chosen = tries[-1]
-    for layout in tries:
-        if float(pricer.memory(pack([layout])).peak[0]) <= ROOM * posed.task.cluster.memory_bytes:
-            chosen = layout
-            break
+    enough = np.maximum.accumulate(
+        [float(pricer.fits(pricer.memory(pack([layout])))[0]) for layout in tries]
+    )
+    enough[-1] = 1.0
+    chosen = tries[int(np.argmax(np.diff(enough, prepend=0.0)))]
     word = f"recompute={chosen.recompute.value}: nothing says what is recomputed, and this is the"
     assumed = (*posed.assumed, f"{word} least that fits (--set recompute=…)")
     return replace(posed, layout=chosen, assumed=assumed)
