@@ -308,11 +308,11 @@ def save_for_ever(root: Path, first: int, ready: Event) -> None:
 
 
 def test_killed_at_any_moment_the_last_good_one_loads(tmp_path: Path) -> None:
-    """A saver that prunes as it goes, killed 30 times at random moments."""
+    """A saver that prunes as it goes, killed 12 times at random moments."""
     randomness = random.Random(4)
     reached = 0
 
-    for _ in range(30):
+    for _ in range(12):
         ready = multiprocessing.get_context("forkserver").Event()
         process = child(save_for_ever, tmp_path, reached + 1, ready)
         assert ready.wait(60)
@@ -327,7 +327,7 @@ def test_killed_at_any_moment_the_last_good_one_loads(tmp_path: Path) -> None:
         assert read_manifest(found).meta == {"step": value}
         assert value >= reached
         reached = value
-    assert reached > 5
+    assert reached > 2
     save(tmp_path, reached + 1, some_state(1), meta={})
     prune(tmp_path, Retention(keep_last=1))
     assert len(checkpoints(tmp_path)) == 1
