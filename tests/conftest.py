@@ -17,6 +17,15 @@ settings.register_profile("krzem", deadline=None)
 settings.load_profile("krzem")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests are left out of the daily suite."""
+    if not os.environ.get("KRZEM_WHOLE_MATRIX"):
+        skip = pytest.mark.skip(reason="long: set KRZEM_WHOLE_MATRIX=1 to run it")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
     """Commands that run inside the tests' process leave no variable behind for other tests."""

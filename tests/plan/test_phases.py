@@ -108,6 +108,7 @@ def test_the_fewest_meet_the_date_and_fewer_that_were_tried_do_not() -> None:
         assert (kept is not None and kept >= 0.8) == (point.value >= found.best.value)
 
 
+@pytest.mark.long
 def test_a_later_date_and_a_lower_chance_never_take_more() -> None:
     assert ask("20d").best.value <= ask("10d").best.value <= ask("5d").best.value
     assert ask("10d", chance=0.5).best.value <= ask("10d", chance=0.95).best.value

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.train.parallel.spawn import ROOT, free_port
 
 from krzem.witness.witness import write_witness
@@ -30,6 +31,7 @@ def run_ranks(folder: Path, script: str = "ranks.py", count: int = 2, *more: str
     return found
 
 
+@pytest.mark.long
 def test_other_layouts_pass_and_a_fault_under_them_does_not(
     recorded: dict[tuple[str, str], tuple[Any, Any]], tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the pretend device is built with g++")
 def test_layouts_on_the_pretend_device_train_as_one_process_on_the_cpu() -> None:
     models = ("deepseek_v3", "deepseek_v4")

@@ -76,6 +76,7 @@ def test_the_same_arithmetic_gives_the_same_bits(told: dict[str, Told]) -> None:
     assert parts[-1]["left"] == whole[-1]["left"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the pretend device is built with g++")
 def test_to_a_pretend_device_and_back(tmp_path: Path) -> None:
     tokenised(tmp_path)

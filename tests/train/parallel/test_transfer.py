@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.train.parallel.spawn import spawn
 
 LAYOUTS = {
@@ -13,6 +14,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.long
 def test_export_and_import_under_layouts(tmp_path: Path) -> None:
     cases = [
         {"model": model, "layout": layout, "folder": str(tmp_path / f"{model}-{i}")}

@@ -74,6 +74,9 @@ class _Unpickler(pickle.Unpickler):
         if known not in self._known:
             if known in _RECORDS:
                 self._known[known] = type(name, (_Record,), {})
+            elif known == ("builtins", "getattr"):
+                # Before Python 3.11.4 members of enumerations are getattr(class, name).
+                self._known[known] = lambda _owner, name: str(name)
             elif known in _TEXTS:
                 self._known[known] = lambda *parts: "/".join(map(str, parts))
             elif known in _TYPES_UNKNOWN:
