@@ -160,6 +160,7 @@ def test_the_phases_of_a_run_file_begin_where_it_says(tmp_path: Path) -> None:
         ("[goal]\ntokens = 1\n[[phase]]\nsequence = 4\n", "at ="),
         ("tokens = 1\n", r"no \[\[phase\]\]"),
         ("phase = 3\n", r"no \[\[phase\]\]"),
+        ("phase = []\n", r"no \[\[phase\]\]"),
     ],
 )
 def test_bad_files_of_phases(tmp_path: Path, text: str, words: str) -> None:

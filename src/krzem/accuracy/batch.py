@@ -188,9 +188,7 @@ def prepare(cases: Sequence[Case]) -> Batch:
     if not open_:
         return packed(found)
     ways = [[_with_recompute(found[i], *step) for i in open_] for step in STEPS]
-    enough = np.maximum.accumulate([_fits(packed(way)) for way in ways])
-    enough[-1] = 1.0
-    chance = np.diff(enough, axis=0, prepend=0.0)
+    chance = first_to_fit(np.array([_fits(packed(way)) for way in ways]))
     for k, i in enumerate(open_):
         best = int(np.argmax(chance[:, k]))
         others = [(ways[j][k].layout, float(chance[j, k])) for j in range(len(STEPS)) if j != best]
@@ -198,6 +196,16 @@ def prepare(cases: Sequence[Case]) -> Batch:
             ways[best][k], alternatives=tuple((x, p) for x, p in others if p >= UNLIKELY)
         )
     return packed(found)
+
+
+def first_to_fit(fits: np.ndarray) -> np.ndarray:
+    """[ways, ...] chance that each way is the first that fits; the last is taken if none does.
+
+    ``fits`` [ways, ...] is the chance that each of them fits, in the order in which they are tried.
+    """
+    enough = np.maximum.accumulate(fits)
+    enough[-1] = 1.0
+    return np.diff(enough, axis=0, prepend=0.0)
 
 
 def _fits(batch: Batch) -> np.ndarray:

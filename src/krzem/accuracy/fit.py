@@ -4,7 +4,8 @@ Maximum a posteriori by iteratively reweighted Gauss-Newton.  Residuals are loga
 predicted over measured seconds with a Student-t error (published rows contain blunders that must
 not steer the fit); a source with many rows counts less per row, because its rows share its
 software, its cluster and its mistakes.  What one organisation measured of one chip under one
-engine is a cell; a cell that is off as a whole steers as little as a row that is.
+engine with one kind of model is a cell; a cell that is off as a whole steers as little as a row
+that is.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def write_page(document: Document, path: str | None) -> None:
 
 
 def write_script(script: str, path: str) -> None:
-    """A launch script, all or nothing; raises StorageError."""
+    """A launch script, a config or a trace, all or nothing; raises StorageError."""
     from krzem.train.durable import write_atomic
 
     write_atomic(Path(path), script.encode())

@@ -91,8 +91,8 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         depth=c.common("depth"),
         tail=c.common("tail"),
         low_bytes=low,
-        expert_cast_bytes=0.0 if low == 2.0 else e.expert_cast_bytes,
         cast_bytes=0.0 if low == 2.0 else c.common("cast"),
+        expert_cast_bytes=0.0 if low == 2.0 else e.expert_cast_bytes,
         node=float(s.devices_per_node),
         domain=float(s.scale_up_domain),
         up_bytes_per_s=s.scale_up_bytes_per_s

@@ -36,10 +36,10 @@ class Machine:
     """Part of one filling that is lost at the end of a product."""
     low_bytes: Array
     """Bytes per element of matrix operands (2 in 16 bits, 1 in fp8, 0.5 in fp4)."""
-    expert_cast_bytes: Array
-    """The same for operands of experts, which no kernel before them has quantised."""
     cast_bytes: Array
     """Bytes moved per operand element to quantise it (0 in 16 bits)."""
+    expert_cast_bytes: Array
+    """The same for operands of experts, which no kernel before them has quantised."""
     node: Array
     """Devices per node."""
     domain: Array

@@ -36,6 +36,15 @@ class Stages:
     def last_dense(self) -> Array:
         return self.last - self.last_moe
 
+    @property
+    def each(self) -> tuple[tuple[Array, Array, Array], ...]:
+        """(all, dense, expert) layers of the first, the fullest middle and the last rank."""
+        return (
+            (self.first, self.first_dense, self.first_moe),
+            (self.middle, self.middle_dense, self.middle_moe),
+            (self.last, self.last_dense, self.last_moe),
+        )
+
 
 def stages(t: ModelTable, x: Layouts) -> Stages:
     """Spread ``layers`` over ``pp`` ranks.

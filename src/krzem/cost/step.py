@@ -101,8 +101,8 @@ def step_seconds(
 ) -> StepSeconds:
     """Assemble a step from the parts of a micro-batch (``parts`` aligned with ``x``)."""
     s = stages(t, x)
-    ranks = rank_seconds(t, x, parts, mc)
-    sharded = _pick(x, ranks)
+    ranks = rank_seconds(t, x, parts, s, mc)
+    sharded = slowest_rank(x, ranks)
     m = global_batch / (x.dp * x.micro_batch)
     slowest = sharded.total
     everything = _sum_over_ranks(x, ranks)
@@ -137,10 +137,9 @@ def step_seconds(
 
 
 def rank_seconds(
-    t: ModelTable, x: Layouts, parts: LayerSeconds, mc: Machine
+    t: ModelTable, x: Layouts, parts: LayerSeconds, s: Stages, mc: Machine
 ) -> tuple[RankSeconds, RankSeconds, RankSeconds]:
     """The first, the fullest middle and the last pipeline rank."""
-    s = stages(t, x)
     return _sharded_weights(t, x, s, mc, _ranks(t, x, parts, s, mc))
 
 
@@ -155,28 +154,29 @@ class Exchange:
     sent_b: Array
 
 
-def exchanges(t: ModelTable, x: Layouts, parts: LayerSeconds) -> tuple[Exchange, ...]:
+def exchanges(x: Layouts, parts: LayerSeconds, s: Stages) -> tuple[Exchange, ...]:
     """Of the first, the fullest middle and the last pipeline rank."""
-    s = stages(t, x)
-    return tuple(
-        _exchange(x, parts, *counts)
-        for counts in (
-            (s.first, s.first_dense, s.first_moe),
-            (s.middle, s.middle_dense, s.middle_moe),
-            (s.last, s.last_dense, s.last_moe),
-        )
-    )
+    return tuple(_exchange(x, parts, counts) for counts in s.each)
 
 
-def _exchange(x: Layouts, parts: LayerSeconds, n: Array, dense: Array, moe: Array) -> Exchange:
+def _exchange(x: Layouts, parts: LayerSeconds, counts: tuple[Array, Array, Array]) -> Exchange:
+    n, _, moe = counts
     share = recomputed(x, n)
-    f = n * parts.attention_comm_f + dense * parts.dense_comm_f + moe * parts.moe_comm_f
-    b = n * parts.attention_comm_b + dense * parts.dense_comm_b + moe * parts.moe_comm_b
+    f, b = _around(parts, counts)
     again = share * parts.dispatch_f
     return Exchange(
         around=f / np.maximum(f * (1.0 + share) + b, 1e-30),
         sent_f=moe * parts.dispatch_f,
         sent_b=moe * (parts.dispatch_b + again),
+    )
+
+
+def _around(parts: LayerSeconds, counts: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    """Exposed communication around (all, dense, expert) layers, forward and backward."""
+    n, dense, moe = counts
+    return (
+        n * parts.attention_comm_f + dense * parts.dense_comm_f + moe * parts.moe_comm_f,
+        n * parts.attention_comm_b + dense * parts.dense_comm_b + moe * parts.moe_comm_b,
     )
 
 
@@ -191,8 +191,7 @@ def _rank(
     n, dense, moe = counts
     f = n * parts.attention_f + dense * parts.dense_f + moe * parts.moe_f
     b = n * parts.attention_b + dense * parts.dense_b + moe * parts.moe_b
-    comm_f = n * parts.attention_comm_f + dense * parts.dense_comm_f + moe * parts.moe_comm_f
-    comm_b = n * parts.attention_comm_b + dense * parts.dense_comm_b + moe * parts.moe_comm_b
+    comm_f, comm_b = _around(parts, counts)
     share = recomputed(x, n)
     cheap = x.recompute == RECOMPUTES.index(Recompute.MODULES)
     core = x.recompute == RECOMPUTES.index(Recompute.ATTENTION)
@@ -227,9 +226,10 @@ def _ranks(
     embed = parts.embed
     first_extra = (np.where(alone, head_f, 0.0) + embed / 3, np.where(alone, head_b, 0.0) + embed)
     zero = np.zeros_like(np.asarray(embed))
-    first = _rank(x, parts, mc, (s.first, s.first_dense, s.first_moe), first_extra)
-    middle = _rank(x, parts, mc, (s.middle, s.middle_dense, s.middle_moe), (zero, zero))
-    last = _rank(x, parts, mc, (s.last, s.last_dense, s.last_moe), (head_f, head_b))
+    extras = (first_extra, (zero, zero), (head_f, head_b))
+    first, middle, last = (
+        _rank(x, parts, mc, counts, extra) for counts, extra in zip(s.each, extras, strict=True)
+    )
     return _mirrored(x, first, middle, last)
 
 
@@ -249,7 +249,7 @@ def _mirrored(
     return front, middle, back
 
 
-def _pick(x: Layouts, ranks: tuple[RankSeconds, RankSeconds, RankSeconds]) -> RankSeconds:
+def slowest_rank(x: Layouts, ranks: tuple[RankSeconds, RankSeconds, RankSeconds]) -> RankSeconds:
     """The slowest rank, field by field."""
     first, middle, last = ranks
     alone = x.pp <= 1
@@ -287,9 +287,8 @@ def _sharded_weights(
     reduce = once * (1.0 + scattered)
     each = np.where(x.zero == 3, mc.fetch_seconds, 0.0)
     again = 1.0 + recomputed(x, np.maximum(s.first, s.middle))
-    counts = ((s.first, s.first_moe), (s.middle, s.middle_moe), (s.last, s.last_moe))
     experts = EXPERT_MODULES * t.experts / (x.ep * x.etp)
-    hosts = [each * (MODULES * n + experts * moe) for n, moe in counts]
+    hosts = [each * (MODULES * n + experts * moe) for n, _, moe in s.each]
     return tuple(  # type: ignore[return-value]
         _gathering(rank, once, reduce, mc, (h, h * again))
         for rank, h in zip(ranks, hosts, strict=True)

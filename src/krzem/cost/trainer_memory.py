@@ -25,8 +25,8 @@ from krzem.model.table import ModelTable
 
 Array = Any
 _PIECE = 2.0**25
-"""Logits of a piece of the loss, and its tokens at least (train/model/loss.py)."""
 _ROWS = 256.0
+"""Logits of a piece of the loss, and its tokens at least (train/model/loss.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,21 +288,12 @@ def _layers(
             return None
         total = sum(n for _, n in own)
         weights = (moe_w, expert_w) if sparse else (dense_w, 0.0 * dense_w)
-        found = [
-            (
-                _layer(
-                    _ATTENTION[layer.attention.kind](layer.attention, k),
-                    _mixture(layer.feed_forward, arch, k, x)
-                    if sparse
-                    else _dense(layer.feed_forward, arch, k),
-                    weights,
-                    x,
-                    k,
-                ),
-                n / total,
-            )
-            for layer, n in own
-        ]
+        found = []
+        for layer, n in own:
+            attention = _ATTENTION[layer.attention.kind](layer.attention, k)
+            f = layer.feed_forward
+            network = _mixture(f, arch, k, x) if sparse else _dense(f, arch, k)
+            found.append((_layer(attention, network, weights, x, k), n / total))
         return _Layer(
             kept=sum(layer.kept * share for layer, share in found),
             work=np.max([layer.work for layer, _ in found], axis=0),

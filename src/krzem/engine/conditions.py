@@ -1,9 +1,10 @@
-"""The small language in which engine descriptions say when something is legal.
+"""What engine descriptions are made of: conditions, and the numbers of a design.
 
-``zero >= 2 and pp > 1``, ``dispatcher in ('deepep', 'hybridep')``, ``not moe or ep > 1``: names,
-numbers, strings in single quotes, comparisons, ``in`` with a tuple, ``and``, ``or``, ``not``,
-``+ - * // %``.  A name stands for one value or for an array with a value for every layout, so that
-one condition judges a block of layouts at once.  Nothing else is accepted and nothing is executed.
+Conditions are a small language that says when something is legal: ``zero >= 2 and pp > 1``,
+``dispatcher in ('deepep', 'hybridep')``, ``not moe or ep > 1``: names, numbers, strings in single
+quotes, comparisons, ``in`` with a tuple, ``and``, ``or``, ``not``, ``+ - * // %``.  A name stands
+for one value or for an array with a value for every layout, so that one condition judges a block of
+layouts at once.  Nothing else is accepted and nothing is executed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The switches of training engines, by the names that people see (``facts/switches.toml``)."""
+"""The switches of training engines, and what the names in their conditions stand for.
+
+Switches have the names that people see (``facts/switches.toml``).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from krzem.errors import InputError, nearest, shorten
 from krzem.layout.layout import CONTEXTS, RECOMPUTES, SCHEDULES, Layouts
 from krzem.layout.rules import Problem
 from krzem.model.architecture import Architecture, AttentionKind, RecurrenceKind, RouterKind
+
+Array = Any
 
 PATH = Path(krzem.facts.__file__).parent / "switches.toml"
 
@@ -139,8 +144,6 @@ def _switch(name: str) -> Switch:
 
 # What the names in an engine's conditions stand for: layout, model, device, precision
 # ------------------------------------------------------------------------------------
-
-Array = Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)

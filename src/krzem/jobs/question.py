@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from krzem.accuracy.batch import STEPS
+from krzem.accuracy.batch import STEPS, first_to_fit
 from krzem.cost.local import Local, read_local
 from krzem.engine.description import Engine, engines
 from krzem.engine.legal import software_year
@@ -495,11 +495,8 @@ def _least_recompute(posed: Posed) -> Posed:
     for mode, share in STEPS:
         count = None if share == 1.0 else max(1, round(share * layers / posed.layout.pp))
         tries.append(replace(posed.layout, recompute=mode, recompute_layers=count))
-    enough = np.maximum.accumulate(
-        [float(pricer.fits(pricer.memory(pack([layout])))[0]) for layout in tries]
-    )
-    enough[-1] = 1.0
-    chosen = tries[int(np.argmax(np.diff(enough, prepend=0.0)))]
+    chances = first_to_fit(pricer.fits(pricer.memory(pack(tries))))
+    chosen = tries[int(np.argmax(chances))]
     word = f"recompute={chosen.recompute.value}: nothing says what is recomputed, and this is the"
     assumed = (*posed.assumed, f"{word} least that fits (--set recompute=…)")
     return replace(posed, layout=chosen, assumed=assumed)

@@ -1,4 +1,7 @@
-"""How one training step is cut over devices: one layout, as a value."""
+"""How one training step is cut over devices: one layout as a value, many as arrays.
+
+With the precision, the optimizer and the bytes of states that belong to it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from krzem.errors import LayoutError, nearest, shorten
+
+Array = Any
 
 
 class Schedule(enum.StrEnum):
@@ -172,6 +177,23 @@ def _value(name: str, raw: str) -> object:
     return int(raw)
 
 
+V_SHAPED = frozenset({Schedule.ZB_V, Schedule.DUALPIPE_V})
+"""Schedules whose second chunk runs through the ranks backwards."""
+
+
+def chunks_per_rank(layout: Layout) -> int:
+    """Stages (model chunks) that one rank holds: ``vpp``, 2 for the V-shaped schedules."""
+    return 2 if layout.schedule in V_SHAPED else layout.vpp
+
+
+def stage_ranks(layout: Layout) -> tuple[int, ...]:
+    """The pipeline rank of each stage, in forward order."""
+    down = range(layout.pp)
+    if layout.schedule in V_SHAPED:
+        return (*down, *reversed(down))
+    return tuple(down) * layout.vpp
+
+
 # Arithmetic, optimizer and what is kept per parameter: the part of a layout that is bytes
 # ----------------------------------------------------------------------------------------
 
@@ -216,8 +238,6 @@ class StateBytes:
 # What decides the time of one micro-batch on one device: the cell of a layout
 # ----------------------------------------------------------------------------
 
-Array = Any
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cells:
@@ -238,7 +258,6 @@ class Cells:
 
 # Many layouts at once: a struct of arrays with one entry per layout
 # ------------------------------------------------------------------
-
 
 SCHEDULES = tuple(Schedule)
 RECOMPUTES = tuple(Recompute)

@@ -1,4 +1,4 @@
-"""Builds an architecture from a config and the description of its family."""
+"""Reads a config into an architecture, by the description of its family."""
 
 from __future__ import annotations
 
@@ -294,8 +294,8 @@ def _groups(table: _Table, experts: int) -> tuple[int, int]:
     return groups, reach
 
 
-# Reads a Hugging Face ``config.json`` into an :class:`~krzem.model.architecture.Architec...
-# ------------------------------------------------------------------------------------------
+# Reads a Hugging Face ``config.json`` into an Architecture
+# ---------------------------------------------------------
 
 WRAPPED = ("text_config", "llm_config", "language_config")
 """Names under which multimodal configs hold that of their language model."""

@@ -1,4 +1,4 @@
-"""Reads a ``config.json`` from disk as a plain object, whatever the file holds."""
+"""A ``config.json``: read from disk as a plain object, and what the names of a description mean."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Descriptions of model families: one TOML file per ``model_type`` in ``facts/families``.
+"""Descriptions of model families, and the checked fields of the configs that they describe.
 
-A file says what differs from the family that it is ``like``; ``_decoder.toml`` says what each key
-means and what a plain decoder has.  ``fields.json`` holds what the config classes of
-``transformers`` default each field to and the other names of a field; ``scripts/model-types``
-writes it.
+One TOML file per ``model_type`` in ``facts/families``.  A file says what differs from the family
+that it is ``like``; ``_decoder.toml`` says what each key means and what a plain decoder has.
+``fields.json`` holds what the config classes of ``transformers`` default each field to and the
+other names of a field; ``scripts/model-types`` writes it.
 """
 
 from __future__ import annotations

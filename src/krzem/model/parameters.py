@@ -1,6 +1,6 @@
-"""Counts parameters from shapes, module by module.
+"""Counts parameters and model FLOPs from shapes, module by module.
 
-Conventions, the same for every model:
+Conventions of parameters, the same for every model:
 
 * Only trained weights count: balancing biases of routers, hash tables and rotary caches do not.
 * ``total`` and ``active`` leave the multi-token-prediction modules out; ``mtp`` holds them.

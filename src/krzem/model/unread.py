@@ -1,4 +1,4 @@
-"""Names the fields of a config that decide something and that no description reads."""
+"""What is not read of a config, and which keys a query reads (the score products of attention)."""
 
 from __future__ import annotations
 

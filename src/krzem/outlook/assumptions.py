@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from statistics import NormalDist
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +140,7 @@ def read_quantity(name: str, table: Any, known: Quantity | None = None) -> Quant
 
 
 def _quantity_number(name: str, key: str, value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if _is_number(value):
         try:
             return float(value)
         except OverflowError:
@@ -148,7 +148,7 @@ def _quantity_number(name: str, key: str, value: object) -> float:
     raise DataError(f"{name}.{key} must be a number, not {shorten(repr(value))}.")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -330,7 +330,7 @@ def _date(value: Any) -> dt.date:
 def _run(table: Mapping[str, Any], base: Run) -> Run:
     _known("run setting", table, tuple(_RUN_LIMITS))
     for name, value in table.items():
-        if not _number(value) or (name in _WHOLE and not isinstance(value, int)):
+        if not _is_finite(value) or (name in _WHOLE and not isinstance(value, int)):
             kind = "a whole number" if name in _WHOLE else "a number"
             raise DataError(f"run.{name} must be {kind}, not {shorten(repr(value))}.")
     run = replace(base, **table)
@@ -358,7 +358,7 @@ def _evidence(table: Mapping[str, Any], base: Mapping[str, Evidence]) -> Mapping
             raise DataError(f"evidence.{name} must be a table with value and deviation.")
         _known(f"key of evidence.{name}", value, ("value", "deviation", "source"))
         for key in ("value", "deviation"):
-            if key in value and not _number(value[key]):
+            if key in value and not _is_finite(value[key]):
                 raise DataError(f"evidence.{name}.{key} must be a number.")
         new = replace(result[name], **value)
         if not new.deviation > 0:
@@ -376,7 +376,7 @@ def _scenarios(
         if not isinstance(options, dict):
             raise DataError(f"scenario.{name} must be a table of chances.")
         _known(f"option of scenario.{name}", options, tuple(base[name]))
-        if not all(_number(v) and 0 <= v <= 1 for v in options.values()):
+        if not all(_is_finite(v) and 0 <= v <= 1 for v in options.values()):
             raise DataError(f"scenario.{name}: every chance must lie between 0 and 1.")
         chances = {option: float(options.get(option, 0.0)) for option in base[name]}
         total = math.fsum(chances.values())
@@ -390,5 +390,5 @@ def _scenarios(
     return MappingProxyType(result)
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_finite(value: object) -> bool:
+    return _is_number(value) and math.isfinite(value)

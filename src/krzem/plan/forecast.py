@@ -20,13 +20,16 @@ from krzem.errors import GoalError
 from krzem.estimate import Estimate
 from krzem.hardware.cluster import Cluster
 from krzem.layout.layout import Layout, pack
-from krzem.plan import goodput as money
 from krzem.plan.calendar import Beyond, Part, Times, beyond, parts, stepping, stopped
 from krzem.plan.goal import Goal
 from krzem.plan.goodput import (
+    ENERGY_FIELDS,
+    PRICE_FIELDS,
     Draws,
     by_class,
+    cost_usd,
     draw,
+    energy_mwh,
     goodput,
     lost_variance,
     missing,
@@ -134,8 +137,8 @@ def forecast(
     hours = None if wall is None else wall / 3600.0 * cluster.devices
     # What is known of prices and power is used whatever else is not: then for the steps alone.
     paid = stepped / 3600.0 * cluster.devices if hours is None else hours
-    energy = money.energy_mwh(paid, cluster)
-    cost = money.cost_usd(paid, cluster)
+    energy = energy_mwh(paid, cluster)
+    cost = cost_usd(paid, cluster)
     days = None if wall is None else wall / DAY
     middle = _summary(days)
     return WholeRun(
@@ -304,8 +307,8 @@ def _unknown(cluster: Cluster) -> tuple[str, ...]:
             FAULT_FIELDS,
             "Goodput and days with interruptions (energy and cost count the steps alone) are",
         ),
-        missing(cluster, money.ENERGY_FIELDS, "Energy is"),
-        missing(cluster, money.PRICE_FIELDS, "Cost is"),
+        missing(cluster, ENERGY_FIELDS, "Energy is"),
+        missing(cluster, PRICE_FIELDS, "Cost is"),
     )
     return tuple(sentence for sentence in sentences if sentence is not None)
 
@@ -322,8 +325,8 @@ def _notes(faults: _Faults, cluster: Cluster) -> tuple[str, ...]:
     )
 
 
-# The whole run of one priced layout: its ramp, and what published runs took beyond their...
-# ------------------------------------------------------------------------------------------
+# The whole run of one priced layout: its ramp, and what published runs took beyond steps
+# ---------------------------------------------------------------------------------------
 
 
 def whole_run(

@@ -1,4 +1,7 @@
-"""What a run is to reach: tokens, batch, sequence, precision, optimizer, date and money."""
+"""What a run is to reach: tokens, batch, sequence, precision, optimizer, date and money.
+
+With what published recipes say of it, and what can hardly be meant.
+"""
 
 from __future__ import annotations
 

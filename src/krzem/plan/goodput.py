@@ -1,11 +1,12 @@
-"""Goodput under interruptions: the share of the wall clock that ends up in kept steps.
+"""Goodput under interruptions; uncertain quantities as draws; energy, money and laws of loss.
 
-Interruptions come at random and independently (a Poisson process).  A run saves a checkpoint after
-every ``interval`` seconds of steps, which stops it for ``write`` seconds; an interruption throws
-away what came after the last complete checkpoint and costs ``recovery`` seconds, during which it
-may be interrupted again.  With M the mean time between interruptions, the expected wall clock per
-kept interval has a closed form (J. T. Daly, "A higher order estimate of the optimum checkpoint
-interval for restart dumps", Future Generation Computer Systems 22, 2006, equation 13)::
+Goodput is the share of the wall clock that ends up in kept steps.  Interruptions come at random and
+independently (a Poisson process).  A run saves a checkpoint after every ``interval`` seconds of
+steps, which stops it for ``write`` seconds; an interruption throws away what came after the last
+complete checkpoint and costs ``recovery`` seconds, during which it may be interrupted again.  With
+M the mean time between interruptions, the expected wall clock per kept interval has a closed form
+(J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps", Future
+Generation Computer Systems 22, 2006, equation 13)::
 
     wall = M exp(recovery / M) (exp((interval + write) / M) - 1)
 
@@ -151,8 +152,8 @@ def _hypercube() -> dict[str, Draws]:
     return table
 
 
-# What a cluster says about its operation: optional quantities as estimates, or what is m...
-# ------------------------------------------------------------------------------------------
+# What a cluster says about its operation: quantities as estimates, or what is missing
+# ------------------------------------------------------------------------------------
 
 KEY_OF = {
     "failures_per_device_day": "device_days_between_interruptions",

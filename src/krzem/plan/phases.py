@@ -88,7 +88,11 @@ def spelled(texts: Sequence[str]) -> list[str]:
 def _of_file(path: Path) -> list[str]:
     raw = read_toml(path, hint="a list of [[phase]] tables, each with tokens, sequence, ...")
     tables, goal = raw.get("phase"), raw.get("goal", {})
-    if not isinstance(tables, list) or not all(isinstance(t, Mapping) for t in tables):
+    if (
+        not isinstance(tables, list)
+        or not (tables or goal)
+        or not all(isinstance(t, Mapping) for t in tables)
+    ):
         raise QuantityError(f"--phase {shorten(path.name)}: it has no [[phase]] tables")
     if not isinstance(goal, Mapping):
         raise QuantityError(f"--phase {shorten(path.name)}: [goal] has to be a table")

@@ -1,4 +1,4 @@
-"""One model on one cluster towards one goal: prices any number of layouts."""
+"""One model on one cluster towards one goal: prices any number of layouts, with their error."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from krzem.cost.memory import (
 from krzem.cost.memory_error import Z80_STUDENT, MemoryStanding, memory_spread
 from krzem.cost.parts import LayerSeconds
 from krzem.cost.sizes import StateSizes
+from krzem.cost.stages import stages
 from krzem.cost.step import (
     Exchange,
     Optim,
@@ -30,6 +31,7 @@ from krzem.cost.step import (
     StepSeconds,
     exchanges,
     rank_seconds,
+    slowest_rank,
     step_seconds,
 )
 from krzem.cost.trainer_memory import is_counted, trainer_bytes
@@ -184,6 +186,8 @@ class Passes:
     """One micro-batch of the first, the fullest middle and the last pipeline rank."""
 
     ranks: tuple[RankSeconds, ...]
+    slowest: RankSeconds
+    """The one that the step waits for."""
     exchanges: tuple[Exchange, ...]
     weights: Any
     """Share of a micro-batch's passes that schedules may move into idle time."""
@@ -335,9 +339,12 @@ class Pricer:
     def passes(self, x: Layouts) -> Passes:
         """Passes of the first, the fullest middle and the last pipeline rank."""
         x, parts, whole = self._parts(x, None)
+        s = stages(self.table, x)
+        ranks = rank_seconds(self.table, x, parts, s, whole)
         return Passes(
-            ranks=rank_seconds(self.table, x, parts, whole),
-            exchanges=exchanges(self.table, x, parts),
+            ranks=ranks,
+            slowest=slowest_rank(x, ranks),
+            exchanges=exchanges(x, parts, s),
             weights=parts.weight_share,
             pace=np.minimum(whole.overhead, 1.0),
         )

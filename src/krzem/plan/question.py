@@ -8,28 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import (
-    GoalError,
-    InputError,
-    QuantityError,
-    nearest,
-    shorten,
-)
+from krzem.errors import GoalError, InputError, QuantityError, nearest, shorten
 from krzem.hardware.cluster import Cluster
 from krzem.layout.layout import Schedule
 from krzem.model.architecture import Architecture
-from krzem.plan.goal import (
-    SURE,
-    Recipe,
-    Stage,
-)
-from krzem.quantity import (
-    Written,
-    parse_count,
-    parse_date,
-    parse_duration,
-    parse_money,
-)
+from krzem.plan.goal import SURE, Recipe, Stage
+from krzem.quantity import Written, parse_count, parse_date, parse_duration, parse_money
 
 DAY = 86_400.0
 FIRST_YEAR, LAST_YEAR = 2017, 2100

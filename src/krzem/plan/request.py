@@ -16,11 +16,7 @@ from krzem.engine.description import Engine, engine_named, engines
 from krzem.engine.legal import check_engine, check_refusals, software_year, trained_without
 from krzem.engine.setup import check_stated
 from krzem.engine.switches import parse_switches, switches
-from krzem.errors import (
-    GoalError,
-    InputError,
-    UnknownNameError,
-)
+from krzem.errors import GoalError, InputError, UnknownNameError
 from krzem.hardware.catalogue import having, lacks_format
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_builder import unknown
@@ -55,16 +51,8 @@ from krzem.plan.question import (
     share_of,
     tokens_of,
 )
-from krzem.plan.tuning import (
-    check_targets,
-    left_out,
-    read_state_bytes,
-    read_tuning,
-    states_of,
-)
-from krzem.quantity import (
-    parse_length,
-)
+from krzem.plan.tuning import check_targets, left_out, read_state_bytes, read_tuning, states_of
+from krzem.quantity import parse_length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

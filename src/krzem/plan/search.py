@@ -1,4 +1,7 @@
-"""Exhaustive search: every legal layout is priced, none is guessed away."""
+"""Exhaustive search: every legal layout is priced, none is guessed away.
+
+With what unpublished quantities do to its answer, and what being picked does to the best.
+"""
 
 from __future__ import annotations
 
@@ -296,6 +299,9 @@ def _undecided(pricer: Pricer, effect: Effect) -> UnknownFactError:
         f" {what}. Give it in a cluster file: {bounds.key} = {KEYS[bounds.key].example}"
     )
 
+
+# What being picked does to the best of many predictions
+# ------------------------------------------------------
 
 RIVALS, LOOKED_AT = 64, 2000
 """Parallel shapes that compete, and layouts among which they are looked for."""

@@ -1,11 +1,11 @@
-"""The largest model for a budget of compute: its size and tokens, its shape, the loss to expect.
+"""The largest model for a budget of compute, and the fewest devices for a date.
 
-The budget is device-hours of a cluster.  What it buys depends on the MFU, that on the shape, and
-that on the budget: so a shape is made, its run is planned (layouts, failures, the distance of
-published runs) and the compute is corrected until the run takes the budget.  How compute is divided
-between parameters and tokens is a loss law's optimum or a given number of tokens per parameter.
-The shape has the proportions of published dense models (Llama 3): a start, not an optimum for the
-chip.
+Of the model: its size and tokens, its shape, the loss to expect.  The budget is device-hours of a
+cluster.  What it buys depends on the MFU, that on the shape, and that on the budget: so a shape is
+made, its run is planned (layouts, failures, the distance of published runs) and the compute is
+corrected until the run takes the budget.  How compute is divided between parameters and tokens is a
+loss law's optimum or a given number of tokens per parameter.  The shape has the proportions of
+published dense models (Llama 3): a start, not an optimum for the chip.
 """
 
 from __future__ import annotations

@@ -10,18 +10,17 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from krzem.cost.schedule import in_flight
 from krzem.cost.step import Exchange, RankSeconds
 from krzem.errors import LayoutError
-from krzem.layout.layout import Layout, Schedule, pack
+from krzem.layout.layout import V_SHAPED, Layout, Schedule, pack, stage_ranks
 from krzem.plan.price import Passes, Pricer
 
-_V = (Schedule.ZB_V, Schedule.DUALPIPE_V)
-_APART = (Schedule.ZB_H1, *_V, Schedule.DUALPIPE)
+_APART = V_SHAPED | {Schedule.ZB_H1, Schedule.DUALPIPE}
 """Schedules that compute weights' gradients apart."""
 _CLOSING = ("data_parallel", "optimizer", "overhead")
 _MOST = 400_000
@@ -102,8 +101,7 @@ def timeline_of(pricer: Pricer, layout: Layout) -> Timeline:
     run = _run(pipes, ranks, _orders(layout, count))
     closing = {n: _one(getattr(step, n)) for n in _CLOSING}
     # Weights that are gathered in the open are in the passes already.
-    slowest = max(priced.ranks, key=lambda rank: _one(rank.total))
-    closing["data_parallel"] -= count * _one(priced.pace) * _one(slowest.gather)
+    closing["data_parallel"] -= count * _one(priced.pace) * _one(priced.slowest.gather)
     wanted = _one(step.total) - sum(closing.values())
     by = wanted / max(p.start + p.seconds for p in run)
     return Timeline(
@@ -181,13 +179,11 @@ class _Pipe:
 
 
 def _pipes(layout: Layout, count: int) -> list[_Pipe]:
-    down = tuple(range(layout.pp))
     numbers = tuple(range(count))
     if layout.schedule is Schedule.DUALPIPE and layout.pp > 1:
+        down = tuple(range(layout.pp))
         return [_Pipe(down, numbers[::2]), _Pipe(down[::-1], numbers[1::2])]
-    if layout.schedule in _V:
-        return [_Pipe((*down, *reversed(down)), numbers)]
-    return [_Pipe(down * layout.vpp, numbers)]
+    return [_Pipe(stage_ranks(layout), numbers)]
 
 
 def _orders(layout: Layout, count: int) -> list[list[tuple[str, int, int]]] | None:
@@ -210,6 +206,16 @@ def _orders(layout: Layout, count: int) -> list[list[tuple[str, int, int]]] | No
     return found
 
 
+class _Item(NamedTuple):
+    """A pass that has its inputs."""
+
+    earliest: float
+    pipe: int
+    stage: int
+    micro_batch: int
+    what: str
+
+
 class _Rank:
     """What one rank can do now, and what it holds."""
 
@@ -220,40 +226,38 @@ class _Rank:
         self.order = None if order is None else iter(order)
         self.wanted = None if self.order is None else next(self.order, None)
         self.now, self.held, self.owed = 0.0, 0, 0
-        self.ready: list[tuple[Any, ...]] = []
-        """(earliest start, pipe, stage, micro-batch, what)."""
-        self.later: list[tuple[int, int, int]] = []
+        self.ready: list[_Item] = []
+        self.later: list[_Item] = []
         """Weights' gradients that wait for idle time."""
 
-    def able(self, item: tuple[Any, ...]) -> bool:
+    def able(self, item: _Item) -> bool:
         """Whether it is this pass's turn, or there is room for what it keeps.
 
         Room is kept for the later stages of micro-batches whose first this rank has run.
         """
-        _, _, stage, number, what = item
         if self.order is not None:
-            return self.wanted == (what, stage, number)
-        if what == "backward" or stage >= self.deep:
+            return self.wanted == (item.what, item.stage, item.micro_batch)
+        if item.what == "backward" or item.stage >= self.deep:
             return True
         return self.held + self.owed + self.stages <= self.cost.most * self.stages + 1e-9
 
-    def take(self, item: tuple[Any, ...]) -> None:
+    def take(self, item: _Item) -> None:
         """Run a pass that is ready."""
         self.ready.remove(item)
-        _, number, stage, m, what = item
-        self.held += 1 if what == "forward" else -1
-        if what == "forward":
-            self.owed += -1 if stage >= self.deep else self.stages - 1
-        elif self.cost.seconds["weights"]:
-            self.later.append((number, stage, m))
+        if item.what == "forward":
+            self.held += 1
+            self.owed += -1 if item.stage >= self.deep else self.stages - 1
+        else:
+            self.held -= 1
+            if self.cost.seconds["weights"]:
+                self.later.append(item._replace(what="weights"))
         if self.order is not None:
             self.wanted = next(self.order, None)
 
 
-def _urgency(item: tuple[Any, ...]) -> tuple[Any, ...]:
+def _urgency(item: _Item) -> tuple[int, int, int]:
     """Backward passes first, then micro-batches in their order."""
-    _, _, stage, number, what = item
-    return (0, number, -stage) if what == "backward" else (1, number, -stage)
+    return (0 if item.what == "backward" else 1, item.micro_batch, -item.stage)
 
 
 def _run(
@@ -267,9 +271,16 @@ def _run(
         _Rank(cost, stages, len(costs), None if orders is None else orders[number])
         for number, cost in enumerate(costs)
     ]
-    for number, pipe in enumerate(pipes):
-        for m in pipe.micro_batches:
-            ranks[pipe.ranks[0]].ready.append((0.0, number, 0, m, "forward"))
+    entering = [iter(pipe.micro_batches) for pipe in pipes]
+
+    def enter(number: int) -> None:
+        """One micro-batch waits at the head of a pipe: the next one would not run before it."""
+        m = next(entering[number], None)
+        if m is not None:
+            ranks[pipes[number].ranks[0]].ready.append(_Item(0.0, number, 0, m, "forward"))
+
+    for number in range(len(pipes)):
+        enter(number)
     found: list[Pass] = []
     moments = [(0.0, r) for r in range(len(ranks))]
     while moments:
@@ -280,52 +291,47 @@ def _run(
         if done is None:
             continue
         heapq.heappush(moments, (ranks[own].now, own))
-        then = _follows(done, pipes[done[1]], ranks[own].now)
+        if done.what == "forward" and not done.stage:
+            enter(done.pipe)
+        then = _follows(done, pipes[done.pipe], ranks[own].now)
         if then is not None:
-            to = pipes[then[1]].ranks[then[2]]
+            to = pipes[then.pipe].ranks[then.stage]
             ranks[to].ready.append(then)
-            heapq.heappush(moments, (max(then[0], ranks[to].now), to))
+            heapq.heappush(moments, (max(then.earliest, ranks[to].now), to))
     return found
 
 
-def _follows(done: tuple[Any, ...], pipe: _Pipe, now: float) -> tuple[Any, ...] | None:
+def _follows(done: _Item, pipe: _Pipe, now: float) -> _Item | None:
     """The pass that one that is over makes possible."""
-    _, number, stage, m, what = done
-    if what == "forward" and stage + 1 < len(pipe.ranks):
-        return (now, number, stage + 1, m, what)
-    if what == "forward":
-        return (now, number, stage, m, "backward")
-    if what == "backward" and stage:
-        return (now, number, stage - 1, m, what)
+    if done.what == "forward" and done.stage + 1 < len(pipe.ranks):
+        return done._replace(earliest=now, stage=done.stage + 1)
+    if done.what == "forward":
+        return done._replace(earliest=now, what="backward")
+    if done.what == "backward" and done.stage:
+        return done._replace(earliest=now, stage=done.stage - 1)
     return None
 
 
-def _next(rank: _Rank, own: int, now: float, found: list[Pass]) -> tuple[Any, ...] | None:
+def _next(rank: _Rank, own: int, now: float, found: list[Pass]) -> _Item | None:
     """Run the next pass of ``rank``; what was run, None where it has to wait."""
-    able = [item for item in rank.ready if item[0] <= now and rank.able(item)]
+    able = [item for item in rank.ready if item.earliest <= now and rank.able(item)]
     if able:
         item = min(able, key=_urgency)
         rank.take(item)
     elif rank.later:
-        number, stage, m = rank.later.pop(0)
-        item = (now, number, stage, m, "weights")
+        item = rank.later.pop(0)
     else:
         return None
-    _take(rank, own, now, (item[4], item[2], item[3]), found)
-    return item
-
-
-def _take(rank: _Rank, own: int, now: float, item: tuple[str, int, int], found: list[Pass]) -> None:
-    what, stage, m = item
-    seconds = rank.cost.seconds[what] / rank.stages
+    seconds = rank.cost.seconds[item.what] / rank.stages
     found.append(
         Pass(
-            rank=own, what=what, stage=stage, micro_batch=m, start=now, seconds=seconds,
-            open=rank.cost.open[what] / rank.stages,
-            hidden=rank.cost.hidden[what] / rank.stages,
+            rank=own, what=item.what, stage=item.stage, micro_batch=item.micro_batch, start=now,
+            seconds=seconds, open=rank.cost.open[item.what] / rank.stages,
+            hidden=rank.cost.hidden[item.what] / rank.stages,
         )
     )  # fmt: skip
     rank.now = now + seconds
+    return item
 
 
 def trace_of(found: Timeline) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Fine-tuning: what is trained, what has adapters beside it, and what that changes of a run.
+"""Fine-tuning: what is trained, what has adapters beside it; bytes of states of any run.
 
 Full fine-tuning is training that starts from weights: the price of a step is that of
 pre-training.  With adapters (LoRA, arXiv 2106.09685) a matrix ``W`` of ``[out, in]`` stays as it
@@ -22,9 +22,6 @@ from krzem.model.table import projections
 from krzem.plan.goal import Goal, Tuning
 from krzem.plan.question import Picker, read
 from krzem.quantity import Written, parse_count
-
-# Fine-tuning: what is trained, what has adapters beside it, and what that changes of a run
-# -----------------------------------------------------------------------------------------
 
 KINDS = ("full", "lora", "qlora")
 EVERYWHERE = ("attention", "mlp")

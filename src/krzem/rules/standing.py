@@ -1,4 +1,4 @@
-"""The verdict in a line: what fleets, runs and proposals say of a pool, from one judge."""
+"""One judge for all: the verdict on a chip, and in a line what fleets, runs and proposals say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,39 @@ from krzem.rules.chip import load_chip
 from krzem.rules.places import find_country
 from krzem.rules.ruleset import RuleSet, load_rules
 from krzem.rules.text import age, summary
-from krzem.rules.verdicts import Buyer, evaluate
+from krzem.rules.verdicts import Buyer, Verdict, evaluate
+
+
+def verdict(
+    chip: str,
+    on: dt.date,
+    to: str = "CN",
+    parent: str | None = None,
+    *,
+    state_funded: bool = False,
+    rents: bool = False,
+    acquired: dt.date | None = None,
+    rules: RuleSet | None = None,
+) -> Verdict:
+    """The verdict on a chip of the catalogue; countries as codes or English names.
+
+    ``parent`` is the seat of the buyer's ultimate parent where that is another country; ``rents``
+    says that time is rented on chips of others, ``acquired`` when owned ones were obtained.
+    ``Verdict.clear`` says in one word whether a plan may count on the chip, ``Verdict.certain``
+    whether the day lies within what was searched.  Raises
+    UnknownNameError for a chip or country that is not known.
+    """
+    ruleset = rules or load_rules()
+    country = find_country(to)
+    buyer = Buyer(
+        on=on,
+        to=country,
+        parent=find_country(parent) if parent else country,
+        state_funded=state_funded,
+        rents=rents,
+        acquired=acquired,
+    )
+    return evaluate(load_chip(chip, ruleset), ruleset, buyer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,19 +76,14 @@ def standing(
     Raises:
         UnknownNameError: no such chip or country.
     """
-    ruleset = rules or load_rules()
-    country = find_country(to)
-    buyer = Buyer(
-        on=on,
-        to=country,
-        parent=find_country(parent) if parent else country,
-        rents=rents,
+    found = verdict(
+        chip, on, to, parent, rents=rents, rules=rules,
         acquired=acquired if acquired and acquired <= on else None,
-    )
-    found = evaluate(load_chip(chip, ruleset), ruleset, buyer)
+    )  # fmt: skip
+    country, seat = found.buyer.to, found.buyer.parent
     how = "rented in" if rents else "to"
     since = f", owned since {acquired}" if acquired else ""
-    owner = "" if buyer.parent == country else f", parent in {buyer.parent}"
+    owner = "" if seat == country else f", parent in {seat}"
     return Standing(
         lawful=found.clear is True,
         words=f"{summary(found)}; {how} {country} on {on}{owner}{since}",

@@ -15,7 +15,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,15 +130,10 @@ class _Courier:
         self._timed(command, read_manifest(good).bytes)
         maker = f"{self.settings.name} in {self.settings.folder}"[:250]
         received = {"name": name, "from": maker, "seconds": _VERIFY_SECONDS}
-        for last in (False, True):
-            try:
-                self.far.patiently("receive", lambda: self.beat("load"), **received)
-                return
-            except LaunchError as error:
-                if last:
-                    raise
-                say(f"{error}; it is copied once more")
-                self._timed(command, 0)
+        self._verified(
+            command, "load",
+            lambda: self.far.patiently("receive", lambda: self.beat("load"), **received),
+        )  # fmt: skip
 
     def _timed(self, command: list[str], size: float) -> None:
         begun = time.monotonic()
@@ -149,6 +144,15 @@ class _Courier:
             path = rate_file(self.settings.folder, self.pool.name)
             path.parent.mkdir(exist_ok=True)
             write_atomic(path, json.dumps({"bytes_per_s": size / seconds}).encode())
+
+    def _verified(self, command: list[str], phase: str, check: Callable[[], object]) -> None:
+        """``check`` what ``command`` copied; where that finds a fault, copy once more."""
+        try:
+            check()
+        except (CheckpointError, LaunchError) as error:
+            say(f"{error}; it is copied once more")
+            carry(self.site, command, lambda: self.beat(phase))
+            check()
 
     def _follow(self) -> dict[str, Any]:
         """Keep a controller at work there and write down its steps, until the run has ended."""
@@ -217,15 +221,9 @@ class _Courier:
         place = folder / ARRIVING / name
         place.mkdir(parents=True, exist_ok=True)
         command = copied(self.site, self.site.fetch, newest, str(place))
-        for last in (False, True):
-            carry(self.site, command, lambda: self.beat("save"))
-            try:
-                put_in_place(folder, name, self.contract.commit_guard)
-                return
-            except CheckpointError as error:
-                if last:
-                    raise
-                say(f"{error}: it is copied once more")
+        carry(self.site, command, lambda: self.beat("save"))
+        guard = self.contract.commit_guard
+        self._verified(command, "save", lambda: put_in_place(folder, name, guard))
 
     def _tell_witness(self, told: dict[str, Any]) -> None:
         """What the site's controller decided about the checkpoint, for this run's ledger."""

@@ -12,14 +12,16 @@ from typing import Any
 from krzem.errors import KrzemError
 from krzem.run.clock import duration
 from krzem.run.contract import HEARTBEATS, read_heartbeats
+from krzem.run.gate_settings import Straggler
 from krzem.run.ledger import LEDGER, Reader
 from krzem.run.story import Story, tell
+from krzem.run.straggler import others_median
 from krzem.run.untrusted import printable
 from krzem.run.view import count, last_word, percent
 
 DEPTH = 3
 """Folders below the one that is asked about in which a run is looked for."""
-SLOW = 1.5
+SLOW = Straggler().ratio
 """Times the median of the others: the gate on stragglers' default."""
 
 
@@ -145,8 +147,7 @@ def _age(path: Path, now: float) -> float:
 
 
 def _against(own: dict[int, float], rank: int) -> float | None:
-    others = [seconds for other, seconds in own.items() if other != rank]
-    if rank not in own or not others or (usual := statistics.median(others)) <= 0:
+    if rank not in own or len(own) < 2 or (usual := others_median(own, rank)) <= 0:
         return None
     return own[rank] / usual
 

@@ -30,7 +30,7 @@ class Slow:
     @property
     def ratio(self) -> float:
         """Its own work against the median of the others."""
-        return self.seconds[self.rank] / _others(self.seconds, self.rank)
+        return self.seconds[self.rank] / others_median(self.seconds, self.rank)
 
 
 @dataclass(slots=True)
@@ -76,11 +76,12 @@ class OwnWork:
         self._fresh = 0
         seconds = {rank: statistics.median(window) for rank, window in self._windows.items()}
         rank = max(seconds, key=seconds.__getitem__)
-        others = _others(seconds, rank)
+        others = others_median(seconds, rank)
         if others <= 0 or seconds[rank] <= self.gate.ratio * others:
             return None
         return Slow(rank=rank, step=step, seconds=seconds)
 
 
-def _others(seconds: dict[int, float], rank: int) -> float:
+def others_median(seconds: dict[int, float], rank: int) -> float:
+    """The median over all ranks but one, of which there is at least one."""
     return statistics.median(s for r, s in seconds.items() if r != rank)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -17,11 +17,24 @@ from krzem.model import Architecture, AttentionKind, Layer, RouterKind, read_con
 from krzem.model.config_file import Scope, load_config
 from krzem.model.description import Fields, describe, described_types
 
-TRAINABLE = tuple(name for name in described_types() if describe(name).built)
+
+class _Trainable(Collection[str]):
+    """Asked for one type it reads the description of that one; a list of them takes all."""
+
+    def __contains__(self, model_type: object) -> bool:
+        return model_type in described_types() and describe(str(model_type)).built
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in described_types() if describe(name).built)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+TRAINABLE = _Trainable()
 """Model types that the trainer builds (``[compute]`` of ``facts/families``); the planner reads
 more."""
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "xielu", "swish-up-one")
-NORMS = ("before", "after", "around")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +96,7 @@ class ModelSpec:
     latent_eps: float
     """Epsilon of the norms inside latent attention; ``transformers`` fixes it at 1e-6."""
     norms: str
-    """Where a layer's norms are: one of :data:`NORMS` attention and network."""
+    """Where a layer's norms are: before, after or around attention and network."""
     norm_offset: float
     """What a norm adds to its weight (Gemma: 1)."""
     whole_norms: bool

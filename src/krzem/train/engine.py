@@ -212,16 +212,21 @@ class Engine:
         """Whether the losses that this rank itself computed in the last step are numbers."""
         return all(bool(x.isfinite().all()) for s in self.stages for x in s.losses.values())
 
+    def learned(self, tokens: Tensor) -> int:
+        """How many of the global batch's tokens are to be predicted, at least one; ``tokens`` are
+        this rank's ``[n, S + 1]``."""
+        return max(1, int(sum_over((tokens[:, 1:] >= 0).sum(), self.data)))
+
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, documents: Tensor | None = None) -> float:
         """The mean next-token loss of ``tokens [n, S + 1]``, every rank giving its own sequences.
 
         Ranks of one pipeline give the same ones.
         """
-        learned = sum_over((tokens[:, 1:] >= 0).sum(), self.data)
+        targets = self.learned(tokens)
         for stage in self.stages:
             stage.eval()
-            stage.sequences, stage.targets = len(tokens) * self.data.size, max(1, int(learned))
+            stage.sequences, stage.targets = len(tokens) * self.data.size, targets
             stage.losses.clear()
         axis = ALONE if self.meshes is None else self.meshes.pipeline
         forward_only(self.stages, self.layout, axis, tokens, documents)

@@ -40,7 +40,6 @@ from krzem.train.forecast import Forecast
 from krzem.train.model.context import LossWeights
 from krzem.train.optim import ExpertLoad, Optimizer, OptimizerConfig, Schedule, update_biases
 from krzem.train.own_work import OwnWork, Recorder
-from krzem.train.parallel.collectives import sum_over
 from krzem.train.parallel.pipeline import check_micro_batches
 from krzem.train.phases import ROTATION_KEYS
 from krzem.train.report import Contract, Reporter
@@ -292,7 +291,7 @@ class Trainer:
         """Tokens to be predicted in the global batch; 0 where that is all of them."""
         if not getattr(self.source, "is_partly_learned", False):
             return 0
-        return max(1, int(sum_over((tokens[:, 1:] >= 0).sum(), self.engine.data)))
+        return self.engine.learned(tokens)
 
     def _batch(self, source: Source, first: int, count: int) -> tuple[Tensor, Tensor | None]:
         """This rank's share of ``count`` samples from ``first``."""

@@ -1,4 +1,4 @@
-"""Batch files around a launch script: what Slurm and PBS want to know, one start per node.
+"""A launch as text, and batch files around it: what Slurm and PBS want, one start per node.
 
 The launch script goes inside, word for word, and is started once on every node, with the address
 of the first node and the number of its own in its environment.  What the script asks the user for

@@ -1,4 +1,4 @@
-"""The engines a plan can be emitted for."""
+"""The engines a plan can be emitted for; DeepSpeed and krzem's own plan file are written here."""
 
 from __future__ import annotations
 

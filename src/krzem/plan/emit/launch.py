@@ -1,4 +1,4 @@
-"""What an emitter returns: flags with their reasons, and what could not be said."""
+"""What an emitter reads and returns: flags with reasons; values of a config, flags of switches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MaxText's keys that describe a model: one of its decoder blocks, found by structure."""
+"""MaxText's keys of a model (a decoder block, found by structure), precision and switches."""
 
 from __future__ import annotations
 
@@ -218,8 +218,6 @@ def _experts(request: Request, block: str) -> Iterator[Flag]:
 
 # Precision and the priced switches as keys of MaxText and flags of its compiler
 # ------------------------------------------------------------------------------
-
-ENGINE = "MaxText 0.2.4"
 
 
 def _quantization(request: Request) -> str:

@@ -1,20 +1,26 @@
-"""Megatron-LM's arguments that say how the work is cut, stored and computed."""
+"""Megatron-LM's arguments that say how the work is cut, stored and computed; layers by stage."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from krzem.errors import GoalError, LayoutError
-from krzem.layout.layout import ContextParallel, Layout, Optimizer, Precision, Recompute, Schedule
+from krzem.layout.layout import (
+    V_SHAPED,
+    ContextParallel,
+    Layout,
+    Optimizer,
+    Precision,
+    Recompute,
+    Schedule,
+    chunks_per_rank,
+)
 from krzem.model.architecture import AttentionKind
 from krzem.plan.emit.launch import Flag, Request, ask
 from krzem.plan.emit.model_shape import Shape
 
 # Which layers sit on which pipeline stage, in the order the forward pass meets them
 # ----------------------------------------------------------------------------------
-
-V_SHAPED = frozenset({Schedule.ZB_V, Schedule.DUALPIPE_V})
-"""Schedules whose second chunk runs through the ranks backwards."""
 
 
 def rank_layers(layers: int, layout: Layout) -> tuple[int, ...]:
@@ -78,11 +84,6 @@ def check_filled(layers: int, stages: tuple[int, ...], engine: str) -> None:
             f" {empty} of the stages between the first and the last empty; plan with fewer chunks"
             " or pipeline ranks"
         )
-
-
-def chunks_per_rank(layout: Layout) -> int:
-    """Model chunks a rank holds: ``vpp``, 2 for the V-shaped schedules."""
-    return 2 if layout.schedule in V_SHAPED else layout.vpp
 
 
 # Megatron-LM's arguments that say how the work is cut, stored and computed

@@ -1,4 +1,4 @@
-"""What Megatron-like engines need to know of a model, and what they have no words for."""
+"""What Megatron-like engines need to know of a model; DeepSeek V4, and MindSpeed-LLM's of it."""
 
 from __future__ import annotations
 
@@ -155,8 +155,8 @@ def stand_in(arch: Architecture, engine: str) -> Shape:
     )
 
 
-# DeepSeek V4 in MindSpeed-LLM 26.1: hyper-connections, compressed entries, hash-routed l...
-# ------------------------------------------------------------------------------------------
+# DeepSeek V4 as arguments of MindSpeed-LLM 26.1
+# ----------------------------------------------
 
 ENGINE = "MindSpeed-LLM"
 _SPEC = "mindspeed_llm.tasks.models.spec.deepseek4_spec"

@@ -1,4 +1,4 @@
-"""Launches that write files first: YAML, JSON and Python by here-documents, then the command."""
+"""Files that a launch writes (YAML, JSON, Python by here-documents) and tables of their keys."""
 
 from __future__ import annotations
 

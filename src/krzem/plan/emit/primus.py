@@ -36,8 +36,8 @@ from krzem.plan.emit.model_shape import Shape, is_v4, shape_of, stand_in, v4_sha
 from krzem.plan.emit.parts import keyed, keys_of, known, literal, merged, quoted
 from krzem.plan.emit.primus_switches import switches
 
-# DeepSeek V4 in Primus: its own model type, with keys for streams, compression and hash ...
-# ------------------------------------------------------------------------------------------
+# DeepSeek V4 in Primus: a model type with keys for streams, compression and hash routing
+# ---------------------------------------------------------------------------------------
 
 
 def v4_model(request: Request) -> Iterator[Flag]:

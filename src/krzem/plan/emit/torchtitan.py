@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from krzem.errors import GoalError, LayoutError, ModelError
-from krzem.layout.layout import ContextParallel, Layout, Optimizer, Precision, Recompute, Schedule
+from krzem.layout.layout import (
+    ContextParallel,
+    Layout,
+    Optimizer,
+    Precision,
+    Recompute,
+    Schedule,
+    chunks_per_rank,
+)
 from krzem.model.architecture import Architecture
 from krzem.plan.emit.launch import (
     Flag,
@@ -22,7 +30,7 @@ from krzem.plan.emit.launch import (
     section,
     torchrun,
 )
-from krzem.plan.emit.megatron_run import check_filled, chunks_per_rank, stage_layers
+from krzem.plan.emit.megatron_run import check_filled, stage_layers
 from krzem.plan.emit.parts import python_package
 from krzem.plan.emit.titan_switches import compiles, predicts, settings, spec
 

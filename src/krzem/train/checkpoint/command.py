@@ -23,7 +23,6 @@ from krzem.train.checkpoint.store import (
     root_of,
     verify,
 )
-from krzem.train.data.tokenizer import KEPT
 
 if TYPE_CHECKING:
     from krzem.train.checkpoint.correspondence import Correspondence
@@ -122,6 +121,7 @@ def export_command(
     """
     _need_torch()
     from krzem.train.checkpoint.transfer import copy_tokenizer, export_huggingface
+    from krzem.train.data.tokenizer import KEPT
 
     folder = chosen_checkpoint(folder)
     manifest = verify(folder)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from krzem.errors import CheckpointError, DataError
-from krzem.model.description import describe, described_types
+from krzem.model.description import describe
 from krzem.train.checkpoint.correspondence import Correspondence, identity
 from krzem.train.checkpoint.manifest import (
     MANIFEST,
@@ -49,7 +49,8 @@ from krzem.train.checkpoint.tensor_file import (
     TensorFileWriter,
     Written,
 )
-from krzem.train.data.tokenizer import TOKENIZER_FILES
+from krzem.train.config import TRAINABLE
+from krzem.train.data.tokenizer import copy_files
 from krzem.train.durable import fsync_folder, storing, write_atomic
 
 WEIGHT = "weight/"
@@ -239,7 +240,7 @@ def exported_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """``config`` for weights of ``dtype``: what it says of quantised weights no longer holds."""
     kept = {k: v for k, v in config.items() if k not in _OF_QUANTISED}
     known = str(config.get("model_type"))
-    if known in described_types() and describe(known).built:
+    if known in TRAINABLE:
         kept.setdefault("architectures", [describe(known).table("compute")["class"]])
     return {**kept, "dtype": dtype}
 
@@ -263,10 +264,7 @@ def copy_tokenizer(source: Path, out: Path) -> list[str]:
             f"{source} holds no tokenizer.json; name the tokenizer's folder, or a folder that "
             "`krzem data build` made with it"
         )
-    copied = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    for name in copied:
-        write_atomic(out / name, (folder / name).read_bytes())
-    return copied
+    return copy_files(folder, out)
 
 
 def _same_names(folder: Path, found: Mapping[str, Shape], ours: Mapping[str, Shape]) -> None:

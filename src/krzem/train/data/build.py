@@ -37,7 +37,13 @@ from krzem.train.data.part import (
 )
 from krzem.train.data.records import BadRecord, check_kind
 from krzem.train.data.sources import Format, Scan, Source, Span, discover, scan
-from krzem.train.data.tokenizer import TOKENIZER_FILES, Tokenizer, check_vocabulary, load_tokenizer
+from krzem.train.data.tokenizer import (
+    TOKENIZER_FILES,
+    Tokenizer,
+    check_vocabulary,
+    copy_files,
+    load_tokenizer,
+)
 from krzem.train.durable import storing, write_atomic
 
 BAD_RECORDS = "bad-records.jsonl"
@@ -291,6 +297,4 @@ def _keep_tokenizer(request: BuildRequest, tokenizer: Tokenizer) -> None:
         return
     first, *others = TOKENIZER_FILES
     write_atomic(request.out / first, path.read_bytes())
-    for name in others:
-        if (path.parent / name).is_file():
-            write_atomic(request.out / name, (path.parent / name).read_bytes())
+    copy_files(path.parent, request.out, others)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from krzem.errors import DataError, shorten
 from krzem.train.data._optional import optional
-from krzem.train.data.tokenizer import Ids, Tokenizer
+from krzem.train.data.tokenizer import Ids, Tokenizer, declared_token
 
 ASSISTANT = "assistant"
 Message = Mapping[str, Any]
@@ -114,12 +114,8 @@ def _declared(folder: Path) -> tuple[dict[str, str], str]:
         except (OSError, ValueError) as error:
             raise DataError(f"cannot read {file}: {error}") from error
     config = config if isinstance(config, dict) else {}
-    names = {}
-    for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = config.get(key)
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            names[key] = value
+    keys = ("bos_token", "eos_token", "pad_token", "unk_token")
+    names = {key: token for key in keys if (token := declared_token(config, key)) is not None}
     own = folder / "chat_template.jinja"
     text = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
     if not isinstance(text, str):

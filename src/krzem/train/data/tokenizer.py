@@ -150,6 +150,14 @@ def load_tokenizer(name: str | Path, end_of_document: str | None = None) -> Toke
     return FileTokenizer(path, end_of_document)
 
 
+def copy_files(source: Path, out: Path, names: Sequence[str] = TOKENIZER_FILES) -> list[str]:
+    """Copy those files of a tokenizer that the folder ``source`` has; their names."""
+    found = [name for name in names if (source / name).is_file()]
+    for name in found:
+        write_atomic(out / name, (source / name).read_bytes())
+    return found
+
+
 def keep_tokenizer(data: Path, name: str, end_of_document: int, run: Path) -> None:
     """Keep in the folder of a ``run`` the tokenizer that the ids in the folder ``data`` are from.
 
@@ -159,9 +167,7 @@ def keep_tokenizer(data: Path, name: str, end_of_document: int, run: Path) -> No
     folder = run / KEPT
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for file in TOKENIZER_FILES:
-        if (data / file).is_file():
-            write_atomic(folder / file, (data / file).read_bytes())
+    copy_files(data, folder)
     record = {"name": name, "end_of_document": end_of_document}
     write_atomic(folder / _RECORD, json.dumps(record).encode())
 
@@ -221,7 +227,12 @@ def _declared_end(folder: Path) -> str | None:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    token = config.get("eos_token") if isinstance(config, dict) else None
+    return declared_token(config, "eos_token")
+
+
+def declared_token(config: object, key: str) -> str | None:
+    """The token that ``key`` of a ``tokenizer_config.json`` names, by its text or in an object."""
+    token = config.get(key) if isinstance(config, dict) else None
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None

@@ -30,14 +30,14 @@ def attention_on_entries(
     batch, heads, length, _ = q.shape
     total = q.new_zeros(batch, length, entries, dtype=torch.float32)
     step = max(1, _AT_ONCE // (batch * length * keys.shape[-2]))
+    logit = q.new_full((heads,), -torch.inf) if sinks is None else sinks
     apart = keys if keys.dim() == 4 else keys.unsqueeze(1)
     for first in range(0, heads, step):
         part = slice(first, first + step)
         own = apart[:, part] if apart.shape[1] > 1 else apart
         logits = (q[:, part] @ own.transpose(-1, -2)).float() * scale
         logits = logits.masked_fill(~mask.unsqueeze(1), -torch.inf)
-        sink = logits.new_full((heads,), -torch.inf) if sinks is None else sinks.float()
-        sink = sink[part].view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+        sink = logit[part].float().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
         shares = torch.cat((logits, sink), dim=-1).softmax(-1)
         total += shares[..., -1 - entries : -1].sum(1)
     return total

@@ -20,7 +20,7 @@ from krzem.train.model.context import Context
 from krzem.train.model.in_parts import InParts
 from krzem.train.model.recompute import recomputed_core
 from krzem.train.model.weights import Cut, CutNorm, Linear, Norm, RowLinear, own_heads, weight
-from krzem.train.ops import attention, rotate
+from krzem.train.ops import attention, rotate_first
 from krzem.train.ops.attention import grouped_sink_attention
 from krzem.train.parallel.axis import ALONE, Axes
 from krzem.train.parallel.collectives import exchange, gather
@@ -73,16 +73,9 @@ class GroupedQueryAttention(InParts):
         else:
             q, k = self.q_norm(q.view(heads)), self.k_norm(k.view(heads))
         v = self.v_proj(x).view(heads)
-        q, k = (self._rotated(t, context) for t in (q, k))
-        return q, self._own_heads(k), self._own_heads(v)
-
-    def _rotated(self, x: Tensor, context: Context) -> Tensor:
-        """``x [B, S, H, N]`` with its first channels rotated."""
         cos, sin = context.angles(self.rope, context.chunk)
-        if self.rope.dim == x.shape[-1]:
-            return rotate(x, cos, sin, self.spec.rope_interleaved)
-        turned, plain = x.split([self.rope.dim, x.shape[-1] - self.rope.dim], dim=-1)
-        return torch.cat((rotate(turned, cos, sin, self.spec.rope_interleaved), plain), dim=-1)
+        q, k = (rotate_first(t, cos, sin, self.spec.rope_interleaved) for t in (q, k))
+        return q, self._own_heads(k), self._own_heads(v)
 
     def output(self, out: Tensor, _: Any, __: Context) -> Tensor:
         """``[B, S, H * N] -> [B, S/tp, D]``."""

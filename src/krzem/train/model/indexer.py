@@ -14,8 +14,8 @@ from krzem.train.config import ModelSpec
 from krzem.train.model.compressor import Compressor, rotate_tail
 from krzem.train.model.context import Context
 from krzem.train.model.weights import LayerNorm, Linear
-from krzem.train.ops import rotate
-from krzem.train.ops.attention import causal_mask
+from krzem.train.ops import rotate_first
+from krzem.train.ops.attention import whole_mask
 from krzem.train.parallel.axis import Axes
 from krzem.train.parallel.collectives import gather
 
@@ -79,11 +79,9 @@ class KeyIndexer(nn.Module):
     rotated, half a head apart.
     """
 
-    def __init__(
-        self, spec: ModelSpec, shape: Indexer, latent: int, rotated: int, axes: Axes
-    ) -> None:
+    def __init__(self, spec: ModelSpec, shape: Indexer, latent: int, axes: Axes) -> None:
         super().__init__()
-        self.spec, self.shape, self.rotated, self.axes = spec, shape, rotated, axes
+        self.spec, self.shape, self.axes = spec, shape, axes
         self.wq_b = Linear(latent, shape.heads * shape.head_dim)
         self.wk = Linear(spec.hidden, shape.head_dim)
         self.k_norm = LayerNorm(shape.head_dim)
@@ -100,10 +98,8 @@ class KeyIndexer(nn.Module):
         k = self._rotated(self.k_norm(self.wk(x)).unsqueeze(2), context).squeeze(2)
         keys = gather(k, self.axes.sequence, 1)
         scores = index_scores(self._rotated(q, context), keys, self.weights_proj(x))
-        mask = causal_mask(context.length, x.device, None, context.documents)
-        if mask is None:
-            mask = torch.ones(context.length, context.length, device=x.device).tril().bool()[None]
-        return scores.masked_fill(~mask.flatten(0, -3)[:, context.own], -torch.inf)
+        mask = whole_mask(context.length, x.device, None, context.documents).squeeze(1)
+        return scores.masked_fill(~mask[:, context.own], -torch.inf)
 
     @torch.no_grad()
     def chosen(self, scores: Tensor) -> Tensor:
@@ -114,8 +110,7 @@ class KeyIndexer(nn.Module):
 
     def _rotated(self, x: Tensor, context: Context) -> Tensor:
         cos, sin = context.angles(self.spec.rope, context.own)
-        turned, plain = x.split([self.rotated, x.shape[-1] - self.rotated], dim=-1)
-        return torch.cat((rotate(turned, cos, sin, False), plain), dim=-1)
+        return rotate_first(x, cos, sin, False)
 
 
 def visible_entries(context: Context, rate: int, entries: int, *, overlap: bool) -> Tensor:

@@ -59,7 +59,7 @@ class LatentAttention(InParts):
         self.o_proj = RowLinear(shape.heads * shape.value_dim, spec.hidden, axes.tp)
         if shape.indexer is not None:
             rank = shape.q_lora_rank or 0
-            self.indexer = KeyIndexer(spec, shape.indexer, rank, self.rotated, axes)
+            self.indexer = KeyIndexer(spec, shape.indexer, rank, axes)
 
     def inputs(self, x: Tensor, context: Context) -> Inputs:
         """What the core reads, of ``x [B, S/tp, D]``."""

@@ -23,7 +23,7 @@ from krzem.train.model.indexer import LightningIndexer, visible_entries
 from krzem.train.model.recompute import recomputed_core
 from krzem.train.model.weights import Cut, Linear, Norm, RowLinear, local, own_heads, weight
 from krzem.train.ops import rms_norm, sink_attention
-from krzem.train.ops.attention import causal_mask
+from krzem.train.ops.attention import whole_mask
 from krzem.train.parallel.axis import Axes
 from krzem.train.parallel.collectives import exchange, gather, gather_no_grad, sum_over
 
@@ -103,10 +103,8 @@ class SharedKeyValueAttention(InParts):
         latent = self.q_a_norm(self.q_a_proj(x))
         kv = rotate_tail(self.kv_norm(self.kv_proj(x)), context.angles(self.rope, context.own))
         keys = gather(kv, self.axes.sequence, 1)
-        mask = causal_mask(context.length, x.device, self.shape.window, context.documents)
-        if mask is None:
-            mask = torch.ones(context.length, context.length, device=x.device).tril().bool()[None]
-        mask = mask.flatten(0, -3)
+        mask = whole_mask(context.length, x.device, self.shape.window, context.documents)
+        mask = mask.squeeze(1)
         far, scores = None, None
         if self.compressor is not None:
             keys = torch.cat((keys, self.compressor(x, context)), dim=1)

@@ -89,7 +89,7 @@ class Transformer(nn.Module):
         """
         tokens = x if tokens is None else tokens
         context = self._context(tokens, documents)
-        x = self._embed(tokens[:, :-1], context) if self.part.first else x
+        x = self._embed(context) if self.part.first else x
         for block in self.layers.values():
             x = block(x, context)
         return self._loss(x, tokens, context) if self.part.last else x
@@ -102,7 +102,7 @@ class Transformer(nn.Module):
         With a ``cache`` (where :attr:`remembers`) the tokens follow those that it is of.
         """
         context = self._context(F.pad(tokens, (0, 1)), documents, cache)
-        x = self._embed(tokens, context)
+        x = self._embed(context)
         for block in self.layers.values():
             x = block(x, context)
         if cache is not None:
@@ -134,8 +134,9 @@ class Transformer(nn.Module):
             context.prepare(rope)
         return context
 
-    def _embed(self, tokens: Tensor, context: Context) -> Tensor:
-        x = self.embed_tokens(plain_ids(tokens[:, context.chunk]), self.dtype)
+    def _embed(self, context: Context) -> Tensor:
+        assert context.tokens is not None
+        x = self.embed_tokens(context.tokens[:, context.chunk], self.dtype)
         if self.spec.embedding_scale != 1.0:
             x = x * torch.tensor(self.spec.embedding_scale, dtype=self.dtype, device="cpu")
         if self.spec.streams > 1:

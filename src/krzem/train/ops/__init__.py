@@ -20,7 +20,7 @@ from krzem.train.ops.dispatch import dispatch
 from krzem.train.ops.float8 import float8_grouped_linear, float8_linear, float8_product
 from krzem.train.ops.gated import grouped_network
 from krzem.train.ops.grouped import Groups, grouped_linear
-from krzem.train.ops.heads import keys_values, rotate_tail
+from krzem.train.ops.heads import keys_values, rotate_first, rotate_tail
 from krzem.train.ops.linear import linear
 from krzem.train.ops.logits import logit_gradient, logit_sums
 from krzem.train.ops.norm import rms_norm
@@ -62,6 +62,7 @@ __all__ = [
     "portable_only",
     "rms_norm",
     "rotate",
+    "rotate_first",
     "rotate_tail",
     "sink_attention",
     "swiglu",

@@ -72,6 +72,21 @@ def causal_mask(
     return mask
 
 
+def whole_mask(
+    length: int,
+    device: torch.device,
+    window: int | None,
+    documents: Tensor | None,
+    *,
+    before: int = 0,
+) -> Tensor:
+    """:func:`causal_mask`, written out where plainly causal too."""
+    mask = causal_mask(length, device, window, documents, before=before)
+    if mask is None:
+        mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+    return mask
+
+
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, scale: float) -> Tensor:
     """As :func:`attention`, of the keys that ``mask [B or 1, S, T]`` says a query may read."""
     width = v.shape[-1]
@@ -96,9 +111,7 @@ def grouped_sink_attention(
     """
     B, H, S, N = q.shape
     T = k.shape[2]
-    mask = causal_mask(S, q.device, window, documents, before=T - S)
-    if mask is None:
-        mask = torch.ones(S, S, dtype=torch.bool, device=q.device).tril()[None, None]
+    mask = whole_mask(S, q.device, window, documents, before=T - S)
     extra = 8
     logit = (sinks / scale).to(q.dtype).view(1, H, 1, 1).expand(B, H, S, 1)
     q = torch.cat((q, logit, q.new_zeros(()).expand(B, H, S, extra - 1)), dim=-1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from krzem.train.ops.attention import attention, causal_mask
+from krzem.train.ops.attention import attention, whole_mask
 
 _SHORT = 1024
 """Sequences up to which keeping the weights of all pairs pays off."""
@@ -35,9 +35,7 @@ def attention_cpu(
         return attention.portable(q, k, v, scale=scale, window=window, documents=documents)
     if k.shape[1] != q.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    mask = causal_mask(length, q.device, window, documents)
-    if mask is None:
-        mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()[None, None]
+    mask = whole_mask(length, q.device, window, documents)
     blocked = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
     blocks: Tensor = _Blocks.apply(q, k, v, scale, blocked)
     return blocks

@@ -1,4 +1,4 @@
-"""Queries and keys of latent attention, made of a plain and a rotated part.
+"""Queries and keys made of a plain and a rotated part.
 
 Shape letters: B batch, S sequence, H heads, N unrotated, R rotated and V value width.
 """
@@ -17,6 +17,15 @@ def rotate_tail(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tenso
     """:func:`rotate` of the last ``R`` channels of ``x [B, S, H, N + R]``; the others stay."""
     plain, rotated = x.split([x.shape[-1] - 2 * cos.shape[-1], 2 * cos.shape[-1]], dim=-1)
     return torch.cat((plain, rotate(rotated, cos, sin, interleaved)), dim=-1)
+
+
+def rotate_first(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """:func:`rotate` of the first ``R`` channels of ``x [B, S, H, R + N]``; the others stay."""
+    width = 2 * cos.shape[-1]
+    if width == x.shape[-1]:
+        return rotate(x, cos, sin, interleaved)
+    rotated, plain = x.split([width, x.shape[-1] - width], dim=-1)
+    return torch.cat((rotate(rotated, cos, sin, interleaved), plain), dim=-1)
 
 
 @operator

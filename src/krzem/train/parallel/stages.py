@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from krzem.errors import LayoutError
-from krzem.layout.layout import Layout, Schedule
+from krzem.layout.layout import V_SHAPED, Layout, Schedule, chunks_per_rank
 from krzem.train.model.transformer import Part
 
-V_SHAPED = frozenset({Schedule.ZB_V, Schedule.DUALPIPE_V})
-"""Schedules whose second chunk runs through the ranks backwards."""
 SPLIT_BACKWARD = frozenset({Schedule.ZB_V, Schedule.DUALPIPE_V})
 """Schedules that compute input and weight gradients apart."""
-
-
-def chunks_per_rank(layout: Layout) -> int:
-    """Stages that one rank holds."""
-    return 2 if layout.schedule in V_SHAPED else layout.vpp
 
 
 def stage_ranks(layout: Layout) -> tuple[int, ...]:
