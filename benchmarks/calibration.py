@@ -24,9 +24,8 @@ from krzem.accuracy.calibrate import timed_cases
 from krzem.accuracy.case import Case
 from krzem.accuracy.fit import Fit, fit, without
 from krzem.accuracy.spread_fit import standing
-from krzem.cost.coefficients import Coefficients, fitted
+from krzem.cost.coefficients import Z80, Coefficients, fitted, log_sigma
 from krzem.cost.local import Factor, Local, moved, prior_sigma
-from krzem.cost.uncertainty import Z80, log_sigma
 from krzem.facts.table import read_table
 from krzem.jobs.calibrate import NAMES, LocalFit, fit_local, narrowed
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from krzem.accuracy.outcome import outcomes
+from krzem.accuracy.evaluate import outcomes
 from krzem.cost.coefficients import fitted
 from krzem.cost.memory import RankBytes
 from krzem.facts.table import read_table

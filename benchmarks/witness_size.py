@@ -19,7 +19,7 @@ import torch
 
 from krzem.model.catalogue import load_model_config
 from krzem.train.config import model_spec
-from krzem.train.model.router import Router
+from krzem.train.model.mixture import Router
 from krzem.train.model.transformer import Transformer
 from krzem.witness.batches import Positions
 from krzem.witness.positions import positions, samples_per_tensor

@@ -13,10 +13,17 @@ from click.testing import CliRunner
 
 from krzem.accuracy.calibrate import calibrate, summary, table_text, timed_cases
 from krzem.accuracy.command import accuracy_command
-from krzem.accuracy.evaluate import COLUMNS, evaluate, rows_csv
-from krzem.accuracy.figures import mean_spearman, memory_figures, spearman, time_figures
+from krzem.accuracy.evaluate import (
+    COLUMNS,
+    Outcome,
+    evaluate,
+    mean_spearman,
+    memory_figures,
+    rows_csv,
+    spearman,
+    time_figures,
+)
 from krzem.accuracy.fit import robust
-from krzem.accuracy.outcome import Outcome
 from krzem.cost.coefficients import fitted
 from krzem.facts.table import read_table
 
@@ -108,7 +115,7 @@ def test_duplicates_are_told(llama: Row) -> None:
 
 def test_chunks_change_nothing(some_runs: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rows_csv(evaluate(some_runs))
-    monkeypatch.setattr("krzem.accuracy.outcome.CHUNK", 7)
+    monkeypatch.setattr("krzem.accuracy.evaluate.CHUNK", 7)
     assert rows_csv(evaluate(some_runs)) == whole
 
 

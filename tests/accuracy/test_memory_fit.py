@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from krzem.accuracy import memory_fit
-from krzem.accuracy.cells import Row
-from krzem.accuracy.outcome import Outcome, outcomes
+from krzem.accuracy.case import Row
+from krzem.accuracy.evaluate import Outcome, outcomes
 from krzem.accuracy.reader import read_case
 from krzem.cost.coefficients import fitted
 from krzem.cost.memory_error import FEATURES, memory_spread

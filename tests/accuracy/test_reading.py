@@ -11,7 +11,7 @@ from krzem.accuracy.case import UnusableRowError
 from krzem.accuracy.conventions import forward_flops, published_flops
 from krzem.accuracy.reader import read_case
 from krzem.accuracy.shapes import read_architecture
-from krzem.accuracy.stated import COLUMNS, state_bytes_of, switches_of
+from krzem.accuracy.spellings import COLUMNS, state_bytes_of, switches_of
 from krzem.cost.coefficients import Coefficients, fitted
 from krzem.engine.switches import switches
 from krzem.layout.layout import ContextParallel, Recompute, Schedule

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from krzem.accuracy.cards import card
+from krzem.accuracy.case import card
 from krzem.accuracy.evaluate import Report, evaluate
-from krzem.accuracy.known_shapes import SHAPE, known_shape
-from krzem.accuracy.spellings import precision_of, recompute_of, sharding_of
+from krzem.accuracy.spellings import SHAPE, known_shape, precision_of, recompute_of, sharding_of
 from krzem.facts.table import read_table
 from krzem.layout.layout import Precision
 

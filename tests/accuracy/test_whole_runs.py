@@ -20,7 +20,7 @@ from krzem.accuracy.whole_fit import (
     judged,
 )
 from krzem.accuracy.whole_runs import FROM_STEPS, TABLE, Total, read_total, totals
-from krzem.cost.shipped import shipped
+from krzem.cost.coefficients import shipped
 from krzem.estimate import Estimate
 from krzem.facts.table import read_table
 from krzem.plan.calendar import Distance

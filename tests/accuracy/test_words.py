@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import krzem.facts
-from krzem.accuracy.evaluate import evaluate
-from krzem.accuracy.outcome import Outcome
+from krzem.accuracy.evaluate import Outcome, evaluate
 from krzem.facts.table import read_table
 
 Row = dict[str, str]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import ADAMW, built, gpt, step
 
-from krzem.cost import collectives
+from krzem.cost import machine as collectives
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import Machine
 from krzem.cost.stages import expert_group, parameters, shard_group, stages

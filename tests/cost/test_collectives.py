@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import built
 
-from krzem.cost import collectives
+from krzem.cost import machine as collectives
 from krzem.cost.machine import Machine
 
 QUIET = replace(built(), up_latency=0.0, out_latency=0.0, up_start=0.0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krzem.cost.schedule import fill_factor, in_flight, joined_ends, weight_copies
+from krzem.cost.stages import fill_factor, in_flight, joined_ends, weight_copies
 from krzem.layout.layout import SCHEDULES, Schedule
 
 F, B = 1.0, 2.0

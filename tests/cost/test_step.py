@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import ADAMW, built, gpt, situation, step
 
-from krzem.cost import kernels
+from krzem.cost import machine as kernels
 from krzem.cost.assemble import below_peak, machine
 from krzem.cost.coefficients import fitted
 from krzem.cost.layers import layer_seconds

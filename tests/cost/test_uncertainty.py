@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from machines import built, gpt, step
 
-from krzem.cost.shipped import shipped
-from krzem.cost.uncertainty import Z80, Standing, combination, log_sigma, spread
+from krzem.cost.coefficients import Z80, Standing, combination, log_sigma, shipped, spread
 from krzem.facts.table import read_table
 from krzem.layout.layout import Layout
 

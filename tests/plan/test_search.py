@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from krzem.cost.uncertainty import between
+from krzem.cost.coefficients import between
 from krzem.errors import ClusterError, GoalError, LayoutError
 from krzem.hardware import read_cluster
 from krzem.layout.layout import Layout, Precision, join, pack

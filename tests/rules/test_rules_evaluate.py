@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from krzem.errors import DataError, UnknownNameError
 from krzem.rules import Buyer, Chip, Side, evaluate, find_country, load_chip, load_rules, verdict
-from krzem.rules.expression import parse
-from krzem.rules.ruleset import read_rules
+from krzem.rules.ruleset import parse, read_rules
 
 TODAY = dt.date(2026, 11, 23)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krzem.errors import DataError
-from krzem.rules.expression import parse
+from krzem.rules.ruleset import parse
 
 NAMES = ("tpp", "io", "dram")
 

@@ -17,11 +17,10 @@ from krzem.plan.question import Question
 from krzem.plan.request import settle
 from krzem.supply.goal_file import goal_of
 from krzem.supply.infer import Evidence, infer
-from krzem.supply.inverse import fewest, largest, within
+from krzem.supply.inverse import fewest, largest, scaled, within
 from krzem.supply.judge import evidence_of, judged
 from krzem.supply.kinds import common, obtainable, on_market, released
 from krzem.supply.known import durations, known_runs, model_of, shortfalls
-from krzem.supply.scale import scaled
 from krzem.supply.speed import speed_of
 
 SMALL = {

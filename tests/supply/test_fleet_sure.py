@@ -11,8 +11,7 @@ from tests.supply.fleet_cases import START, made_goal, made_grant, made_pool, ma
 from krzem.supply.chance import odds
 from krzem.supply.fleet import solve
 from krzem.supply.optimum import cheapest
-from krzem.supply.retime import retimed
-from krzem.supply.verify import faults
+from krzem.supply.verify import faults, retimed
 
 
 def test_more_sure_is_never_cheaper_and_always_as_sure_as_asked() -> None:

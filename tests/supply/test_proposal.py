@@ -18,7 +18,7 @@ from krzem.report.document import plan_document
 from krzem.rules import summary, verdict
 from krzem.rules.text import age
 from krzem.supply.command import CALLS
-from krzem.supply.export import check_suffix, write
+from krzem.supply.judge import check_suffix, write
 from krzem.supply.machines import machine, machines, template, templates
 from krzem.supply.proposal import proposal, read_plan
 from krzem.supply.proposal_text import proposal_markdown

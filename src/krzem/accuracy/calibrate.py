@@ -19,16 +19,13 @@ import numpy as np
 
 import krzem.facts
 from krzem.accuracy.batch import Batch, predict, prepare, situation
-from krzem.accuracy.case import Case, UnusableRowError
-from krzem.accuracy.cells import Row
+from krzem.accuracy.case import Case, Row, UnusableRowError
 from krzem.accuracy.fit import Fit, cell_of, fit, shared
-from krzem.accuracy.held_back import GROUPS, HeldBack, held_back
 from krzem.accuracy.memory_fit import memory_part
 from krzem.accuracy.reader import read_case
-from krzem.accuracy.spread_fit import fit_spread, sigma_of
+from krzem.accuracy.spread_fit import GROUPS, HeldBack, fit_spread, held_back, sigma_of
 from krzem.cost.assemble import machine
-from krzem.cost.coefficients import Coefficients
-from krzem.cost.uncertainty import Z80, Spread
+from krzem.cost.coefficients import Z80, Coefficients, Spread
 from krzem.errors import UnknownFactError
 from krzem.facts.table import read_table
 from krzem.model.parameters import flops_per_token

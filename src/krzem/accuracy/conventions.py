@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from krzem.accuracy.case import UnusableRowError
-from krzem.accuracy.cells import Row, number, text
+from krzem.accuracy.case import Row, UnusableRowError, number, text
 from krzem.hardware.catalogue import Device
 from krzem.layout.layout import Precision
 from krzem.model.architecture import Architecture, Attention, FeedForward

@@ -26,8 +26,7 @@ from krzem.accuracy.batch import (
     situation,
     standing_of,
 )
-from krzem.accuracy.case import Case, UnusableRowError
-from krzem.accuracy.cells import Row
+from krzem.accuracy.case import Case, Row, UnusableRowError
 from krzem.accuracy.reader import read_case
 from krzem.cost.memory import MemoryBytes
 from krzem.cost.memory_error import (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from krzem.cost.uncertainty import Z80
+from krzem.cost.coefficients import Z80
 from krzem.facts.table import read_table
 
 Row = Mapping[str, str]

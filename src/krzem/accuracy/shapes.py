@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from krzem.accuracy.case import UnusableRowError
-from krzem.accuracy.cells import Row, number, text, whole
-from krzem.accuracy.known_shapes import known_shape, model_of
-from krzem.accuracy.spellings import attention_of, yes_or_no
+from krzem.accuracy.case import Row, UnusableRowError, number, text, whole
+from krzem.accuracy.spellings import attention_of, known_shape, model_of, yes_or_no
 from krzem.errors import KrzemError
 from krzem.model.architecture import (
     Architecture,

@@ -21,9 +21,7 @@ import numpy as np
 
 import krzem.facts
 from krzem.accuracy.whole_runs import FROM_STEPS, Total, totals
-from krzem.cost.coefficients import fitted
-from krzem.cost.shipped import shipped
-from krzem.cost.uncertainty import Z80, spread
+from krzem.cost.coefficients import Z80, fitted, shipped, spread
 from krzem.errors import KrzemError
 from krzem.estimate import Estimate
 from krzem.plan import calendar

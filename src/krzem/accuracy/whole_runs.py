@@ -11,14 +11,16 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from krzem.accuracy.cards import device_of
-from krzem.accuracy.case import UnusableRowError
-from krzem.accuracy.cells import Row, number, text, whole
-from krzem.accuracy.dates import date_of
-from krzem.accuracy.known_shapes import completed
+from krzem.accuracy.case import Row, UnusableRowError, date_of, device_of, number, text, whole
 from krzem.accuracy.shapes import read_architecture
-from krzem.accuracy.spellings import precision_of, sharding_of
-from krzem.accuracy.stated import engine_of, organisation_of, switches_of
+from krzem.accuracy.spellings import (
+    completed,
+    engine_of,
+    organisation_of,
+    precision_of,
+    sharding_of,
+    switches_of,
+)
 from krzem.errors import KrzemError
 from krzem.facts.table import read_table
 from krzem.model.architecture import Architecture

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from krzem.cost import collectives, kernels
+from krzem.cost import machine as collectives
+from krzem.cost import machine as kernels
 from krzem.cost.machine import Machine
 from krzem.cost.parts import LayerSeconds
 from krzem.layout.layout import Cells

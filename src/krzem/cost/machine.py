@@ -159,3 +159,160 @@ def side_by_side(values: Sequence[T], which: Array) -> T:
     columns = {name: [getattr(v, name) for v in values] for name in names}
     apart = {n: np.array(c, dtype=float)[which] for n, c in columns.items() if len(set(c)) > 1}
     return replace(first, **apart) if apart else first  # type: ignore[type-var]
+
+
+# Seconds of collectives over groups of ranks laid on two tiers of links
+# ----------------------------------------------------------------------
+
+
+def members(size: Array, stride: Array, domain: Array) -> Array:
+    """Ranks of a group that share one scale-up domain (at least 1).
+
+    Groups and domains are aligned powers of two in practice; where they are not, the mean number
+    of members per domain is what bandwidth sees.
+    """
+    inside = np.maximum(1.0, np.floor(domain / stride))
+    return np.minimum(size, inside)
+
+
+def _inside(g: Array, machine: Machine) -> Array:
+    """Scale-up bandwidth that ``g`` ranks of one domain have among themselves.
+
+    Behind a switch all of it.  In a mesh every pair has a link of its own, so a small group is
+    left with the links between its members.
+    """
+    links = np.maximum(g - 1.0, 1.0) / np.maximum(machine.domain - 1.0, 1.0)
+    return machine.up_bytes_per_s * np.where(machine.mesh > 0, np.minimum(links, 1.0), 1.0)
+
+
+def _hops(size: Array, g: Array, machine: Machine) -> Array:
+    k = size / g
+    # Rings inside a domain; between domains NCCL and its kin switch to trees as groups grow.
+    across = np.minimum(k - 1.0, 4.0 * np.log2(np.maximum(k, 1.0)))
+    start = np.where(k > 1.0, machine.out_start, machine.up_start)
+    return (g - 1.0) * machine.up_latency + across * machine.out_latency + start
+
+
+def ring(total_bytes: Array, size: Array, stride: Array, machine: Machine) -> Array:
+    """Seconds of an all-gather or reduce-scatter of ``total_bytes`` (the gathered size)."""
+    g = members(size, stride, machine.domain)
+    k = size / g
+    inside = total_bytes * (size - 1.0) / size / _inside(g, machine)
+    # A ring through all interfaces: each carries all but one part, shared by the members of a node
+    # (NCCL's ring; hierarchical algorithms that send less are used for small groups only).
+    railed = total_bytes * (size - 1.0) / (size * g) / machine.out_bytes_per_s
+    railed = np.where(k > 1.0, railed, 0.0)
+    # Without an interface for each member one ring visits all ranks through the same few links.
+    flat = np.where(k > 1.0, total_bytes * (size - 1.0) / size / machine.out_bytes_per_s, 0.0)
+    across = np.where(machine.rails > 0, railed, flat)
+    seconds = np.maximum(np.where(g > 1.0, inside, 0.0), across) + _hops(size, g, machine)
+    return np.where(size > 1.0, seconds, 0.0)
+
+
+def all_to_all(
+    copies_bytes: Array, once_bytes: Array, size: Array, stride: Array, machine: Machine
+) -> Array:
+    """Seconds of an all-to-all of ``copies_bytes`` sent per rank.
+
+    ``once_bytes`` is what one copy per reached domain would weigh: with deduplication only that
+    crosses the network and is fanned out over the scale-up links.
+    """
+    g = members(size, stride, machine.domain)
+    k = size / g
+    crossing = np.where(machine.dedup > 0, np.minimum(once_bytes, copies_bytes), copies_bytes)
+    # Pairs of ranks that all talk at once share paths of the network as no ring does; kernels made
+    # for it (deduplicating ones) send along rails.
+    share = np.where(machine.dedup > 0, 1.0, machine.exchange_out)
+    across = crossing * (k - 1.0) / k / (machine.out_bytes_per_s * share)
+    inside = copies_bytes * (g - 1.0) / g / _inside(g, machine)
+    hops = (g - 1.0) * machine.up_latency + np.sqrt(k - 1.0) * 2.0 * machine.out_latency
+    hops = hops + np.where(k > 1.0, machine.out_start, machine.up_start)
+    return np.where(size > 1.0, np.maximum(across, inside) + hops, 0.0)
+
+
+def transfer(sent_bytes: Array, stride: Array, machine: Machine) -> Array:
+    """Seconds to send ``sent_bytes`` to the rank ``stride`` further on."""
+    near = stride < machine.domain
+    rate = np.where(near, _inside(np.asarray(2.0), machine), machine.out_bytes_per_s)
+    return sent_bytes / rate + np.where(near, machine.up_latency, machine.out_latency)
+
+
+# Seconds of single kernels on one device: matrix products, attention cores, memory passes
+# ----------------------------------------------------------------------------------------
+
+
+STREAMS = 4.0
+"""Products of experts that run side by side: grouped layers launch one a group on four streams
+(Transformer Engine, ``multi_stream_cublas_gemm``)."""
+TILE = 64.0
+"""Granularity at which kernels pick their tiles."""
+
+
+def round_up(size: Array, tile: float = TILE) -> Array:
+    """``size`` rounded up to whole tiles."""
+    return np.ceil(np.maximum(size, 1.0) / tile) * tile
+
+
+def matmul(m: Array, n: Array, k: Array, machine: Machine, rate: Array, width: Array) -> Array:
+    """Seconds of one ``[m, k] x [k, n]`` product; ``width`` is bytes per operand element.
+
+    The larger of the arithmetic time and the time to move operands and result once.
+    """
+    flops = 2.0 * round_up(m) * round_up(n) * k
+    shape = (1.0 + machine.depth / np.maximum(k, 1.0)) * (
+        1.0 + machine.tail * machine.fill / (round_up(m) * round_up(n))
+    )
+    moved = (m * k + k * n) * width + 2.0 * m * n
+    busy = (m > 0) & (n > 0)
+    return busy * np.maximum(flops * shape / rate, moved / machine.memory_bytes_per_s)
+
+
+def grouped(groups: Array, m: Array, n: Array, k: Array, machine: Machine, width: Array) -> Array:
+    """Seconds of ``groups`` products ``[m, k] x [k, n]`` in one launch (experts on one rank)."""
+    rows = round_up(m)
+    flops = 2.0 * groups * rows * round_up(n) * k
+    shape = (1.0 + machine.depth / np.maximum(k, 1.0)) * (
+        1.0 + machine.tail * machine.fill / (np.clip(groups, 1.0, STREAMS) * rows * round_up(n))
+    )
+    moved = groups * ((m * k + k * n) * width + 2.0 * m * n)
+    busy = (groups > 0) & (n > 0)
+    rate = machine.matmul_flops * machine.grouped_share
+    return busy * np.maximum(flops * shape / rate, moved / machine.memory_bytes_per_s)
+
+
+def memory(moved_bytes: Array, machine: Machine) -> Array:
+    """Seconds of element-wise work that moves ``moved_bytes`` when perfectly fused."""
+    return moved_bytes * machine.elementwise / machine.memory_bytes_per_s
+
+
+BACKWARD_ATTENTION = 2.5 / 0.85
+"""Backward over forward time: five products for two, at a lower rate (FlashAttention-2, -3)."""
+BACKWARD_UNFUSED = 1.6
+"""The same of unfused attention, whose time is traffic of scores (17 bytes each for 13)."""
+UNALIGNED = 4.0
+"""Slow-down of 16-bit products whose rows are no multiple of 16 bytes: the matrix units are left
+out (A100: 78 of 312 TFLOP/s; cuBLAS, "Tensor Core usage").  Fused kernels pad instead."""
+GATHER_RATE = 0.6
+"""Rate of attention over gathered keys relative to streamed keys."""
+
+
+def attention(
+    queries: Array,
+    heads: Array,
+    qk: Array,
+    v: Array,
+    keys: Array,
+    span: Array,
+    sparse: Array,
+    machine: Machine,
+) -> Array:
+    """Forward seconds of one score product over ``queries`` query positions."""
+    rate = machine.attention_flops * np.where(sparse > 0, GATHER_RATE, 1.0)
+    narrow = 1.0 + 24.0 / np.maximum(qk, 1.0)
+    # Masked and ragged tiles, prologue and epilogue: the rate rises with the length of a row.
+    seen = keys + machine.attention_half
+    fused = 2.0 * queries * heads * (qk + v) * seen * narrow / rate
+    products = 2.0 * queries * heads * (qk + v) * span / machine.matmul16_flops
+    depth = (1.0 + machine.depth / np.maximum(qk, 1.0)) * np.where(qk % 8 > 0, UNALIGNED, 1.0)
+    scores = queries * heads * span * machine.unfused_bytes / machine.memory_bytes_per_s
+    return np.where(machine.unfused_attention > 0, products * depth + scores, fused)

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from krzem.cost.saved import Saved, layer_activations
-from krzem.cost.schedule import in_flight, joined_ends, weight_copies
 from krzem.cost.sizes import StateSizes
-from krzem.cost.stages import stages
+from krzem.cost.stages import in_flight, joined_ends, stages, weight_copies
 from krzem.layout.layout import RECOMPUTES, Layouts, Precision, Recompute
 from krzem.model.table import ModelTable
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from krzem.cost.coefficients import shipped
 from krzem.cost.memory import MemoryBytes
-from krzem.cost.shipped import shipped
 
 Array = Any
 

@@ -7,11 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from krzem.cost import collectives
+from krzem.cost import machine as collectives
 from krzem.cost.machine import Machine
 from krzem.cost.parts import LayerSeconds
-from krzem.cost.schedule import fill_factor, joined_ends, overlaps_dispatch
-from krzem.cost.stages import Stages, expert_group, parameters, recomputed, shard_group, stages
+from krzem.cost.stages import (
+    Stages,
+    expert_group,
+    fill_factor,
+    joined_ends,
+    overlaps_dispatch,
+    parameters,
+    recomputed,
+    shard_group,
+    stages,
+)
 from krzem.layout.layout import RECOMPUTES, Layouts, Recompute
 from krzem.model.table import ModelTable
 

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from krzem.cost.memory import MemoryBytes, RankBytes
-from krzem.cost.schedule import in_flight, is_schedule
-from krzem.cost.stages import stages
+from krzem.cost.stages import in_flight, is_schedule, stages
 from krzem.layout.layout import RECOMPUTES, Layouts, Precision, Recompute, Schedule
 from krzem.model.architecture import Architecture, Attention, AttentionKind, FeedForward
 from krzem.model.table import ModelTable
@@ -26,7 +25,7 @@ from krzem.model.table import ModelTable
 Array = Any
 _PIECE = 2.0**25
 _ROWS = 256.0
-"""Logits of a piece of the loss, and its tokens at least (train/model/loss.py)."""
+"""Logits of a piece of the loss, and its tokens at least (train/model/transformer.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +76,7 @@ class _Part:
 
 
 def _grouped(a: Attention, k: _Tokens) -> _Part:
-    """Grouped queries (train/model/grouped_query.py): the gathered input, rotated queries and keys,
+    """Grouped queries (train/model/block.py): the gathered input, rotated queries and keys,
     values, what the core gives; with norms on heads also what these read."""
     m = 2.0 * k.gathered
     heads = np.maximum(a.kv_heads / k.tp, 1.0)
@@ -94,7 +93,7 @@ def _grouped(a: Attention, k: _Tokens) -> _Part:
 
 
 def _latent(a: Attention, k: _Tokens) -> _Part:
-    """Latent attention (train/model/latent.py): latents before and after their norms, queries, keys
+    """Latent attention (train/model/block.py): latents before and after their norms, queries, keys
     and values padded to the width of keys, what the core gives, and its part as wide as values."""
     m, rank, rope = 2.0 * k.gathered, a.kv_lora_rank or 0, a.rope_dim or 0
     down = (a.q_lora_rank or 0) + rank + rope

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from types import MappingProxyType
 
-from krzem.cost.uncertainty import Z80
+from krzem.cost.coefficients import Z80
 from krzem.engine.conditions import holds
 from krzem.engine.legal import layout_judge
 from krzem.engine.setup import Setup

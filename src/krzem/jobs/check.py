@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from krzem.accuracy.conventions import forward_flops
+from krzem.cost.coefficients import Z80
 from krzem.cost.memory import RankBytes
-from krzem.cost.uncertainty import Z80
 from krzem.estimate import Basis, Estimate
 from krzem.jobs.job import Setting, Value, show
 from krzem.jobs.logs import Measured

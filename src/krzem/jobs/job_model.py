@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
-from krzem.accuracy.known_shapes import known_shape
+from krzem.accuracy.spellings import known_shape
 from krzem.errors import KrzemError, ModelError
 from krzem.jobs.job import Job, Value, show
 from krzem.model.architecture import (

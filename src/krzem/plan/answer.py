@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from krzem.cost.uncertainty import Z80
+from krzem.cost.coefficients import Z80
 from krzem.errors import ClusterError, GoalError, KrzemError, LayoutError, shorten
 from krzem.layout.layout import Layout, parse_layout
 from krzem.layout.space import layouts

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from krzem.cost.shipped import shipped
+from krzem.cost.coefficients import shipped
 from krzem.estimate import Basis, Estimate
 from krzem.facts.table import published
 from krzem.plan.goodput import Draws, draw, summary

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from krzem.cost.uncertainty import Z80
+from krzem.cost.coefficients import Z80
 from krzem.errors import ClusterError, GoalError, QuantityError, nearest, shorten
 from krzem.estimate import Estimate
 from krzem.files import read_toml

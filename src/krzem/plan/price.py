@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from krzem.cost.assemble import Situation, machine
-from krzem.cost.coefficients import Coefficients, fitted
+from krzem.cost.coefficients import Z80, Coefficients, Standing, combination, fitted, log_sigma
 from krzem.cost.kept import sizes_of
 from krzem.cost.layers import layer_seconds
 from krzem.cost.local import Local
@@ -35,7 +35,6 @@ from krzem.cost.step import (
     step_seconds,
 )
 from krzem.cost.trainer_memory import is_counted, trainer_bytes
-from krzem.cost.uncertainty import Z80, Standing, combination, log_sigma
 from krzem.engine.conditions import holds
 from krzem.engine.description import Engine, engine_named, usual_engine
 from krzem.engine.legal import layout_judge

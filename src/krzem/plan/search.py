@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from krzem.cost.uncertainty import Z80, between
+from krzem.cost.coefficients import Z80, between
 from krzem.errors import UnknownFactError
 from krzem.hardware.cluster import Assumed, at
 from krzem.hardware.cluster_keys import KEYS
@@ -312,7 +312,7 @@ def picked(task: Task, found: Found, best: np.ndarray) -> float:
     """By which the fastest layout is to be expected slower than predicted.
 
     Layouts of one model on one cluster share most of their error; what is left
-    (:func:`krzem.cost.uncertainty.between`) differs by parallel shape, and the fastest is picked
+    (:func:`krzem.cost.coefficients.between`) differs by parallel shape, and the fastest is picked
     for it.  Parametric bootstrap: predictions as if they were true, drawn anew with that
     error, and the mean error of the one that then looks fastest.
     """

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from krzem.cost.schedule import in_flight
+from krzem.cost.stages import in_flight
 from krzem.cost.step import Exchange, RankSeconds
 from krzem.errors import LayoutError
 from krzem.layout.layout import V_SHAPED, Layout, Schedule, pack, stage_ranks

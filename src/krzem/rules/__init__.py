@@ -6,13 +6,19 @@ Reading order: ``facts/rules.toml`` (the rules), ``ruleset`` (the same as values
 
 from __future__ import annotations
 
-from krzem.rules.chip import Chip, Disagreement, disagreements, load_chip
-from krzem.rules.disagreement import Alternative, alternatives
-from krzem.rules.places import find_country
+from krzem.rules.chip import Chip, Disagreement, disagreements, find_country, load_chip
 from krzem.rules.ruleset import Rule, RuleSet, Side, Status, load_rules
 from krzem.rules.standing import Standing, standing, verdict
 from krzem.rules.text import summary
-from krzem.rules.verdicts import Buyer, Finding, Outcome, Verdict, evaluate
+from krzem.rules.verdicts import (
+    Alternative,
+    Buyer,
+    Finding,
+    Outcome,
+    Verdict,
+    alternatives,
+    evaluate,
+)
 
 __all__ = [
     "Alternative",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from krzem.rules.disagreement import Alternative
 from krzem.rules.ruleset import RuleSet
 from krzem.rules.text import outcome_words, summary
-from krzem.rules.verdicts import Finding, Outcome, Verdict
+from krzem.rules.verdicts import Alternative, Finding, Outcome, Verdict
 
 SCHEMA = "krzem.rules/1"
 

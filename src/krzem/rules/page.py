@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from krzem.report.selfcontained import inline_svg, new_figure, page
-from krzem.rules.disagreement import Alternative
 from krzem.rules.ruleset import RuleSet, Side
 from krzem.rules.text import SIDES, age, mark, outcome_words, to_whom, with_figures
-from krzem.rules.verdicts import WORDS, Verdict
+from krzem.rules.verdicts import WORDS, Alternative, Verdict
 
 _TEMPLATE = """
 <h1>Trade rules on accelerators</h1>

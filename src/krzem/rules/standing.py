@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 
-from krzem.rules.chip import load_chip
-from krzem.rules.places import find_country
+from krzem.rules.chip import find_country, load_chip
 from krzem.rules.ruleset import RuleSet, load_rules
 from krzem.rules.text import age, summary
 from krzem.rules.verdicts import Buyer, Verdict, evaluate

@@ -6,11 +6,9 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from krzem.rules.chip import Chip
-from krzem.rules.disagreement import Alternative
-from krzem.rules.places import names
+from krzem.rules.chip import Chip, names
 from krzem.rules.ruleset import Rule, RuleSet, Side, load_rules
-from krzem.rules.verdicts import FIGURES, WORDS, Band, Finding, Outcome, Verdict
+from krzem.rules.verdicts import FIGURES, WORDS, Alternative, Band, Finding, Outcome, Verdict
 
 WIDTH = 100
 

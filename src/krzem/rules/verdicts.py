@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from krzem.rules.chip import Chip
-from krzem.rules.expression import Test, Truth, Values
-from krzem.rules.ruleset import Effect, Rule, RuleSet, Side, Status
+from krzem.rules.chip import Chip, Disagreement, disagreements
+from krzem.rules.ruleset import Effect, Rule, RuleSet, Side, Status, Test, Truth, Values
 
 Codes = NDArray[np.int64]
 
@@ -353,3 +352,37 @@ def _moves_with(codes: Truth | Codes, axes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(
         name for axis, name in enumerate(axes) if (codes != np.take(codes, [0], axis=axis)).any()
     )
+
+
+# Where sources disagree about a chip: does the verdict hang on whom one believes?
+# --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """One disagreement and what the verdict would be with the other figure."""
+
+    disagreement: Disagreement
+    outcomes: Mapping[Side, Outcome] | None
+    """None where no other number is offered."""
+    changes: tuple[Side, ...]
+    """The sides on which the verdict would change."""
+
+
+def alternatives(verdict: Verdict, ruleset: RuleSet) -> tuple[Alternative, ...]:
+    """Every recorded disagreement about the chip of ``verdict``, evaluated."""
+    return tuple(_alternative(d, verdict, ruleset) for d in disagreements(verdict.chip.id))
+
+
+def _alternative(item: Disagreement, verdict: Verdict, ruleset: RuleSet) -> Alternative:
+    if item.value is None:
+        return Alternative(disagreement=item, outcomes=None, changes=())
+    figure: dict[str, Any] = {item.quantity: item.value}
+    chip = replace(verdict.chip, **figure)
+    other = evaluate(chip, ruleset, verdict.buyer)
+    changes = tuple(
+        side
+        for side, outcome in verdict.outcomes.items()
+        if outcome.possible != other.outcomes[side].possible
+    )
+    return Alternative(disagreement=item, outcomes=other.outcomes, changes=changes)

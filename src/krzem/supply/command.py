@@ -214,7 +214,7 @@ def proposal_command(
     krzem plan llama-3.1-70b --on "jupiter:256 nodes" --tokens 2T --json > plan.json
     krzem proposal --for eurohpc plan.json --machine jupiter-booster --out proposal.docx
     """
-    from krzem.supply.export import check_suffix, write
+    from krzem.supply.judge import check_suffix, write
     from krzem.supply.proposal import proposal, read_plan
     from krzem.supply.proposal_text import proposal_markdown
 

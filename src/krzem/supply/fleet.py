@@ -16,10 +16,9 @@ from krzem.supply.goal import FleetGoal, Grant, Pool
 from krzem.supply.optimum import cheapest, earliest
 from krzem.supply.programme import usd_per_day
 from krzem.supply.relax import Relaxation, relaxations
-from krzem.supply.retime import retimed
 from krzem.supply.speed import Progress, Slot, slots
 from krzem.supply.stages import Schedule, reserve_of
-from krzem.supply.verify import faults
+from krzem.supply.verify import faults, retimed
 
 FRONT_POINTS = 4
 WARINESS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)

@@ -16,10 +16,21 @@ from typing import Any
 
 from krzem.errors import DataError, GoalError, QuantityError, shorten
 from krzem.quantity import parse_date, parse_duration, parse_ratio
-from krzem.supply.fields import Faults, Field, flag, read_table, text, written
 from krzem.supply.goal import Correlation, FleetGoal, Moves
 from krzem.supply.pool_file import CONTEXT, read_pool
-from krzem.supply.readers import budget, days, place, rate, share
+from krzem.supply.readers import (
+    Faults,
+    Field,
+    budget,
+    days,
+    flag,
+    place,
+    rate,
+    read_table,
+    share,
+    text,
+    written,
+)
 
 LARGEST_FILE = 1_000_000
 MOST_POOLS = 100

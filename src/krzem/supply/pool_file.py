@@ -22,11 +22,10 @@ from krzem.quantity import (
     parse_power,
     parse_price,
 )
-from krzem.supply.fields import Faults, Field, flag, read_table, text
 from krzem.supply.goal import FAR, Delivery, Grant, Pool
 from krzem.supply.machines import Call, call_of
 from krzem.supply.periods import MONTH_DAYS, add_months, later
-from krzem.supply.readers import months, place, share
+from krzem.supply.readers import Faults, Field, flag, months, place, read_table, share, text
 
 CONTEXT: dict[str, Any] = {"to": "", "domestic": "", "start": dt.date.min}
 """What a pool takes from the goal around it."""

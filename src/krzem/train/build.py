@@ -10,7 +10,7 @@ from krzem.model import count
 from krzem.train.config import ModelSpec
 from krzem.train.model.context import LossWeights
 from krzem.train.model.initial import Region, initial_values
-from krzem.train.model.router import Router, hash_table
+from krzem.train.model.mixture import Router, hash_table
 from krzem.train.model.transformer import Transformer
 
 

@@ -21,16 +21,20 @@ from krzem.train.device import keep_freed_memory
 from krzem.train.model.block import Block
 from krzem.train.model.context import LossWeights
 from krzem.train.model.experts import Experts
-from krzem.train.model.router import Router
+from krzem.train.model.mixture import Router
 from krzem.train.model.transformer import Transformer
 from krzem.train.model.weights import Linear
-from krzem.train.parallel.axis import ALONE, Axis
-from krzem.train.parallel.collectives import sum_over
-from krzem.train.parallel.held import add_shared_gradients, held_by, squared_norm
-from krzem.train.parallel.mesh import Meshes, build_meshes, uses_fsdp
+from krzem.train.parallel.collectives import ALONE, Axis, sum_over
+from krzem.train.parallel.held import (
+    Placement,
+    add_shared_gradients,
+    held_by,
+    local_part,
+    place,
+    squared_norm,
+)
+from krzem.train.parallel.mesh import Meshes, Replicas, build_meshes, uses_fsdp
 from krzem.train.parallel.pipeline import Pipeline, forward_only
-from krzem.train.parallel.placing import Placement, local_part, place
-from krzem.train.parallel.replicas import Replicas
 from krzem.train.parallel.stages import SPLIT_BACKWARD, parts, stage_ranks
 
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from krzem.train.optim import Optimizer, OptimizerConfig, update_biases
-from krzem.train.parallel.held import Held
-from krzem.train.parallel.placing import Placement
+from krzem.train.parallel.held import Held, Placement
 from krzem.witness.quantity import Samples
 
 STEPS = (1.0, -0.5, 2.0)

@@ -14,10 +14,9 @@ from tests.train.model.test_parity import oracle, ours
 
 from krzem.errors import DataError
 from krzem.train.data.build import BuildRequest, build
-from krzem.train.data.chat import Chat
 from krzem.train.data.dataset import TokenDataset
 from krzem.train.data.part import Options
-from krzem.train.data.tokenizer import load_tokenizer
+from krzem.train.data.tokenizer import Chat, load_tokenizer
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")

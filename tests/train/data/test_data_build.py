@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from krzem.errors import DataError, StorageError
 from krzem.train.data import BuildRequest, BuildResult, Options, TokenDataset, build, read_manifest
-from krzem.train.data._workers import run_jobs
+from krzem.train.data.build import run_jobs
 from krzem.train.data.command import data_command
 from krzem.train.data.part import _split
 from krzem.train.data.sources import Source, scan

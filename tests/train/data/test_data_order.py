@@ -22,8 +22,7 @@ from krzem.train.data import (
     build,
     content_hash,
 )
-from krzem.train.data._mixture import Mixture
-from krzem.train.data._permutation import permute
+from krzem.train.data.stream import Mixture, permute
 
 
 def shuffled(size: int, key: int) -> np.ndarray:

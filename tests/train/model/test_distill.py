@@ -9,7 +9,7 @@ from tests.train.configs import DEEPSEEK_V4
 from krzem.train.build import build_model
 from krzem.train.config import model_spec
 from krzem.train.model import LossWeights, shared_kv
-from krzem.train.model.distill import attention_on_entries, indexer_loss
+from krzem.train.model.shared_kv import attention_on_entries, indexer_loss
 
 
 def test_attention_on_entries_is_what_the_softmax_gives_them() -> None:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from krzem.train.model import loss
-from krzem.train.parallel.axis import ALONE
+from krzem.train.model import transformer as loss
+from krzem.train.parallel.collectives import ALONE
 
 
 def exact(x: Tensor, matrix: Tensor, target: Tensor, z: float) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from krzem.errors import InputError, KrzemError
-from krzem.supply.studies.fleets import fleet_study
-from krzem.supply.studies.hardware import infer_study
+from krzem.supply.studies.fleets import fleet_study, infer_study
 
 FLEETS = {
     "deepseek-v4-pro-fleet": "DeepSeek-V4-Pro-class run on mixed accelerators",

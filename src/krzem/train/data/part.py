@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from krzem.train.data.chat import Chat, conversation
 from krzem.train.data.records import BadRecord, Piece, Record, read_span
 from krzem.train.data.shard import Shard, ShardWriter, token_type
 from krzem.train.data.sources import Documents, Span
-from krzem.train.data.tokenizer import Tokenizer
+from krzem.train.data.tokenizer import Chat, Tokenizer, conversation
 from krzem.train.durable import canonical_json, write_atomic
 
 TRAIN, HELD_OUT = "train", "held_out"

@@ -19,8 +19,8 @@ from typing import IO, Any, cast
 
 from krzem.errors import DataError, shorten
 from krzem.train.data._optional import optional
-from krzem.train.data.chat import messages_text
 from krzem.train.data.sources import COLUMNS, Documents, Source, Span, column_values
+from krzem.train.data.tokenizer import messages_text
 from krzem.train.durable import lfs_pointer
 
 _PIECE_BYTES = 1 << 20

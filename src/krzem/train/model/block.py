@@ -2,24 +2,227 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from krzem.layout.layout import Recompute
-from krzem.model import AttentionKind, Layer
-from krzem.train.config import ModelSpec
+from krzem.model import Attention, AttentionKind, Layer
+from krzem.train.config import ModelSpec, Rope
+from krzem.train.model.compressor import KeyIndexer
 from krzem.train.model.context import Context
 from krzem.train.model.feed_forward import FeedForwardNetwork
-from krzem.train.model.grouped_query import GroupedQueryAttention
 from krzem.train.model.hyper import HyperConnection, spread
-from krzem.train.model.latent import LatentAttention
-from krzem.train.model.mixture import Mixture
-from krzem.train.model.recompute import recomputed
-from krzem.train.model.router import Routing
-from krzem.train.model.shared_kv import SharedKeyValueAttention
-from krzem.train.model.weights import Norm
-from krzem.train.parallel.axis import Axes
+from krzem.train.model.in_parts import InParts
+from krzem.train.model.mixture import Mixture, Routing, attach
+from krzem.train.model.recompute import recomputed, recomputed_core
+from krzem.train.model.shared_kv import SharedKeyValueAttention, attention_on_entries, indexer_loss
+from krzem.train.model.weights import Cut, CutNorm, Linear, Norm, RowLinear, own_heads, weight
+from krzem.train.ops import attention, keys_values, rotate, rotate_first, rotate_tail
+from krzem.train.ops.attention import grouped_sink_attention, masked_attention
+from krzem.train.parallel.collectives import ALONE, Axes, exchange, gather, gather_no_grad, sum_over
+
+# Multi-head and grouped-query attention (Llama, Mistral, Qwen, OLMo, Gemma, GPT-OSS)
+# -----------------------------------------------------------------------------------
+
+
+class GroupedQueryAttention(InParts):
+    """Queries in groups that share a key-value head."""
+
+    def __init__(self, spec: ModelSpec, shape: Attention, axes: Axes) -> None:
+        super().__init__()
+        self.spec, self.shape, self.axes = spec, shape, axes
+        self.recompute = Recompute.NONE
+        width, bias = shape.head_dim, shape.qkv_bias
+        # Fewer key-value heads than ranks: every rank computes all of them and takes what it needs.
+        self.kv_split = shape.kv_heads % axes.tp.size == 0
+        kv_cut = Cut.ROWS if self.kv_split else Cut.WHOLE
+        self.q_proj = Linear(spec.hidden, shape.heads * width, Cut.ROWS, bias=bias)
+        self.k_proj = Linear(spec.hidden, shape.kv_heads * width, kv_cut, bias=bias)
+        self.v_proj = Linear(spec.hidden, shape.kv_heads * width, kv_cut, bias=bias)
+        self.o_proj = RowLinear(shape.heads * width, spec.hidden, axes.tp, bias=shape.out_bias)
+        self.q_norm, self.k_norm = self._norms()
+        self.sinks = weight(shape.heads) if shape.sinks else None
+
+    @property
+    def rope(self) -> Rope:
+        """How its heads are rotated."""
+        return self.spec.rope_windowed if self.shape.window else self.spec.rope
+
+    def _norms(self) -> tuple[nn.Module, nn.Module]:
+        """Of queries and of keys: over each head, or over all heads together."""
+        spec, shape = self.spec, self.shape
+        if spec.whole_norms:
+            keys = self.axes.tp if self.kv_split else ALONE
+            return (
+                CutNorm(shape.heads * shape.head_dim, spec.norm_eps, self.axes.tp),
+                CutNorm(shape.kv_heads * shape.head_dim, spec.norm_eps, keys),
+            )
+        if not shape.qk_norm:
+            return nn.Identity(), nn.Identity()
+        width, eps, offset = shape.head_dim, spec.norm_eps, spec.norm_offset
+        return Norm(width, eps, offset), Norm(width, eps, offset)
+
+    def inputs(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, S, H, N]``, keys and values ``[B, S, G, N]`` of ``x [B, S/tp, D]``."""
+        x = gather(x, self.axes.tp, 1)
+        heads = (*x.shape[:2], -1, self.shape.head_dim)
+        q, k = self.q_proj(x), self.k_proj(x)
+        if self.spec.whole_norms:
+            q, k = self.q_norm(q).view(heads), self.k_norm(k).view(heads)
+        else:
+            q, k = self.q_norm(q.view(heads)), self.k_norm(k.view(heads))
+        v = self.v_proj(x).view(heads)
+        cos, sin = context.angles(self.rope, context.chunk)
+        q, k = (rotate_first(t, cos, sin, self.spec.rope_interleaved) for t in (q, k))
+        return q, self._own_heads(k), self._own_heads(v)
+
+    def output(self, out: Tensor, _: Any, __: Context) -> Tensor:
+        """``[B, S, H * N] -> [B, S/tp, D]``."""
+        return self.o_proj(out)
+
+    def _own_heads(self, kv: Tensor) -> Tensor:
+        """The key-value heads that this rank's query heads read, in a number cp divides."""
+        heads = self.shape.heads // self.axes.tp.size
+        if not self.kv_split:
+            first = self.axes.tp.rank * heads
+            query = torch.arange(first, first + heads, device=kv.device)
+            return kv.index_select(2, query // (self.shape.heads // self.shape.kv_heads))
+        copies = self.axes.cp.size // math.gcd(kv.shape[2], self.axes.cp.size)
+        return kv if copies == 1 else kv.repeat_interleave(copies, dim=2)
+
+    def core(self, inputs: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
+        """``[B, S, H * N]``: attention over the whole sequence with this rank's share of heads."""
+        q, k, v = (exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2) for t in inputs)
+        if context.cache is not None:
+            k, v = context.cache.extended(self, k, v)
+        core = partial(
+            attention if self.sinks is None else grouped_sink_attention,
+            scale=self.shape.head_dim**-0.5 * self.spec.attention_scale,
+            window=self.shape.window,
+            documents=context.documents,
+        )
+        sinks = () if self.sinks is None else (own_heads(self.sinks, q.shape[1], self.axes),)
+        out = recomputed_core(core, self.recompute, q, k, v, *sinks)
+        out = exchange(out.transpose(1, 2), self.axes.cp, split=1, join=2)
+        return out.flatten(2)
+
+
+# Multi-head latent attention (DeepSeek V2, V3, and with an indexer V3.2)
+# -----------------------------------------------------------------------
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+"""Queries, keys ``[B, H, S, N + R]`` and values ``[B, H, S, V]`` of the whole sequence, the keys
+that an indexer picked ``[B, S, S]``, and its scores where it learns."""
+
+
+class LatentAttention(InParts):
+    """Queries, keys and values come from low-rank latents; one rotated key part serves all heads.
+
+    Latents are computed on each rank's own tokens and gathered over tensor-parallel ranks: they
+    are narrower than the residual.
+    """
+
+    def __init__(self, spec: ModelSpec, shape: Attention, axes: Axes) -> None:
+        super().__init__()
+        self.spec, self.shape, self.axes = spec, shape, axes
+        self.recompute = Recompute.NONE
+        self.rotated = shape.rope_dim or 0
+        self.plain = shape.head_dim - self.rotated
+        self.latent = shape.kv_lora_rank or 0
+        queries = shape.heads * shape.head_dim
+        if shape.q_lora_rank:
+            self.q_a_proj = Linear(spec.hidden, shape.q_lora_rank)
+            self.q_a_layernorm = Norm(shape.q_lora_rank, spec.latent_eps)
+            self.q_b_proj = Linear(shape.q_lora_rank, queries, Cut.ROWS)
+        else:
+            self.q_proj = Linear(spec.hidden, queries, Cut.ROWS)
+        self.kv_a_proj_with_mqa = Linear(spec.hidden, self.latent + self.rotated)
+        self.kv_a_layernorm = Norm(self.latent, spec.latent_eps)
+        expanded = shape.heads * (self.plain + shape.value_dim)
+        self.kv_b_proj = Linear(self.latent, expanded, Cut.ROWS)
+        self.o_proj = RowLinear(shape.heads * shape.value_dim, spec.hidden, axes.tp)
+        if shape.indexer is not None:
+            rank = shape.q_lora_rank or 0
+            self.indexer = KeyIndexer(spec, shape.indexer, rank, axes)
+
+    def inputs(self, x: Tensor, context: Context) -> Inputs:
+        """What the core reads, of ``x [B, S/tp, D]``."""
+        own = self.q_a_layernorm(self.q_a_proj(x)) if self.shape.q_lora_rank else x
+        q, k, v = (
+            exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2)
+            for t in self._heads(own, x, context)
+        )
+        if self.shape.indexer is None:
+            return q, k, v, None, None
+        learns = torch.is_grad_enabled() and context.weights.indexer > 0
+        with torch.set_grad_enabled(learns):
+            scores = self.indexer.scores(x, own, context)
+        mask = gather_no_grad(self.indexer.chosen(scores), self.axes.sequence, 1)
+        return q, k, v, mask, scores if learns else None
+
+    def _heads(self, own: Tensor, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys ``[B, S, H, N + R]`` and values ``[B, S, H, V]``; ``own`` is what queries
+        are made from on this rank's tokens."""
+        source, c, k_rot = self._latents(own, x, context)
+        heads = (*c.shape[:2], -1)
+        up = self.q_b_proj if self.shape.q_lora_rank else self.q_proj
+        q = up(source).view(*heads, self.shape.head_dim)
+        cos, sin = context.angles(self.spec.rope, context.chunk)
+        q = rotate_tail(q, cos, sin, self.spec.rope_interleaved)
+        kv = self.kv_b_proj(c).view(*heads, self.plain + self.shape.value_dim)
+        k, v = keys_values(kv, k_rot, self.plain)
+        return q, k, v
+
+    def output(self, out: Tensor, inputs: Inputs, context: Context) -> Tensor:
+        """``[B, S, H * V] -> [B, S/tp, D]``, with what the indexer learns from."""
+        y: Tensor = self.o_proj(out)
+        q, k, _, mask, scores = inputs
+        if scores is None or mask is None:
+            return y
+        attention = attention_on_entries(q, k, None, mask, k.shape[2], self._scale)
+        attention = sum_over(attention, self.axes.sequence)[:, context.own]
+        loss = indexer_loss(scores, mask[:, context.own], attention)
+        tokens = context.sequences * context.length
+        return attach(y, loss * (context.weights.indexer / tokens))
+
+    @property
+    def _scale(self) -> float:
+        return self.shape.head_dim**-0.5 * self.spec.attention_scale
+
+    def _latents(
+        self, source: Tensor, x: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``source [B, S, Q or D]`` of all ranks, ``c [B, S, C]``, ``k_rot [B, S, R]``."""
+        c, k_rot = self.kv_a_proj_with_mqa(x).split([self.latent, self.rotated], dim=-1)
+        cos, sin = context.angles(self.spec.rope, context.own)
+        k_rot = rotate(k_rot.unsqueeze(2), cos, sin, self.spec.rope_interleaved).squeeze(2)
+        c = self.kv_a_layernorm(c)
+        if self.axes.tp.size == 1:
+            return source, c, k_rot
+        joined = torch.cat((source, c, k_rot), dim=-1)
+        parts = gather(joined, self.axes.tp, 1)
+        a, b, d = parts.split([source.shape[-1], self.latent, self.rotated], dim=-1)
+        return a, b, d
+
+    def core(self, inputs: Inputs, context: Context) -> Tensor:
+        """``[B, S, H * V]``: attention over the whole sequence with this rank's share of heads."""
+        q, k, v, mask, _ = inputs
+        if context.cache is not None:
+            k, v = context.cache.extended(self, k, v)
+        core = partial(attention, scale=self._scale, documents=context.documents)
+        if mask is not None:
+            core = partial(masked_attention, mask=mask, scale=self._scale)
+        out = recomputed_core(core, self.recompute, q, k, v)
+        out = exchange(out.transpose(1, 2), self.axes.cp, split=1, join=2)
+        return out.flatten(2)
+
+
+# One transformer layer
+# ---------------------
 
 Spreading = tuple[Tensor, Tensor] | None
 """Weights by which streams take a layer's output and mix; None without streams."""

@@ -29,8 +29,8 @@ from krzem.train.ops import (
 )
 from krzem.train.ops.float8 import BLOCK
 from krzem.train.ops.grouped import ALIGN
-from krzem.train.parallel.axis import Axes
 from krzem.train.parallel.collectives import (
+    Axes,
     exchange_counts,
     gather,
     gather_no_grad,

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from krzem.train.config import Activation, ModelSpec
 from krzem.train.model.weights import Cut, Linear, RowLinear, local, weight
 from krzem.train.ops import swiglu
-from krzem.train.parallel.axis import Axes
-from krzem.train.parallel.collectives import gather
+from krzem.train.parallel.collectives import Axes, gather
 
 
 def activated(gate: Tensor, value: Tensor, act: Activation) -> Tensor:

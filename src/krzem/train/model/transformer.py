@@ -6,23 +6,218 @@ Shape letters: B batch, S sequence, M streams, D hidden, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from krzem.model import AttentionKind
 from krzem.train.config import ModelSpec
 from krzem.train.model.block import Block
 from krzem.train.model.context import Context, KeysValues, LossWeights
-from krzem.train.model.embedding import Embedding
 from krzem.train.model.hyper import StreamHead
-from krzem.train.model.loss import IGNORE, token_losses
-from krzem.train.model.mtp import MultiTokenPrediction
-from krzem.train.model.weights import Cut, Linear, Norm, local
+from krzem.train.model.weights import Cut, Linear, Norm, local, weight
 from krzem.train.ops import linear
-from krzem.train.parallel.axis import SINGLE, Axes
-from krzem.train.parallel.collectives import gather
+from krzem.train.ops.logits import logit_gradient, logit_sums
+from krzem.train.ops.products import add_transposed_product, product
+from krzem.train.parallel.collectives import (
+    SINGLE,
+    Axes,
+    Axis,
+    gather,
+    max_over,
+    reduce_scatter,
+    sum_over,
+)
+
+# Token embedding whose rows may be cut over tensor-parallel ranks
+# ----------------------------------------------------------------
+
+
+class Embedding(nn.Module):
+    """A row per token id; ids of other ranks' rows give zero, and the ranks' results are summed."""
+
+    def __init__(self, vocab: int, hidden: int, axis: Axis) -> None:
+        super().__init__()
+        self.axis = axis
+        self.weight = weight(vocab, hidden, cut=Cut.ROWS)
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """``[B, S] -> [B, S/tp, D]`` in ``dtype``."""
+        rows = local(self.weight)
+        if self.axis.size == 1:
+            return F.embedding(tokens, rows).to(dtype)
+        own = tokens - self.axis.rank * rows.shape[0]
+        here = (own >= 0) & (own < rows.shape[0])
+        found = F.embedding(own.clamp(0, rows.shape[0] - 1), rows).to(dtype)
+        return reduce_scatter(found * here.unsqueeze(-1), self.axis, 1)
+
+
+# Next-token loss over a vocabulary that may be cut over tensor-parallel ranks
+# ----------------------------------------------------------------------------
+
+IGNORE = -100
+"""Target of tokens that have none."""
+_LOGITS = {"cpu": 2**20}
+"""Float32 logits of a piece: on a processor as many as its caches hold, elsewhere 128 MiB."""
+_ROWS = 256
+"""Tokens of a piece at least, so that reading the output matrix is worth it."""
+
+
+def token_losses(
+    x: Tensor, matrix: Tensor, target: Tensor, axis: Axis, z_weight: float, share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy of ``x [M, D]``, and ``share`` of it with ``z_weight *
+    logsumexp^2`` added.
+
+    ``matrix [V, D]`` holds this rank's rows of the output matrix.  Every rank of ``axis`` gets the
+    same values, and the gradient of its own rows.  The first value has no gradient.
+
+    Logits exist for a piece of the tokens at a time: their gradient is known once they are, so
+    that of ``x`` and ``matrix`` is computed on the way and no logits are kept or computed twice.
+    It waits for the backward pass in the type of ``matrix``, ``share`` included: where the loss is
+    not scaled further, it is rounded once.
+    """
+    plain, full = _TokenLosses.apply(x, matrix, target, axis, z_weight, share)
+    return plain, full
+
+
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        matrix: Tensor,
+        target: Tensor,
+        axis: Axis,
+        z_weight: float,
+        share: float,
+    ) -> tuple[Tensor, Tensor]:
+        needed = any(ctx.needs_input_grad)
+        plain, full = x.new_zeros(2, dtype=torch.float32).unbind()
+        dx, dm = torch.empty_like(x) if needed else None, None
+        for rows in _pieces(len(x), matrix):
+            piece = _Piece.of(x[rows], matrix, target[rows], axis)
+            own = piece.losses(z_weight)
+            plain, full = plain + own[0], full + own[1]
+            if dx is not None:
+                g = piece.gradient(z_weight)
+                dx[rows] = product(g, matrix.t())
+                dm = add_transposed_product(dm, g, x[rows])
+        if dx is not None and dm is not None:
+            ctx.save_for_backward(dx, dm.mul_(share).to(matrix.dtype))
+            ctx.share = share
+        ctx.mark_non_differentiable(plain)
+        return plain, full * share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, g: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dm = ctx.saved_tensors
+        # A number without axes does not widen the type, but is not rounded to it either.
+        return dx * (g * ctx.share), dm * g, None, None, None, None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """Some tokens: what their loss and its gradient are made of."""
+
+    logits: Tensor
+    """[m, V] of this rank's vocabulary."""
+    own: Tensor
+    """[m] the target's place among them, -1 where it is not here."""
+    chosen: Tensor
+    """[m] logit of the target."""
+    partition: Tensor
+    """[m] the logarithm of the sum of exponentials over all ranks' vocabulary."""
+    kept: Tensor
+    """[m] whether the token has a target."""
+
+    @classmethod
+    def of(cls, x: Tensor, matrix: Tensor, target: Tensor, axis: Axis) -> _Piece:
+        """Logits of ``x [m, D]``, and what the ranks of ``axis`` have to know of each other's."""
+        logits, kept = product(x, matrix), target != IGNORE
+        own = target - axis.rank * len(matrix)
+        own = own.masked_fill(~kept | (own < 0) | (own >= len(matrix)), -1)
+        part, chosen = logit_sums(logits, own)
+        return cls(
+            logits=logits,
+            own=own,
+            chosen=sum_over(chosen, axis),
+            partition=_log_sum(part, axis),
+            kept=kept,
+        )
+
+    def losses(self, z_weight: float) -> tuple[Tensor, Tensor]:
+        """The summed cross-entropy, without and with z-loss."""
+        plain = ((self.partition - self.chosen) * self.kept).sum()
+        if not z_weight:
+            return plain, plain
+        return plain, plain + z_weight * (self.partition.square() * self.kept).sum()
+
+    def gradient(self, z_weight: float) -> Tensor:
+        """[m, V] of the loss with z-loss, with respect to the logits, whose place it may take."""
+        factor = self.kept * (1 + 2 * z_weight * self.partition)
+        return logit_gradient(self.logits, self.own, self.partition, factor)
+
+
+def _log_sum(part: Tensor, axis: Axis) -> Tensor:
+    """The logarithm of the ranks' summed ``exp(part)``."""
+    if axis.size == 1:
+        return part
+    peak = max_over(part, axis)
+    return sum_over((part - peak).exp(), axis).log() + peak
+
+
+def _pieces(tokens: int, matrix: Tensor) -> list[slice]:
+    rows = max(_ROWS, _LOGITS.get(matrix.device.type, 2**25) // len(matrix))
+    return [slice(start, start + rows) for start in range(0, tokens, rows)]
+
+
+# Multi-token prediction: modules that each look one token further ahead
+# ----------------------------------------------------------------------
+
+
+class MultiTokenPrediction(nn.Module):
+    """Joins the hidden state before with the embedding of a later token, then one more layer.
+
+    Without streams (DeepSeek-V3) the hidden state before is the one after the model's last norm,
+    as vLLM and ``transformers`` take it when they draft; both parts are joined by one matrix.
+    With streams (DeepSeek-V4) each stream is projected apart and the embedding added to all.
+    """
+
+    def __init__(self, spec: ModelSpec, axes: Axes) -> None:
+        super().__init__()
+        layer = spec.arch.mtp_layer
+        assert layer is not None
+        self.streams = spec.streams > 1
+        self.enorm = Norm(spec.hidden, spec.norm_eps)
+        self.hnorm = Norm(spec.hidden, spec.norm_eps)
+        if self.streams:
+            self.e_proj = Linear(spec.hidden, spec.hidden)
+            self.h_proj = Linear(spec.hidden, spec.hidden)
+            self.hc_head = StreamHead(spec)
+        else:
+            self.eh_proj = Linear(2 * spec.hidden, spec.hidden)
+        self.block = Block(spec, layer, axes)
+        self.norm = Norm(spec.hidden, spec.norm_eps)
+
+    def forward(self, before: Tensor, embedded: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """``before`` (``[B, S, D]`` or streams) and ``embedded [B, S, D]`` to the state that the
+        next module continues from and the normalised output ``[B, S, D]``."""
+        if self.streams:
+            joined = self.e_proj(self.enorm(embedded)).unsqueeze(2)
+            streams = self.block(joined + self.h_proj(self.hnorm(before)), context)
+            return streams, self.norm(self.hc_head(streams))
+        joined = torch.cat((self.enorm(embedded), self.hnorm(before)), dim=-1)
+        out = self.norm(self.block(self.eh_proj(joined), context))
+        return out, out
+
+
+# The language model, or the part of it that one pipeline stage holds
+# -------------------------------------------------------------------
 
 
 def plain_ids(tokens: Tensor) -> Tensor:

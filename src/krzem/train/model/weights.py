@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from krzem.train.ops import float8_linear, linear, rms_norm
-from krzem.train.parallel.axis import Axes, Axis
-from krzem.train.parallel.collectives import reduce_scatter, sum_forward
+from krzem.train.parallel.collectives import Axes, Axis, reduce_scatter, sum_forward
 
 
 class Cut(enum.Enum):

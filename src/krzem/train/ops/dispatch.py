@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from krzem.train.ops.registry import operator
-from krzem.train.parallel.axis import Axis
-from krzem.train.parallel.collectives import exchange_rows
+from krzem.train.parallel.collectives import Axis, exchange_rows
 
 
 @operator

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from krzem.train.model.router import Router
+from krzem.train.model.mixture import Router
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ Shapes use ``n`` for the size of the axis.  Gradients follow from one convention
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,39 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from krzem.train.parallel.axis import Axis
+# Process groups by role, as the modules of a model see them
+# ----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One kind of parallelism: its group, how many ranks it has and which one this is."""
+
+    group: dist.ProcessGroup | None = None
+    size: int = 1
+    rank: int = 0
+
+
+ALONE = Axis()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axes:
+    """The axes that a model computes over."""
+
+    tp: Axis = ALONE
+    cp: Axis = ALONE
+    sequence: Axis = ALONE
+    """``cp`` and ``tp`` together: the ranks that share one sequence."""
+    ep: Axis = ALONE
+    etp: Axis = ALONE
+
+
+SINGLE = Axes()
+"""Everything on one rank."""
+
+# Collectives with gradients; each is the identity on an axis of size one
+# -----------------------------------------------------------------------
 
 
 def gather(x: Tensor, axis: Axis, dim: int) -> Tensor:

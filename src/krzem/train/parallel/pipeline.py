@@ -21,7 +21,7 @@ from torch.distributed.pipelining import (
 from krzem.errors import LayoutError
 from krzem.layout.layout import Layout, Schedule
 from krzem.train.model.transformer import Transformer
-from krzem.train.parallel.axis import Axis
+from krzem.train.parallel.collectives import Axis
 from krzem.train.parallel.stages import stage_ranks
 
 _SCHEDULES: dict[Schedule, Any] = {

@@ -24,7 +24,7 @@ from krzem.train.model.context import LossWeights
 from krzem.train.model.transformer import Transformer
 from krzem.train.ops.routes import assumed_routes
 from krzem.train.optim import Optimizer, OptimizerConfig, update_biases
-from krzem.train.parallel.placing import Placement
+from krzem.train.parallel.held import Placement
 from krzem.train.parallel.stages import SPLIT_BACKWARD
 from krzem.train.rehearsal.pretend import PretendMode, pretend_device, pretend_ranks
 from krzem.train.rehearsal.record import Kind, Phase, Record, Recorder
