@@ -35,7 +35,7 @@ from krzem.run.ledger import LEDGER, Reader
 from krzem.run.lock import LOCK
 from krzem.run.processes import end_all
 from krzem.run.rows import State
-from krzem.run.story import tell
+from krzem.run.status import read_status
 from krzem.train.checkpoint.store import checkpoints
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -414,7 +414,7 @@ def check(trial: Trial, undisturbed: Path) -> None:
         told = {e.attempt for e in reader.events()}
     assert all(a.cause for a in attempts), "an attempt has no end in the ledger"
     if trial.forgotten:
-        assert tell(trial.run_dir).unknown, "a ledger was lost and nobody says so"
+        assert read_status(trial.run_dir).unknown, "a ledger was lost and nobody says so"
         return
     assert {a.id for a in attempts} <= told, "an attempt has no event in the ledger"
     assert controllers <= len(trial.controllers), "a controller that was never started"
@@ -425,11 +425,11 @@ def check(trial: Trial, undisturbed: Path) -> None:
 
 def _cost(run_dir: Path) -> tuple[int, tuple[float, ...]]:
     try:
-        story = tell(run_dir)
+        status = read_status(run_dir)
     except Exception:
         return 0, ()
-    seconds = [i.recovery_seconds for i in story.interruptions if i.recovery_seconds is not None]
-    return sum(i.lost_steps for i in story.interruptions), tuple(seconds)
+    seconds = [i.recovery_seconds for i in status.interruptions if i.recovery_seconds is not None]
+    return sum(i.lost_steps for i in status.interruptions), tuple(seconds)
 
 
 def slurm_installed() -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 from krzem.errors import KrzemError
 from krzem.run.history import History
 from krzem.run.processes import of_run
-from krzem.run.story import tell
+from krzem.run.status import read_status
 
 HERE = Path(__file__).resolve().parent
 PLACE = HERE.parent / "out" / "torchtitan"
@@ -154,17 +154,17 @@ def wait(done: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
 def compared() -> int:
     """Print what both runs did, step by step where they differ most."""
     one, two = (History.of(PLACE / name / "run").kept for name in ("undisturbed", "moved"))
-    story = tell(PLACE / "moved" / "run")
+    status = read_status(PLACE / "moved" / "run")
     steps = [r.step for r in two]
     worst = max((abs(b.loss - a.loss) / a.loss, a.step) for a, b in zip(one, two, strict=False))
-    for pool in story.pools:
+    for pool in status.pools:
         print(f"pool      {pool.name}: {pool.steps} steps, {pool.lost_steps} done again")
-    stops = ", ".join(f"{i.cause} on {i.pool}" for i in story.interruptions)
-    print(f"run       {story.state}; stops: {stops}; samples {story.samples_exact}")
+    stops = ", ".join(f"{i.cause} on {i.pool}" for i in status.interruptions)
+    print(f"run       {status.state}; stops: {stops}; samples {status.samples_exact}")
     print(f"losses    {one[0].loss:.4f} to {one[-1].loss:.4f}; undisturbed and moved are at most "
           f"{worst[0]:.2e} apart, at step {worst[1]}")  # fmt: skip
-    right = story.state == "done" and steps == list(range(1, STEPS + 1)) and worst[0] < 1e-2
-    return 0 if right and len([p for p in story.pools if p.steps]) == 2 else 1
+    right = status.state == "done" and steps == list(range(1, STEPS + 1)) and worst[0] < 1e-2
+    return 0 if right and len([p for p in status.pools if p.steps]) == 2 else 1
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def run_page() -> str:
     layers = [{"layer": "layers.0", "forward": 0.2, "backward": 0.4}]
     evidence = {"page": "/runs/a/parity.html", "whole_model": [signal], "layers": layers}
     curve = [(n, 9.0 / math.sqrt(n), 900.0 + n, 1 + n // 40) for n in range(1, 80)]
-    story = {
+    status = {
         "name": "two pools", "unknown": ["what the lost ledger held"], "state": "after",
         "proof": "moves proved bit by bit", "reason": None, "tokens": 8_000, "goal_tokens": 8_000,
         "step": 80, "goodput": 0.93, "samples_exact": True, "sample_gaps": [],
@@ -165,7 +165,7 @@ def run_page() -> str:
                      "evidence": evidence}],
         "decisions": [{"at": 1.0, "subject": "pool", "choice": "h800", "reason": "the first"}],
     }  # fmt: skip
-    return report_page(story, {1: "h800", 2: "910c"})
+    return report_page(status, {1: "h800", 2: "910c"})
 
 
 def train_page() -> str:

@@ -9,13 +9,13 @@ from typing import Any
 
 from krzem.errors import DataError
 from krzem.estimate import Estimate
-from krzem.run.answers import PoolPlan, Qualified
 from krzem.run.controller import run
 from krzem.run.history import History, prove_samples
 from krzem.run.ledger import Reader
+from krzem.run.real_services import real_services
 from krzem.run.rows import State
 from krzem.run.run_file import read_run
-from krzem.run.services import Services
+from krzem.run.services import PoolPlan, Qualified, Services
 from krzem.run.settings import RunSettings
 from krzem.train.checkpoint.manifest import read_manifest
 from krzem.train.checkpoint.store import checkpoints
@@ -102,7 +102,7 @@ def trust(settings: RunSettings, pool: Any, launcher: Any, token: int) -> Qualif
 
 def services(**changes: Any) -> Services:
     """Real launchers, stated plans."""
-    return Services(**{"plan": stated_plan, "qualify": trust, **changes})
+    return real_services(**{"plan": stated_plan, "qualify": trust, **changes})
 
 
 def run_it(path: Path, **changes: Any) -> State:

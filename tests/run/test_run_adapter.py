@@ -19,9 +19,9 @@ from krzem.run.contract import FencedError, TrainerContract, commit
 from krzem.run.contract_check import check_contract
 from krzem.run.history import History, prove_samples
 from krzem.run.ledger import Reader
-from krzem.run.own import command_of
 from krzem.run.rows import State
 from krzem.run.run_file import read_run
+from krzem.run.trainer import command_of
 from krzem.train.checkpoint.store import checkpoints, verify
 
 STAND_IN = Path(__file__).parent / "stand_in.py"

@@ -35,7 +35,7 @@ from krzem.run.ledger import Reader
 from krzem.run.probe.shown import lines as probe_lines
 from krzem.run.profile import read_profile
 from krzem.run.rows import Cause
-from krzem.run.story import tell
+from krzem.run.status import read_status
 from krzem.run.view import count, duration, panel, progress_line, sparkline
 
 
@@ -53,19 +53,19 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_story_adds_up(moved: Path) -> None:
-    story = tell(moved)
-    assert (story.state, story.step, story.share) == ("done", 40, 1.0)
-    assert {p.name: p.steps for p in story.pools} == {"bad": 10, "good": 30}
-    assert sum(p.tokens for p in story.pools) == story.goal_tokens
-    assert [i.cause for i in story.interruptions] == ["nonfinite", "nonfinite", "killed"]
-    assert [i.next_pool for i in story.interruptions] == ["bad", "good", "good"]
-    assert sum(i.lost_steps for i in story.interruptions) == 3 + 5 + 6
-    assert all((i.recovery_seconds or 0) > 0 for i in story.interruptions)
-    assert story.samples_exact
-    assert story.goodput is not None
-    assert 0 < story.goodput < 1
-    assert [w["choice"] for w in story.witness][-1:] == ["not checked"]
-    assert story.proof == "1 move not proved"
+    status = read_status(moved)
+    assert (status.state, status.step, status.share) == ("done", 40, 1.0)
+    assert {p.name: p.steps for p in status.pools} == {"bad": 10, "good": 30}
+    assert sum(p.tokens for p in status.pools) == status.goal_tokens
+    assert [i.cause for i in status.interruptions] == ["nonfinite", "nonfinite", "killed"]
+    assert [i.next_pool for i in status.interruptions] == ["bad", "good", "good"]
+    assert sum(i.lost_steps for i in status.interruptions) == 3 + 5 + 6
+    assert all((i.recovery_seconds or 0) > 0 for i in status.interruptions)
+    assert status.samples_exact
+    assert status.goodput is not None
+    assert 0 < status.goodput < 1
+    assert [w["choice"] for w in status.witness][-1:] == ["not checked"]
+    assert status.proof == "1 move not proved"
 
 
 def test_the_report_is_one_page_that_says_what_happened(moved: Path) -> None:
@@ -133,7 +133,7 @@ def test_stop_leaves_a_run_that_is_done_as_it_is(moved: Path) -> None:
     assert "already done" in result.output
     with Reader(moved) as reader:
         assert reader.run().stop_requested is None
-    assert tell(moved).state == "done"
+    assert read_status(moved).state == "done"
 
 
 def test_a_folder_that_holds_no_run(tmp_path: Path) -> None:
@@ -221,13 +221,13 @@ def test_probe_writes_a_profile_that_a_plan_can_read(tmp_path: Path) -> None:
 
 
 def test_the_live_view_shows_every_line_of_a_status(moved: Path) -> None:
-    story = tell(moved)
+    status = read_status(moved)
     console = Console(width=100, file=io.StringIO())
-    console.print(panel(story, ["something happened"]))
+    console.print(panel(status, ["something happened"]))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for what in ("state", "tokens", "speed", "loss", "goodput", "samples", "something happened"):
         assert what in shown
-    assert progress_line(story).startswith("good: step 40, 100% of ")
+    assert progress_line(status).startswith("good: step 40, 100% of ")
 
 
 def test_small_formats() -> None:

@@ -30,8 +30,8 @@ from krzem.run.gates import (
     spike,
     throughput,
 )
+from krzem.run.health import Pulse
 from krzem.run.history import History, prove_samples
-from krzem.run.pulse import Pulse
 from krzem.run.rows import Attempt, Cause
 
 RECORD = StepRecord(

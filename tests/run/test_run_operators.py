@@ -11,7 +11,6 @@ from tests.run.run_helpers import HELD, assert_exact, go, held, run_it, stopping
 
 from krzem.cli.main import VERBS
 from krzem.errors import RunError
-from krzem.run.answers import Qualified
 from krzem.run.command import operating
 from krzem.run.command.running import exit_code
 from krzem.run.gate_settings import Budget
@@ -20,7 +19,8 @@ from krzem.run.limits import judge, over_budget, spent
 from krzem.run.notify import Notifier, call, families
 from krzem.run.rows import Cause, RequestKind, State
 from krzem.run.run_file import read_run
-from krzem.run.story import tell
+from krzem.run.services import Qualified
+from krzem.run.status import read_status
 from krzem.run.view import last_word
 
 
@@ -146,11 +146,11 @@ def test_a_reload_takes_new_tokens_pools_and_limits(tmp_path: Path) -> None:
         asking(tmp_path, RequestKind.RELOAD)()
 
     assert run_it(path, on_look=stopping(tmp_path, change)) is State.DONE
-    story = tell(tmp_path / "run")
-    assert (story.step, story.goal_tokens) == (30, 30 * 128)
-    assert story.samples_exact
+    status = read_status(tmp_path / "run")
+    assert (status.step, status.goal_tokens) == (30, 30 * 128)
+    assert status.samples_exact
     assert requests(tmp_path) == [("reload", "done")]
-    assert [limit["what"] for limit in story.limits] == ["deadline"]
+    assert [limit["what"] for limit in status.limits] == ["deadline"]
 
 
 @pytest.mark.parametrize("edit", [("global_batch = 8", "global_batch = 4"), ("[goal]", "[goal")])
@@ -193,16 +193,16 @@ def test_money_is_counted_and_the_budget_stops_the_run(tmp_path: Path) -> None:
                      trainer={"step_seconds": 0.01})  # fmt: skip
     path.write_text(path.read_text().replace("[goal]", '[goal]\nbudget = "$1"'))
     assert run_it(path) is State.STOPPED
-    story = tell(tmp_path / "run")
-    assert story.stopped_by_gate
-    assert exit_code(story) == 5
-    assert "gate budget says stop: $" in (story.reason or "")
+    status = read_status(tmp_path / "run")
+    assert status.stopped_by_gate
+    assert exit_code(status) == 5
+    assert "gate budget says stop: $" in (status.reason or "")
     settings = read_run(path)
     with Reader(tmp_path / "run") as reader:
-        (part,) = spent(settings, reader, story.run_seconds)
+        (part,) = spent(settings, reader, status.run_seconds)
         assert part.usd == pytest.approx(part.device_hours * 3600)
-        assert over_budget(Budget(), settings, reader, story.run_seconds) is not None
-        (judged,) = judge(settings, reader, story.run_seconds, done=False)
+        assert over_budget(Budget(), settings, reader, status.run_seconds) is not None
+        (judged,) = judge(settings, reader, status.run_seconds, done=False)
         assert judged.kept is False
 
 
@@ -213,10 +213,10 @@ def test_the_end_says_whether_the_deadline_was_kept(
     path = write_run(tmp_path, steps=12, trainer={"step_seconds": 0.15})
     path.write_text(path.read_text().replace("[goal]", f'[goal]\ndeadline = "{deadline}"'))
     assert run_it(path) is State.DONE
-    story = tell(tmp_path / "run")
-    assert exit_code(story) == code
+    status = read_status(tmp_path / "run")
+    assert exit_code(status) == code
     word = "deadline missed: done" if code else "deadline kept"
-    assert word in last_word(story)
+    assert word in last_word(status)
     with Reader(tmp_path / "run") as reader:
         assert [f.gate for f in reader.fired()] == (["deadline"] if code else [])
 
@@ -277,7 +277,7 @@ def test_metrics_are_written_and_served(tmp_path: Path) -> None:
 
     class Once:
         def collect(self):  # type: ignore[no-untyped-def]
-            return families(tell(tmp_path / "run"), {})
+            return families(read_status(tmp_path / "run"), {})
 
     registry.register(Once())
     server, thread = prometheus_client.start_http_server(0, addr="127.0.0.1", registry=registry)

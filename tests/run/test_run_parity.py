@@ -1,5 +1,6 @@
 """The witness inside a move: recorded and checked as jobs of pools, here within this process."""
 
+import importlib.util
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -12,12 +13,11 @@ from click.testing import CliRunner
 from tests.train.loop.folder import tokenised, write
 
 from krzem.errors import RunError
-from krzem.run import own
 from krzem.run.launch.job import Job, Look, Phase
-from krzem.run.own import check_trainer
 from krzem.run.parity import announced, check, record
 from krzem.run.run_file import read_run
 from krzem.run.settings import RunSettings
+from krzem.run.trainer import check_trainer
 from krzem.run.verdict import Agreement, Verdict
 from krzem.train.checkpoint.manifest import read_manifest, write_manifest
 from krzem.train.command import main
@@ -217,6 +217,6 @@ def test_faults_of_the_trainer_s_tables_are_told_before_anything_starts(
     other.write_text(settings.path.read_text().replace("rate = 5e-3", "rat = 5e-3"))
     with pytest.raises(RunError, match="rate"):
         check_trainer(read_run(other))
-    monkeypatch.setattr(own.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RunError, match=r"which has no torch: pip install 'krzem\[train\]'"):
         check_trainer(settings)

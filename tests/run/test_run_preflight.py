@@ -12,9 +12,9 @@ from tests.run.run_helpers import write_run
 from krzem.errors import RunError
 from krzem.rules import summary, verdict
 from krzem.run import trial
-from krzem.run.before import plan_pool
 from krzem.run.command import run_command
 from krzem.run.launch.local import LocalLauncher
+from krzem.run.preflight import plan_pool
 from krzem.run.processes import of_run
 from krzem.run.run_file import read_run
 from krzem.run.settings import RunSettings

@@ -30,7 +30,7 @@ from krzem.run.processes import of_run
 from krzem.run.recovery import look, open_ledger
 from krzem.run.rows import Cause, State
 from krzem.run.run_file import read_run
-from krzem.run.story import tell
+from krzem.run.status import read_status
 
 CONTROLLER = Path(__file__).parent / "controller_main.py"
 
@@ -92,8 +92,8 @@ def test_a_ledger_that_is_lost_starts_no_second_trainer(
         newest = reader.attempts()[-1]
         assert newest.token > token
         assert newest.id == 2, "an attempt's folder is never used twice"
-    story = tell(run_dir)
-    assert story.unknown, "the report says what is not known"
+    status = read_status(run_dir)
+    assert status.unknown, "the report says what is not known"
     shown = CliRunner().invoke(status_command, [str(run_dir)]).output
     assert "fencing tokens go on above" in shown
 
@@ -120,8 +120,8 @@ def test_a_ledger_put_back_from_a_copy_is_behind(tmp_path: Path, undisturbed: Pa
         shutil.copy(file, run_dir)
     assert run_it(path) is State.DONE
     assert_exact(run_dir, undisturbed)
-    story = tell(run_dir)
-    assert any("is older than the run" in text for text in story.unknown)
+    status = read_status(run_dir)
+    assert any("is older than the run" in text for text in status.unknown)
     with Reader(run_dir) as reader:
         assert len({a.token for a in reader.attempts()}) == len(reader.attempts())
 
@@ -215,7 +215,7 @@ def test_waiting_for_a_disk_ends(tmp_path: Path, error: OSError, tries: int) -> 
     path.write_text(path.read_text().replace("[recovery]", '[recovery]\nwait_limit = "750 s"'))
     state = run_it(path, plan=plan, sleep=sleep, clock=lambda: now[0])
     assert (state, len(asked)) == (State.FAILED, tries)
-    assert "cannot write there" in (tell(tmp_path / "run").reason or "")
+    assert "cannot write there" in (read_status(tmp_path / "run").reason or "")
 
 
 def test_a_profile_that_cannot_be_kept_stops_nothing(tmp_path: Path) -> None:

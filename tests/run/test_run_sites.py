@@ -19,7 +19,7 @@ from krzem.run.lock import held
 from krzem.run.rows import Cause, State
 from krzem.run.run_file import read_run
 from krzem.run.site import ARRIVING, put_in_place
-from krzem.run.story import tell
+from krzem.run.status import read_status
 
 COPY = """#!/bin/sh -e
 # Copies a folder, and breaks off the first time, in the middle of it.
@@ -93,15 +93,15 @@ def test_a_run_goes_on_at_another_site_and_ends_as_if_it_had_not_moved(
     path = sites.here(faults=nan_here)
     assert run_it(path) is State.DONE
     assert_exact(sites.a / "run", undisturbed)
-    story, there = tell(sites.a / "run"), tell(sites.b / "run")
-    assert {p.name: p.steps for p in story.pools} == {"near": 10, "b": 30}
+    status, there = read_status(sites.a / "run"), read_status(sites.b / "run")
+    assert {p.name: p.steps for p in status.pools} == {"near": 10, "b": 30}
     assert there.state == "done"
     assert there.samples_exact
     assert not held(sites.b / "run")
     log = (sites.a / "run" / "attempts" / "0003" / "output.log").read_text()
     assert "connection lost" in log, "the copy broke off and was begun again"
     assert "travels to b" in log
-    checks = [w for w in story.witness if w["reason"].startswith("at the site of b")]
+    checks = [w for w in status.witness if w["reason"].startswith("at the site of b")]
     assert [w["choice"] for w in checks] == ["not checked"], "the site asked, and told"
 
 
@@ -121,7 +121,7 @@ def test_a_stop_saves_there_and_brings_the_checkpoint_back(
     assert run_it(path, on_look=stop_at) is State.STOPPED
     step, _ = final_state(sites.a / "run")
     assert step == 20, "what was trained there is here"
-    assert tell(sites.b / "run").state == "stopped"
+    assert read_status(sites.b / "run").state == "stopped"
     assert run_it(path) is State.DONE
     assert_exact(sites.a / "run", undisturbed)
 
@@ -137,7 +137,7 @@ def test_a_site_that_gives_up_is_left_for_the_next_pool(
         last = reader.attempts()[-1]
     assert last.cause is Cause.SITE
     assert "ended without a new checkpoint" in (last.detail or "")
-    assert "b was given up" in (tell(sites.a / "run").reason or "")
+    assert "b was given up" in (read_status(sites.a / "run").reason or "")
 
 
 def test_what_arrives_altered_is_not_taken(tmp_path: Path) -> None:

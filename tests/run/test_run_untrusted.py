@@ -32,7 +32,7 @@ from krzem.run.ledger import Ledger
 from krzem.run.page import report_page
 from krzem.run.rows import State
 from krzem.run.run_file import read_run
-from krzem.run.story import Teller, tell
+from krzem.run.status import StatusReader, read_status
 from krzem.run.untrusted import BadInputError, as_name, is_name, printable, read_regular
 from krzem.train.checkpoint.manifest import Manifest, StoredFile, write_manifest
 from krzem.train.checkpoint.store import quick_check, verify
@@ -314,8 +314,8 @@ def test_odd_metrics_end_no_run_and_no_view(tmp_path: Path, odd: dict[str, Any])
     lines[at] = f"command = {json.dumps(words)}"
     path.write_text("\n".join(lines))
     assert run_it(path) in (State.STOPPED, State.DONE)
-    story = tell(tmp_path / "run")
-    assert (story.bad_lines > 0) == ("tokens_per_s" not in odd)
+    status = read_status(tmp_path / "run")
+    assert (status.bad_lines > 0) == ("tokens_per_s" not in odd)
     runner = CliRunner()
     for command, arguments in (
         (status_command, []), (status_command, ["--json"]), (logs_command, []),
@@ -330,24 +330,24 @@ def test_odd_metrics_end_no_run_and_no_view(tmp_path: Path, odd: dict[str, Any])
 
 def test_the_page_sets_no_name_as_a_formula(tmp_path: Path) -> None:
     run_it(write_run(tmp_path, steps=12))
-    story = tell(tmp_path / "run").as_dict()
-    page = report_page(story, {1: r"$\frac{$ <script>"})
+    status = read_status(tmp_path / "run").as_dict()
+    page = report_page(status, {1: r"$\frac{$ <script>"})
     assert "<script>" not in page.replace("<script>alert", "")
 
 
 def test_a_quarter_million_steps_are_read_once(tmp_path: Path) -> None:
     """A redraw reads only what was added: the bytes say so, not the clock."""
     run_it(write_run(tmp_path, steps=12))
-    teller = Teller(tmp_path / "run")
-    assert teller.tell().step == 12
+    reader = StatusReader(tmp_path / "run")
+    assert reader.read().step == 12
     path = tmp_path / "run" / METRICS
     kept = tmp_path / "moved"
     shutil.copy(path, kept)
     raw = bytearray(path.read_bytes())
     raw[: len(raw) - 1] = b"x" * (len(raw) - 1)
     path.write_bytes(raw + record(step=13, tokens=13 * 128, first_sample=96, last_sample=103))
-    story = teller.tell()
-    assert (story.step, story.bad_lines) == (13, 0)
+    status = reader.read()
+    assert (status.step, status.bad_lines) == (13, 0)
 
 
 def test_read_regular_is_bounded(tmp_path: Path) -> None:

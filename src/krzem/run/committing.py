@@ -5,24 +5,29 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from krzem.run.contract import TrainerContract
 from krzem.train.checkpoint.manifest import MANIFEST, Manifest, StoredFile, write_manifest
 
 
 def commit_files(
-    contract: TrainerContract, folder: Path, step: int, tokens: int, sample: int | None
+    checkpoints: Path,
+    guard: Callable[[], None],
+    folder: Path,
+    step: int,
+    tokens: int,
+    sample: int | None,
 ) -> Path:
-    """Commit the files in ``folder`` as the checkpoint of ``step``.
+    """Commit the files in ``folder`` as the checkpoint of ``step`` below ``checkpoints``.
 
     Files elsewhere are linked (or copied, from another file system) into the run's folder; then a
-    manifest with their sizes and hashes is renamed into place, after the fence was asked.  What is
+    manifest with their sizes and hashes is renamed into place, after ``guard`` was asked.  What is
     committed already is left as it is.
 
-    Raises FencedError, and ValueError for a folder without files.
+    Raises what ``guard`` raises, and ValueError for a folder without files.
     """
-    target = contract.checkpoints / f"step-{step:09d}"
+    target = checkpoints / f"step-{step:09d}"
     if (target / MANIFEST).exists():
         return target
     if folder.resolve() != target.resolve():
@@ -36,7 +41,7 @@ def commit_files(
         raise ValueError(f"{folder} holds no files: there is nothing to commit")
     meta = {"step": step, "tokens": tokens} | ({} if sample is None else {"sample": sample})
     manifest = Manifest(step=step, tensors={}, files=files, meta=meta, config=None)
-    write_manifest(target, manifest, contract.commit_guard)
+    write_manifest(target, manifest, guard)
     return target
 
 

@@ -280,7 +280,8 @@ def commit(
     contract = contract or TrainerContract.from_environment()
     if contract is None:
         raise ValueError(f"{ENV_RUN_DIR} is not set: this process was not started by `krzem run`")
-    return commit_files(contract, folder, step, tokens, sample)
+    guard = contract.commit_guard
+    return commit_files(contract.checkpoints, guard, folder, step, tokens, sample)
 
 
 def attempt_folder(run_dir: Path, attempt: int) -> Path:

@@ -22,17 +22,16 @@ from krzem.run.history import History
 from krzem.run.launch.job import SilentError
 from krzem.run.ledger import Ledger
 from krzem.run.lock import RunLock
+from krzem.run.measured_rows import write_back
 from krzem.run.recovery import open_ledger, reconcile
 from krzem.run.requests import Operated
 from krzem.run.rows import Attempt, Cause, Fired, Request, RunRow, State
 from krzem.run.run_file import identity
 from krzem.run.services import Services
 from krzem.run.settings import Pool, RunSettings, Verify
-from krzem.run.site import arrived
-from krzem.run.stored import last_good, note_new
-from krzem.run.story import UNKNOWN
+from krzem.run.status import UNKNOWN
+from krzem.run.stored import arrived, last_good, note_new
 from krzem.run.watch import SAVES_FIRST, Outcome, Watch
-from krzem.run.written_back import write_back
 
 _TRIES = 3
 """Before what will not mend itself ends the run."""
@@ -398,13 +397,12 @@ class Controller(Operated):
         self.ledger.set_state(State.DONE, row.pool, "done")
 
 
-def run(settings: RunSettings, services: Services | None = None) -> State:
+def run(settings: RunSettings, services: Services) -> State:
     """Run, or go on with, the run that ``settings`` describe; how it ended.
 
     Raises RunError where another controller is at work on it, or where the folder holds another
     run; SupersededError where another controller takes over.
     """
-    services = services or Services()
     with RunLock(settings.folder):
         ledger, damage = open_ledger(settings.folder)
         try:

@@ -1,7 +1,7 @@
 """Judging steps: each gate is a function of the records alone, so that it can be asked again.
 
 A finding carries the rows that made its gate fire.  Gates that look at processes instead of steps
-(stalls, stragglers, memory) are in :mod:`krzem.run.pulse`.
+(stalls, stragglers, memory) are in :mod:`krzem.run.health`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from krzem.run.ledger import Reader
 from krzem.run.limits import spent
 from krzem.run.rows import Event
 from krzem.run.settings import Hook, Monitor, RunSettings
-from krzem.run.story import Story, Teller
+from krzem.run.status import RunStatus, StatusReader
 
 INSTALL = "pip install 'krzem[monitor]'"
 _HOOK_SECONDS = 30.0
@@ -138,14 +138,14 @@ def call(hook: Hook, event: Event, settings: RunSettings) -> None:
 
 
 class _Metrics:
-    """The story of a run as Prometheus metrics: a text file, a port, or both."""
+    """The status of a run as Prometheus metrics: a text file, a port, or both."""
 
     def __init__(self, settings: RunSettings, monitor: Monitor) -> None:
         import prometheus_client
 
         self._settings, self._monitor = settings, monitor
-        self._teller = Teller(settings.folder)
-        self._story: Story | None = None
+        self._reader = StatusReader(settings.folder)
+        self._status: RunStatus | None = None
         self.registry = prometheus_client.CollectorRegistry()
         self.registry.register(self)
         if monitor.port is not None:
@@ -157,17 +157,17 @@ class _Metrics:
         """Look again, and write the file."""
         import prometheus_client
 
-        self._story = self._teller.tell()
+        self._status = self._reader.read()
         if self._monitor.textfile is not None:
             path = self._settings.path.parent / self._monitor.textfile
             prometheus_client.write_to_textfile(str(path), self.registry)
 
     def collect(self) -> Iterable[Any]:
         """As prometheus_client asks for it."""
-        if self._story is not None:
+        if self._status is not None:
             with Reader(self._settings.folder) as reader:
-                parts = spent(self._settings, reader, self._story.run_seconds)
-            yield from families(self._story, {p.pool: (p.device_hours, p.usd) for p in parts})
+                parts = spent(self._settings, reader, self._status.run_seconds)
+            yield from families(self._status, {p.pool: (p.device_hours, p.usd) for p in parts})
 
 
 def _metrics(settings: RunSettings) -> _Metrics | None:
@@ -177,40 +177,40 @@ def _metrics(settings: RunSettings) -> _Metrics | None:
     return _Metrics(settings, monitor)
 
 
-def families(story: Story, used: dict[str, tuple[float, float | None]]) -> Iterable[Any]:
+def families(status: RunStatus, used: dict[str, tuple[float, float | None]]) -> Iterable[Any]:
     """Metric families; what is unknown is absent.  ``used``: device-hours and dollars by pool."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     def gauge(name: str, text: str, value: float | None) -> Iterable[Any]:
         if value is not None:
             family = GaugeMetricFamily(f"krzem_{name}", text, labels=["run"])
-            family.add_metric([story.name], value)
+            family.add_metric([status.name], value)
             yield family
 
-    yield from gauge("step", "Optimizer steps done", story.step)
-    yield from gauge("tokens", "Tokens trained", story.tokens)
-    yield from gauge("goal_tokens", "Tokens of the whole run", story.goal_tokens)
-    yield from gauge("loss", "Training loss of the last step", story.loss)
-    yield from gauge("tokens_per_second", "Median of the last steps", story.tokens_per_s)
-    yield from gauge("planned_tokens_per_second", "As planned", story.planned_tokens_per_s)
-    yield from gauge("goodput_ratio", "Time in steps that count", story.goodput)
-    yield from gauge("left_seconds", "To the last token, at this speed", story.left_seconds)
-    yield from gauge("bad_metric_lines", "Lines that are no steps", story.bad_lines)
+    yield from gauge("step", "Optimizer steps done", status.step)
+    yield from gauge("tokens", "Tokens trained", status.tokens)
+    yield from gauge("goal_tokens", "Tokens of the whole run", status.goal_tokens)
+    yield from gauge("loss", "Training loss of the last step", status.loss)
+    yield from gauge("tokens_per_second", "Median of the last steps", status.tokens_per_s)
+    yield from gauge("planned_tokens_per_second", "As planned", status.planned_tokens_per_s)
+    yield from gauge("goodput_ratio", "Time in steps that count", status.goodput)
+    yield from gauge("left_seconds", "To the last token, at this speed", status.left_seconds)
+    yield from gauge("bad_metric_lines", "Lines that are no steps", status.bad_lines)
     labels = ["run", "state", "pool"]
     state = GaugeMetricFamily("krzem_state", "1 for where the run is", labels=labels)
-    state.add_metric([story.name, story.state, story.pool or ""], 1)
+    state.add_metric([status.name, status.state, status.pool or ""], 1)
     yield state
     labels = ["run", "pool"]
     faults = CounterMetricFamily("krzem_faults", "Attempts that ended in a fault", labels=labels)
-    for pool in story.pools:
-        faults.add_metric([story.name, pool.name], pool.faults)
+    for pool in status.pools:
+        faults.add_metric([status.name, pool.name], pool.faults)
     yield faults
     hours = CounterMetricFamily("krzem_device_hours", "Used by the trainer", labels=labels)
     money = CounterMetricFamily("krzem_cost_usd", "Of these device-hours", labels=labels)
     for name, (device_hours, usd) in used.items():
-        hours.add_metric([story.name, name], device_hours)
+        hours.add_metric([status.name, name], device_hours)
         if usd is not None:
-            money.add_metric([story.name, name], usd)
+            money.add_metric([status.name, name], usd)
     yield from (hours, money)
 
 

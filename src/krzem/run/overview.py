@@ -14,7 +14,7 @@ from krzem.run.clock import duration
 from krzem.run.contract import HEARTBEATS, read_heartbeats
 from krzem.run.gate_settings import Straggler
 from krzem.run.ledger import LEDGER, Reader
-from krzem.run.story import Story, tell
+from krzem.run.status import RunStatus, read_status
 from krzem.run.straggler import others_median
 from krzem.run.untrusted import printable
 from krzem.run.view import count, last_word, percent
@@ -27,15 +27,15 @@ SLOW = Straggler().ratio
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """One run among others; ``story`` is None where nothing can be read from its ledger."""
+    """One run among others; ``status`` is None where nothing can be read from its ledger."""
 
     folder: Path
-    story: Story | None
+    status: RunStatus | None
     fault: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``: what a list needs, not the whole story."""
-        s = self.story
+        s = self.status
         if s is None:
             return {"folder": str(self.folder), "state": "unreadable", "reason": self.fault}
         return {
@@ -68,9 +68,9 @@ def _holding_runs(folder: Path, depth: int) -> Iterator[Path]:
 
 def _listed(folder: Path) -> Listed:
     try:
-        return Listed(folder=folder, story=tell(folder))
+        return Listed(folder=folder, status=read_status(folder))
     except (KrzemError, OSError) as error:
-        return Listed(folder=folder, story=None, fault=printable(str(error)))
+        return Listed(folder=folder, status=None, fault=printable(str(error)))
 
 
 def format_runs(runs: Sequence[Listed]) -> str:
@@ -79,7 +79,7 @@ def format_runs(runs: Sequence[Listed]) -> str:
 
 
 def _line(run: Listed) -> str:
-    s = run.story
+    s = run.status
     if s is None:
         return f"{run.folder}: unreadable: {run.fault}"
     where = f" on {s.pool}" if s.pool and s.state not in ("done", "failed") else ""

@@ -156,21 +156,21 @@ _RUNS = """
 
 
 def report_page(
-    story: Mapping[str, Any],
+    status: Mapping[str, Any],
     pool_of: Mapping[int, str],
     ranks: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
-    """The whole page for a story as JSON; ``pool_of`` names the pool of each attempt.
+    """The whole page for a status as JSON; ``pool_of`` names the pool of each attempt.
 
     ``ranks`` are the rows of a table of its processes; None leaves the table out.
     Raises KrzemError without the extra ``report``.
     """
     return page(
-        f"krzem run: {story['name']}",
+        f"krzem run: {status['name']}",
         _TEMPLATE if ranks is None else _TEMPLATE + _RANKS,
         filters={"number": _number, "small": _small, "worst": _worst},
-        s=story,
-        figures=_figures(story, pool_of),
+        s=status,
+        figures=_figures(status, pool_of),
         ranks=ranks,
     )
 
@@ -203,18 +203,18 @@ def _worst(layers: Sequence[Mapping[str, Any]]) -> str:
     return f"{severity:.2g} ({layer})"
 
 
-def _figures(story: Mapping[str, Any], pool_of: Mapping[int, str]) -> dict[str, Any]:
-    curve = story["curve"]
+def _figures(status: Mapping[str, Any], pool_of: Mapping[int, str]) -> dict[str, Any]:
+    curve = status["curve"]
     if not curve:
         return {"loss": None, "speed": None}
     return {
         "loss": _figure(curve, pool_of, 1, "loss", {}),
-        "speed": _figure(curve, pool_of, 2, "tokens/s", _planned(story)),
+        "speed": _figure(curve, pool_of, 2, "tokens/s", _planned(status)),
     }
 
 
-def _planned(story: Mapping[str, Any]) -> dict[str, float | None]:
-    return {p["name"]: p["planned_tokens_per_s"] for p in story["pools"]}
+def _planned(status: Mapping[str, Any]) -> dict[str, float | None]:
+    return {p["name"]: p["planned_tokens_per_s"] for p in status["pools"]}
 
 
 def _figure(

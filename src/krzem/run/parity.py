@@ -18,11 +18,11 @@ from typing import Any
 from krzem.hardware import CPU
 from krzem.run.attempts import job_name, placed, surroundings
 from krzem.run.contract import CHECKPOINTS, ENV_LAYOUT, ENV_PRECISION, ENV_RUN_DIR, METRICS
-from krzem.run.errand import run_errand
 from krzem.run.launch.job import Job, JobLauncher, read_json
 from krzem.run.launch.words import shell_words
-from krzem.run.own import is_own
 from krzem.run.settings import SITE, Pool, RunSettings
+from krzem.run.side_job import run_side_job
+from krzem.run.trainer import is_own
 from krzem.run.verdict import Agreement, Recorded, Verdict
 from krzem.train.checkpoint.manifest import Manifest, read_manifest
 from krzem.train.checkpoint.store import checkpoints
@@ -65,7 +65,7 @@ def record(
              *_data(settings, pool, manifest, first=True),
              *(x for dtype in types for x in ("--also", dtype))]  # fmt: skip
     job = _job(settings, pool, token, words, layouts[0])
-    ended = run_errand(settings, job, launcher, seconds=w.limit_seconds, queued=True)
+    ended = run_side_job(settings, job, launcher, seconds=w.limit_seconds, queued=True)
     done = ended.code == 0 and ATTACHMENT in read_manifest(checkpoint).attachments
     why = f"no witness of {checkpoint.name} could be recorded on {pool.name}: {ended.said}"
     told = (
@@ -99,7 +99,7 @@ def check(
     said = ""
     for _ in range(_TRIES):
         job = _check_job(settings, pool, token, manifest, checkpoint, layout)
-        ended = run_errand(settings, job, launcher, seconds=settings.witness.limit_seconds)
+        ended = run_side_job(settings, job, launcher, seconds=settings.witness.limit_seconds)
         found = read_json(job.folder / VERDICT)
         if found is not None:
             verdict = _verdict(found, job.folder)
@@ -130,7 +130,7 @@ def _with_overlap(
     precision = (pool.precision or settings.goal.precision).value
     variables = {ENV_PRECISION: precision} | ({ENV_LAYOUT: layout} if layout else {})
     job = _job(settings, pool, token, words, None, suffix="-overlap", variables=variables)
-    ended = run_errand(settings, job, launcher, seconds=settings.witness.limit_seconds)
+    ended = run_side_job(settings, job, launcher, seconds=settings.witness.limit_seconds)
     found = read_json(job.folder / OVERLAP)
     if found is None:
         message = f"the steps after {start.name} could not be trained again: {ended.said}"

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from krzem.run import limits
-from krzem.run.answers import PoolPlan, Qualified
 from krzem.run.attempts import job_prefix, raise_fence
 from krzem.run.clock import DAY
+from krzem.run.courier import checks_told
 from krzem.run.gate_settings import Action
 from krzem.run.ledger import Ledger
 from krzem.run.processes import end_all
 from krzem.run.rows import RunRow, State
-from krzem.run.services import Services
+from krzem.run.services import PoolPlan, Qualified, Services
 from krzem.run.settings import SITE, Pool, RunSettings
-from krzem.run.site import arrived
-from krzem.run.stored import Good, last_good
+from krzem.run.stored import Good, arrived, last_good
 from krzem.run.verdict import Agreement, Verdict
 
 
@@ -142,8 +141,6 @@ class Pools:
 
     def note_checks_elsewhere(self, pool: Pool) -> None:
         """What the controller at a pool's site decided about the checkpoint that it was sent."""
-        from krzem.run.courier import checks_told
-
         for subject, choice, reason in checks_told(self.settings.folder, pool.name):
             self.ledger.decide(subject, choice, f"at the site of {pool.name}: {reason}",
                                {"site": pool.name})  # fmt: skip

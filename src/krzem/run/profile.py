@@ -1,6 +1,6 @@
-"""Device profiles: what a probe measured, as a cluster file that a plan reads, with its sign-off.
+"""What a pool's devices are: its cluster, and the profile that a probe of it measured.
 
-The file is TOML: ``device`` and ``[measured]`` as in any cluster file, and a comment that names
+A profile is TOML: ``device`` and ``[measured]`` as in any cluster file, and a comment that names
 the verdict and the hash of the evidence.  ``memory`` stands outside ``[measured]``, where a
 cluster file has it.
 """
@@ -16,9 +16,11 @@ from typing import Any
 
 from krzem.errors import DataError
 from krzem.files import read_toml
+from krzem.hardware import CPU, Cluster, cluster_of, processors, read_cluster
 from krzem.hardware.cluster_keys import MEASURED
 from krzem.quantity import parse_bytes
 from krzem.run.fields import text
+from krzem.run.settings import Pool
 
 _UNITS = {"flops": "FLOP/s", "bytes_per_s": "B/s", "seconds": "s", "w": "W"}
 
@@ -81,3 +83,21 @@ def read_profile(path: Path) -> Profile:
         raise DataError(f"{path}: measured.{error.args[0]} is unknown; known are {known}") from None
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} is not a device profile: {error}") from None
+
+
+def cluster_for(pool: Pool, measured: Mapping[str, float]) -> Cluster:
+    """The cluster that a pool is.
+
+    Raises UnknownFactError for processors that nothing was measured on.
+    """
+    if pool.cluster is not None:
+        return read_cluster(Path(pool.cluster))
+    if pool.accelerator == CPU:
+        return processors(
+            measured,
+            devices=pool.count or 1,
+            memory_bytes=pool.limits.memory_bytes or measured.get("memory_bytes"),
+            name=f"pool {pool.name}",
+        )
+    given = {"device": pool.accelerator, "devices": pool.count, "name": pool.name}
+    return cluster_of(given, f"pool {pool.name}")

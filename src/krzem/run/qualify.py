@@ -9,18 +9,18 @@ from collections.abc import Mapping
 
 from krzem.errors import KrzemError, StorageError
 from krzem.hardware import CPU, Device
-from krzem.run.answers import Qualified
 from krzem.run.attempts import job_name, placed, surroundings
-from krzem.run.before import cluster_for, plan_pool
 from krzem.run.clock import iso
 from krzem.run.contract import ENV_RUN_DIR
-from krzem.run.errand import run_errand
 from krzem.run.launch.job import Job, JobLauncher
 from krzem.run.measure import forget
-from krzem.run.own import is_own
+from krzem.run.preflight import plan_pool
 from krzem.run.probe.judge import Probed, judge, read_ranks
-from krzem.run.profile import Profile, profile_text
+from krzem.run.profile import Profile, cluster_for, profile_text
+from krzem.run.services import Qualified
 from krzem.run.settings import Pool, RunSettings
+from krzem.run.side_job import run_side_job
+from krzem.run.trainer import is_own
 from krzem.run.trial import SPEED, try_steps
 from krzem.train.durable import write_atomic
 
@@ -94,7 +94,7 @@ def probe_job(settings: RunSettings, pool: Pool, token: int) -> Job:
 def _run(settings: RunSettings, job: Job, launcher: JobLauncher) -> str | None:
     """What went wrong, or None.  Time in a queue does not count."""
     allowed = 10 * settings.qualify.seconds + _LATE_SECONDS
-    ended = run_errand(settings, job, launcher, seconds=allowed)
+    ended = run_side_job(settings, job, launcher, seconds=allowed)
     if ended.code == 0:
         return None
     if ended.code is None:

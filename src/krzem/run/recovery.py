@@ -22,7 +22,7 @@ from krzem.run.ledger import LEDGER, Ledger, LedgerDamagedError
 from krzem.run.processes import variables_of_run
 from krzem.run.rows import State
 from krzem.run.settings import RunSettings
-from krzem.run.story import UNKNOWN
+from krzem.run.status import UNKNOWN
 from krzem.run.untrusted import MOST, BadInputError, read_object, whole, words
 from krzem.train.checkpoint.manifest import read_manifest
 from krzem.train.checkpoint.store import checkpoints

@@ -35,6 +35,9 @@ class State(enum.StrEnum):
         return self in (State.DONE, State.STOPPED, State.FAILED)
 
 
+FINAL = tuple(state for state in State if state.final)
+
+
 class Cause(enum.StrEnum):
     """Why an attempt ended."""
 

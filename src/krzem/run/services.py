@@ -1,18 +1,87 @@
-"""Everything the controller asks of the rest of the world, so that each can be exchanged."""
+"""What the controller asks of the rest of the world, and the answers as values."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from krzem.run.answers import PoolPlan, Qualified
+from krzem.estimate import Estimate
+from krzem.rules import Standing
+from krzem.run.clock import DAY, duration
 from krzem.run.launch.job import JobLauncher
 from krzem.run.rows import Attempt
 from krzem.run.settings import Pool, RunSettings
-from krzem.run.verdict import Recorded, Verdict, WitnessCheck, WitnessRecord
+from krzem.run.verdict import WitnessCheck, WitnessRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolPlan:
+    """What is expected of a pool for the tokens that are left."""
+
+    pool: str
+    tokens_per_s: Estimate | None
+    """Of the whole pool; None where nobody can say."""
+    basis: str
+    """Where that comes from: plan, stated, or why it is unknown."""
+    layout: str | None = None
+    days: Estimate | None = None
+    """Of wall clock, for what is left."""
+    in_time: float | None = None
+    """Chance of keeping the deadline; None without a deadline or without a forecast."""
+    wall: str | None = None
+    """The resource that binds."""
+    refused: str | None = None
+    """Why the pool cannot take the run."""
+    warnings: tuple[str, ...] = ()
+    rules: Standing | None = None
+    """What trade rules say of it today; None where its country is not stated."""
+
+    @property
+    def sentence(self) -> str:
+        """What is expected, and from what."""
+        if self.tokens_per_s is None:
+            return self.basis
+        x = self.tokens_per_s
+        parts = [f"{x.mid:,.0f} ({x.low:,.0f} to {x.high:,.0f}) tokens/s"]
+        if self.days is not None:
+            parts.append(f"{duration(self.days.mid * DAY)} for what is left")
+        if self.in_time is not None:
+            parts.append(f"{self.in_time:.0%} chance of meeting the deadline")
+        if self.wall is not None:
+            parts.append(f"wall: {self.wall}")
+        return f"{self.basis}: {', '.join(parts)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the ledger and ``--json``."""
+        return {
+            "pool": self.pool,
+            "tokens_per_s": self.tokens_per_s and self.tokens_per_s.as_dict(),
+            "basis": self.basis,
+            "layout": self.layout,
+            "days": self.days and self.days.as_dict(),
+            "in_time": self.in_time,
+            "wall": self.wall,
+            "refused": self.refused,
+            "warnings": list(self.warnings),
+            "rules": self.rules and asdict(self.rules),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qualified:
+    """What the measurement of a pool showed."""
+
+    passed: bool
+    message: str
+    faults: tuple[str, ...] = ()
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Numbers in base units by their names in ``Cluster.measured``."""
+    exclude: tuple[str, ...] = ()
+    """Hosts that are not to be used."""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PlanPool(Protocol):
@@ -49,70 +118,15 @@ class Snapshot:
     detail: str = ""
 
 
-def _launcher(pool: Pool) -> JobLauncher:
-    from krzem.run.launch.known import launcher_of
-
-    return launcher_of(pool)
-
-
-def _plan(
-    settings: RunSettings,
-    pool: Pool,
-    *,
-    tokens_left: float,
-    days_left: float | None,
-    measured: Mapping[str, float] | None,
-) -> PoolPlan:
-    from krzem.run.before import plan_pool
-
-    return plan_pool(
-        settings, pool, tokens_left=tokens_left, days_left=days_left, measured=measured
-    )
-
-
-def _qualify(settings: RunSettings, pool: Pool, launcher: JobLauncher, token: int) -> Qualified:
-    from krzem.run.qualify import qualify_pool
-
-    return qualify_pool(settings, pool, launcher, token)
-
-
-def _check(
-    settings: RunSettings,
-    pool: Pool,
-    launcher: JobLauncher,
-    token: int,
-    *,
-    checkpoint: Path,
-    layout: str | None,
-) -> Verdict:
-    from krzem.run.parity import check
-
-    return check(settings, pool, launcher, token, checkpoint=checkpoint, layout=layout)
-
-
-def _record(
-    settings: RunSettings,
-    pool: Pool,
-    launcher: JobLauncher,
-    token: int,
-    *,
-    checkpoint: Path,
-    layouts: Sequence[str | None],
-) -> Recorded | None:
-    from krzem.run.parity import record
-
-    return record(settings, pool, launcher, token, checkpoint=checkpoint, layouts=layouts)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """The real ones by default."""
+    """Everything the controller asks of the rest of the world, so that each can be exchanged."""
 
-    launcher: Callable[[Pool], JobLauncher] = _launcher
-    plan: PlanPool = _plan
-    qualify: QualifyPool = _qualify
-    witness: WitnessCheck = _check
-    record_witness: WitnessRecord = _record
+    launcher: Callable[[Pool], JobLauncher]
+    plan: PlanPool
+    qualify: QualifyPool
+    witness: WitnessCheck
+    record_witness: WitnessRecord
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     """Seconds that never jump, for stalls and waits."""

@@ -11,7 +11,6 @@ import base64
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -21,20 +20,30 @@ from typing import Any
 
 from krzem.errors import KrzemError, RunError
 from krzem.run.contract import CHECKPOINTS, METRICS
+from krzem.run.launch.known import launcher_of
 from krzem.run.ledger import LEDGER, Ledger
 from krzem.run.lock import RunLock, held
+from krzem.run.parity import record
+from krzem.run.pools import Pools
+from krzem.run.real_services import real_services
+from krzem.run.rows import FINAL
 from krzem.run.run_file import identity, read_run
 from krzem.run.settings import RunSettings
-from krzem.run.stored import ASIDE, last_good
-from krzem.run.story import tell
-from krzem.run.untrusted import BadInputError, parse_object, read_object, whole, words
-from krzem.train.checkpoint.store import committed, verify
+from krzem.run.status import read_status
+from krzem.run.stored import (
+    ARRIVED,
+    ARRIVING,
+    arrival,
+    checkpoint_name,
+    last_good,
+    put_in_place,
+)
+from krzem.run.untrusted import BadInputError, parse_object, whole, words
+from krzem.train.checkpoint.store import committed
 from krzem.train.durable import write_atomic
 
-ARRIVING, ARRIVED = "arriving", "arrived.json"
 _LINES = 1 << 20
 """Bytes of metrics in one answer."""
-FINAL = ("done", "stopped", "failed")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +66,7 @@ def _offer(settings: RunSettings, asked: dict[str, Any]) -> dict[str, Any]:
     other = [f"{k}: {asked.get(k)} there, {v} here" for k, v in mine.items() if asked.get(k) != v]
     if other:
         raise RunError(f"{settings.path} is another run ({'; '.join(other)})")
-    found = {"arrived": _arrival(settings.folder).get("name")}
+    found = {"arrived": arrival(settings.folder).get("name")}
     name = asked.get("name")
     if name is None or name == found["arrived"]:
         return found
@@ -77,27 +86,6 @@ def _receive(settings: RunSettings, asked: dict[str, Any]) -> dict[str, Any]:
     value = {"name": name, "from": words(asked, "from"), "offset": size}
     write_atomic(folder / ARRIVED, json.dumps(value).encode())
     return value
-
-
-def put_in_place(folder: Path, name: str, guard: Callable[[], None] = lambda: None) -> Path:
-    """Verify the checkpoint ``name`` in the run's arriving folder and rename it into its place.
-
-    Checkpoints of its step and of later ones are of a history that is given up: set aside.
-
-    Raises:
-        CheckpointError: a file that is missing, short or altered; the copy stays to be mended.
-    """
-    place, root = folder / ARRIVING / name, folder / CHECKPOINTS
-    step = verify(place).step
-    root.mkdir(exist_ok=True)
-    guard()
-    for other, path in committed(root):
-        if other >= step:
-            aside = folder / ASIDE / f"{path.name}.{time.time_ns()}"
-            aside.parent.mkdir(exist_ok=True)
-            path.rename(aside)
-    shutil.rmtree(root / name, ignore_errors=True)
-    return place.rename(root / name)
 
 
 def _begin(settings: RunSettings, asked: dict[str, Any]) -> dict[str, Any]:
@@ -121,8 +109,8 @@ def _look(settings: RunSettings, asked: dict[str, Any]) -> dict[str, Any]:
     if not (folder / LEDGER).exists():
         return {"state": "new", "controlled": held(folder), "offset": 0, "lines": []}
     controlled = held(folder)
-    story = tell(folder)
-    offset = max(whole(asked, "offset"), int(_arrival(folder).get("offset", 0)))
+    status = read_status(folder)
+    offset = max(whole(asked, "offset"), int(arrival(folder).get("offset", 0)))
     lines: list[str] = []
     with contextlib.suppress(FileNotFoundError), (folder / METRICS).open("rb") as file:
         file.seek(offset)
@@ -132,10 +120,10 @@ def _look(settings: RunSettings, asked: dict[str, Any]) -> dict[str, Any]:
         offset += len(block)
     newest = committed(folder / CHECKPOINTS)[-1:]
     return {
-        "state": story.state, "controlled": controlled, "pool": story.pool, "step": story.step,
-        "reason": story.reason or story.last_event, "offset": offset, "lines": lines,
+        "state": status.state, "controlled": controlled, "pool": status.pool, "step": status.step,
+        "reason": status.reason or status.last_event, "offset": offset, "lines": lines,
         "newest": str(newest[0][1]) if newest else None,
-        "witness": [{k: w[k] for k in ("subject", "choice", "reason")} for w in story.witness],
+        "witness": [{k: w[k] for k in ("subject", "choice", "reason")} for w in status.witness],
     }  # fmt: skip
 
 
@@ -150,26 +138,21 @@ def _stop(settings: RunSettings, asked: dict[str, Any]) -> dict[str, Any]:
             ledger.request_stop("now" if now else "save")
         finally:
             ledger.close()
-    elif tell(folder).state not in FINAL:
+    elif read_status(folder).state not in FINAL:
         how = ["--now"] if now else []
         subprocess.run([sys.executable, "-m", "krzem", "stop", *how, str(settings.path)],
                        env=_clean(), check=False, capture_output=True)  # fmt: skip
-    return {"state": str(tell(folder).state), "controlled": held(folder)}
+    return {"state": str(read_status(folder).state), "controlled": held(folder)}
 
 
 def _record(settings: RunSettings, asked: dict[str, Any]) -> dict[str, Any]:
     """Before the run leaves this site: the witness of its newest checkpoint, on its last pool."""
-    from krzem.run.launch.known import launcher_of
-    from krzem.run.parity import record
-    from krzem.run.pools import Pools
-    from krzem.run.services import Services
-
     types = asked.get("types")
     with RunLock(settings.folder):
         ledger = Ledger(settings.folder)
         try:
             row = ledger.begin(settings.name, identity(settings), settings.sha256)
-            good, pools = last_good(ledger), Pools(settings, Services(), ledger)
+            good, pools = last_good(ledger), Pools(settings, real_services(), ledger)
             if row.pool is None or good is None:
                 return {"recorded": False, "message": "nothing was trained here"}
             pool = settings.pool(row.pool)
@@ -198,29 +181,6 @@ _VERBS: Mapping[str, Callable[[RunSettings, dict[str, Any]], dict[str, Any]]] = 
 def _is_free(folder: Path) -> None:
     if held(folder):
         raise RunError(f"a controller is at work on {folder}: nothing is taken in meanwhile")
-
-
-def checkpoint_name(asked: dict[str, Any]) -> str:
-    name = words(asked, "name")
-    if not name.startswith("step-") or not name[5:].isdigit():
-        raise BadInputError(f"{name!r} is no name of a checkpoint")
-    return name
-
-
-def _arrival(folder: Path) -> dict[str, Any]:
-    try:
-        return read_object(folder / ARRIVED)
-    except (OSError, BadInputError):
-        return {}
-
-
-def arrived(folder: Path) -> tuple[str, str] | None:
-    """Name and origin of the checkpoint that came last from another site, if any did."""
-    value = _arrival(folder)
-    try:
-        return words(value, "name"), words(value, "from")
-    except BadInputError:
-        return None
 
 
 if __name__ == "__main__":

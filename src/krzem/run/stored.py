@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from krzem.errors import CheckpointError
 from krzem.run.contract import CHECKPOINTS
 from krzem.run.ledger import Ledger
+from krzem.run.untrusted import BadInputError, read_object, words
 from krzem.train.checkpoint.manifest import MANIFEST, read_manifest
 from krzem.train.checkpoint.store import checkpoints, committed, quick_check, verify
 
 ASIDE = "set-aside"
+ARRIVING, ARRIVED = "arriving", "arrived.json"
+"""Where copies from another site are verified, and what came last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,3 +137,53 @@ def _size(folder: Path) -> int | None:
         return read_manifest(folder).bytes
     except CheckpointError:
         return None
+
+
+# What came from another site
+# ---------------------------
+
+
+def checkpoint_name(asked: dict[str, Any]) -> str:
+    """The checkpoint that a message names; raises BadInputError."""
+    name = words(asked, "name")
+    if not name.startswith("step-") or not name[5:].isdigit():
+        raise BadInputError(f"{name!r} is no name of a checkpoint")
+    return name
+
+
+def arrival(folder: Path) -> dict[str, Any]:
+    """What came last from another site; nothing where that cannot be read."""
+    try:
+        return read_object(folder / ARRIVED)
+    except (OSError, BadInputError):
+        return {}
+
+
+def arrived(folder: Path) -> tuple[str, str] | None:
+    """Name and origin of the checkpoint that came last from another site, if any did."""
+    value = arrival(folder)
+    try:
+        return words(value, "name"), words(value, "from")
+    except BadInputError:
+        return None
+
+
+def put_in_place(folder: Path, name: str, guard: Callable[[], None] = lambda: None) -> Path:
+    """Verify the checkpoint ``name`` in the run's arriving folder and rename it into its place.
+
+    Checkpoints of its step and of later ones are of a history that is given up: set aside.
+
+    Raises:
+        CheckpointError: a file that is missing, short or altered; the copy stays to be mended.
+    """
+    place, root = folder / ARRIVING / name, folder / CHECKPOINTS
+    step = verify(place).step
+    root.mkdir(exist_ok=True)
+    guard()
+    for other, path in committed(root):
+        if other >= step:
+            aside = folder / ASIDE / f"{path.name}.{time.time_ns()}"
+            aside.parent.mkdir(exist_ok=True)
+            path.rename(aside)
+    shutil.rmtree(root / name, ignore_errors=True)
+    return place.rename(root / name)

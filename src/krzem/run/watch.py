@@ -24,10 +24,10 @@ from krzem.run.contract import (
 )
 from krzem.run.gate_settings import Action
 from krzem.run.gates import Finding
+from krzem.run.health import Pulse
 from krzem.run.history import History, Metrics
 from krzem.run.launch.job import OUTPUT, Look, Phase
 from krzem.run.ledger import Ledger
-from krzem.run.pulse import Pulse
 from krzem.run.rows import Cause
 from krzem.run.services import Services, Snapshot
 from krzem.run.settings import SITE, Pool, RunSettings

@@ -15,7 +15,7 @@ from krzem.run.ledger import LEDGER, Ledger, Reader
 from krzem.run.overview import Rank
 from krzem.run.page import report_page
 from krzem.run.run_file import read_run
-from krzem.run.story import tell
+from krzem.run.status import read_status
 from krzem.train.durable import write_atomic
 
 REPORT = "report.html"
@@ -59,11 +59,11 @@ def write_report(folder: Path) -> None:
 
 def run_page(folder: Path, ranks: Sequence[Rank] | None = None) -> str:
     """The page of one run; ``ranks`` are given where it shall show every process."""
-    story = tell(folder)
+    status = read_status(folder)
     with Reader(folder) as reader:
         pool_of = {attempt.id: attempt.pool for attempt in reader.attempts()}
     rows = None if ranks is None else [{**r.as_dict(), "is_slow": r.is_slow} for r in ranks]
-    return report_page(story.as_dict(), pool_of, rows)
+    return report_page(status.as_dict(), pool_of, rows)
 
 
 def write_html(path: Path, text: str) -> None:

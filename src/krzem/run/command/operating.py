@@ -13,9 +13,10 @@ from krzem.run.command.common import AS_JSON, RUN, ask_to_stop, folder_of
 from krzem.run.controller import run as run_run
 from krzem.run.ledger import Ledger, Reader
 from krzem.run.lock import held
+from krzem.run.real_services import real_services
 from krzem.run.rows import Request, RequestKind, State
 from krzem.run.run_file import read_run
-from krzem.run.story import tell
+from krzem.run.status import read_status
 from krzem.run.untrusted import printable
 
 
@@ -30,7 +31,7 @@ def stop_command(run: Path, now: bool, as_json: bool) -> None:
     trainer may be, RUN must be the run file: the stop is then carried out from here.
     """
     folder = folder_of(run)
-    state = str(tell(folder).state)
+    state = str(read_status(folder).state)
     ended = state in (State.DONE, State.FAILED, State.STOPPED) and not held(folder)
     if not ended:
         ask_to_stop(folder, "now" if now else "save")
@@ -41,7 +42,7 @@ def stop_command(run: Path, now: bool, as_json: bool) -> None:
                 f"no controller is at work on {folder}: give the run file instead of the folder, "
                 "so that the trainer can be found and stopped"
             )
-        state = str(run_run(read_run(run)))
+        state = str(run_run(read_run(run), real_services()))
     told = {"run": str(folder), "how": "now" if now else "save", "state": state}
     words = "stop requested" if state == "asked" else f"already {state}" if ended else state
     shown = f"{folder}: {words}"
@@ -99,7 +100,7 @@ def reload_command(run: Path, as_json: bool) -> None:
 def _ask(run: Path, kind: RequestKind, pool: str | None, as_json: bool) -> None:
     """Leave a request, and wait a moment for what the controller says to it."""
     folder = folder_of(run)
-    state = tell(folder).state
+    state = read_status(folder).state
     at_work = held(folder)
     over = state == State.DONE or (state in (State.FAILED, State.STOPPED) and not at_work)
     if over and not (kind is RequestKind.RETRY and state != State.DONE):

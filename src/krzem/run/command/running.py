@@ -18,20 +18,20 @@ from rich.console import Console
 from rich.live import Live
 
 from krzem.errors import DataError, StorageError
-from krzem.run.answers import PoolPlan
 from krzem.run.clock import DAY, duration, iso
 from krzem.run.command.common import AS_JSON, REPORT, ask_to_stop, json_text, write_report
 from krzem.run.controller import run as run_run
 from krzem.run.notify import check_extras, follow
-from krzem.run.own import check_trainer
 from krzem.run.parity import announced
+from krzem.run.real_services import real_services
 from krzem.run.rows import State
 from krzem.run.run_file import read_run
-from krzem.run.services import Services, Snapshot
+from krzem.run.services import PoolPlan, Services, Snapshot
 from krzem.run.settings import RunSettings
-from krzem.run.story import Story, Teller, tell
+from krzem.run.status import RunStatus, StatusReader, read_status
+from krzem.run.trainer import check_trainer
 from krzem.run.untrusted import printable
-from krzem.run.view import format_story, panel, progress_line
+from krzem.run.view import format_status, panel, progress_line
 
 _REDRAW_SECONDS, _TELL_SECONDS = 1.0, 15.0
 EXIT_FAILED, EXIT_LATE, EXIT_STOPPED_BY_GATE = 1, 4, 5
@@ -108,11 +108,11 @@ def run_command(
         follow(settings),
     ):
         state = run_run(settings, services)
-    story = tell(settings.folder)
-    click.echo(json_text(story.as_dict()) if as_json else format_story(story))
+    status = read_status(settings.folder)
+    click.echo(json_text(status.as_dict()) if as_json else format_status(status))
     if state is State.DONE and (settings.folder / REPORT).exists() and not as_json:
         click.echo(f"{'report':<8} {settings.folder / REPORT}")
-    raise SystemExit(exit_code(story))
+    raise SystemExit(exit_code(status))
 
 
 def _check_contract(command: tuple[str, ...], as_json: bool) -> None:
@@ -130,17 +130,17 @@ def _check_contract(command: tuple[str, ...], as_json: bool) -> None:
     raise SystemExit(0 if all(clause.kept for clause in found) else EXIT_FAILED)
 
 
-def exit_code(story: Story) -> int:
+def exit_code(status: RunStatus) -> int:
     """What a script is told of how a run ended."""
-    if story.state == State.STOPPED:
-        return EXIT_STOPPED_BY_GATE if story.stopped_by_gate else 0
-    if story.state != State.DONE:
+    if status.state == State.STOPPED:
+        return EXIT_STOPPED_BY_GATE if status.stopped_by_gate else 0
+    if status.state != State.DONE:
         return EXIT_FAILED
-    return EXIT_LATE if any(limit["kept"] is False for limit in story.limits) else 0
+    return EXIT_LATE if any(limit["kept"] is False for limit in status.limits) else 0
 
 
 def _dry_run(settings: RunSettings, as_json: bool) -> None:
-    services = Services()
+    services = real_services()
     plans = [
         services.plan(settings, pool, tokens_left=settings.goal.tokens,
                       days_left=settings.goal.deadline_days, measured=None)
@@ -185,7 +185,7 @@ def _planned(plan: PoolPlan) -> list[str]:
 def _view(settings: RunSettings, *, quiet: bool) -> Iterator[Services]:
     """Services that show what happens: live on a terminal, else a line each."""
     console = Console(stderr=True)
-    plain = Services(report=write_report)
+    plain = real_services(report=write_report)
     if quiet:
         yield plain
         return
@@ -206,10 +206,10 @@ def _view(settings: RunSettings, *, quiet: bool) -> Iterator[Services]:
 
 def _draw(live: Live, folder: Path, said: list[str], done: threading.Event) -> None:
     """Redraw from the ledger, as `krzem status` would see it."""
-    teller = Teller(folder)
+    reader = StatusReader(folder)
     while not done.wait(_REDRAW_SECONDS):
         try:
-            live.update(panel(teller.tell(), said), refresh=True)
+            live.update(panel(reader.read(), said), refresh=True)
         except (DataError, StorageError):
             continue
 
@@ -218,7 +218,7 @@ class _Told:
     """Tells how far a run is from time to time, where nothing can be drawn."""
 
     def __init__(self, folder: Path) -> None:
-        self._teller, self._attempt, self._step, self._next = Teller(folder), 0, 0, 0.0
+        self._reader, self._attempt, self._step, self._next = StatusReader(folder), 0, 0, 0.0
 
     def __call__(self, seen: Snapshot) -> None:
         now = time.monotonic()
@@ -227,7 +227,7 @@ class _Told:
         if seen.step == self._step or now < self._next:
             return
         self._step, self._next = seen.step, now + _TELL_SECONDS
-        _line(progress_line(self._teller.tell()))
+        _line(progress_line(self._reader.read()))
 
 
 def _line(text: str) -> None:

@@ -35,9 +35,9 @@ from krzem.run.page import runs_page
 from krzem.run.replay import replay
 from krzem.run.rows import Event
 from krzem.run.run_file import read_run
-from krzem.run.story import Teller, tell
+from krzem.run.status import StatusReader, read_status
 from krzem.run.untrusted import BadInputError, open_bounded, printable
-from krzem.run.view import format_story, panel
+from krzem.run.view import format_status, panel
 
 _REDRAW_SECONDS = 1.0
 
@@ -69,20 +69,20 @@ def status_command(
     if report:
         write_report(folder)
     if watch and not as_json:
-        teller = Teller(folder)
+        reader = StatusReader(folder)
         with Live(auto_refresh=False) as live:
             while True:
-                live.update(panel(teller.tell()), refresh=True)
+                live.update(panel(reader.read()), refresh=True)
                 time.sleep(_REDRAW_SECONDS)
-    story = tell(folder)
+    status = read_status(folder)
     ranks = ranks_of(folder) if with_ranks or html else []
     if html is not None:
         write_html(html, run_page(folder, ranks))
     if as_json:
         told = {"ranks": [r.as_dict() for r in ranks]} if with_ranks else {}
-        click.echo(json_text({**story.as_dict(), **told}))
+        click.echo(json_text({**status.as_dict(), **told}))
         return
-    click.echo(format_story(story))
+    click.echo(format_status(status))
     if with_ranks:
         click.echo(format_ranks(ranks))
 
@@ -99,9 +99,9 @@ def _linked(run: Listed, page: Path) -> dict[str, Any]:
     """A row of the page of all runs: with a way to the run's own report."""
     report = run.folder / REPORT
     link = os.path.relpath(report.resolve(), page.resolve()) if report.exists() else ""
-    orphan = run.story is not None and not run.story.controlled
-    open_state = run.story is not None and run.story.state not in ("done", "failed", "stopped")
-    seconds = run.story.left_seconds if run.story else None
+    orphan = run.status is not None and not run.status.controlled
+    open_state = run.status is not None and run.status.state not in ("done", "failed", "stopped")
+    seconds = run.status.left_seconds if run.status else None
     left = "–" if seconds is None else duration(seconds)
     return {**run.as_dict(), "link": quote(link), "is_orphan": orphan and open_state, "left": left}
 
@@ -138,9 +138,9 @@ def _printed(folder: Path, attempt: int | None, lines: int, as_json: bool) -> No
     if attempt is not None and attempt not in attempts:
         known = ", ".join(map(str, attempts)) or "none yet"
         raise RunError(f"no attempt {attempt} in {folder}; there are {known}")
-    story = tell(folder)
+    status = read_status(folder)
     if not attempts:
-        why = story.reason or story.last_event
+        why = status.reason or status.last_event
         click.echo(json.dumps({"attempt": None, "file": None, "lines": [], "reason": why})
                    if as_json else printable(f"no trainer was started: {why}"))  # fmt: skip
         return

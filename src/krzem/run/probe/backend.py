@@ -128,16 +128,3 @@ def accelerators() -> int:
     if torch is None or not torch.accelerator.is_available():
         return 0
     return int(torch.accelerator.device_count())
-
-
-def backend_for(index: int, *, use: str = "auto") -> Backend:
-    """The device of local rank ``index``; ``use`` is auto, cpu or numpy."""
-    torch = None if use == "numpy" else torch_or_none()
-    if torch is None:
-        return NumpyBackend()
-    from krzem.run.probe.torch_backend import TorchBackend
-
-    if use == "cpu" or not torch.accelerator.is_available():
-        return TorchBackend("cpu")
-    kind = torch.accelerator.current_accelerator().type
-    return TorchBackend(f"{kind}:{index % torch.accelerator.device_count()}")

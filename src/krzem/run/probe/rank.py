@@ -16,7 +16,7 @@ from typing import Any
 
 from krzem.run.contract import host_name
 from krzem.run.probe import collectives, rates
-from krzem.run.probe.backend import Backend, backend_for
+from krzem.run.probe.backend import Backend, NumpyBackend, torch_or_none
 from krzem.run.probe.numerics import check_operators
 from krzem.train.durable import write_atomic
 
@@ -93,6 +93,19 @@ class RankProbe:
         self._done = min(1.0, self._done + _SHARES[name] * share / sum(_SHARES.values()))
         (self.folder / f"rank-{self.rank}.progress").write_text(f"{self._done:.3f} {name}")
         return result
+
+
+def backend_for(index: int, *, use: str = "auto") -> Backend:
+    """The device of local rank ``index``; ``use`` is auto, cpu or numpy."""
+    torch = None if use == "numpy" else torch_or_none()
+    if torch is None:
+        return NumpyBackend()
+    from krzem.run.probe.torch_backend import TorchBackend
+
+    if use == "cpu" or not torch.accelerator.is_available():
+        return TorchBackend("cpu")
+    kind = torch.accelerator.current_accelerator().type
+    return TorchBackend(f"{kind}:{index % torch.accelerator.device_count()}")
 
 
 def main(arguments: list[str]) -> int:

@@ -193,8 +193,8 @@ def _rehearse(run_file: Path, **wish: Any) -> int:
 
 
 def _describe(run_file: Path, *, as_json: bool, html: Path | None) -> int:
-    from krzem.train.command.planning import forecast
-    from krzem.train.command.rehearsing import near_the_edge, needed
+    from krzem.train.command.planning import forecast, needed
+    from krzem.train.command.rehearsing import near_the_edge
     from krzem.train.describe import describe, rows
 
     if html is not None:

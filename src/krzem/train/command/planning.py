@@ -6,8 +6,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import click
+
+from krzem.cost.memory import FRAGMENTATION, RESERVE_BYTES
 from krzem.errors import LayoutError, UnknownFactError
 from krzem.estimate import Basis, Estimate
 from krzem.hardware import CPU, Cluster, cluster_of, read_cluster
@@ -18,13 +21,16 @@ from krzem.plan.price import Pricer
 from krzem.plan.question import Question
 from krzem.plan.request import Asked, settle
 from krzem.quantity import format_bytes
-from krzem.run.before import CHOICES, cluster_for, kept_bytes, sharpened
-from krzem.run.profile import read_profile
+from krzem.run.preflight import CHOICES, kept_bytes, sharpened
+from krzem.run.profile import cluster_for, read_profile
 from krzem.run.settings import Pool
 from krzem.train.config import ModelSpec
 from krzem.train.forecast import Forecast
 from krzem.train.runnable import first_runnable
 from krzem.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from krzem.train.rehearsal.rank import Step
 
 _SPREAD = 0.6
 """Spread of the logarithm of a step time on processors, which no published run calibrates."""
@@ -156,10 +162,63 @@ def _best(asked: Asked, settings: TrainSettings, spec: ModelSpec) -> Layout:
 
 def _holds(asked: Asked, settings: TrainSettings, spec: ModelSpec, layout: Layout) -> bool:
     """Whether the layout fits: by the plan, and near the device's memory by its rehearsal."""
-    from krzem.train.command.rehearsing import is_near, needed, rehearsed_peak
-
     cluster = asked.task.cluster
     planned = describe(Pricer(asked.task), layout).memory_bytes.mid
     if cluster.device.id == CPU or not is_near(planned, cluster.memory_bytes):
         return planned <= cluster.memory_bytes
     return needed(rehearsed_peak(settings, spec, layout)) <= cluster.memory_bytes
+
+
+# Near the edge of memory a layout is rehearsed before it is believed
+# -------------------------------------------------------------------
+
+_NEAR = (0.75, 1.35)
+"""Planned over present memory where a layout is rehearsed before it is believed."""
+
+
+def step_of(
+    settings: TrainSettings, spec: ModelSpec, layout: Layout, *, crowding: float = 1.0
+) -> Step:
+    """The run's full step under ``layout``."""
+    from krzem.train.loop import loss_weights, optimizer_config
+    from krzem.train.rehearsal.rank import Step
+
+    return Step(
+        spec=spec,
+        layout=layout,
+        sequence=settings.goal.sequence,
+        micro_batches=settings.batches.full // (layout.dp * layout.micro_batch),
+        precision=settings.goal.precision,
+        optimizer=optimizer_config(settings),
+        weights=loss_weights(settings),
+        bias_rate=settings.train.bias_rate,
+        documents=settings.data.documents,
+        crowding=crowding,
+    )
+
+
+def rehearsed_peak(settings: TrainSettings, spec: ModelSpec, layout: Layout) -> int:
+    """Bytes of tensors on the fullest of the first, the second and the last stage's first ranks.
+
+    With stages that are as even as layers allow, no other holds more.
+    """
+    from krzem.train.rehearsal.stages import rehearse, stage_rank
+
+    stages = sorted({0, min(1, layout.pp - 1), layout.pp - 1})
+    ranks = [stage_rank(layout, stage) for stage in stages]
+    return rehearse(step_of(settings, spec, layout), ranks, progress=say).fullest.peak.total
+
+
+def needed(tensors: float) -> float:
+    """Bytes that a device must have for so many of tensors: with the driver's context, buffers of
+    collectives and fragmentation, as every plan counts them."""
+    return tensors * (1.0 + FRAGMENTATION) + RESERVE_BYTES
+
+
+def is_near(planned: float, room: float) -> bool:
+    """Whether the planner's figure alone does not decide that a layout fits."""
+    return _NEAR[0] <= planned / room <= _NEAR[1]
+
+
+def say(said: str) -> None:
+    click.echo(said, err=True)

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from krzem.cost.memory import FRAGMENTATION, RESERVE_BYTES
 from krzem.errors import InputError, KrzemError, RunError
 from krzem.files import check_target
 from krzem.hardware import CPU, Cluster, cluster_of, read_cluster
@@ -19,19 +18,17 @@ from krzem.layout.layout import Layout, Precision, parse_layout
 from krzem.model.catalogue import load_model_config
 from krzem.quantity import format_bytes
 from krzem.report.selfcontained import need_extra, write_text
+from krzem.train.command.planning import best_layout, is_near, rehearsed_peak, say, step_of
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.engine import check_layout
 from krzem.train.forecast import Forecast
-from krzem.train.loop import check_batch, loss_weights, optimizer_config
+from krzem.train.loop import check_batch
 from krzem.train.parallel.stages import parts
 from krzem.train.rehearsal.clock import Rates, trace
-from krzem.train.rehearsal.rank import Step
 from krzem.train.rehearsal.stages import Rehearsal, as_document, rehearse, stage_rank
 from krzem.train.settings import TrainSettings, layout_text, listed, read_settings
 from krzem.train.start import LAYOUT_VARIABLE, on_this_pool
 
-_NEAR = (0.75, 1.35)
-"""Planned over present memory where a layout is rehearsed before it is believed."""
 _KINDS = ("weights", "gradients", "states", "activations", "transient")
 
 
@@ -67,7 +64,7 @@ def rehearse_run(run_file: Path, wish: Wish) -> int:
     spec = _model(settings)
     layout = _layout(run_file, settings, spec, cluster)
     step = step_of(settings, spec, layout, crowding=_crowding(wish.routing))
-    found = rehearse(step, _ranks(wish.rank, layout), progress=_say)
+    found = rehearse(step, _ranks(wish.rank, layout), progress=say)
     document = as_document(found) | {"model": spec.arch.name}
     if cluster is not None:
         document["capacity_bytes"] = cluster.memory_bytes
@@ -75,34 +72,6 @@ def rehearse_run(run_file: Path, wish: Wish) -> int:
     click.echo(json.dumps(document, indent=2) if wish.as_json else text(document))
     too_much = cluster is not None and found.fullest.peak.total > cluster.memory_bytes
     return 1 if found.faults or too_much else 0
-
-
-def step_of(
-    settings: TrainSettings, spec: ModelSpec, layout: Layout, *, crowding: float = 1.0
-) -> Step:
-    """The run's full step under ``layout``."""
-    return Step(
-        spec=spec,
-        layout=layout,
-        sequence=settings.goal.sequence,
-        micro_batches=settings.batches.full // (layout.dp * layout.micro_batch),
-        precision=settings.goal.precision,
-        optimizer=optimizer_config(settings),
-        weights=loss_weights(settings),
-        bias_rate=settings.train.bias_rate,
-        documents=settings.data.documents,
-        crowding=crowding,
-    )
-
-
-def rehearsed_peak(settings: TrainSettings, spec: ModelSpec, layout: Layout) -> int:
-    """Bytes of tensors on the fullest of the first, the second and the last stage's first ranks.
-
-    With stages that are as even as layers allow, no other holds more.
-    """
-    stages = sorted({0, min(1, layout.pp - 1), layout.pp - 1})
-    ranks = [stage_rank(layout, stage) for stage in stages]
-    return rehearse(step_of(settings, spec, layout), ranks, progress=_say).fullest.peak.total
 
 
 def near_the_edge(run_file: Path, forecast: Forecast | None) -> int | None:
@@ -113,23 +82,8 @@ def near_the_edge(run_file: Path, forecast: Forecast | None) -> int | None:
     cluster = _cluster(settings, None)
     if cluster is None or cluster.device.id == CPU:
         return None
-    _say("the planned memory is near the device's: rehearsing")
+    say("the planned memory is near the device's: rehearsing")
     return rehearsed_peak(settings, _model(settings), forecast.layout)
-
-
-def needed(tensors: float) -> float:
-    """Bytes that a device must have for so many of tensors: with the driver's context, buffers of
-    collectives and fragmentation, as every plan counts them."""
-    return tensors * (1.0 + FRAGMENTATION) + RESERVE_BYTES
-
-
-def is_near(planned: float, room: float) -> bool:
-    """Whether the planner's figure alone does not decide that a layout fits."""
-    return _NEAR[0] <= planned / room <= _NEAR[1]
-
-
-def _say(said: str) -> None:
-    click.echo(said, err=True)
 
 
 def _model(settings: TrainSettings) -> ModelSpec:
@@ -176,8 +130,6 @@ def _layout(
 
 
 def _planned(settings: TrainSettings, spec: ModelSpec, cluster: Cluster | None) -> Layout:
-    from krzem.train.command.planning import best_layout
-
     if cluster is None:
         raise RunError(
             'layout = "auto" is planned for a cluster, and none is named: add '
@@ -223,12 +175,12 @@ def _write(
 ) -> None:
     if wish.trace is not None:
         write_text(wish.trace, json.dumps(trace(found, _rates(cluster, settings))))
-        _say(f"wrote {wish.trace}: open it at https://ui.perfetto.dev")
+        say(f"wrote {wish.trace}: open it at https://ui.perfetto.dev")
     if wish.html is not None:
         from krzem.train.rehearsal.page import rehearsal_page
 
         write_text(wish.html, rehearsal_page(document))
-        _say(f"wrote {wish.html}")
+        say(f"wrote {wish.html}")
 
 
 def _rates(cluster: Cluster | None, settings: TrainSettings) -> Rates | None:

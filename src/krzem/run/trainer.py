@@ -10,6 +10,7 @@ from krzem.errors import KrzemError, RunError
 from krzem.layout.layout import Layout
 from krzem.model.catalogue import load_model_config
 from krzem.plan.plan import Plan
+from krzem.run.profile import cluster_for
 from krzem.run.settings import LOCAL, SITE, Pool, RunSettings
 
 _MODULE = "krzem.train"
@@ -73,7 +74,6 @@ def layout_flags(
     from krzem.layout.layout import parse_layout
     from krzem.model import load_model
     from krzem.plan.emit.engines import emit
-    from krzem.run.before import cluster_for
 
     if engine not in _PARALLEL:
         raise RunError(f"{LAYOUT_FLAGS} needs trainer.engine: {' or '.join(_PARALLEL)}")

@@ -6,16 +6,15 @@ from typing import Any
 import pytest
 from tests.run.run_helpers import HELD, go, held, run_it, services, stopping, write_run
 
-from krzem.run.answers import PoolPlan, Qualified
-from krzem.run.before import plan_pool
 from krzem.run.controller import run
 from krzem.run.gate_settings import Action
 from krzem.run.launch.job import Job, Look, Phase
 from krzem.run.ledger import Reader
+from krzem.run.preflight import plan_pool
 from krzem.run.qualify import qualify_pool
 from krzem.run.rows import Cause, State
 from krzem.run.run_file import read_run
-from krzem.run.services import Snapshot
+from krzem.run.services import PoolPlan, Qualified, Snapshot
 from krzem.run.settings import RunSettings
 from krzem.run.verdict import Agreement, Verdict
 

@@ -18,7 +18,7 @@ from krzem.cost.assemble import machine
 from krzem.cost.coefficients import fitted
 from krzem.errors import ClusterError, KrzemError, LayoutError, UnknownFactError
 from krzem.estimate import Basis, Estimate
-from krzem.hardware import CPU, Cluster, cluster_of, processors, read_cluster
+from krzem.hardware import CPU, Cluster
 from krzem.hardware.catalogue import find_id
 from krzem.layout.layout import Layout, parse_layout
 from krzem.model import load_model
@@ -29,12 +29,12 @@ from krzem.plan.price import Task
 from krzem.plan.question import Question
 from krzem.plan.request import Asked, settle
 from krzem.rules import Standing, standing
-from krzem.run.answers import PoolPlan
 from krzem.run.clock import DAY, duration
 from krzem.run.far import with_travel
-from krzem.run.own import is_own, runnable
-from krzem.run.profile import read_profile
+from krzem.run.profile import cluster_for, read_profile
+from krzem.run.services import PoolPlan
 from krzem.run.settings import SITE, Pool, RunSettings
+from krzem.run.trainer import is_own, runnable
 from krzem.run.trial import SPEED
 
 CHOICES = 40
@@ -240,24 +240,6 @@ def kept_bytes(precision: str, optimizer: str, layout: Layout | None) -> str:
     if layout is not None and layout.zero in (1, 2) and layout.dp * layout.cp > 1:
         weight, master = 4 if precision == "fp32" else 2, 4
     return f"weight={weight},gradient=4,master={master},moments={moments}"
-
-
-def cluster_for(pool: Pool, measured: Mapping[str, float]) -> Cluster:
-    """The cluster that a pool is.
-
-    Raises UnknownFactError for processors that nothing was measured on.
-    """
-    if pool.cluster is not None:
-        return read_cluster(Path(pool.cluster))
-    if pool.accelerator == CPU:
-        return processors(
-            measured,
-            devices=pool.count or 1,
-            memory_bytes=pool.limits.memory_bytes or measured.get("memory_bytes"),
-            name=f"pool {pool.name}",
-        )
-    given = {"device": pool.accelerator, "devices": pool.count, "name": pool.name}
-    return cluster_of(given, f"pool {pool.name}")
 
 
 def sharpened(task: Task, measured: Mapping[str, float]) -> Cluster:

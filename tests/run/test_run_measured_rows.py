@@ -5,8 +5,8 @@ from pathlib import Path
 from tests.run.run_helpers import run_it, write_run
 
 from krzem.accuracy.reader import read_case
+from krzem.run.measured_rows import measured_rows, write_back
 from krzem.run.run_file import read_run
-from krzem.run.written_back import measured_rows, write_back
 
 
 def test_what_was_measured_is_a_row_that_calibration_reads(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The story of a run so far, from its ledger and its steps: what status, live view and report show.
+"""How a run is doing, from its ledger and its steps: what status, live view and report show.
 
 Everything is a plain value, ready for JSON.  Goodput is the time in steps that count over the wall
 clock since the first attempt began; a step that had to be done again counts for nothing.
@@ -65,7 +65,7 @@ class Interruption:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Story:
+class RunStatus:
     """All of it."""
 
     name: str
@@ -118,15 +118,15 @@ class Story:
         return asdict(self)
 
 
-class Teller:
-    """Tells the story of a run again and again: of its steps only the new ones are read."""
+class StatusReader:
+    """Tells the status of a run again and again: of its steps only the new ones are read."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._metrics = Metrics(folder)
 
-    def tell(self) -> Story:
-        """The story so far; DataError where there is no run."""
+    def read(self) -> RunStatus:
+        """The status so far; DataError where there is no run."""
         size = self._metrics.size()  # whatever is written so far is of attempts in the ledger
         with Reader(self._folder) as reader:
             run = reader.run()
@@ -142,7 +142,7 @@ class Teller:
             )
         self._metrics.newest_attempt = max([a.id for a in found.attempts], default=0)
         self._metrics.read(size)
-        return _story(self._folder, found, self._metrics)
+        return _status(self._folder, found, self._metrics)
 
 
 UNKNOWN = "unknown"
@@ -151,9 +151,9 @@ LIMITS = ("deadline", "budget")
 """Subjects of the decisions that say whether a limit was kept."""
 
 
-def tell(folder: Path) -> Story:
-    """The story of the run in ``folder``; DataError where there is none."""
-    return Teller(folder).tell()
+def read_status(folder: Path) -> RunStatus:
+    """The status of the run in ``folder``; DataError where there is none."""
+    return StatusReader(folder).read()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +168,7 @@ class _Found:
     unknown: Sequence[str]
 
 
-def _story(folder: Path, found: _Found, metrics: Metrics) -> Story:
+def _status(folder: Path, found: _Found, metrics: Metrics) -> RunStatus:
     run, history, attempts, decisions = found.run, metrics.history, found.attempts, found.decisions
     recent = history.of_attempt(history.kept[-1].attempt, RECENT) if history.kept else []
     goal = _goal(run)
@@ -178,7 +178,7 @@ def _story(folder: Path, found: _Found, metrics: Metrics) -> Story:
     proof = prove_samples(history.kept, history.columns, from_start=not _came(decisions))
     plans = {d.subject.removeprefix("plan of "): d.evidence for d in decisions
              if d.subject.startswith("plan of ")}  # fmt: skip
-    return Story(
+    return RunStatus(
         name=run.name,
         folder=str(folder),
         state=str(run.state),

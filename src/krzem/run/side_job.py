@@ -18,7 +18,7 @@ _TRIES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How an errand ended."""
+    """How an side job ended."""
 
     code: int | None
     """None: it was not started, or not waited for any longer."""
@@ -26,7 +26,7 @@ class Ended:
     """The end of what it printed, or why there is none."""
 
 
-def run_errand(
+def run_side_job(
     settings: RunSettings, job: Job, launcher: JobLauncher, *, seconds: float, queued: bool = False
 ) -> Ended:
     """Run ``job`` for at most ``seconds``; time in a queue counts where ``queued``.
