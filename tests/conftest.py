@@ -12,6 +12,8 @@ from tests.command_line import Said, say
 
 # Arrays are small: more threads would wait for each other, and for minutes on a loaded machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Reports fill the terminal: here there is none.
+os.environ.pop("COLUMNS", None)
 
 settings.register_profile("krzem", deadline=None)
 settings.load_profile("krzem")

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from krzem.accuracy import table
-from krzem.accuracy.evaluate import evaluate, rows_csv
+from krzem.accuracy.command import rows_csv
+from krzem.accuracy.evaluate import evaluate
 from krzem.accuracy.table import read_rows
 from krzem.errors import DataError
 from krzem.facts.table import read_table

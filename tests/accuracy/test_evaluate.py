@@ -12,14 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from krzem.accuracy.calibrate import calibrate, summary, table_text, timed_cases
-from krzem.accuracy.command import accuracy_command
+from krzem.accuracy.command import COLUMNS, accuracy_command, rows_csv
 from krzem.accuracy.evaluate import (
-    COLUMNS,
     Outcome,
     evaluate,
     mean_spearman,
     memory_figures,
-    rows_csv,
     spearman,
     time_figures,
 )

@@ -1,7 +1,8 @@
-"""Reports: the answer first, nothing wider than 100 columns, unknown said, ties marked."""
+"""Reports: the answer first, nothing wider than the terminal, unknown said, ties marked."""
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from krzem.report.text_compare import (
     format_model,
     format_models,
 )
+from krzem.report.text_table import columns
 
 HERE = Path(__file__).parent
 UNKNOWN = (
@@ -158,3 +160,30 @@ def test_the_catalogues(krzem: Callable[..., Any]) -> None:
     assert "arXiv 2412.19437" in format_model(
         next(m for m in models["models"] if m["id"] == "deepseek-v3")
     )
+
+
+def figures(text: str) -> set[str]:
+    """The numbers in a report."""
+    return set(re.findall(r"\d(?:[\d.,]*\d)?", text))
+
+
+@pytest.mark.parametrize("narrow_to", [60, 61, 73, 88])
+def test_a_narrow_terminal_loses_no_figure(
+    golden: Document, narrow_to: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden["facts"] = []  # their sources are cut to what is left
+    texts = {}
+    for width in (100, narrow_to):
+        monkeypatch.setenv("COLUMNS", str(width))
+        texts[width] = format_plan(golden), format_comparison(comparison(golden))
+    for whole, narrow in zip(texts[100], texts[narrow_to], strict=True):
+        assert max(map(len, narrow.splitlines())) <= narrow_to
+        assert figures(whole) <= figures(narrow)
+
+
+def test_a_terminal_of_any_width_is_filled_from_60_to_100(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for given in (20, 60, 80, 100, 250):
+        monkeypatch.setenv("COLUMNS", str(given))
+        found.append(columns())
+    assert found == [60, 60, 80, 100, 100]

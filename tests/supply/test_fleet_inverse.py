@@ -22,6 +22,7 @@ from krzem.supply.judge import evidence_of, judged
 from krzem.supply.kinds import common, obtainable, on_market, released
 from krzem.supply.known import durations, known_runs, model_of, shortfalls
 from krzem.supply.speed import speed_of
+from krzem.supply.text import left_out_lines
 
 SMALL = {
     "model": "llama-2-7b", "tokens": "200B", "start": "2027-01-01", "deadline": "40d",
@@ -225,3 +226,20 @@ def test_lengths_of_runs_fall_inside_their_intervals_as_often_as_is_said() -> No
         inside.append(low <= np.log(hours / 24.0 / cards / usual.usual(hours)) <= high)
     assert len(inside) >= 30
     assert 0.7 <= np.mean(inside) <= 0.9
+
+
+def test_what_is_left_out_for_one_reason_stands_in_one_point() -> None:
+    lines = left_out_lines(
+        {
+            "h200": "released 2024-11, after the run had to start (2024-05)",
+            "b200": "released 2025-01, after the run had to start (2024-05)",
+            "t20": "t20:2048 needs the dense 16-bit peak of t20.\nIts notes: long",
+            "s60": "s60:2048 needs the dense 16-bit peak of s60.\nOther notes",
+            "l4": "rare there and then: 0.004 of the commonest",
+        }
+    )
+    assert lines == [
+        "- left out, released after the run had to start (2024-05): h200 (2024-11), b200 (2025-01)",
+        "- left out, it needs the dense 16-bit peak of it: t20, s60",
+        "- left out, rare there and then, by their share of the commonest: l4 (0.004)",
+    ]

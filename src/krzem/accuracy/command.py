@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from krzem.accuracy.evaluate import Outcome, Report
 
 PATIENCE_S = 2.0
 
@@ -44,7 +46,7 @@ def accuracy_command(
     krzem accuracy mine.csv --rows errors.csv
     krzem accuracy mine.csv --json
     """
-    from krzem.accuracy.evaluate import evaluate, rows_csv
+    from krzem.accuracy.evaluate import evaluate
     from krzem.cli.output import check_files
     from krzem.report.text_table import format_report
     from krzem.train.durable import write_atomic
@@ -87,3 +89,36 @@ def _counting(quiet: bool) -> Iterator[Callable[[int], None] | None]:
         yield count
     finally:
         status.stop()
+
+
+COLUMNS = (
+    "id", "measured_by", "measured_s", "predicted_low_s", "predicted_s", "predicted_high_s",
+    "error", "memory_measured_gib", "memory_predicted_gib", "memory_error", "guessed", "skipped",
+)  # fmt: skip
+
+
+def rows_csv(report: Report) -> str:
+    """One line a row: measured, predicted low, middle and high, error, or why it was skipped."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(_cells(row) for row in report.outcomes)
+    return out.getvalue()
+
+
+def _cells(row: Outcome) -> list[str]:
+    if row.reason:
+        return [_safe(row.id), *[""] * (len(COLUMNS) - 2), row.reason]
+    time = [f"{row.measured_s:.6g}"] if row.measured_s else [""]
+    time += [f"{value:.6g}" for value in (row.low_s, row.mid_s, row.high_s)]
+    time.append(f"{row.mid_s / row.measured_s - 1.0:+.4f}" if row.measured_s else "")
+    memory = ["", "", ""]
+    if row.memory_measured is not None:
+        memory = [f"{row.memory_measured / 2**30:.2f}", f"{row.memory_predicted / 2**30:.2f}",
+                  f"{row.memory_predicted / row.memory_measured - 1.0:+.4f}"]  # fmt: skip
+    return [_safe(row.id), row.measured_by, *time, *memory, "; ".join(row.guesses), ""]
+
+
+def _safe(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text[:1] in "=+-@\t\r" else text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -367,36 +365,3 @@ def _figures(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
         f"without_{name}": summary(column(f"{name}_error"), column(f"{name}_sigma"))
         for name in HELD
     }
-
-
-COLUMNS = (
-    "id", "measured_by", "measured_s", "predicted_low_s", "predicted_s", "predicted_high_s",
-    "error", "memory_measured_gib", "memory_predicted_gib", "memory_error", "guessed", "skipped",
-)  # fmt: skip
-
-
-def rows_csv(report: Report) -> str:
-    """One line a row: measured, predicted low, middle and high, error, or why it was skipped."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(_cells(row) for row in report.outcomes)
-    return out.getvalue()
-
-
-def _cells(row: Outcome) -> list[str]:
-    if row.reason:
-        return [_safe(row.id), *[""] * (len(COLUMNS) - 2), row.reason]
-    time = [f"{row.measured_s:.6g}"] if row.measured_s else [""]
-    time += [f"{value:.6g}" for value in (row.low_s, row.mid_s, row.high_s)]
-    time.append(f"{row.mid_s / row.measured_s - 1.0:+.4f}" if row.measured_s else "")
-    memory = ["", "", ""]
-    if row.memory_measured is not None:
-        memory = [f"{row.memory_measured / 2**30:.2f}", f"{row.memory_predicted / 2**30:.2f}",
-                  f"{row.memory_predicted / row.memory_measured - 1.0:+.4f}"]  # fmt: skip
-    return [_safe(row.id), row.measured_by, *time, *memory, "; ".join(row.guesses), ""]
-
-
-def _safe(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" else text

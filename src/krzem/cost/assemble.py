@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from krzem.cost.coefficients import Coefficients
 from krzem.cost.machine import Machine
 from krzem.engine.conditions import Design
 from krzem.errors import UnknownFactError
 from krzem.hardware.catalogue import Device
-from krzem.layout.layout import Precision
+from krzem.layout.layout import (
+    Precision,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,3 +234,34 @@ def _low(s: Situation, base: float, share: float, c: Coefficients) -> tuple[floa
     if kind == "fp4":
         return 0.5, peak * share * c.common("low4") * c.member("low", s.device.family)
     return 1.0, peak * share * c.common("low") * c.member("low", s.device.family)
+
+
+_RATES = {
+    "memory_bytes_per_s": "memory_bytes_per_s",
+    "scale_up_bytes_per_s": "up_bytes_per_s",
+    "scale_out_bytes_per_s": "out_bytes_per_s",
+    "scale_up_latency_seconds": "up_latency",
+    "scale_out_latency_seconds": "out_latency",
+}
+"""Name in ``Cluster.measured``: field of Machine that means the same."""
+
+
+def as_measured(machine: Machine, measured: Mapping[str, float], arithmetic: str) -> Machine:
+    """``machine`` with the rates, latencies and launch time that probes found.
+
+    ``arithmetic`` is that of the matrix products (``bf16``, ``fp8``, ...).  Attention kernels run
+    in 16 bits and scale with its products.  A launch never takes less than was measured of a bare
+    kernel; an engine adds to that.
+    """
+    changes = {field: measured[name] for name, field in _RATES.items() if name in measured}
+    wide = next((kind for kind in (arithmetic, "bf16", "fp16")
+                 if kind in ("bf16", "fp16") and f"{kind}_flops" in measured), None)  # fmt: skip
+    if wide is not None:
+        rate = measured[f"{wide}_flops"]
+        changes["matmul16_flops"] = rate
+        changes["attention_flops"] = machine.attention_flops * rate / machine.matmul16_flops
+    if f"{arithmetic}_flops" in measured:
+        changes["matmul_flops"] = measured[f"{arithmetic}_flops"]
+    if "launch_seconds" in measured:
+        changes["host_seconds"] = max(machine.host_seconds, measured["launch_seconds"])
+    return replace(machine, **changes)

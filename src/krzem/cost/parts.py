@@ -1,8 +1,8 @@
-"""What one micro-batch costs on one device, part by part."""
+"""What a micro-batch, a pipeline rank and a step take, part by part."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 Array = Any
@@ -50,3 +50,55 @@ class LayerSeconds:
     covered_f: Array
     """Of an attention block, what runs beside context-parallel communication and hides it."""
     covered_b: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSeconds:
+    """One optimizer step, arrays ``[N]``; the parts add up to ``total``."""
+
+    compute: Array
+    """Matrix products, attention and element-wise work of the busiest pipeline rank."""
+    recompute: Array
+    """Forward work repeated in the backward pass."""
+    tensor_parallel: Array
+    """Exposed tensor- and context-parallel communication."""
+    expert_parallel: Array
+    """Exposed all-to-all."""
+    pipeline_transfer: Array
+    bubble: Array
+    """Idle time of the pipeline, and of ranks with fewer layers."""
+    data_parallel: Array
+    """Exposed reduction of gradients and gathering of weights."""
+    optimizer: Array
+    overhead: Array
+    """Engine overhead, stragglers and fixed time per step."""
+    micro_batches: Array
+
+    @property
+    def total(self) -> Array:
+        """Seconds per optimizer step."""
+        return sum(getattr(self, f.name) for f in fields(self) if f.name != "micro_batches")
+
+
+@dataclass(frozen=True, slots=True)
+class RankSeconds:
+    """Seconds per micro-batch of one pipeline rank.
+
+    ``forward`` and ``backward`` are all of it; the others are parts of these two.
+    """
+
+    forward: Array
+    backward: Array
+    recompute: Array
+    """Computation repeated in the backward pass (its communication is in ``comm``)."""
+    dispatch: Array
+    comm: Array
+    gather: Array
+    """Exposed gathering of sharded weights and scattering of their gradients."""
+    free_f: Array
+    """Computation of the forward pass that covers no communication yet."""
+    free_b: Array
+
+    @property
+    def total(self) -> Array:
+        return self.forward + self.backward

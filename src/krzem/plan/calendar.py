@@ -40,7 +40,7 @@ STOPS = "stop_share"
 PARTS = (
     ("steps", "steps"),
     ("ramp", "ramp of the batch"),
-    ("distance_share", "distance of published runs"),
+    ("distance_share", "overheads of published runs"),
     ("evaluation_share", "evaluation"),
     ("slow_share", "slow nodes"),
     ("rollback_share", "loss spikes"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from krzem.cost.assemble import Situation, machine
+from krzem.cost.assemble import Situation, as_measured, machine
 from krzem.cost.coefficients import Z80, Coefficients, Standing, combination, fitted, log_sigma
 from krzem.cost.kept import sizes_of
 from krzem.cost.layers import layer_seconds
@@ -21,19 +21,10 @@ from krzem.cost.memory import (
     memory_bytes,
 )
 from krzem.cost.memory_error import Z80_STUDENT, MemoryStanding, memory_spread
-from krzem.cost.parts import LayerSeconds
+from krzem.cost.parts import LayerSeconds, RankSeconds, StepSeconds
 from krzem.cost.sizes import StateSizes
 from krzem.cost.stages import stages
-from krzem.cost.step import (
-    Exchange,
-    Optim,
-    RankSeconds,
-    StepSeconds,
-    exchanges,
-    rank_seconds,
-    slowest_rank,
-    step_seconds,
-)
+from krzem.cost.step import Exchange, Optim, exchanges, rank_seconds, slowest_rank, step_seconds
 from krzem.cost.trainer_memory import is_counted, trainer_bytes
 from krzem.engine.conditions import holds
 from krzem.engine.description import Engine, engine_named, usual_engine
@@ -51,36 +42,6 @@ from krzem.plan.tuning import adapted, kept_of, trained_flops
 
 # What was measured on a cluster takes the place of what the calibrated model assumes of it
 # -----------------------------------------------------------------------------------------
-
-_RATES = {
-    "memory_bytes_per_s": "memory_bytes_per_s",
-    "scale_up_bytes_per_s": "up_bytes_per_s",
-    "scale_out_bytes_per_s": "out_bytes_per_s",
-    "scale_up_latency_seconds": "up_latency",
-    "scale_out_latency_seconds": "out_latency",
-}
-"""Name in ``Cluster.measured``: field of Machine that means the same."""
-
-
-def as_measured(machine: Machine, measured: Mapping[str, float], arithmetic: str) -> Machine:
-    """``machine`` with the rates, latencies and launch time that probes found.
-
-    ``arithmetic`` is that of the matrix products (``bf16``, ``fp8``, ...).  Attention kernels run
-    in 16 bits and scale with its products.  A launch never takes less than was measured of a bare
-    kernel; an engine adds to that.
-    """
-    changes = {field: measured[name] for name, field in _RATES.items() if name in measured}
-    wide = next((kind for kind in (arithmetic, "bf16", "fp16")
-                 if kind in ("bf16", "fp16") and f"{kind}_flops" in measured), None)  # fmt: skip
-    if wide is not None:
-        rate = measured[f"{wide}_flops"]
-        changes["matmul16_flops"] = rate
-        changes["attention_flops"] = machine.attention_flops * rate / machine.matmul16_flops
-    if f"{arithmetic}_flops" in measured:
-        changes["matmul_flops"] = measured[f"{arithmetic}_flops"]
-    if "launch_seconds" in measured:
-        changes["host_seconds"] = max(machine.host_seconds, measured["launch_seconds"])
-    return replace(machine, **changes)
 
 
 # One model on one cluster towards one goal: prices any number of layouts

@@ -355,7 +355,9 @@ def _design_rows(title: str, judged: list[Document]) -> Iterator[str]:
 
 
 def _notes(document: Document) -> Iterator[str]:
-    yield "learns: dense-equivalent FLOPs per second against the best; *: beyond the law's data"
+    yield from paragraph(
+        "learns: dense-equivalent FLOPs per second against the best; *: beyond the law's data"
+    )
     for note in document["notes"]:
         yield from paragraph(f"· {note}")
     left = document["left_out"]

@@ -1,6 +1,6 @@
 """Plans and explanations as terminal text, made from their JSON documents.
 
-``format_*`` functions return text of at most 100 columns; nothing here prints or computes.
+``format_*`` functions return text in the terminal's columns; nothing here prints or computes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from typing import Any
 
 from krzem.quantity import format_rate
 from krzem.report.text_table import (
+    WIDTH,
     bar,
+    columns,
     count,
     days,
     energy,
@@ -26,7 +28,7 @@ from krzem.report.text_table import (
 )
 
 Document = dict[str, Any]
-_BAR = 36
+_BAR, _LEAST_BAR = 36, 12
 
 
 def format_plan(document: Document) -> str:
@@ -202,7 +204,7 @@ def step_part(chosen: Document) -> Iterator[str]:
             f"  {term['label']}",
             f"{term['seconds']:.3f} s",
             percent(term["share"] or 0.0),
-            bar((term["share"] or 0.0) / largest, _BAR),
+            bar((term["share"] or 0.0) / largest, max(_BAR - WIDTH + columns(), _LEAST_BAR)),
         )
         for term in chosen["breakdown"]
         if abs(term["seconds"]) >= 5e-4
@@ -229,7 +231,7 @@ def memory_part(document: Document, chosen: Document) -> Iterator[str]:
         for rank in chosen["ranks"]
     ]
     head = ("  GiB", "weights", "grads", "optim", "activ", "transient", "reserve", "total", "")
-    yield from table(head, rows, "lrrrrrrrl")
+    yield from table(head, rows, "lrrrrrrrb")
 
 
 def memory_bar(used: float, capacity: float, width: int = 20) -> str:
@@ -373,11 +375,11 @@ def _facts(document: Document) -> Iterator[str]:
             f"  {shortened(fact['what'], 30)}",
             shortened(_value(fact), 36),
             fact["confidence"],
-            shortened(f"{fact['source']} {fact['date']}".strip(), 34),
+            f"{fact['source']} {fact['date']}".strip(),
         )
         for fact in document["facts"]
     ]
-    yield from table(("", "", "", ""), rows, "llll")[1:]
+    yield from table(("", "", "", ""), rows, "lllc")[1:]
 
 
 def _value(fact: Document) -> str:
@@ -401,7 +403,7 @@ def _notes(document: Document) -> Iterator[str]:
 
 
 def _search(document: Document) -> Iterator[str]:
-    yield (
+    yield from paragraph(
         f"{document['layouts_evaluated']:,} legal layouts priced, {document['layouts_timed']:,} of "
         f"them timed, in {document['search_seconds']:.1f} s."
     )

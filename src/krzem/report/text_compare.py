@@ -45,7 +45,10 @@ def _table(document: Document) -> Iterator[str]:
     rows = [_row(document, i, entry) for i, entry in enumerate(document["plans"])]
     yield from table(_HEAD, rows, "llrrrrr")
     yield from _cheapest(document)
-    yield "* best of its column; days with their 80 % interval; MFU is of the peak of the precision"
+    yield from paragraph(
+        "* best of its column; days with their 80 % interval; MFU is of the peak of the precision",
+        rest="  ",
+    )
     yield from _limit(document, "deadline_days", "deadline_probability", _deadline)
     yield from _limit(document, "budget_usd", "budget_probability", _budget)
 

@@ -1,40 +1,73 @@
-"""Plain-text tables and paragraphs of at most 100 columns."""
+"""Plain-text tables and paragraphs in the columns of the terminal: 60 to 100."""
 
 from __future__ import annotations
 
 import itertools
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from krzem.quantity import format_count, format_money, format_seconds
 
-WIDTH = 100
+WIDTH, NARROWEST = 100, 60
 GAP = "  "
+_LEAST_CUT = 8
+"""Columns below which a cell that may be cut is left out."""
+
+
+def columns() -> int:
+    """Columns to fill: the terminal's, from 60 to 100; 100 where nothing says how wide it is."""
+    return min(max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST), WIDTH)
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], align: str, width: int = WIDTH
+    head: Sequence[str], rows: Sequence[Sequence[str]], align: str, width: int | None = None
 ) -> list[str]:
     """Lines of a table; ``align`` has a letter per column.
 
-    ``l`` left, ``r`` right, ``w`` left and wrapped into what the other columns leave (one column
-    at most).
+    ``l`` left, ``r`` right, ``w`` left and wrapped into what the other columns leave, ``c`` left
+    and cut there, ``b`` left and dropped where it has no room (one column of ``w``, ``c`` and ``b``
+    at most).  Columns that do not fit stand below the others, beside the first one again.
     """
+    width = width or columns()
     cells = [list(map(printable, row)) for row in (head, *rows)]
     sizes = [max(len(row[i]) for row in cells) for i in range(len(align))]
-    if "w" in align:
-        flexible = align.index("w")
+    flexible = next((i for i, kind in enumerate(align) if kind in "wcb"), None)
+    kept = list(range(len(align)))
+    if flexible is not None:
         others = sum(sizes) - sizes[flexible] + len(GAP) * (len(align) - 1)
-        sizes[flexible] = max(min(sizes[flexible], width - others), 8)
-    lines = [line for row in cells for line in _row(row, sizes, align)]
+        room = width - others
+        least = {"b": sizes[flexible], "c": _LEAST_CUT}.get(align[flexible], 0)
+        if room < least:
+            kept.remove(flexible)
+        elif align[flexible] != "b":
+            sizes[flexible] = max(min(sizes[flexible], room), _LEAST_CUT)
+    lines = [
+        line
+        for group in _side_by_side(kept, sizes, width)
+        for row in cells
+        for line in _row([row[i] for i in group], [sizes[i] for i in group],
+                         [align[i] for i in group])
+    ]  # fmt: skip
     return [line[:width].rstrip() for line in lines]
 
 
-def _row(row: Sequence[str], sizes: Sequence[int], align: str) -> Iterator[str]:
+def _side_by_side(kept: Sequence[int], sizes: Sequence[int], width: int) -> list[list[int]]:
+    """The columns that stand beside each other, each group with the first column."""
+    groups = [[kept[0]]]
+    for i in kept[1:]:
+        wanted = [*groups[-1], i]
+        if sum(sizes[k] for k in wanted) + len(GAP) * (len(wanted) - 1) > width > 0:
+            groups.append([kept[0]])
+        groups[-1].append(i)
+    return groups
+
+
+def _row(row: Sequence[str], sizes: Sequence[int], align: Sequence[str]) -> Iterator[str]:
     """The lines of one row: more than one where a cell wraps."""
     parts = [
-        _wrapped(cell, size) if kind == "w" else [cell]
+        _wrapped(cell, size) if kind == "w" else [cell[:size] if kind == "c" else cell]
         for cell, size, kind in zip(row, sizes, align, strict=True)
     ]
     for i in range(max(map(len, parts))):
@@ -60,15 +93,20 @@ def _wrapped(text: str, width: int) -> list[str]:
     return [line[:width] for line in lines]
 
 
-def paragraph(text: str, first: str = "", rest: str | None = None, width: int = WIDTH) -> list[str]:
-    """``text`` filled to ``width``; ``first`` stands before its first line, ``rest`` elsewhere."""
+def paragraph(
+    text: str, first: str = "", rest: str | None = None, width: int | None = None
+) -> list[str]:
+    """``text`` filled to ``width`` (default: the terminal's).
+
+    ``first`` stands before its first line, ``rest`` elsewhere.
+    """
     indent = " " * len(first) if rest is None else rest
     return [
         line
         for i, part in enumerate(text.splitlines() or [""])
         for line in textwrap.wrap(
             printable(part),
-            width,
+            width or columns(),
             initial_indent=indent if i else first,
             subsequent_indent=indent,
             break_on_hyphens=False,
@@ -261,8 +299,9 @@ _LEAST = 6
 """Columns that a cell keeps, however little room there is."""
 
 
-def fitted(markdown: str, width: int = WIDTH) -> str:
-    """``markdown`` with its tables and long lines set into ``width`` columns."""
+def fitted(markdown: str, width: int | None = None) -> str:
+    """``markdown`` with its tables and long lines set into the terminal's columns."""
+    width = width or columns()
     lines: list[str] = []
     for is_table, block in itertools.groupby(markdown.splitlines(), _is_row):
         if is_table:

@@ -108,7 +108,7 @@ def infer_page(document: Document) -> str:
         about=f"Which fleet trained {document['model']}?",
         blocks=_blocks(text.infer_text(document).partition("\n")[2]),
         chart=_odds_chart(document),
-        caption="Odds of each kind of device.",
+        caption="Odds of each kind of device that counts.",
     )
 
 
@@ -275,9 +275,9 @@ def _front(document: Document) -> Any:
 
 
 def _odds_chart(document: Document) -> Any:
-    figure = new_figure(10.0, 4.0)
+    kinds = text.likely(document)
+    figure = new_figure(10.0, 1.0 + 0.3 * len(kinds))
     axes = figure.add_subplot()
-    kinds = document["kinds"]
     axes.barh([k["device"] for k in kinds], [k["probability"] for k in kinds])
     axes.invert_yaxis()
     axes.set(xlabel="probability", xlim=(0, 1))

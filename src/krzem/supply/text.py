@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,10 +85,33 @@ def fleet_text(document: Document) -> str:
                 shown = title or document[key]["label"].capitalize()
                 parts += ["", f"{shown}: {headline(document[key])}", stages_table(document[key])]
         parts += ["", "What an earlier date costs:", front_table(document)]
-    for name, why in document["left_out"].items():
-        parts.append(f"\nleft out, {name}: {why}")
+    if document["left_out"]:
+        parts += ["", *left_out_lines(document["left_out"])]
     parts += ["", *(f"- {note}" for note in document["notes"])]
     return "\n".join(parts) + "\n"
+
+
+_REASONS = (
+    (re.compile(r"released (?P<detail>\S+), (?P<reason>after .*)"), "released {}"),
+    (
+        re.compile(r"(?P<reason>rare there and then): (?P<detail>\S+) of the commonest"),
+        "{}, by their share of the commonest",
+    ),
+)
+
+
+def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
+    """What is left out and why: all that share a reason in one point of a list."""
+    groups: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        reason, detail = why.partition("\n")[0].strip().rstrip("."), ""
+        for pattern, words in _REASONS:
+            if found := pattern.fullmatch(reason):
+                reason, detail = words.format(found["reason"]), f" ({found['detail']})"
+                break
+        reason = re.sub(rf"\b{re.escape(name)}(:[\d,]+)?", "it", reason)
+        groups.setdefault(reason, []).append(f"{name}{detail}")
+    return [f"- left out, {reason}: {', '.join(names)}" for reason, names in groups.items()]
 
 
 def headline(portfolio: Document) -> str:
@@ -205,8 +229,18 @@ def inverse_text(document: Document) -> str:
     return "\n".join(parts) + "\n"
 
 
+LEAST_SHOWN, FEWEST_SHOWN = 0.01, 3
+"""Odds of a kind from which it has a row of its own, and how many have one in any case."""
+
+
+def likely(document: Document) -> list[Document]:
+    """The kinds of an inference that count; ``document`` lists all, the likeliest first."""
+    kinds = document["kinds"]
+    return [k for i, k in enumerate(kinds) if i < FEWEST_SHOWN or k["probability"] >= LEAST_SHOWN]
+
+
 def kinds_table(document: Document) -> str:
-    """The candidates of an inference."""
+    """The candidates of an inference that count."""
     rows = [
         [
             kind["device"],
@@ -217,7 +251,7 @@ def kinds_table(document: Document) -> str:
             share(kind["mfu"]["mid"]),
             kind["precision"],
         ]
-        for kind in document["kinds"]
+        for kind in likely(document)
     ]
     head = (
         "device",
@@ -233,13 +267,17 @@ def kinds_table(document: Document) -> str:
 
 def infer_text(document: Document) -> str:
     """The whole answer of ``krzem infer``."""
-    families = ", ".join(f"{name} {percent(p)}" for name, p in document["families"].items())
+    families = ", ".join(
+        f"{name} {percent(p)}" for name, p in document["families"].items() if p >= LEAST_SHOWN
+    )
+    rest = [kind["device"] for kind in document["kinds"][len(likely(document)) :]]
     parts = [
         f"{document['model']}: which fleet is consistent with what is published?\n",
         kinds_table(document),
         f"\nBy family: {families}",
     ]
-    parts += [f"left out, {name}: {why}" for name, why in document["left_out"].items()]
+    parts += [f"\nUnder {percent(LEAST_SHOWN)} each: {', '.join(rest)}"] if rest else []
+    parts += ["", *left_out_lines(document["left_out"])]
     parts += [f"- {note}" for note in document["notes"]]
     return "\n".join(parts) + "\n"
 
