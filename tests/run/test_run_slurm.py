@@ -18,8 +18,16 @@ from tests.run.run_helpers import (
     write_run,
 )
 
+from krzem.errors import LaunchError
 from krzem.run.launch.job import Job
-from krzem.run.launch.slurm import batch_options, batch_script
+from krzem.run.launch.slurm import (
+    AllocationLauncher,
+    SlurmLauncher,
+    allocation_of,
+    batch_options,
+    batch_script,
+    slurm_launcher,
+)
 from krzem.run.ledger import Reader
 from krzem.run.qualify import qualify_pool
 from krzem.run.rows import Cause, State
@@ -201,6 +209,95 @@ def test_a_job_that_never_starts_moves_on_and_says_why(
     assert {a.cause for a in refused} <= {Cause.QUEUED, Cause.NOT_STARTED, Cause.LOST}
     told = [text for text in said if "waits in the queue" in text or "not started" in text]
     assert any(word in text for text in told), said
+
+
+def in_allocation(path: Path, nodes: int) -> str:
+    """Run to the end below salloc; what the controller said."""
+    asked = ["salloc", f"--nodes={nodes}", "--ntasks=4", sys.executable, str(CONTROLLER), str(path)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=LONGEST)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_run_in_an_allocation_starts_steps_there_and_no_job(
+    slurm: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    crash = {"id": "once", "step": 15, "at": "compute", "do": "kill", "rank": 1}
+    path = write_run(tmp_path, launcher="slurm", nodes=2, ranks=2, faults=[crash])
+    in_allocation(path, 2)
+    assert_exact(tmp_path / "run", undisturbed)
+    with Reader(tmp_path / "run") as reader:
+        first, second = reader.attempts()
+    assert (first.is_fault, second.cause) == (True, Cause.DONE)
+    assert first.handle is not None
+    assert "job_id" not in first.handle, "a process here, not a job"
+    assert "--nodes=2" in (tmp_path / "run" / "attempts" / "0001" / "job.json").read_text()
+
+
+def test_an_allocation_with_too_few_nodes_is_refused_with_what_would_do(
+    slurm: Path, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path, launcher="slurm", nodes=2, ranks=2, steps=8,
+                     gates="progress = { times = 2 }")  # fmt: skip
+    in_allocation(path, 1)
+    with Reader(tmp_path / "run") as reader:
+        assert not any(a.handle for a in reader.attempts())
+        told = " ".join(e.message for e in reader.events())
+    assert "has 1 nodes, pool first asks for 2: give nodes = 1" in told
+
+
+def test_an_allocation_near_its_end_saves_and_stops(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is asked to save before the allocation ends; afterwards nothing starts in it."""
+    held_one = ["sbatch", "--parsable", "--nodes=1", "--time=10", "--output=/dev/null",
+                "--wrap=sleep 600"]  # fmt: skip
+    number = subprocess.run(held_one, capture_output=True, text=True, check=True).stdout.strip()
+    wait_for(lambda: allocation_runs(number))
+    found = allocation_of(number)
+    assert found.nodes == 1
+    assert found.seconds_left is not None
+    assert 500 < found.seconds_left <= 600
+    notice = round(found.seconds_left) - 40
+    path = write_run(tmp_path, launcher="slurm", faults=HELD, gates="progress = { times = 2 }")
+    text = path.read_text().replace('notice = "1s"', f'notice = "{notice}s"\nallocation = {number}')
+    path.write_text(text)
+    with controller(path) as process:
+        wait_for(lambda: held(tmp_path))
+        wait_for(lambda: asked_to_stop(tmp_path))
+        go(tmp_path)
+        process.wait(timeout=LONGEST)
+    with Reader(tmp_path / "run") as reader:
+        first, *later = reader.attempts()
+        told = " ".join(e.message for e in reader.events())
+    assert first.cause is Cause.PREEMPTED
+    assert all(not a.handle for a in later)
+    assert f"allocation {number} ends in" in told
+    subprocess.run(["scancel", number], check=True)
+    with pytest.raises(LaunchError, match=number):
+        wait_for(lambda: not allocation_of(number))
+
+
+def allocation_runs(number: str) -> bool:
+    try:
+        return allocation_of(number).nodes > 0
+    except LaunchError:
+        return False
+
+
+def test_where_steps_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert type(slurm_launcher(Slurm())) is SlurmLauncher
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_JOB_PARTITION", "main")
+    here = slurm_launcher(Slurm())
+    assert isinstance(here, AllocationLauncher)
+    assert here.number == "17"
+    assert type(slurm_launcher(Slurm(partition="other"))) is SlurmLauncher
+    assert type(slurm_launcher(Slurm(allocation="new"))) is SlurmLauncher
+    stated = slurm_launcher(Slurm(allocation="99"))
+    assert isinstance(stated, AllocationLauncher)
+    assert stated.number == "99"
 
 
 def test_batch_script_has_every_option(tmp_path: Path) -> None:

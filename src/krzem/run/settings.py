@@ -80,6 +80,14 @@ class Environment:
     )
 
 
+def allocation(value: object) -> str:
+    """``auto``, ``new``, or the number of a job."""
+    found = str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value)
+    if found not in ("auto", "new") and not found.isdigit():
+        raise QuantityError(f"{found!r} is none of auto, new and a job's number.")
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slurm:
     """How a pool is asked for from Slurm."""
@@ -96,6 +104,11 @@ class Slurm:
     )  # fmt: skip
     requeue: bool = setting(True, flag, "true", "whether a preempted job is queued again")
     options: tuple[str, ...] = setting((), lines, '["--constraint=ib"]', "further sbatch options")
+    allocation: str = setting(
+        "auto", allocation, '"4711"',
+        "job number of an allocation that runs already, in which steps are started; auto: the one "
+        "that krzem is started in, if any; new: always a job of its own",
+    )  # fmt: skip
 
 
 def read_country(value: object) -> str:

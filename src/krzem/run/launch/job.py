@@ -74,16 +74,18 @@ class Job:
         """Hosts that it runs on."""
         return self.slurm.nodes if self.scheduler is None else self.scheduler.nodes
 
-    def write(self, spread: Sequence[str] = ()) -> None:
+    def write(self, spread: Sequence[str] = (), notice_after: float | None = None) -> None:
         """Put ``job.json`` and the script into the job's folder.
 
-        ``spread`` is the command that starts another once on each host of the job.
+        ``spread`` is the command that starts another once on each host of the job; after
+        ``notice_after`` seconds it is asked to save and stop.
         """
         with storing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         value = {"name": self.name, "run_dir": str(self.run_dir), "token": self.token,
                  "requeue": self.slurm.requeue, "pool": self.pool, "launcher": self.launcher,
-                 "spread": list(spread), "nodes": self.nodes}  # fmt: skip
+                 "spread": list(spread), "nodes": self.nodes,
+                 "notice_after": notice_after}  # fmt: skip
         write_atomic(self.folder / JOB, json.dumps(value).encode())
         write_atomic(self.folder / SCRIPT, self.script().encode())
 

@@ -13,7 +13,7 @@ from krzem.errors import LaunchError, RunError, UnknownNameError
 from krzem.run.launch.commands import CommandLauncher, commands_of, ready
 from krzem.run.launch.job import JobLauncher
 from krzem.run.launch.local import LocalLauncher
-from krzem.run.launch.slurm import SlurmLauncher
+from krzem.run.launch.slurm import slurm_launcher
 from krzem.run.settings import LOCAL, SITE, SLURM, Pool
 
 GROUP = "krzem.launchers"
@@ -47,7 +47,7 @@ def launcher_of(pool: Pool) -> JobLauncher:
     if pool.launcher == LOCAL:
         return LocalLauncher()
     if pool.launcher == SLURM:
-        return SlurmLauncher()
+        return slurm_launcher(pool.slurm)
     if pool.launcher == SITE:
         from krzem.run.far import SiteLauncher
 

@@ -29,6 +29,10 @@ class LocalLauncher:
     def start(self, job: Job) -> Mapping[str, Any]:
         """Start ``job`` and wait for the record of its process."""
         job.write()
+        return self.supervise(job)
+
+    def supervise(self, job: Job) -> Mapping[str, Any]:
+        """Start the supervisor of a job that is written down."""
         for name in (PROCESS, EXIT):
             (job.folder / name).unlink(missing_ok=True)
         command = [sys.executable, "-m", "krzem.run.launch.supervise", str(job.folder), "--detach"]

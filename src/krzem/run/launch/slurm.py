@@ -8,11 +8,15 @@ that trainers look for, and queues the job again when it has saved.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,9 @@ from krzem.run.launch.job import (
     ask_by_file,
     ended,
 )
+from krzem.run.launch.local import LocalLauncher
 from krzem.run.processes import memory_bytes, of_run
+from krzem.run.settings import Slurm
 from krzem.train.durable import write_atomic
 
 BATCH = "batch.sh"
@@ -109,19 +115,8 @@ class SlurmLauncher:
             time.sleep(0.2)
 
     def end_run(self, run_dir: Path, prefix: str) -> None:
-        """Cancel every job whose name begins with ``prefix`` and wait until none is left."""
-        limit = time.monotonic() + ENDING_SECONDS
-        while True:
-            lines = _ask(["squeue", "--noheader", "--format=%i|%j"]).splitlines()
-            named = (line.partition("|") for line in lines)
-            alive = [number for number, _, name in named if name.startswith(prefix)]
-            if not alive:
-                return
-            if time.monotonic() > limit:
-                raise LaunchError(f"Slurm jobs {', '.join(alive)} of {run_dir} do not end")
-            _ask(["scancel", "--full", "--signal=KILL", *alive], quiet=True)
-            _ask(["scancel", *alive], quiet=True)
-            time.sleep(0.2)
+        """Cancel every job and step whose name begins with ``prefix``; wait until none is left."""
+        _end_named(prefix)
 
     def memory_bytes(self, job: Job) -> int | None:
         """Only what happens to run on this host; elsewhere heartbeats tell."""
@@ -148,6 +143,114 @@ class SlurmLauncher:
                 return word.removeprefix("JobState="), ""
         accounted = _ask(["sacct", "-X", "-n", "-P", "-o", "State", "-j", number], quiet=True)
         return (accounted.split() or ["UNKNOWN"])[0].rstrip("+"), "no longer in the queue"
+
+
+class AllocationLauncher(LocalLauncher):
+    """Steps of an allocation that runs already, each under a supervisor on this host."""
+
+    name = "slurm"
+
+    def __init__(self, number: str) -> None:
+        self.number = number
+
+    def start(self, job: Job) -> Mapping[str, Any]:
+        """Start a step with the nodes that ``job`` asks for.
+
+        Raises LaunchError where the allocation is over, or has fewer nodes.
+        """
+        found = allocation_of(self.number)
+        if found.nodes < job.slurm.nodes:
+            raise LaunchError(
+                f"allocation {self.number} has {found.nodes} nodes, pool {job.pool} asks for "
+                f"{job.slurm.nodes}: give nodes = {found.nodes} in its [pool.slurm], a larger "
+                'allocation, or allocation = "new" for a job of its own'
+            )
+        left = found.seconds_left
+        notice = None if left is None else left - job.slurm.notice_seconds
+        if left is not None and left <= job.slurm.notice_seconds:
+            raise LaunchError(
+                f"allocation {self.number} ends in {max(left, 0):.0f} s, and pool {job.pool} is to "
+                f"save {job.slurm.notice_seconds:.0f} s before an end: ask for a new allocation, "
+                'or give allocation = "new" for a job of its own'
+            )
+        job.write(spread=step_command(self.number, job), notice_after=notice)
+        return self.supervise(job)
+
+    def kill(self, job: Job, handle: Mapping[str, Any] | None) -> None:
+        """The steps of this name, then every process of the run on this host."""
+        _end_named(job.name)
+        super().kill(job, handle)
+
+    def end_run(self, run_dir: Path, prefix: str) -> None:
+        """Jobs and steps of the run, in this allocation and any other, and its processes here."""
+        _end_named(prefix)
+        super().end_run(run_dir, prefix)
+
+
+def slurm_launcher(asked: Slurm) -> SlurmLauncher | AllocationLauncher:
+    """Steps of an allocation where ``asked`` names one, or krzem is started in one that will do."""
+    number = asked.allocation
+    if number == "auto":
+        here = os.environ.get("SLURM_JOB_ID", "")
+        elsewhere = asked.partition not in (None, os.environ.get("SLURM_JOB_PARTITION"))
+        number = "new" if not here or elsewhere else here
+    return SlurmLauncher() if number == "new" else AllocationLauncher(number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """What an allocation that runs has."""
+
+    nodes: int
+    seconds_left: float | None
+    """None where its end is not known."""
+
+
+def allocation_of(number: str) -> Allocation:
+    """The allocation with this job number.
+
+    Raises:
+        LaunchError: it does not run, or there is none.
+    """
+    told = _ask(["squeue", "--noheader", "--states=all", "--format=%T|%D|%e", f"--job={number}"],
+                quiet=True).strip()  # fmt: skip
+    state, _, rest = told.partition("|")
+    if state != "RUNNING":
+        raise LaunchError(
+            f"allocation {number} {'is ' + state if state else 'is none that Slurm knows'}: "
+            'nothing can be started in it; give another, or allocation = "new"'
+        )
+    nodes, _, end = rest.partition("|")
+    left = None
+    with contextlib.suppress(ValueError):  # an allocation without a limit has no date here
+        left = datetime.fromisoformat(end).timestamp() - time.time()
+    return Allocation(nodes=int(nodes), seconds_left=left)
+
+
+def step_command(number: str, job: Job) -> list[str]:
+    """srun with as many tasks as the job has nodes, one on each."""
+    s = job.slurm
+    words = ["srun", f"--jobid={number}", f"--job-name={job.name}", f"--nodes={s.nodes}",
+             f"--ntasks={s.nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]  # fmt: skip
+    named = {"cpus-per-task": s.cpus, "gpus-per-node": s.gpus}
+    return [*words, *(f"--{name}={value}" for name, value in named.items() if value is not None)]
+
+
+def _end_named(prefix: str) -> None:
+    """Cancel every job and step whose name begins with ``prefix``, and wait for their end."""
+    limit = time.monotonic() + ENDING_SECONDS
+    while alive := [*_named(prefix), *_named(prefix, "--steps")]:
+        if time.monotonic() > limit:
+            raise LaunchError(f"Slurm's {', '.join(alive)} ({prefix}) do not end")
+        _ask(["scancel", "--full", "--signal=KILL", *alive], quiet=True)
+        _ask(["scancel", *alive], quiet=True)
+        time.sleep(0.2)
+
+
+def _named(prefix: str, *options: str) -> list[str]:
+    lines = _ask(["squeue", "--noheader", *options, "--format=%i|%j"]).splitlines()
+    named = (line.strip().partition("|") for line in lines)
+    return [number for number, _, name in named if name.startswith(prefix)]
 
 
 def batch_script(job: Job) -> str:

@@ -67,8 +67,10 @@ class _Supervisor:
         if newest > self.job["token"]:
             detail = f"token {self.job['token']} is older than {newest}: not started"
             return self._leave(EXIT_FENCED, detail)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
             signal.signal(number, self._on_signal)
+        if (left := self.job.get("notice_after")) is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(1.0, float(left)))
         code = self._child()
         # torchrun says 1 for whatever its ranks said.
         return self._finish((code_left(self.folder) or code) if code else code)

@@ -54,7 +54,6 @@ def _torchrun(pool: Pool, token: str) -> list[str]:
             return [python]
         return [*run, "--standalone", f"--nproc-per-node={pool.ranks}"]
     port = _PORT_FIRST + int(token) % _PORTS
-    head = '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
     if pool.launcher != SLURM:
         return [
             *run,
@@ -64,9 +63,12 @@ def _torchrun(pool: Pool, token: str) -> list[str]:
             f'--rdzv-id="$KRZEM_JOB-{token}"',
             f'--rdzv-endpoint="$KRZEM_HEAD:{port}"',
         ]
+    # A step may have fewer nodes than its allocation.
+    hosts = "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}"
+    head = f'"$(scontrol show hostnames "{hosts}" | head -n 1)'
     return [
         *run,
-        '--nnodes="$SLURM_NNODES"',
+        '--nnodes="${SLURM_STEP_NUM_NODES:-$SLURM_NNODES}"',
         f"--nproc-per-node={pool.ranks // pool.slurm.nodes}",
         "--rdzv-backend=c10d",
         f'--rdzv-id="$SLURM_JOB_ID-{token}"',
