@@ -51,3 +51,15 @@ def test_a_plan_for_slow_pools_is_laid_out_again_at_median_speed() -> None:
     assert laid.finish_day < slow.finish_day
     assert laid.token_shares() == pytest.approx(slow.token_shares())
     assert odds(goal, laid).meets_date == pytest.approx(odds(goal, slow).meets_date)
+
+
+@pytest.mark.parametrize("rent", [0.01, 0.5, 3.0])
+def test_a_free_pool_is_the_cheapest_however_many_node_hours_it_takes(rent: float) -> None:
+    """Dollars and node-hours are never weighed against each other."""
+    pools = [made_pool("rented", rent), made_pool("granted", None, grants=(made_grant(0, 1e9),))]
+    goal = made_goal(pools, days=300)
+    answer = solve(goal, made_slots(made_speed(40), made_speed(200)))
+    assert answer.cheapest is not None
+    assert answer.cheapest.schedule.usd == 0
+    assert any(point.schedule.usd == 0 for point in answer.front)
+    assert any(point.schedule.usd > 0 for point in answer.front)

@@ -323,12 +323,20 @@ def _undominated(points: Sequence[Portfolio]) -> tuple[Portfolio, ...]:
     return tuple(sorted(kept, key=lambda p: p.schedule.finish_day))
 
 
-def _spent(point: Portfolio) -> float:
-    """US dollars; node-hours, where nothing costs money."""
-    return point.schedule.usd or sum(stage.node_hours for stage in point.schedule.stages)
+def _spent(point: Portfolio) -> tuple[float, float]:
+    """US dollars and node-hours; the hours decide where the money is equal, or none at all."""
+    return point.schedule.usd, sum(stage.node_hours for stage in point.schedule.stages)
 
 
-def _order(point: Portfolio) -> tuple[dt.date, float, float, str]:
+def _no_dearer(a: Portfolio, b: Portfolio) -> bool:
+    """Whether ``a`` costs no more than ``b``, a thousandth aside."""
+    (usd, hours), (other_usd, other_hours) = _spent(a), _spent(b)
+    if usd or other_usd:
+        return usd <= other_usd * (1 + 1e-3)
+    return hours <= other_hours * (1 + 1e-3)
+
+
+def _order(point: Portfolio) -> tuple[dt.date, tuple[float, float], float, str]:
     return (point.schedule.finish, _spent(point), -point.odds.meets_date,
             "" if point.label else "~")  # fmt: skip
 
@@ -336,7 +344,7 @@ def _order(point: Portfolio) -> tuple[dt.date, float, float, str]:
 def _beats(a: Portfolio, b: Portfolio) -> bool:
     return (
         a.schedule.finish <= b.schedule.finish
-        and _spent(a) <= _spent(b) * (1 + 1e-3)
+        and _no_dearer(a, b)
         and a.odds.meets_date >= b.odds.meets_date - 0.005
     )
 
