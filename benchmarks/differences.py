@@ -20,7 +20,7 @@ from krzem.accuracy.batch import predict_open, prepare
 from krzem.accuracy.calibrate import timed_cases
 from krzem.accuracy.case import Case
 from krzem.cost.coefficients import Z80, fitted
-from krzem.cost.parts import StepSeconds
+from krzem.cost.stages import StepSeconds
 from krzem.facts.table import read_table
 from krzem.jobs.priced import Priced, difference_sigma
 

@@ -6,7 +6,7 @@ from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import Coefficients, fitted
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import Machine
-from krzem.cost.parts import StepSeconds
+from krzem.cost.stages import StepSeconds
 from krzem.cost.step import Optim, step_seconds
 from krzem.engine.description import engine_named
 from krzem.engine.setup import Choices, Setup

@@ -14,7 +14,7 @@ from krzem.cost import machine as kernels
 from krzem.cost.assemble import below_peak, machine
 from krzem.cost.coefficients import fitted
 from krzem.cost.layers import layer_seconds
-from krzem.cost.parts import StepSeconds
+from krzem.cost.stages import StepSeconds
 from krzem.cost.step import step_seconds
 from krzem.errors import UnknownFactError
 from krzem.layout.layout import Layout, Precision, Recompute, Schedule, cells, pack

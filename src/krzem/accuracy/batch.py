@@ -25,8 +25,8 @@ from krzem.cost.memory import (
     memory_bytes,
 )
 from krzem.cost.memory_error import MemoryStanding, memory_spread, student_cdf
-from krzem.cost.parts import StepSeconds
 from krzem.cost.sizes import StateSizes
+from krzem.cost.stages import StepSeconds
 from krzem.cost.step import Optim, step_seconds
 from krzem.engine.description import engines
 from krzem.engine.setup import Choices, Setup, mixture

@@ -11,7 +11,7 @@ from krzem.accuracy.batch import Batch
 from krzem.accuracy.case import Case
 from krzem.accuracy.fit import Fit, residuals, source_weights, without
 from krzem.cost.coefficients import FEATURES, Z80, Spread, Standing, combination, features
-from krzem.cost.parts import StepSeconds
+from krzem.cost.stages import StepSeconds
 
 # Errors on rows that a calibration has not seen: whole sources, accelerators or families...
 # ------------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from krzem.cli.options import ENGINE, GOAL, MODEL, ON_SEVERAL, OUTPUT, SEARCH, options
-from krzem.cli.output import check_files, show, write_page
-from krzem.cli.progress import search_progress
+from krzem.cli.output import check_files, search_progress, show, write_page
 from krzem.errors import InputError
 
 

@@ -45,7 +45,7 @@ def design_command(
     krzem design --on huawei-ascend-910b:6144 --flops 1e24 --beside pangu-ultra-moe-718b
     krzem design --on mi300x:1024 --flops 3e23 --config-to config.json
     """
-    from krzem.cli.progress import search_progress
+    from krzem.cli.output import search_progress
     from krzem.plan.design import design
     from krzem.plan.question import Question, read
     from krzem.quantity import parse_count

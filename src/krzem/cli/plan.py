@@ -19,8 +19,14 @@ from krzem.cli.options import (
     SWEEP,
     options,
 )
-from krzem.cli.output import check_engine, check_files, show, write_page, write_script
-from krzem.cli.progress import search_progress
+from krzem.cli.output import (
+    check_engine,
+    check_files,
+    search_progress,
+    show,
+    write_page,
+    write_script,
+)
 from krzem.errors import InputError
 
 

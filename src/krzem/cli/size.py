@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from krzem.cli.options import ELECTRICITY, ENGINE, JSON, ON, QUIET, STEP, options
-from krzem.cli.output import check_files, show, write_script
-from krzem.cli.progress import search_progress
+from krzem.cli.output import check_files, search_progress, show, write_script
 from krzem.errors import GoalError
 
 

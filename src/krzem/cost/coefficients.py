@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from krzem.cost.parts import StepSeconds
+from krzem.cost.stages import StepSeconds
 from krzem.layout.layout import Layout
 
 # The calibration shipped with krzem, read once

@@ -10,7 +10,7 @@ import numpy as np
 from krzem.cost import machine as collectives
 from krzem.cost import machine as kernels
 from krzem.cost.machine import Machine
-from krzem.cost.parts import LayerSeconds
+from krzem.cost.stages import LayerSeconds
 from krzem.layout.layout import Cells
 from krzem.model.table import COLUMN, REPLICATED, ROW, ModelTable
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from krzem.cost import machine as collectives
 from krzem.cost.machine import Machine
-from krzem.cost.parts import LayerSeconds, RankSeconds, StepSeconds
 from krzem.cost.stages import (
+    LayerSeconds,
+    RankSeconds,
     Stages,
+    StepSeconds,
     expert_group,
     fill_factor,
     joined_ends,

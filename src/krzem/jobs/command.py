@@ -121,7 +121,7 @@ def _judge(
     """Answer whether a figure is normal; raises InputError for what only files answer."""
     from krzem.accuracy.normal import normal
     from krzem.cli.figure import question_of, read_figure
-    from krzem.cli.progress import search_progress
+    from krzem.cli.output import search_progress
     from krzem.report.text_check import format_normal, normal_document
 
     named = [name for name, value in refused.items() if value]

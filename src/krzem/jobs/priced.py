@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from krzem.cost.memory import MemoryBytes, RankBytes
-from krzem.cost.parts import StepSeconds
+from krzem.cost.stages import StepSeconds
 from krzem.engine.setup import Choices, Chosen, Setup, mixture
 from krzem.engine.switches import layout_values
 from krzem.jobs.job import JobBuilder, Place

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 
 from krzem.cost.memory import RankBytes
-from krzem.cost.parts import StepSeconds
+from krzem.cost.stages import StepSeconds
 from krzem.engine.setup import Choices
 from krzem.errors import ClusterError, GoalError
 from krzem.estimate import Basis, Estimate

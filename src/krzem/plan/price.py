@@ -21,9 +21,8 @@ from krzem.cost.memory import (
     memory_bytes,
 )
 from krzem.cost.memory_error import Z80_STUDENT, MemoryStanding, memory_spread
-from krzem.cost.parts import LayerSeconds, RankSeconds, StepSeconds
 from krzem.cost.sizes import StateSizes
-from krzem.cost.stages import stages
+from krzem.cost.stages import LayerSeconds, RankSeconds, StepSeconds, stages
 from krzem.cost.step import Exchange, Optim, exchanges, rank_seconds, slowest_rank, step_seconds
 from krzem.cost.trainer_memory import is_counted, trainer_bytes
 from krzem.engine.conditions import holds

@@ -25,7 +25,6 @@ from krzem.layout.layout import Optimizer, Precision, StateBytes
 from krzem.layout.space import Space
 from krzem.model.architecture import Architecture
 from krzem.model.catalogue import load_model
-from krzem.plan.constraints import parse_constraints
 from krzem.plan.footprint import Grid, read_grid
 from krzem.plan.goal import (
     Goal,
@@ -46,6 +45,7 @@ from krzem.plan.question import (
     check_positions,
     day_of,
     deadline_of,
+    parse_constraints,
     ramp_of,
     schedules_of,
     share_of,

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from krzem.cost.parts import RankSeconds
-from krzem.cost.stages import in_flight
+from krzem.cost.stages import RankSeconds, in_flight
 from krzem.cost.step import Exchange
 from krzem.errors import LayoutError
 from krzem.layout.layout import V_SHAPED, Layout, Schedule, pack, stage_ranks
