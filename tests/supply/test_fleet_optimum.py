@@ -339,3 +339,26 @@ def test_a_schedule_is_one_that_can_be_followed(case: tuple) -> None:  # type: i
         assert stage.first_day >= (available - START).days - 1e-3
         assert stage.last_day - stage.first_day >= stage.days + stage.move_days - 1e-3
     assert finish(goal, tuple(slower(slot, 1.2) for slot in slots)) >= finish(goal, slots) - 0.5
+
+
+def test_where_only_a_purchase_costs_money_no_more_is_trained_than_asked_for() -> None:
+    """Days are free once the devices are bought: nothing may be wasted on moves that go nowhere."""
+    late = replace(made_grant(0, 1e6), first=START + dt.timedelta(days=30))
+    pools = [
+        made_pool("bought", None, buy=Estimate(5e3, 5e3, 5e3)),
+        made_pool("late", None, grants=(late,)),
+        made_pool("rented", 4.0),
+        made_pool("granted", None, grants=(made_grant(0, 1e6),)),
+    ]
+    speeds = [
+        made_speed(days, stack=stack)
+        for days, stack in (
+            (58.95595695304831, "cann"),
+            (219.1276506769405, "cann"),
+            (176.82609543247688, "rocm"),
+            (144.67981315602358, "rocm"),
+        )
+    ]
+    found = cheapest(made_goal(pools, days=120), made_slots(*speeds))
+    assert found is not None
+    assert sum(stage.tokens for stage in found.stages) == pytest.approx(TOKENS, rel=1e-3)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 from tests.supply.fleet_cases import START, made_goal, made_grant, made_pool, made_slots, made_speed
 
+from krzem.estimate import Estimate
 from krzem.supply.chance import odds
 from krzem.supply.fleet import solve
+from krzem.supply.linear import GAP
 from krzem.supply.optimum import cheapest
 from krzem.supply.verify import faults, retimed
 
@@ -63,3 +67,37 @@ def test_a_free_pool_is_the_cheapest_however_many_node_hours_it_takes(rent: floa
     assert answer.cheapest.schedule.usd == 0
     assert any(point.schedule.usd == 0 for point in answer.front)
     assert any(point.schedule.usd > 0 for point in answer.front)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_each_portfolio_is_what_it_is_called(seed: int) -> None:
+    """No point of the answer is cheaper than the cheapest, earlier than the fastest or surer."""
+    draw = np.random.default_rng(seed)
+    pools, speeds = [], []
+    for number in range(draw.integers(2, 5)):
+        kind = draw.choice(["rent", "grant", "buy"])
+        more: dict[str, Any] = {"chance": float(draw.choice([0.6, 1.0]))}
+        if kind == "grant":
+            more["grants"] = (made_grant(0, float(draw.choice([2e5, 1e9]))),)
+        if kind == "buy":
+            price = float(draw.choice([5e3, 2e4]))
+            more["buy"] = Estimate(price, price, price)
+        rent = float(draw.choice([0.01, 0.5, 4.0])) if kind == "rent" else None
+        pools.append(made_pool(f"p{number}", rent, **more))
+        speeds.append(made_speed(float(draw.uniform(20, 200)), stack=str(draw.choice(["a", "b"])),
+                                 sigma=float(draw.choice([0.05, 0.3]))))  # fmt: skip
+    goal = made_goal(pools, days=int(draw.choice([120, 300])))
+    answer = solve(goal, made_slots(*speeds))
+    if answer.cheapest is None:
+        assert answer.relaxations
+        return
+    shown = [answer.cheapest, answer.fastest, answer.most_certain, *answer.front]
+    points = [point for point in shown if point is not None]
+    assert not [fault for point in points for fault in faults(goal, point.schedule)]
+    bare = [point.schedule for point in points if not point.schedule.reserve]
+    assert answer.cheapest.schedule.usd <= min(s.usd for s in bare) * (1 + GAP) + 1
+    assert answer.fastest is not None
+    assert answer.fastest.schedule.finish == min(s.finish for s in bare)
+    assert answer.most_certain is not None
+    surest = max(point.odds.meets_date for point in points)
+    assert answer.most_certain.odds.meets_date >= surest - 0.005

@@ -120,6 +120,9 @@ class Network(Programme):
         was = [(self.at[i, b - 1], 1.0)] if b else []
         going = [(c, -1.0) for c in self._going(i, b)]
         self.lp.row([*was, (self.stay[i, b], -1.0), *going], low=0.0, high=0.0)
+        # Who was here and is here has not moved: no fraction leaves and comes back on the way.
+        moved = [(c, 1.0) for c in (*self._coming(i, b), *self._going(i, b))]
+        self.lp.row([*moved, (self.at[i, b], 1.0), *was], high=2.0)
 
     def _hub_rows(self, b: int) -> None:
         """Who leaves for another pool comes to one: of the same software, or of any other."""
