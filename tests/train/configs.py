@@ -244,6 +244,30 @@ DEEPSEEK_V32: dict[str, Any] = {
     "index_head_dim": 16,
     "index_topk": 5,
 }
+GLM_MOE_DSA: dict[str, Any] = {
+    **DEEPSEEK_V32,
+    "model_type": "glm_moe_dsa",
+    "num_nextn_predict_layers": 1,
+    "indexer_types": ["full", "shared", "full", "shared"],
+}
+QWEN3_NEXT: dict[str, Any] = {
+    **_SMALL,
+    "model_type": "qwen3_next",
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "linear_conv_kernel_dim": 3,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "mlp_only_layers": [2],
+    "partial_rotary_factor": 0.25,
+}
 GEMMA3: dict[str, Any] = {
     **_SMALL,
     "model_type": "gemma3_text",
@@ -286,6 +310,8 @@ ALL: dict[str, dict[str, Any]] = {
     "qwen2_moe": QWEN2_MOE,
     "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v32": DEEPSEEK_V32,
+    "glm_moe_dsa": GLM_MOE_DSA,
+    "qwen3_next": QWEN3_NEXT,
     "gemma3_text": GEMMA3,
     "gpt_oss": GPT_OSS,
     "apertus": APERTUS,

@@ -194,6 +194,7 @@ def problem_values(problem: Problem) -> dict[str, Any]:
         "experts": problem.experts,
         "heads": max(problem.heads, default=0),
         "kv_heads": max(problem.kv_heads, default=1),
+        "state_groups": min((groups for _, groups in problem.states), default=0),
     }
 
 
@@ -221,7 +222,11 @@ def model_values(arch: Architecture) -> dict[str, Any]:
     found = parts_of(arch)
     words = {name.replace("-", "_"): name in found for name in PARTS}
     kinds = len(arch.kinds())
-    return {**words, "mtp": arch.mtp_layers, "kinds": kinds, "model_type": arch.model_type}
+    shared = any(i.shared for run in arch.runs if (i := run.layer.attention.indexer))
+    return {
+        **words, "mtp": arch.mtp_layers, "kinds": kinds, "model_type": arch.model_type,
+        "indexer_shared": shared,
+    }  # fmt: skip
 
 
 def parts_of(arch: Architecture) -> frozenset[str]:

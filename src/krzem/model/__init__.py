@@ -10,6 +10,7 @@ from krzem.model.architecture import (
     Indexer,
     Layer,
     LayerRun,
+    Recurrence,
     RouterKind,
     mean_keys,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ModelFlops",
     "ParameterCount",
     "PublishedCount",
+    "Recurrence",
     "RouterKind",
     "count",
     "flops_by_part",

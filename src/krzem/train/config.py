@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from krzem.errors import ModelError
-from krzem.model import Architecture, AttentionKind, Layer, RouterKind, read_config
+from krzem.model import Architecture, Attention, AttentionKind, Layer, RouterKind, read_config
 from krzem.model.config_file import Scope, load_config
 from krzem.model.description import Fields, describe, described_types
 
@@ -90,6 +90,10 @@ class ModelSpec:
     """Rotation of layers with compressed keys (V4); elsewhere equal to ``rope``."""
     rope_interleaved: bool
     """Pairs are neighbours (DeepSeek) instead of half a head apart (Llama)."""
+    index_interleaved: bool
+    """The same of an indexer's heads (GLM-5)."""
+    gated_heads: bool
+    """Whether queries come with a gate for each channel of the heads' output (Qwen3-Next)."""
     attention_scale: float
     """Multiplies query-key products on top of ``head_dim ** -0.5`` (yarn's mscale, Gemma)."""
     norm_eps: float
@@ -162,6 +166,8 @@ def model_spec(
         rope_windowed=windowed,
         rope_compressed=compressed,
         rope_interleaved=bool(reader.computed("interleaved")),
+        index_interleaved=reader.computed("index_interleaved"),
+        gated_heads=reader.computed("gated_heads"),
         attention_scale=reader.attention_scale(),
         norm_eps=reader.computed_number("norm_eps"),
         latent_eps=1e-6,
@@ -236,7 +242,13 @@ class _Reader:
 
     @property
     def is_latent(self) -> bool:
-        return self.arch.runs[0].layer.attention.kind is AttentionKind.LATENT
+        return self.attention.kind is AttentionKind.LATENT
+
+    @property
+    def attention(self) -> Attention:
+        """Of the first layer that has one."""
+        found = (run.layer.attention for run in self.arch.runs if run.layer.recurrence is None)
+        return next(found, self.arch.runs[0].layer.attention)
 
     def fail(self, problem: str) -> NoReturn:
         raise ModelError(f"config of {self.arch.name} ({self.arch.model_type}): {problem}")
@@ -290,7 +302,7 @@ class _Reader:
         stated = {r["partial_rotary_factor"] for r in ropes if r.get("partial_rotary_factor")}
         whole = self.computed("rotated_share")
         if self.is_v4:
-            attention = self.arch.runs[0].layer.attention
+            attention = self.attention
             whole = (attention.rope_dim or attention.head_dim) / attention.head_dim
         for factor in stated:
             if not isinstance(factor, int | float) or factor != whole:
@@ -322,7 +334,7 @@ class _Reader:
 
     def ropes(self) -> tuple[Rope, Rope, Rope]:
         """The rotation of plain layers, of layers with a window and with compressed keys."""
-        attention = self.arch.runs[0].layer.attention
+        attention = self.attention
         dim = attention.rope_dim or int(attention.head_dim * self.computed("rotated_share"))
         given, theta = self._rope_fields(), self.computed_number("theta")
         if self.computed("theta_windowed"):
@@ -384,7 +396,7 @@ class _Reader:
     def attention_scale(self) -> float:
         given, width = self._rope_fields(), self.computed_number("scale_width")
         if width:
-            return (self.arch.runs[0].layer.attention.head_dim / width) ** 0.5
+            return (self.attention.head_dim / width) ** 0.5
         kind = given.get("rope_type", given.get("type", "default"))
         fields = _Reader(given, self.arch)
         all_dim = fields.number("mscale_all_dim", 0.0)

@@ -300,6 +300,12 @@ def check_layout(spec: ModelSpec, layout: Layout) -> None:
         )
     if x.offload_optimizer:
         problems.append("offload=1: the trainer keeps optimizer states on the device")
+    shared = any(i.shared for layer in spec.layers if (i := layer.attention.indexer))
+    if x.pp > 1 and shared:
+        problems.append(
+            f"pp={x.pp}: layers reuse the keys that an indexer of an earlier layer picked, and "
+            "what it picked does not travel between stages: use pp=1"
+        )
     for name, size, count in _divisibilities(spec, layout):
         if size % count[1]:
             problems.append(f"{count[0]} = {count[1]} does not divide {name} = {size}")
@@ -313,6 +319,9 @@ def _divisibilities(spec: ModelSpec, x: Layout) -> list[tuple[str, int, tuple[st
     for layer in [*spec.layers, *mtp]:
         a, ff = layer.attention, layer.feed_forward
         found.add(("attention heads", a.heads, ("tp*cp", x.tp * x.cp)))
+        if layer.recurrence is not None:
+            heads = layer.recurrence.key_heads
+            found.add(("heads of keys of the recurrence", heads, ("tp*cp", x.tp * x.cp)))
         if a.output_groups:
             found.add(("output groups", a.output_groups, ("tp", x.tp)))
         if ff.is_moe:

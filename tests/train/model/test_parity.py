@@ -39,7 +39,7 @@ def test_every_family_is_tried_named_and_called_as_its_class() -> None:
 @pytest.mark.parametrize(
     ("model", "lacks"),
     [
-        ("qwen3-next-80b-a3b", "a recurrence (gated-delta)"),
+        ("kimi-linear-48b-a3b", "a recurrence (key-gated-delta)"),
         ("gpt3-175b", "learned positions"),
     ],
 )
@@ -90,6 +90,11 @@ def ours_of(config: dict[str, Any], key: str) -> str:
     """Our name of a parameter of the ``transformers`` class."""
     renamed = {
         "qwen2_moe": [("shared_expert.", "shared_experts.")],
+        "qwen3_next": [
+            ("shared_expert.", "shared_experts."),
+            ("linear_attn.norm.weight", "self_attn.gain"),
+            ("linear_attn.", "self_attn."),
+        ],
         "gpt_oss": [("mlp.router.", "mlp.gate.")],
         "apertus": [
             ("attention_layernorm", "input_layernorm"),

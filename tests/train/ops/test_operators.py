@@ -359,3 +359,44 @@ def test_the_slots_that_vendors_fill() -> None:
     assert npu == {"attention", "rms_norm", "rotate", "swiglu"}
     with pytest.raises(UnknownNameError, match="Did you mean attention"):
         ops.find_operator("atention")
+
+
+def delta_token_by_token(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, documents: Tensor | None
+) -> Tensor:
+    """The gated delta rule as it is defined, one token after the other."""
+    q, k = (t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k))
+    state, out = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]), []
+    for t in range(q.shape[2]):
+        if documents is not None and t:
+            goes_on = documents[:, t] == documents[:, t - 1]
+            state = state * goes_on[:, None, None, None]
+        state = state * decay[:, :, t].exp()[..., None, None]
+        given = torch.einsum("bhk,bhkv->bhv", k[:, :, t], state)
+        written = beta[:, :, t, None] * (v[:, :, t] - given)
+        state = state + k[:, :, t, :, None] * written[:, :, None]
+        out.append(torch.einsum("bhk,bhkv->bhv", q[:, :, t], state) / q.shape[-1] ** 0.5)
+    return torch.stack(out, dim=2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("length", "chunk"), [(23, 8), (16, 8), (5, 64)])
+@pytest.mark.parametrize("cut", [False, True])
+def test_delta_rule(device: str, length: int, chunk: int, cut: bool) -> None:
+    heads = (2, 3, length)
+    documents = torch.tensor([[t // 7 for t in range(length)], [t // 4 for t in range(length)]])
+    inputs = [draw(*heads, 4, seed=1), draw(*heads, 4, seed=2), draw(*heads, 5, seed=3)]
+    inputs += [draw(*heads, seed=4), draw(*heads, seed=5)]
+    ends = documents if cut else None
+
+    def gates(decay: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        return -decay.exp(), beta.sigmoid()
+
+    def ours(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
+        own = ends if ends is None else ends.to(q.device)
+        return ops.gated_delta(q, k, v, *gates(decay, beta), own, chunk)
+
+    def exact(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
+        return delta_token_by_token(q, k, v, *gates(decay, beta), ends)
+
+    check(ours, exact, inputs, device, torch.float32)

@@ -59,7 +59,8 @@ WEIGHT = "weight/"
 FILE_BYTES = 5_000_000_000
 """Size at which a new file is begun, as Hugging Face does."""
 
-_OF_QUANTISED = ("quantization_config", "expert_dtype", "torch_dtype")
+_NOT_HERE = ("quantization_config", "expert_dtype", "torch_dtype", "auto_map")
+"""Fields about other files or types than an export has: quantised weights, code beside them."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -237,11 +238,14 @@ def export_huggingface(
 
 
 def exported_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """``config`` for weights of ``dtype``: what it says of quantised weights no longer holds."""
-    kept = {k: v for k, v in config.items() if k not in _OF_QUANTISED}
+    """``config`` for weights of ``dtype``, a language model by the class that engines know.
+
+    What it says of quantised weights, or of code that lay beside them, no longer holds.
+    """
+    kept = {k: v for k, v in config.items() if k not in _NOT_HERE}
     known = str(config.get("model_type"))
     if known in TRAINABLE:
-        kept.setdefault("architectures", [describe(known).table("compute")["class"]])
+        kept["architectures"] = [describe(known).table("compute")["class"]]
     return {**kept, "dtype": dtype}
 
 

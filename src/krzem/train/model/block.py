@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from krzem.model import Attention, AttentionKind, Layer
 from krzem.train.config import ModelSpec, Rope
 from krzem.train.model.compressor import KeyIndexer
 from krzem.train.model.context import Context
+from krzem.train.model.delta import GatedDeltaNet
 from krzem.train.model.feed_forward import FeedForwardNetwork
 from krzem.train.model.hyper import HyperConnection, spread
 from krzem.train.model.in_parts import InParts
@@ -28,6 +30,10 @@ from krzem.train.parallel.collectives import ALONE, Axes, exchange, gather, gath
 # Multi-head and grouped-query attention (Llama, Mistral, Qwen, OLMo, Gemma, GPT-OSS)
 # -----------------------------------------------------------------------------------
 
+Grouped = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Queries ``[B, S, H, N]``, keys and values ``[B, S, G, N]``, and where heads are gated the gates
+``[B, S, H, N]`` before the sigmoid."""
+
 
 class GroupedQueryAttention(InParts):
     """Queries in groups that share a key-value head."""
@@ -40,7 +46,8 @@ class GroupedQueryAttention(InParts):
         # Fewer key-value heads than ranks: every rank computes all of them and takes what it needs.
         self.kv_split = shape.kv_heads % axes.tp.size == 0
         kv_cut = Cut.ROWS if self.kv_split else Cut.WHOLE
-        self.q_proj = Linear(spec.hidden, shape.heads * width, Cut.ROWS, bias=bias)
+        each = 2 * width if spec.gated_heads else width
+        self.q_proj = Linear(spec.hidden, shape.heads * each, Cut.ROWS, bias=bias)
         self.k_proj = Linear(spec.hidden, shape.kv_heads * width, kv_cut, bias=bias)
         self.v_proj = Linear(spec.hidden, shape.kv_heads * width, kv_cut, bias=bias)
         self.o_proj = RowLinear(shape.heads * width, spec.hidden, axes.tp, bias=shape.out_bias)
@@ -66,23 +73,27 @@ class GroupedQueryAttention(InParts):
         width, eps, offset = shape.head_dim, spec.norm_eps, spec.norm_offset
         return Norm(width, eps, offset), Norm(width, eps, offset)
 
-    def inputs(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[B, S, H, N]``, keys and values ``[B, S, G, N]`` of ``x [B, S/tp, D]``."""
+    def inputs(self, x: Tensor, context: Context) -> Grouped:
+        """What the core reads, and the gates of its output, of ``x [B, S/tp, D]``."""
         x = gather(x, self.axes.tp, 1)
         heads = (*x.shape[:2], -1, self.shape.head_dim)
         q, k = self.q_proj(x), self.k_proj(x)
+        gate = None
+        if self.spec.gated_heads:
+            q, gate = q.view(*x.shape[:2], -1, 2, self.shape.head_dim).unbind(3)
         if self.spec.whole_norms:
             q, k = self.q_norm(q).view(heads), self.k_norm(k).view(heads)
         else:
-            q, k = self.q_norm(q.view(heads)), self.k_norm(k.view(heads))
+            q, k = self.q_norm(q.reshape(heads)), self.k_norm(k.view(heads))
         v = self.v_proj(x).view(heads)
         cos, sin = context.angles(self.rope, context.chunk)
         q, k = (rotate_first(t, cos, sin, self.spec.rope_interleaved) for t in (q, k))
-        return q, self._own_heads(k), self._own_heads(v)
+        return q, self._own_heads(k), self._own_heads(v), gate
 
-    def output(self, out: Tensor, _: Any, __: Context) -> Tensor:
+    def output(self, out: Tensor, inputs: Grouped, _: Context) -> Tensor:
         """``[B, S, H * N] -> [B, S/tp, D]``."""
-        return self.o_proj(out)
+        gate = inputs[3]
+        return self.o_proj(out if gate is None else out * gate.flatten(2).sigmoid())
 
     def _own_heads(self, kv: Tensor) -> Tensor:
         """The key-value heads that this rank's query heads read, in a number cp divides."""
@@ -94,9 +105,10 @@ class GroupedQueryAttention(InParts):
         copies = self.axes.cp.size // math.gcd(kv.shape[2], self.axes.cp.size)
         return kv if copies == 1 else kv.repeat_interleave(copies, dim=2)
 
-    def core(self, inputs: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
+    def core(self, inputs: Grouped, context: Context) -> Tensor:
         """``[B, S, H * N]``: attention over the whole sequence with this rank's share of heads."""
-        q, k, v = (exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2) for t in inputs)
+        parts = inputs[:3]
+        q, k, v = (exchange(t, self.axes.cp, split=2, join=1).transpose(1, 2) for t in parts)
         if context.cache is not None:
             k, v = context.cache.extended(self, k, v)
         core = partial(
@@ -111,8 +123,8 @@ class GroupedQueryAttention(InParts):
         return out.flatten(2)
 
 
-# Multi-head latent attention (DeepSeek V2, V3, and with an indexer V3.2)
-# -----------------------------------------------------------------------
+# Multi-head latent attention (DeepSeek V2, V3, and with an indexer V3.2 and GLM-5)
+# ---------------------------------------------------------------------------------
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 """Queries, keys ``[B, H, S, N + R]`` and values ``[B, H, S, V]`` of the whole sequence, the keys
@@ -123,7 +135,8 @@ class LatentAttention(InParts):
     """Queries, keys and values come from low-rank latents; one rotated key part serves all heads.
 
     Latents are computed on each rank's own tokens and gathered over tensor-parallel ranks: they
-    are narrower than the residual.
+    are narrower than the residual.  A layer that reuses the choice of keys of another one has no
+    indexer; ``chooser`` is that layer's attention (GLM-5, arXiv 2603.12201).
     """
 
     def __init__(self, spec: ModelSpec, shape: Attention, axes: Axes) -> None:
@@ -145,7 +158,8 @@ class LatentAttention(InParts):
         expanded = shape.heads * (self.plain + shape.value_dim)
         self.kv_b_proj = Linear(self.latent, expanded, Cut.ROWS)
         self.o_proj = RowLinear(shape.heads * shape.value_dim, spec.hidden, axes.tp)
-        if shape.indexer is not None:
+        self.chooser = id(self)
+        if shape.indexer is not None and not shape.indexer.shared:
             rank = shape.q_lora_rank or 0
             self.indexer = KeyIndexer(spec, shape.indexer, rank, axes)
 
@@ -158,10 +172,13 @@ class LatentAttention(InParts):
         )
         if self.shape.indexer is None:
             return q, k, v, None, None
+        if self.shape.indexer.shared:
+            return q, k, v, context.choices[self.chooser], None
         learns = torch.is_grad_enabled() and context.weights.indexer > 0
         with torch.set_grad_enabled(learns):
             scores = self.indexer.scores(x, own, context)
         mask = gather_no_grad(self.indexer.chosen(scores), self.axes.sequence, 1)
+        context.choices[self.chooser] = mask
         return q, k, v, mask, scores if learns else None
 
     def _heads(self, own: Tensor, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,6 +238,14 @@ class LatentAttention(InParts):
         return out.flatten(2)
 
 
+def reuse_choices(layers: Sequence[nn.Module]) -> None:
+    """Tell layers that reuse a choice of keys whose it is: the last indexer's before them."""
+    last = 0
+    for module in (layer.self_attn for layer in layers):
+        if isinstance(module, LatentAttention) and module.shape.indexer is not None:
+            last = module.chooser = last if module.shape.indexer.shared else module.chooser
+
+
 # One transformer layer
 # ---------------------
 
@@ -244,6 +269,13 @@ _ATTENTION: dict[AttentionKind, Any] = {
 }
 
 
+def _mixer(spec: ModelSpec, layer: Layer, axes: Axes) -> Any:
+    """What lets tokens see each other: attention, or a recurrence in its place."""
+    if layer.recurrence is not None:
+        return GatedDeltaNet(spec, layer.recurrence, axes)
+    return _ATTENTION[layer.attention.kind](spec, layer.attention, axes)
+
+
 class Block(nn.Module):
     """Norm and attention, norm and feed-forward network, each on a residual.
 
@@ -256,7 +288,7 @@ class Block(nn.Module):
         self.recompute = Recompute.NONE
         self.in_pieces = False
         """Whether the layer runs piece by piece, as a compiler takes it, not module by module."""
-        self.self_attn = _ATTENTION[layer.attention.kind](spec, layer.attention, axes)
+        self.self_attn = _mixer(spec, layer, axes)
         self._norms = _NORMS[spec.norms]
         for name in filter(None, self._norms):
             self.add_module(name, Norm(spec.hidden, spec.norm_eps, spec.norm_offset))

@@ -136,7 +136,7 @@ class KeyIndexer(nn.Module):
     """Picks the keys that a query of latent attention reads (DeepSeek-V3.2, arXiv 2512.02556).
 
     One key of its own for each token, under a norm that subtracts the mean; first channels are
-    rotated, half a head apart.
+    rotated, half a head apart (neighbours in GLM-5).
     """
 
     def __init__(self, spec: ModelSpec, shape: Indexer, latent: int, axes: Axes) -> None:
@@ -170,7 +170,7 @@ class KeyIndexer(nn.Module):
 
     def _rotated(self, x: Tensor, context: Context) -> Tensor:
         cos, sin = context.angles(self.spec.rope, context.own)
-        return rotate_first(x, cos, sin, False)
+        return rotate_first(x, cos, sin, self.spec.index_interleaved)
 
 
 def visible_entries(context: Context, rate: int, entries: int, *, overlap: bool) -> Tensor:

@@ -119,6 +119,8 @@ class Context:
     weights: LossWeights = LossWeights()
     cache: KeysValues | None = None
     """Where tokens went before these."""
+    choices: dict[int, Tensor] = field(default_factory=dict)
+    """[B, S, S] the keys that an indexer picked, by its attention, for layers that reuse them."""
     _tables: dict[Rope, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property

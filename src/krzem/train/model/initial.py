@@ -26,7 +26,8 @@ def initial_values(
     """The initial values of ``region`` of the parameter ``name``, float32 on the CPU.
 
     Matrices are normal with ``std``; gains (their weights plus ``offset``) and scales one; biases,
-    sinks and offsets zero.
+    sinks and offsets zero.  Decays of a recurrence (``A_log``) are logarithms of numbers between
+    0.01 and 16, its time steps one, as ``transformers`` begins.
     """
     part = [len(range(*cut.indices(size))) for cut, size in zip(region, shape, strict=True)]
     constant = constant_of(name, offset)
@@ -40,6 +41,8 @@ def initial_values(
         values = _draw(name, seed, block, (min(rows_per_block, shape[0] - first), *shape[1:]))
         low, high = max(start, first), min(stop, first + len(values))
         out[low - start : high - start] = values[(slice(low - first, high - first), *region[1:])]
+    if name.endswith("A_log"):
+        return (0.01 + (16 - 0.01) * torch.special.ndtr(out)).log()
     return out * std
 
 
@@ -47,6 +50,8 @@ def constant_of(name: str, offset: float = 0.0) -> float | None:
     """The value of parameters that start constant, None for those drawn at random."""
     last = name.split(".")[-1]
     parent = name.split(".")[-2] if "." in name else ""
+    if last in ("gain", "dt_bias"):
+        return 1.0
     if last.endswith("bias") or last in ("sinks", "base", "hc_base"):
         return 0.0
     if parent.endswith("norm"):

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from krzem.model import AttentionKind
 from krzem.train.config import ModelSpec
-from krzem.train.model.block import Block
+from krzem.train.model.block import Block, reuse_choices
 from krzem.train.model.context import Context, KeysValues, LossWeights
 from krzem.train.model.hyper import StreamHead
 from krzem.train.model.weights import Cut, Linear, Norm, local, weight
@@ -268,6 +268,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleDict(
             {str(i): Block(spec, spec.layers[i], axes) for i in self.part.layers}
         )
+        reuse_choices(list(self.layers.values()))
         if self.part.last:
             self.norm = Norm(spec.hidden, spec.norm_eps, spec.norm_offset)
             self.hc_head = StreamHead(spec) if spec.streams > 1 else None
@@ -306,9 +307,12 @@ class Transformer(nn.Module):
 
     @property
     def remembers(self) -> bool:
-        """Whether keys and values of earlier tokens can be kept: not compressed, nor indexed."""
+        """Whether keys and values of earlier tokens can be kept: not compressed, indexed or in a
+        recurrence's state."""
         return all(
-            layer.attention.kind is not AttentionKind.SHARED_KV and layer.attention.indexer is None
+            layer.attention.kind is not AttentionKind.SHARED_KV
+            and layer.attention.indexer is None
+            and layer.recurrence is None
             for layer in self.spec.layers
         )
 

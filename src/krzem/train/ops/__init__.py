@@ -16,6 +16,7 @@ from krzem.train.ops import (
     cuda,
 )
 from krzem.train.ops.attention import attention, sink_attention
+from krzem.train.ops.delta import gated_delta
 from krzem.train.ops.dispatch import dispatch
 from krzem.train.ops.float8 import float8_grouped_linear, float8_linear, float8_product
 from krzem.train.ops.gated import grouped_network
@@ -49,6 +50,7 @@ __all__ = [
     "float8_grouped_linear",
     "float8_linear",
     "float8_product",
+    "gated_delta",
     "grouped_linear",
     "grouped_network",
     "host_counts",

@@ -36,9 +36,10 @@ def orthogonal_update(momentum: Tensor, groups: int) -> Tensor:
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon updates it: matrices but embedding, output and biases."""
+    """Whether Muon updates it: matrices but embedding, output, biases and convolutions."""
     apart = ("embed_tokens.", "lm_head.")
-    return parameter.dim() >= 2 and not name.startswith(apart) and not name.endswith("bias")
+    last = ("bias", "conv1d.weight")
+    return parameter.dim() >= 2 and not name.startswith(apart) and not name.endswith(last)
 
 
 def row_groups(name: str, groups: int) -> int:
