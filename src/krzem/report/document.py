@@ -5,6 +5,7 @@ Every number is finite or null.  An interval is ``{"low", "mid", "high"}``, its 
 
 from __future__ import annotations
 
+import datetime
 import enum
 import math
 from collections.abc import Mapping
@@ -120,9 +121,19 @@ def question(asked: Asked) -> dict[str, Any]:
             "version": asked.task.setup.version,
             "stated": dict(asked.task.stated),
             "schedules": list(asked.space.schedules),
-            "software_date": asked.date.isoformat(),
+            "date": asked.date.isoformat(),
+            "software_date": software_date(asked).isoformat(),
         },
     }
+
+
+def software_date(asked: Asked) -> datetime.date:
+    """The age of the software that is planned: never newer than the last for the chips."""
+    year = asked.task.setup.year
+    whole = int(year + 1e-9)
+    planned = datetime.date(whole, int((year - whole) * 12 + 1e-6) + 1, 1)
+    month = asked.date.replace(day=1)
+    return planned if planned < month else asked.date
 
 
 def _model(asked: Asked) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _question(
             state_bytes=states,
             engine=str(engine["name"]),
             schedules=",".join(engine["schedules"]),
-            date=str(engine["software_date"]),
+            date=str(engine.get("date", engine["software_date"])),
             start=goal.get("start"),
             sure=float(goal["sure"]),
         )

@@ -42,13 +42,23 @@ def _summary(d: Document) -> list[str]:
     return [
         "## Summary",
         "",
-        f"Pre-training of {model['name']} ({format_count(model['parameters'], 3)} parameters,"
-        f" {format_count(model['active_parameters'], 3)} active per token) on"
+        f"Pre-training of {model['name']} ({format_count(model['parameters'], 3)} parameters"
+        f"{_active(model)}) on"
         f" {format_count(goal['tokens'], 3)} tokens, on {d['resources']['nodes']:,} nodes"
-        f" ({cluster['devices']:,} x {cluster['device_name']}, a device being one"
-        f" {cluster['device_is']}): {_spread(total)} node-hours, evaluation included, over"
+        f" ({cluster['devices']:,} x {cluster['device_name']}{_of_a_card(cluster)}):"
+        f" {_spread(total)} node-hours, evaluation included, over"
         f" {_spread(d['resources']['days'])} days.",
     ]
+
+
+def _of_a_card(cluster: Document) -> str:
+    part = cluster["device_is"]
+    return "" if part == "card" else f", a device being {part}"
+
+
+def _active(model: Document) -> str:
+    active = model["active_parameters"]
+    return "" if active == model["parameters"] else f", {format_count(active, 3)} active per token"
 
 
 def _scaling(d: Document) -> list[str]:
@@ -208,7 +218,7 @@ def _software(d: Document) -> list[str]:
     return [
         "## Software",
         "",
-        f"- training: {d['engine']}, releases of {d['software_date']} or later, in a container",
+        f"- training: {d['engine']}, as released by {d['software_date']}, in a container",
         f"- arithmetic: {goal['precision']}; optimizer: {goal['optimizer']}; bytes per parameter: "
         + ", ".join(f"{k} {v:g}" for k, v in goal["state_bytes"].items()),
         "- launch: one process per device, by the scheduler's own launcher; a run goes on from its"
