@@ -10,12 +10,13 @@ import pytest
 
 from krzem.errors import GoalError
 from krzem.hardware.catalogue import device_ids, having, lacks_format, load_device
+from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import read_cluster
 from krzem.layout.layout import Precision
 from krzem.plan.goal import AHEAD, MANY_TOKENS, MOST_TOKENS, check_batch, check_software_date
 from krzem.plan.question import Question
 from krzem.plan.request import settle
-from krzem.plan.sweep import parse_sweep
+from krzem.plan.sweep import QUANTITIES, parse_sweep
 
 TODAY = datetime.date(2026, 11, 30)
 
@@ -89,6 +90,14 @@ def test_a_recipe_in_a_format_that_the_chip_lacks_is_planned_in_another() -> Non
 def test_devices_count_alike_on_a_cluster_and_in_a_sweep() -> None:
     assert parse_sweep("devices=1k|2k") == ("devices", (1024.0, 2048.0))
     assert read_cluster("nvidia-h100-sxm:2k").devices == 2048
+
+
+def test_a_cluster_of_a_sweep_is_called_by_its_own_count() -> None:
+    for given, name in (("h100:64", "nvidia-h100-sxm:16"), ("leonardo:64", "Leonardo Booster")):
+        question = Question(model="llama-3.1-8b", on=given)
+        swept = QUANTITIES["devices"].put(question, read_cluster(given), 16.0)
+        assert isinstance(swept.on, Cluster)
+        assert (swept.on.name, swept.on.devices) == (name, 16)
 
 
 @pytest.mark.parametrize("verb", ["plan", "explain"])

@@ -64,7 +64,12 @@ def _cluster(name: str) -> Callable[[Question, Cluster, float], Question]:
     def put(question: Question, cluster: Cluster, value: float) -> Question:
         facts = {key: fact for key, fact in cluster.facts.items() if key != name}
         assumed = {key: bounds for key, bounds in cluster.assumed.items() if key != name}
-        changed: dict[str, Any] = {name: round(value) if name == "devices" else value}
+        changed: dict[str, Any] = {name: value}
+        if name == "devices":
+            count = round(value)
+            named = cluster.name.removesuffix(f":{cluster.devices}")
+            changed = {name: count}
+            changed["name"] = cluster.name if named == cluster.name else f"{named}:{count}"
         return replace(question, on=replace(cluster, facts=facts, assumed=assumed, **changed))
 
     return put
