@@ -121,7 +121,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     text = str(caught.value)
     for part in (
         "flagship.toml has 15 faults",
-        "[modle]: unknown table; did you mean [model]?",
+        "modle: unknown key; did you mean model?",
         "goal.tokens: cannot read 'lots' as a count",
         "goal.gloabl_batch: unknown key; did you mean global_batch",
         "goal.global_batch is missing (sequences per optimizer step): write global_batch = 4096",

@@ -54,7 +54,7 @@ def read_run(path: Path) -> RunSettings:
     Raises DataError where it is not TOML and RunError with every fault in it.
     """
     raw = _toml(path)
-    faults = [_unknown(name) for name in raw if name not in OWN + PASSED_ON]
+    faults = [_unknown(name, raw[name]) for name in raw if name not in OWN + PASSED_ON]
     goal, date = _goal(raw.get("goal", {}), faults)
     pools = _pools(raw.get("pool"), path.parent, faults)
     gates = read_gates(raw.get("gates", {}), faults)
@@ -110,10 +110,17 @@ def _sentence(path: Path, faults: list[str]) -> str:
     return "\n  ".join([f"{path.name} has {count}:", *faults])
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: str, value: object) -> str:
     near = nearest(name, OWN + PASSED_ON, 2)
-    offer = f"did you mean [{'] or ['.join(near)}]?" if near else f"known are {', '.join(OWN)}"
-    return f"[{shorten(name, 40)}]: unknown table; {offer}"
+    if isinstance(value, dict | list):
+        offer = f"did you mean [{'] or ['.join(near)}]?" if near else f"known are {', '.join(OWN)}"
+        return f"[{shorten(name, 40)}]: unknown table; {offer}"
+    offer = "model and layout alone stand outside of tables"
+    if near:
+        offer = f"did you mean {' or '.join(near)}?"
+    elif name in ("name", "folder"):
+        offer += f"; {name} belongs to [run]"
+    return f"{shorten(name, 40)}: unknown key; {offer}"
 
 
 def _run(table: object, path: Path, faults: list[str]) -> tuple[str, Path]:
