@@ -18,7 +18,7 @@ from tests.run.run_helpers import write_run
 
 from krzem.errors import CheckpointError, DataError
 from krzem.run.contract import CHECKPOINTS, ENV_ATTEMPT, Heartbeat, read_heartbeats
-from krzem.run.ledger import Reader
+from krzem.run.ledger import LEDGER, Reader
 from krzem.run.processes import of_run
 from krzem.run.rows import State
 from krzem.train.checkpoint.store import checkpoints, quick_check
@@ -26,6 +26,8 @@ from krzem.train.checkpoint.store import checkpoints, quick_check
 ROOT = Path(__file__).parent.parent
 CONTROLLER = ROOT / "tests" / "run" / "controller_main.py"
 STEPS = 40
+HELD = "held"
+"""A planted wait is no fault: it keeps a trainer alive until it is disturbed."""
 LONGEST = 600.0
 """Seconds after which a trial is lost; nothing is judged by time."""
 
@@ -152,3 +154,23 @@ def is_good(folder: Path) -> bool:
         quick_check(folder)
         return True
     return False
+
+
+def hold(trial: Trial, step: int, **changes: Any) -> subprocess.Popen[bytes]:
+    """A controller whose trainer waits in ``step``."""
+    held = [{"id": HELD, "step": step, "at": "compute", "do": "wait"}]
+    trial.write(stall="5 min", faults=held, **changes)  # a held trainer is no hung one
+    process = trial.start()
+    trial.wait(lambda: (trial.run_dir / "faults.done" / HELD).exists())
+    return process
+
+
+def lose_ledger(trial: Trial, how: str = "lost") -> None:
+    """The ledger's files go, or its log alone, or half of it."""
+    for file in trial.run_dir.glob(f"{LEDGER}*"):
+        if how == "cut short" and file.name == LEDGER:
+            raw = file.read_bytes()
+            file.write_bytes(raw[: trial.random.randrange(len(raw))])
+        elif how != "log lost" or file.name != LEDGER:
+            file.unlink()
+    trial.forgotten = True

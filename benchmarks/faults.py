@@ -14,20 +14,26 @@ import json
 import os
 import random
 import shutil
-import signal
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
+from benchmarks.fault_schedulers import (
+    GRID_ENGINE,
+    SLURM,
+    Schedulers,
+    grid_engine_installed,
+    slurm_installed,
+)
 from benchmarks.fault_training import TRAINING, run_undisturbed
-from benchmarks.fault_trial import ROOT, STEPS, Trial, is_good
+from benchmarks.fault_trial import HELD, ROOT, STEPS, Trial, hold, is_good, lose_ledger
 from tests.run.run_helpers import assert_exact, run_it, write_run
 
 from krzem.run.contract import CHECKPOINTS
@@ -40,8 +46,6 @@ from krzem.train.checkpoint.store import checkpoints
 
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
-HELD = "held"
-"""A planted wait is no fault: it keeps a trainer alive until it is disturbed."""
 POINTS = ("compute", "save.begin", "save.data", "save.manifest", "save.done")
 
 
@@ -116,15 +120,6 @@ def kill_while_moving(trial: Trial) -> None:
         trial.controllers[-1].kill()
         trial.controllers[-1].wait()
         trial.start()
-
-
-def hold(trial: Trial, step: int) -> subprocess.Popen[bytes]:
-    """A controller whose trainer waits in ``step``."""
-    held = [{"id": HELD, "step": step, "at": "compute", "do": "wait"}]
-    trial.write(stall="5 min", faults=held)  # a held trainer is no hung one
-    process = trial.start()
-    trial.wait(lambda: (trial.run_dir / "faults.done" / HELD).exists())
-    return process
 
 
 def two_controllers(trial: Trial) -> None:
@@ -220,16 +215,10 @@ def lost_ledger(how: str) -> Callable[[Trial], None]:
             process = trial.controllers[-1]
         process.kill()
         process.wait()
-        for file in trial.run_dir.glob(f"{LEDGER}*"):
-            if how == "cut short" and file.name == LEDGER:
-                raw = file.read_bytes()
-                file.write_bytes(raw[: trial.random.randrange(len(raw))])
-            elif how != "log lost" or file.name != LEDGER:
-                file.unlink()
+        lose_ledger(trial, how)
         if how == "put back":
             for file in copy.glob(f"{LEDGER}*"):
                 shutil.copy(file, trial.run_dir)
-        trial.forgotten = True
         (trial.run_dir / "go").touch()
         trial.start()
 
@@ -261,61 +250,6 @@ def crash_loop(trial: Trial) -> None:
     trial.start()
 
 
-def tidy_slurm(trial: Trial) -> None:
-    """What an administrator does after a crash of Slurm's daemons.
-
-    A controller daemon that dies before it has saved its state gives job numbers out again, takes
-    jobs that are over for running ones, and drains nodes on which a number is known already.
-    """
-    with Reader(trial.run_dir) as reader:
-        mine = {a.handle["job_id"] for a in reader.attempts() if a.handle}
-    listed = ["squeue", "--noheader", "--format=%i"]
-    for job in subprocess.run(listed, capture_output=True, text=True, check=False).stdout.split():
-        if job not in mine:
-            subprocess.run(["scancel", job], check=False)
-    subprocess.run(["scontrol", "update", "nodename=n[1-2]", "state=resume"], check=False,
-                   stderr=subprocess.DEVNULL)  # fmt: skip
-
-
-def over(trial: Trial) -> bool:
-    """Whether the trial needs Slurm no more."""
-    return trial.controllers[-1].poll() is not None or trial.step() >= STEPS - 2
-
-
-def slurm_daemon(which: str) -> Callable[[Trial], None]:
-    """A daemon of Slurm dies under the job and is started again."""
-
-    def disturb(trial: Trial) -> None:
-        home = Path(os.environ["SLURM_CONF"]).parent
-        trial.write(launcher="slurm", nodes=2)
-        trial.start()
-        trial.until(trial.random.randrange(3, 20))
-        os.kill(int((home / f"{which}.pid").read_text()), signal.SIGKILL)
-        end = time.monotonic() + trial.random.uniform(0.1, 2.0)
-        trial.wait(lambda: time.monotonic() > end)
-        name, _, node = which.partition("-")
-        subprocess.run([name, *(["-N", node] if node else [])], check=True)
-        for _ in range(20):
-            soon = time.monotonic() + 3
-            trial.wait(lambda s=soon: over(trial) or time.monotonic() > s)  # type: ignore[misc]
-            if over(trial):
-                break
-            tidy_slurm(trial)
-
-    return disturb
-
-
-def slurm_job(trial: Trial) -> None:
-    """The job is cancelled by somebody."""
-    trial.write(launcher="slurm", nodes=2)
-    trial.start()
-    trial.until(trial.random.randrange(3, 30))
-    with Reader(trial.run_dir) as reader:
-        attempt = reader.open_attempt()
-    if attempt is not None and attempt.handle is not None:
-        subprocess.run(["scancel", attempt.handle["job_id"]], check=False)
-
-
 LOCAL: dict[str, tuple[Callable[[Trial], None], int]] = {
     "one rank killed, in a step": (planted("kill", at="compute"), 24),
     "rank 0 killed, in a save": (planted("kill", rank=0), 30),
@@ -342,11 +276,6 @@ LOCAL: dict[str, tuple[Callable[[Trial], None], int]] = {
     "one rank hangs": (planted("hang", at="compute"), 8),
 }
 """Name: how to disturb, and its share of the trials."""
-SLURM: dict[str, tuple[Callable[[Trial], None], int]] = {
-    "Slurm's controller daemon killed": (slurm_daemon("slurmctld"), 6),
-    "Slurm's node daemon killed": (slurm_daemon("slurmd-n2"), 6),
-    "Slurm job cancelled": (slurm_job, 6),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,14 +292,12 @@ class Result:
     seconds: float
 
 
+ALL = LOCAL | SLURM | GRID_ENGINE | TRAINING
+
+
 def try_one(scenario: str, seed: int, undisturbed: Path, keep: Path | None = None) -> Result:
     """One trial of a scenario; a failure is a result, and its folder is kept for a look."""
-    with own_slurm() if scenario in SLURM else nullcontext():
-        return _try_one(scenario, seed, undisturbed, keep)
-
-
-def _try_one(scenario: str, seed: int, undisturbed: Path, keep: Path | None) -> Result:
-    disturb, _ = (LOCAL | SLURM | TRAINING)[scenario]
+    disturb, _ = ALL[scenario]
     folder = Path(tempfile.mkdtemp(prefix="krzem-faults-"))
     trial = Trial(folder=folder / "t", random=random.Random(f"{scenario} {seed}"))
     begun = time.monotonic()
@@ -432,35 +359,23 @@ def _cost(run_dir: Path) -> tuple[int, tuple[float, ...]]:
     return sum(i.lost_steps for i in status.interruptions), tuple(seconds)
 
 
-def slurm_installed() -> bool:
-    """Whether a Slurm of our own can be started here."""
-    return not os.geteuid() and all(shutil.which(t) for t in ("munged", "slurmctld", "slurmd"))
+def schedule(trials: int) -> list[tuple[str, int]]:
+    """(scenario, seed) of each trial, scenarios in proportion to their shares.
 
-
-@contextmanager
-def own_slurm() -> Iterator[None]:
-    """A Slurm of one trial: a daemon that dies takes what it knows of jobs with it."""
-    folder = Path(tempfile.mkdtemp(prefix="krzem-slurm-"))
-    up = [ROOT / "scripts" / "slurm-up", folder, "2", str(os.getpid())]
-    subprocess.run(up, check=True, stdout=subprocess.DEVNULL)
-    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
-    try:
-        yield
-    finally:
-        subprocess.run([ROOT / "scripts" / "slurm-down", folder], check=False)
-        del os.environ["SLURM_CONF"]
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def schedule(trials: int, slurm: bool) -> list[tuple[str, int]]:
-    """(scenario, seed) of each trial, scenarios in proportion to their shares."""
-    chosen = LOCAL | (SLURM if slurm else {}) | (TRAINING if find_spec("torch") else {})
+    One of each scenario comes before the second of any, so that a campaign that is cut off has
+    tried them all.
+    """
+    chosen = dict(LOCAL)
+    chosen |= SLURM if slurm_installed() else {}
+    chosen |= GRID_ENGINE if grid_engine_installed() else {}
+    chosen |= TRAINING if find_spec("torch") else {}
     total = sum(share for _, share in chosen.values())
-    return [
+    pairs = [
         (name, seed)
         for name, (_, share) in chosen.items()
         for seed in range(max(1, round(trials * share / total)))
     ]
+    return sorted(pairs, key=lambda pair: pair[1])
 
 
 def table(results: list[Result]) -> str:
@@ -499,39 +414,48 @@ def write_table(results: list[Result], page: Path = PAGE) -> None:
 @click.option("--write", is_flag=True, help="Put the table into docs/reliability.md.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the folders of failures here.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write every result here.")
-@click.option("--also", type=click.Path(path_type=Path, exists=True), help="Results (--json) of an "
-              "earlier part, for the faults not tried now.")  # fmt: skip
+@click.option(
+    "--part", default="1/1", show_default=True, help="Every n-th trial: 2/3 the second of three."
+)
+@click.option("--minutes", type=float, help="Begin no trial after so many.")
+@click.option("--seeds-from", default=0, show_default=True, help="The first seed of each fault.")
+@click.option("--also", type=click.Path(path_type=Path, exists=True), multiple=True,
+              help="Results (--json) of another part, to be counted too.")  # fmt: skip
 def main(
     trials: int, only: str | None, write: bool, keep: Path | None, out: Path | None,
-    also: Path | None,
+    part: str, minutes: float | None, seeds_from: int, also: tuple[Path, ...],
 ) -> None:  # fmt: skip
     """Try faults at random and print what came of them."""
-    planned = [p for p in schedule(trials, slurm_installed()) if only is None or only in p[0]]
-    results = earlier(also, {scenario for scenario, _ in planned}) if also else []
-    with tempfile.TemporaryDirectory() as name:
+    first, of = map(int, part.split("/"))
+    planned = [p for p in schedule(trials) if only is None or only in p[0]][first - 1 :: of]
+    results = [result for path in also for result in earlier(path)]
+    end = time.monotonic() + (minutes or 1e6) * 60
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        schedulers = Schedulers(stack)
         run_it(write_run(Path(name), steps=STEPS))
-        undisturbed = dict.fromkeys(LOCAL | SLURM, Path(name) / "run")
+        undisturbed = dict.fromkeys(ALL, Path(name) / "run")
         if any(scenario in TRAINING for scenario, _ in planned):
             undisturbed |= dict.fromkeys(TRAINING, run_undisturbed(Path(name) / "training"))
         for number, (scenario, seed) in enumerate(planned, 1):
-            result = try_one(scenario, seed, undisturbed[scenario], keep)
+            if time.monotonic() > end:
+                break
+            with schedulers.ready_for(scenario):
+                result = try_one(scenario, seeds_from + seed, undisturbed[scenario], keep)
             results.append(result)
-            click.echo(f"{number}/{len(planned)} {scenario} {seed}: "
+            click.echo(f"{number}/{len(planned)} {scenario} {result.seed}: "
                        f"{result.fault or 'survived'} ({result.seconds:.1f} s)")  # fmt: skip
-    order = list(LOCAL | SLURM | TRAINING)
-    results.sort(key=lambda result: order.index(result.scenario))
+            if out is not None:
+                out.write_text(json.dumps([vars(r) for r in results], indent=1))
+    results.sort(key=lambda result: list(ALL).index(result.scenario))
     click.echo(table(results))
-    if out is not None:
-        out.write_text(json.dumps([vars(r) for r in results], indent=1))
     if write:
         write_table(results)
     raise SystemExit(0 if all(r.survived for r in results) else 1)
 
 
-def earlier(path: Path, tried_now: set[str]) -> list[Result]:
-    """Results that an earlier part wrote, but of faults that are tried again."""
-    found = [Result(**row) for row in json.loads(path.read_text())]
-    return [result for result in found if result.scenario not in tried_now]
+def earlier(path: Path) -> list[Result]:
+    """Results that another part wrote."""
+    return [Result(**row) for row in json.loads(path.read_text())]
 
 
 if __name__ == "__main__":

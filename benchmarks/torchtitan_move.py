@@ -5,7 +5,8 @@
     python -m venv tt && tt/bin/pip install torch==2.13.0 torchtitan==0.3.0
 
 Processors, Gloo, its own data loader, log and checkpoints (``benchmarks/torchtitan_cpu.py`` gives
-it what it lacks there).  Losses are compared with those of a run that nobody disturbed.
+it what it lacks there).  Losses are compared with those of a run that nobody disturbed; the move is
+proved by a witness of the checkpoint's Hugging Face export (``benchmarks/torchtitan_export.py``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from krzem.errors import KrzemError
 from krzem.run.history import History
+from krzem.run.ledger import Reader
 from krzem.run.processes import of_run
 from krzem.run.status import read_status
 
@@ -34,6 +36,7 @@ MODEL = {
     "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 16,
     "num_key_value_heads": 16, "vocab_size": 2048, "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False,
+    "rope_theta": 500000.0,
 }  # fmt: skip
 RUN = """
 model = "config.json"
@@ -70,7 +73,10 @@ enabled = false
 [gates]
 throughput = false
 stall = {{ seconds = "10 min", load = "30 min" }}
-witness = {{ not_checked = "warn" }}
+[witness]
+sequences = 2
+batches = 1
+export = {export}
 [recovery]
 wait_first = "1 s"
 look_every = "500 ms"
@@ -134,7 +140,11 @@ def run_file(python: str) -> str:
     ]  # fmt: skip
     tokens = STEPS * BATCH * SEQUENCE
     one, two = (json.dumps([*command, degree]) for degree in ("1", "2"))
-    return RUN.format(tokens=tokens, sequence=SEQUENCE, batch=BATCH, one=one, two=two)
+    export = json.dumps([python, str(HERE / "torchtitan_export.py"), "{checkpoint}", "{export}",
+                         str(PLACE / "config.json")])  # fmt: skip
+    return RUN.format(
+        tokens=tokens, sequence=SEQUENCE, batch=BATCH, one=one, two=two, export=export
+    )
 
 
 def step_of(folder: Path) -> int:
@@ -154,7 +164,12 @@ def wait(done: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
 def compared() -> int:
     """Print what both runs did, step by step where they differ most."""
     one, two = (History.of(PLACE / name / "run").kept for name in ("undisturbed", "moved"))
-    status = read_status(PLACE / "moved" / "run")
+    folder = PLACE / "moved" / "run"
+    status = read_status(folder)
+    with Reader(folder) as reader:
+        proofs = [d for d in reader.decisions() if d.subject.startswith("witness of")]
+    for proof in proofs:
+        print(f"proof     {proof.subject}: {proof.choice}; {proof.reason}")
     steps = [r.step for r in two]
     worst = max((abs(b.loss - a.loss) / a.loss, a.step) for a, b in zip(one, two, strict=False))
     for pool in status.pools:
@@ -163,7 +178,10 @@ def compared() -> int:
     print(f"run       {status.state}; stops: {stops}; samples {status.samples_exact}")
     print(f"losses    {one[0].loss:.4f} to {one[-1].loss:.4f}; undisturbed and moved are at most "
           f"{worst[0]:.2e} apart, at step {worst[1]}")  # fmt: skip
-    right = status.state == "done" and steps == list(range(1, STEPS + 1)) and worst[0] < 1e-2
+    proved = [p.choice for p in proofs] == ["recorded", "passed"]
+    right = (
+        proved and status.state == "done" and steps == list(range(1, STEPS + 1)) and worst[0] < 1e-2
+    )
     return 0 if right and len([p for p in status.pools if p.steps]) == 2 else 1
 
 

@@ -14,14 +14,18 @@ import pytest
 from tests.run.run_helpers import BATCH, SEQUENCE, TRAINER, run_it, write_run
 
 from krzem.errors import RunError
+from krzem.run import parity
 from krzem.run.adapter import ENGINES, adapted
 from krzem.run.contract import FencedError, TrainerContract, commit
 from krzem.run.contract_check import check_contract
 from krzem.run.history import History, prove_samples
+from krzem.run.launch.local import LocalLauncher
 from krzem.run.ledger import Reader
+from krzem.run.parity import announced
 from krzem.run.rows import State
 from krzem.run.run_file import read_run
 from krzem.run.trainer import command_of
+from krzem.run.verdict import Agreement
 from krzem.train.checkpoint.store import checkpoints, verify
 
 STAND_IN = Path(__file__).parent / "stand_in.py"
@@ -98,6 +102,90 @@ def test_a_kill_and_a_move_lose_and_repeat_nothing(tmp_path: Path) -> None:
     assert prove_samples(history.kept).exact
     last = checkpoints(tmp_path / "run" / "checkpoints")[-1][1]
     assert json.loads((last / "__0_0.distcp").read_text()) == list(range(1, 21))
+
+
+RECORD = ["sh", "-c", 'cp "$1/__0_0.distcp" "$2"', "-", "{checkpoint}", "{witness}"]
+CHECK = ["sh", "-c", 'cmp "$1/__0_0.distcp" "$2" && test "$SPOILT" != 1 || '
+         '{{ echo "layers.3 departs"; exit 1; }}', "-", "{checkpoint}", "{witness}"]  # fmt: skip
+
+
+def test_a_move_is_proved_by_the_user_s_own_record_and_check(tmp_path: Path) -> None:
+    """Recorded where the run comes from, checked on each pool: one departs, the next agrees."""
+    path = foreign(
+        tmp_path, "torchtitan", ["slow", "bad", "fast"],
+        gates='witness = { action = "move" }\n'
+        'throughput = { below = 0.99, steps = 3, skip = 0, action = "move" }',
+        extra=f"[witness]\nrecord = {json.dumps(RECORD)}\ncheck = {json.dumps(CHECK)}\n",
+        pool_extra={"bad": '[pool.environment]\nvariables = { SPOILT = "1" }\n'},
+    )  # fmt: skip
+    text = path.read_text().replace("throughput = false\n", "")
+    path.write_text(text.replace("tokens_per_s = 1000", "tokens_per_s = 1e9", 1))
+    (told, _) = announced(read_run(path)).values()
+    assert told == "a move to bad is proved by the run file's own witness.record and witness.check"
+    assert run_it(path) is State.DONE
+    with Reader(tmp_path / "run") as reader:
+        assert {a.pool for a in reader.attempts()} == {"slow", "fast"}
+        proofs = [d for d in reader.decisions() if d.subject.startswith("witness of")]
+    said = {d.subject.rpartition(" ")[2]: d for d in proofs}
+    assert "layers.3 departs" in said["bad"].reason
+    assert (said["slow"].choice, said["fast"].choice) == ("recorded", "passed")
+    assert list((tmp_path / "run" / "parity").glob("step-*.witness"))
+
+
+EXPORT = """
+import json, os, sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+assert json.loads((Path(sys.argv[1]) / "__0_0.distcp").read_text())
+torch.manual_seed(1)
+model = AutoModelForCausalLM.from_config(LlamaConfig(
+    vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2))
+if os.environ.get("SPOILT"):
+    model.model.layers[1].mlp.up_proj.weight.data.mul_(1.001)
+model.save_pretrained(sys.argv[2])
+"""
+
+
+@pytest.mark.long
+def test_a_move_is_proved_through_a_hugging_face_export(tmp_path: Path) -> None:
+    (tmp_path / "export.py").write_text(EXPORT)
+    export = ["{python}", str(tmp_path / "export.py"), "{checkpoint}", "{export}"]
+    path = foreign(
+        tmp_path, "megatron-lm", ["first", "bad", "good"],
+        extra=f"[witness]\nsequences = 2\nbatches = 1\nexport = {json.dumps(export)}\n",
+        pool_extra={"bad": '[pool.environment]\nvariables = { SPOILT = "1" }\n'},
+    )  # fmt: skip
+    settings = read_run(path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "__0_0.distcp").write_text("[1]")
+    contract = TrainerContract(run_dir=tmp_path / "run", attempt=1, token=1)
+    folder = commit(tmp_path / "own", 5, 5, contract=contract)
+    first, bad, good = settings.pools
+    given: dict[str, Any] = {"checkpoint": folder}
+    recorded = parity.record(settings, first, LocalLauncher(), 1, layouts=[None], **given)
+    assert recorded is not None
+    assert recorded.recorded, recorded.message
+    departs = parity.check(settings, bad, LocalLauncher(), 2, layout=None, **given)
+    assert departs.agreement is Agreement.FAILED
+    assert departs.departs[0] == "model.layers.1.mlp.up_proj.weight"
+    agrees = parity.check(settings, good, LocalLauncher(), 3, layout=None, **given)
+    assert agrees.agreement is Agreement.PASSED, agrees.message
+    assert [p.parent.name for p in tmp_path.glob("run/parity/*/export")] == ["bad-2"]
+    assert len(list((tmp_path / "run" / "certificates").glob("*.json"))) == 2
+
+
+def test_half_a_way_to_prove_a_move_is_refused(tmp_path: Path) -> None:
+    path = foreign(tmp_path, "torchtitan", ["first"],
+                   extra=f"[witness]\nrecord = {json.dumps(RECORD)}\n")  # fmt: skip
+    with pytest.raises(RunError, match="record and check go together"):
+        read_run(path)
+    for word in ("{chekpoint}", "{ exit 1; }", "{"):
+        text = path.read_text().replace("record = ", f'export = ["{word}"]\n# ')
+        (tmp_path / "other.toml").write_text(text)
+        with pytest.raises(RunError, match=r"witness.export: .* write \{\{ for a brace"):
+            read_run(tmp_path / "other.toml")
 
 
 def test_a_trainer_is_told_what_it_lacks_of_the_contract(tmp_path: Path) -> None:

@@ -105,9 +105,12 @@ def test_a_dry_run_says_what_a_move_would_be_proved_by(settings: RunSettings) ->
     }
     other = tuple(replace(p, command=("python", "-m", "mytrainer")) for p in settings.pools)
     assert announced(replace(settings, pools=other)) == {
-        "there": "a move to there would not be proved: the trainer of there is not krzem's; "
-        'gates.witness.not_checked = "stop"'
+        "there": "a move to there would not be proved: the trainer of there is not krzem's, and "
+        'the run file gives no witness.export; gates.witness.not_checked = "stop"'
     }
+    given = replace(settings.witness, export=("./export.sh", "{checkpoint}", "{export}"))
+    (told,) = announced(replace(settings, pools=other, witness=given)).values()
+    assert "proved by a witness of the exported Hugging Face model, not of the trainer" in told
 
 
 def test_a_checkpoint_without_a_witness_is_not_compared(

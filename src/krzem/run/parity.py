@@ -16,12 +16,13 @@ from types import MappingProxyType
 from typing import Any
 
 from krzem.hardware import CPU
+from krzem.run import foreign
 from krzem.run.attempts import job_name, placed, surroundings
 from krzem.run.contract import CHECKPOINTS, ENV_LAYOUT, ENV_PRECISION, ENV_RUN_DIR, METRICS
 from krzem.run.launch.job import Job, JobLauncher, read_json
 from krzem.run.launch.words import shell_words
 from krzem.run.settings import SITE, Pool, RunSettings
-from krzem.run.side_job import run_side_job
+from krzem.run.side_job import Ended, run_side_job
 from krzem.run.trainer import is_own
 from krzem.run.verdict import Agreement, Recorded, Verdict
 from krzem.train.checkpoint.manifest import Manifest, read_manifest
@@ -55,6 +56,8 @@ def record(
     """
     manifest = read_manifest(checkpoint)
     why = unproven(settings, pool, manifest)
+    if why is None and not is_own(settings, pool):
+        return _record_foreign(settings, pool, launcher, token, checkpoint)
     if why is not None or ATTACHMENT in manifest.attachments:
         return None if why is None else Recorded(recorded=False, message=why)
     if pool.launcher == SITE:
@@ -89,8 +92,9 @@ def check(
     Raises LaunchError where the launcher cannot say what became of the job.
     """
     manifest = read_manifest(checkpoint)
-    why = unproven(settings, pool, manifest)
-    if why is None and ATTACHMENT not in manifest.attachments:
+    why, own = unproven(settings, pool, manifest), is_own(settings, pool)
+    file = foreign.witness_file(settings, checkpoint)
+    if why is None and not (ATTACHMENT in manifest.attachments if own else file.exists()):
         why = f"{checkpoint.name} has no witness"
     if why is not None:
         return Verdict(
@@ -100,6 +104,11 @@ def check(
     for _ in range(_TRIES):
         job = _check_job(settings, pool, token, manifest, checkpoint, layout)
         ended = run_side_job(settings, job, launcher, seconds=settings.witness.limit_seconds)
+        if not own and settings.witness.check is not None:
+            if ended.code in (foreign.AGREES, foreign.DEPARTS):
+                return _told(ended)
+            said = ended.said
+            continue
         found = read_json(job.folder / VERDICT)
         if found is not None:
             verdict = _verdict(found, job.folder)
@@ -110,6 +119,37 @@ def check(
     return Verdict(
         agreement=Agreement.FAILED,
         message=f"{checkpoint.name} could not be checked on {pool.name}: {said}",
+    )
+
+
+def _record_foreign(
+    settings: RunSettings, pool: Pool, launcher: JobLauncher, token: int, checkpoint: Path
+) -> Recorded | None:
+    """As the run file says; None where the checkpoint has a witness."""
+    file = foreign.witness_file(settings, checkpoint)
+    if file.exists():
+        return None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    types = ("float32", *_arithmetics(settings, pool))
+    folder = _folder(settings, pool, token)
+    words = foreign.record_command(settings, pool, token, checkpoint, folder, types)
+    job = _shell_job(settings, pool, token, folder, "record", words)
+    ended = run_side_job(
+        settings, job, launcher, seconds=settings.witness.limit_seconds, queued=True
+    )
+    done = ended.code == 0 and file.exists()
+    why = f"no witness of {checkpoint.name} could be recorded on {pool.name}: {ended.said}"
+    return Recorded(recorded=done, message=foreign.way(settings, types) if done else why)
+
+
+def _told(ended: Ended) -> Verdict:
+    """What a user's own check says: its exit code, and its last line."""
+    passed = ended.code == foreign.AGREES
+    last = ended.said.splitlines()[-1] if ended.said else "it says nothing"
+    return Verdict(
+        agreement=Agreement.PASSED if passed else Agreement.FAILED,
+        message=f"the run file's own check says: {last}",
+        evidence={"said": ended.said},
     )
 
 
@@ -165,10 +205,14 @@ def unproven(settings: RunSettings, pool: Pool, manifest: Manifest | None = None
     """
     if not settings.witness.enabled:
         return "the run file says that nothing is compared (witness.enabled = false)"
-    if manifest is not None:
-        return None if _is_buildable(manifest) else "krzem's trainer does not build this model"
     if not is_own(settings, pool):
-        return f"the trainer of {pool.name} is not krzem's"
+        if foreign.is_provable(settings):
+            return None
+        return (
+            f"the trainer of {pool.name} is not krzem's, and the run file gives no witness.export"
+        )
+    if manifest is not None and not _is_buildable(manifest):
+        return "krzem's trainer does not build this model"
     return None
 
 
@@ -188,12 +232,15 @@ def announced(settings: RunSettings) -> dict[str, str]:
                 f'"{gate.not_checked}"'
             )
         else:
-            types = dict.fromkeys(("float32", _dtype(settings, pool)))
+            types = list(dict.fromkeys(("float32", _dtype(settings, pool))))
             w = settings.witness
-            found[pool.name] = (
-                f"a move to {pool.name} is proved by a witness of {w.batches} steps of "
-                f"{w.sequences} sequences in {' and '.join(types)}"
+            how = (
+                f"a witness of {w.batches} steps of {w.sequences} sequences in "
+                f"{' and '.join(types)}"
+                if is_own(settings, pool)
+                else foreign.way(settings, types)
             )
+            found[pool.name] = f"a move to {pool.name} is proved by {how}"
     return found
 
 
@@ -208,12 +255,16 @@ def _check_job(
     folder = _folder(settings, pool, token)
     types = dict.fromkeys(("float32", _dtype(settings, pool)))
     certificate = settings.folder / CERTIFICATES / f"{checkpoint.name}-{pool.name}.json"
-    words = ["check", checkpoint, *(x for name in types for x in ("--dtype", name)),
-             "--out", folder / VERDICT,
-             "--certificate", certificate,
-             *_data(settings, pool, manifest, first=False)]  # fmt: skip
+    more = [*(x for name in types for x in ("--dtype", name)), "--certificate", certificate]
     if all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib")):
-        words += ["--html", folder / PAGE]
+        more += ["--html", folder / PAGE]
+    if not is_own(settings, pool):
+        given = foreign.check_command(
+            settings, pool, token, checkpoint, folder, [_plain(word) for word in more]
+        )
+        return _shell_job(settings, pool, token, folder, "check", given)
+    words = ["check", checkpoint, "--out", folder / VERDICT, *more,
+             *_data(settings, pool, manifest, first=False)]  # fmt: skip
     return _job(settings, pool, token, words, layout)
 
 
@@ -276,22 +327,39 @@ def _job(
     variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Job:
     folder = _folder(settings, pool, token, suffix)
-    shutil.rmtree(folder, ignore_errors=True)
     if suffix:
         words = [*words, "--folder", folder, "--out", folder / OVERLAP]
     else:
         words = [*words, "--device", "cpu" if pool.accelerator == CPU else "auto"]
     if layout:
         words = [*words, "--layout", layout]
-    plain = [str(word).replace("{", "{{").replace("}", "}}") for word in words]
+    given = shell_words(
+        ["{torchrun}", "-m", "krzem", "witness", *map(_plain, words)], pool, {"token": token}
+    )
+    return _shell_job(settings, pool, token, folder, str(words[0]), given, variables)
+
+
+def _plain(word: object) -> str:
+    """A word in which braces are no placeholders."""
+    return str(word).replace("{", "{{").replace("}", "}}")
+
+
+def _shell_job(
+    settings: RunSettings,
+    pool: Pool,
+    token: int,
+    folder: Path,
+    what: str,
+    command: Sequence[str],
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Job:
+    shutil.rmtree(folder, ignore_errors=True)
     return Job(
-        name=job_name(settings, f"{words[0]}-{token}"),
+        name=job_name(settings, f"{what}-{token}"),
         folder=folder,
         run_dir=settings.folder,
         token=token,
-        command=shell_words(
-            ["{torchrun}", "-m", "krzem", "witness", *plain], pool, {"token": token}
-        ),
+        command=command,
         variables={ENV_RUN_DIR: str(settings.folder), **variables, **surroundings(pool)},
         environment=pool.environment,
         **placed(pool),

@@ -19,6 +19,7 @@ from krzem.run.clock import DAY
 from krzem.run.fields import plain_name, read_table, text
 from krzem.run.gate_settings import Gates, read_gates
 from krzem.run.launch.known import check_launcher, known
+from krzem.run.launch.words import PATHS, check_words
 from krzem.run.settings import (
     LOCAL,
     SITE,
@@ -66,6 +67,7 @@ def read_run(path: Path) -> RunSettings:
     monitor = read_table(Monitor, raw.get("monitor", {}), "monitor", faults)
     name, folder = _run(raw.get("run", {}), path, faults)
     model = _model(raw.get("model"), path.parent, faults)
+    _check_commands(trainer, pools, witness, faults)
     if faults or goal is None or None in (trainer, qualify, witness, recovery, gates):
         raise RunError(_sentence(path, faults))
     return RunSettings(
@@ -86,6 +88,22 @@ def read_run(path: Path) -> RunSettings:
         raw=raw,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
+
+
+def _check_commands(
+    trainer: Trainer | None, pools: tuple[Pool, ...], witness: WitnessKeys | None, faults: list[str]
+) -> None:
+    """Commands are filled in when a pool is begun, which may be days later."""
+    w = witness or WitnessKeys()
+    given = {"trainer.command": (trainer or Trainer()).command}
+    given |= {f"pool {pool.name}: command": pool.command or () for pool in pools}
+    given |= {"witness.export": w.export or (), "witness.record": w.record or (),
+              "witness.check": w.check or ()}  # fmt: skip
+    for where, command in given.items():
+        try:
+            check_words(command, also=PATHS if where.startswith("witness") else ())
+        except RunError as error:
+            faults.append(f"{where}: {error}")
 
 
 def identity(settings: RunSettings) -> dict[str, Any]:

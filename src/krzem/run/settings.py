@@ -276,6 +276,27 @@ class WitnessKeys:
     limit_seconds: float = setting(
         1800.0, parse_duration, '"30 min"', "to record, and to check", key="limit"
     )
+    export: tuple[str, ...] | None = setting(
+        None, texts, '["{python}", "export.py", "{checkpoint}", "{export}"]',
+        "of another house's trainer: turns a checkpoint into a Hugging Face folder",
+    )  # fmt: skip
+    tokens: str | None = setting(
+        None, line, '"ids.npy"', "token ids for the exported model, a text or .npy file"
+    )
+    record: tuple[str, ...] | None = setting(
+        None, texts, '["./record.sh", "{checkpoint}", "{witness}"]',
+        "of another house's trainer: your own way to record",
+    )  # fmt: skip
+    check: tuple[str, ...] | None = setting(
+        None, texts, '["./check.sh", "{checkpoint}", "{witness}"]',
+        "and to check: exit code 0 agrees, 1 departs; its last line is the reason",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if (self.record is None) != (self.check is None):
+            raise RunError("witness: record and check go together, give both or neither")
+        if self.export is not None and self.record is not None:
+            raise RunError("witness: give either export, or record and check")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,15 +7,24 @@ import string
 import sys
 from collections.abc import Mapping, Sequence
 
-from krzem.errors import RunError
+from krzem.errors import RunError, shorten
 from krzem.run.settings import SLURM, Pool
 
 _PORT_FIRST, _PORTS = 20_000, 20_000
+PATHS = ("checkpoint", "export", "witness", "verdict")
+"""What commands of ``[witness]`` may name besides."""
+WHOLE = ("{torchrun}", "{python}", "{layout_flags}")
+"""Placeholders that are a whole word each."""
 PLACEHOLDERS = ("attempt", "layout", "pool", "precision", "ranks", "run_dir", "run_toml", "token")
 
 
-def shell_words(command: Sequence[str], pool: Pool, values: Mapping[str, object]) -> list[str]:
-    """``command`` quoted for the shell.
+def shell_words(
+    command: Sequence[str],
+    pool: Pool,
+    values: Mapping[str, object],
+    also: Sequence[str] = (),
+) -> list[str]:
+    """``command`` quoted for the shell; ``also`` names further placeholders.
 
     ``{torchrun}`` alone in a word becomes the launcher for the pool's ranks, ``{python}`` this
     interpreter; other placeholders are filled from ``values`` inside words.
@@ -29,20 +38,36 @@ def shell_words(command: Sequence[str], pool: Pool, values: Mapping[str, object]
         elif word == "{python}":
             words.append(shlex.quote(sys.executable))
         else:
-            words.append(shlex.quote(_fill(word, values)))
+            words.append(shlex.quote(_fill(word, values, (*PLACEHOLDERS, *also))))
     return words
 
 
-def _fill(word: str, values: Mapping[str, object]) -> str:
-    wanted = [name for _, name, _, _ in string.Formatter().parse(word) if name is not None]
-    missing = [name for name in wanted if name not in PLACEHOLDERS]
+def check_words(command: Sequence[str], also: Sequence[str] = ()) -> None:
+    """Raise RunError where :func:`shell_words` could not fill a word of ``command``."""
+    for word in command:
+        if word not in WHOLE:
+            _names(word, (*PLACEHOLDERS, *also))
+
+
+def _fill(word: str, values: Mapping[str, object], known: Sequence[str]) -> str:
+    return word.format_map({name: values[name] for name in _names(word, known)})
+
+
+def _names(word: str, known: Sequence[str]) -> list[str]:
+    """The placeholders of a word."""
+    try:
+        wanted = [name for _, name, _, _ in string.Formatter().parse(word) if name is not None]
+    except ValueError:
+        wanted = [""]
+    missing = [name for name in wanted if name not in known]
     if missing:
         raise RunError(
-            f"the command word {word!r} asks for {{{missing[0]}}}; known are "
-            f"{{torchrun}} and {{python}} as whole words, and "
-            f"{', '.join('{' + name + '}' for name in PLACEHOLDERS)}; write {{{{ for a brace"
+            f"the command word {shorten(word, 80)!r} asks for "
+            f"{shorten(str(missing[0]), 40)!r} between braces; "
+            f"known are {', '.join(WHOLE)} as whole words, and "
+            f"{', '.join('{' + name + '}' for name in known)}; write {{{{ for a brace"
         )
-    return word.format_map({name: values[name] for name in wanted})
+    return wanted
 
 
 def _torchrun(pool: Pool, token: str) -> list[str]:
