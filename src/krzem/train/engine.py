@@ -6,7 +6,9 @@ the model in a loop over micro-batches; the same loop drives FSDP2, and a schedu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -20,11 +22,11 @@ from krzem.train.config import ModelSpec
 from krzem.train.device import keep_freed_memory
 from krzem.train.model.block import Block
 from krzem.train.model.context import LossWeights
-from krzem.train.model.experts import Experts
+from krzem.train.model.experts import EXACT, Dispatch, Experts
 from krzem.train.model.mixture import Router
 from krzem.train.model.transformer import Transformer
 from krzem.train.model.weights import Linear
-from krzem.train.parallel.collectives import ALONE, Axis, sum_over
+from krzem.train.parallel.collectives import ALONE, Axis, max_over, sum_over
 from krzem.train.parallel.held import (
     Placement,
     add_shared_gradients,
@@ -46,12 +48,19 @@ class StepResult:
     """Mean losses over the global batch by name; ``loss`` is next-token prediction."""
     gradient_norm: float
     """Global norm, before clipping."""
+    beyond: int = 0
+    """Rows that the capacity of the experts' dispatch had no room for: the step was taken again,
+    exactly, and the other numbers are of that."""
+    needed: float = 0.0
+    """The capacity that would have held them."""
 
 
 class Engine:
     """This rank's part of a model under ``layout``, with initial values for ``seed``.
 
-    ``float8`` rounds the operands of linear layers and experts to float8 with block scales.
+    ``float8`` rounds the operands of linear layers and experts to float8 with block scales, those
+    of experts ``by_rows`` with scales of whole rows.  ``dispatch`` is how rows get to experts in a
+    step; an evaluation is always exact.
     """
 
     def __init__(
@@ -64,6 +73,8 @@ class Engine:
         weights: LossWeights | None = None,
         seed: int = 0,
         float8: bool = False,
+        by_rows: bool = False,
+        dispatch: Dispatch = EXACT,
     ) -> None:
         check_layout(spec, layout)
         if device.type == "cpu":
@@ -84,7 +95,11 @@ class Engine:
         if self.meshes is not None and not uses_fsdp(layout):
             self._replicas = [Replicas(stage, self.meshes) for stage in self.stages]
         set_recompute(self.stages, layout)
-        set_float8(self.stages, float8)
+        set_float8(self.stages, float8, by_rows=by_rows)
+        self.dispatch = dispatch
+        self._experts = [m for s in self.stages for m in s.modules() if isinstance(m, Experts)]
+        self._set_dispatch(dispatch)
+        self._count_anew()
         self._pipelines: dict[tuple[int, int], Pipeline] = {}
 
     def _build_stages(
@@ -153,7 +168,49 @@ class Engine:
 
         Afterwards every held parameter has the gradient of the mean loss over all ``sequences``:
         over the ``targets`` tokens of them that are to be predicted, where these are not all.
+
+        A step whose rows went beyond the capacity of the experts' dispatch is taken again exactly:
+        the ranks learn of it with the losses.
         """
+        if self.dispatch.capacity is None:
+            return self._taken(tokens, sequences, documents, targets)
+        loads = {name: router.load.clone() for name, router in self.routers().items()}
+        self._count_anew()
+        found = self._taken(tokens, sequences, documents, targets)
+        if not found.beyond:
+            return found
+        for name, router in self.routers().items():
+            router.load.copy_(loads[name])
+        zero = torch.zeros((), device=self.device)
+        most = max_over(
+            torch.stack([zero, *(e.needed for e in self._experts)]).max(), self._world()
+        )
+        self._count_anew()
+        with self._exactly():
+            again = self._taken(tokens, sequences, documents, targets)
+        return replace(again, beyond=found.beyond, needed=float(most))
+
+    def _count_anew(self) -> None:
+        for experts in self._experts:
+            experts.beyond.zero_()
+            experts.needed.zero_()
+
+    @contextmanager
+    def _exactly(self) -> Iterator[None]:
+        """Inside, exactly the rows that go to an expert are sent there."""
+        self._set_dispatch(EXACT)
+        try:
+            yield
+        finally:
+            self._set_dispatch(self.dispatch)
+
+    def _set_dispatch(self, dispatch: Dispatch) -> None:
+        for experts in self._experts:
+            experts.dispatch = dispatch
+
+    def _taken(
+        self, tokens: Tensor, sequences: int, documents: Tensor | None, targets: int
+    ) -> StepResult:
         for stage in self.stages:
             stage.train()
             stage.zero_grad()
@@ -208,9 +265,14 @@ class Engine:
         own = [
             sum((s.losses[n].float() for s in self.stages if n in s.losses), zero) for n in names
         ]
-        values = torch.stack([*own, squared_norm(self.held, self.device)])
-        *losses, squares = sum_over(values, self._world()).tolist()
-        return StepResult(losses=dict(zip(names, losses, strict=True)), gradient_norm=squares**0.5)
+        beyond = sum((e.beyond for e in self._experts), zero)
+        values = torch.stack([*own, squared_norm(self.held, self.device), beyond])
+        *losses, squares, rows = sum_over(values, self._world()).tolist()
+        return StepResult(
+            losses=dict(zip(names, losses, strict=True)),
+            gradient_norm=squares**0.5,
+            beyond=round(rows),
+        )
 
     def has_finite_losses(self) -> bool:
         """Whether the losses that this rank itself computed in the last step are numbers."""
@@ -233,7 +295,8 @@ class Engine:
             stage.sequences, stage.targets = len(tokens) * self.data.size, targets
             stage.losses.clear()
         axis = ALONE if self.meshes is None else self.meshes.pipeline
-        forward_only(self.stages, self.layout, axis, tokens, documents)
+        with self._exactly():
+            forward_only(self.stages, self.layout, axis, tokens, documents)
         zero = torch.zeros((), device=self.device)
         own = sum((s.losses["loss"].float() for s in self.stages if "loss" in s.losses), zero)
         return float(sum_over(own, self._world()))
@@ -269,14 +332,16 @@ def set_recompute(stages: list[Transformer], layout: Layout) -> None:
             block.recompute = layout.recompute
 
 
-def set_float8(stages: list[Transformer], float8: bool) -> None:
-    """Whether linear layers and experts compute in float8 with block scales.
+def set_float8(stages: list[Transformer], float8: bool, *, by_rows: bool = False) -> None:
+    """Whether linear layers and experts compute in float8 with block scales (experts: of rows).
 
     Embeddings, the output matrix, routers, norms and attention stay as they are (DeepSeek-V3).
     """
     for module in (m for stage in stages for m in stage.modules()):
         if isinstance(module, Linear | Experts):
             module.float8 = float8
+        if isinstance(module, Experts):
+            module.by_rows = by_rows
 
 
 def check_layout(spec: ModelSpec, layout: Layout) -> None:

@@ -40,6 +40,13 @@ def read_number(value: Any) -> float:
     return float(value)
 
 
+def read_multiple(value: Any) -> float:
+    """A finite number, 1 or more."""
+    if read_number(value) < 1:
+        raise RunError("it has to be a number, 1 or more")
+    return float(value)
+
+
 def read_share(value: Any) -> float:
     """A share between 0 and 1."""
     if read_number(value) > 1:

@@ -38,6 +38,7 @@ from krzem.train.device import DeviceInfo, peak_memory, synchronize
 from krzem.train.engine import Engine, StepResult
 from krzem.train.forecast import Forecast
 from krzem.train.model.context import LossWeights
+from krzem.train.model.experts import Dispatch
 from krzem.train.optim import ExpertLoad, Optimizer, OptimizerConfig, Schedule, update_biases
 from krzem.train.own_work import OwnWork, Recorder
 from krzem.train.parallel.pipeline import check_micro_batches
@@ -106,8 +107,10 @@ class Trainer:
             device=info.device,
             dtype=torch.float32 if goal.precision == "fp32" else torch.bfloat16,
             float8=goal.precision == "fp8-block",
+            by_rows=t.expert_scales == "row",
             weights=loss_weights(settings),
             seed=t.seed,
+            dispatch=Dispatch(capacity=t.capacity),
         )
         if t.compile:
             compile_layers(self.engine.stages)
@@ -333,6 +336,7 @@ class Trainer:
                 "attempt": getattr(self.contract, "attempt", 0),
                 "time": time.time(),
                 "memory_bytes": peak_memory(self.info.device),
+                **({"beyond": result.beyond} if self.settings.train.capacity else {}),
                 **({"phase": self.settings.phase} if self.settings.phases else {}),
                 # The step was taken before, and lost: its first line no longer counts.
                 **({"repeated": True} if self.step <= self._repeated else {}),
@@ -341,9 +345,12 @@ class Trainer:
         )
 
     def _warn(self, result: StepResult, counts: Mapping[str, Tensor]) -> None:
-        """Tell of what is out of the ordinary: a spike, a router of any stage that collapsed."""
+        """Tell of what is out of the ordinary: a spike, rows that a capacity had no room for, a
+        router of any stage that collapsed."""
         spike = self.watch.spike(self.step, result.losses["loss"])
         events = [("warning", spike)] if spike else []
+        if result.beyond:
+            events.append(("taken again", again_sentence(self.step, result)))
         self.collapse.add(counts)
         if self.collapse.due:
             events += self._of_all_stages(self.collapse.judge(self.step))
@@ -471,6 +478,14 @@ def schedule_of(settings: TrainSettings) -> Schedule:
         warmup_tokens=s.warmup,
         decay_share=s.decay_share,
         final_share=s.final_share,
+    )
+
+
+def again_sentence(step: int, result: StepResult) -> str:
+    """That a step was taken again, and what would have spared it."""
+    return (
+        f"step {step}: {result.beyond:,} rows went beyond train.capacity, so the step was taken "
+        f"again with exact dispatch; a capacity of {result.needed:.2f} would have held them"
     )
 
 

@@ -24,6 +24,7 @@ from krzem.train.keys import (
     read_anything,
     read_flag,
     read_folders,
+    read_multiple,
     read_number,
     read_one_of,
     read_share,
@@ -74,6 +75,12 @@ class TrainTable:
         1e-2, read_number, "weight of what sparse attention's indexer learns from"
     )
     compile: bool = as_key(False, read_flag, "compile layers with torch.compile")
+    expert_scales: str = as_key(
+        "block", read_one_of("block", "row"), "what a scale of experts in fp8-block is of"
+    )
+    capacity: float | None = as_key(
+        None, read_multiple, "rows that a rank may send another's experts, over an even share"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

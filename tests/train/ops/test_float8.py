@@ -16,7 +16,14 @@ from krzem.train.config import model_spec
 from krzem.train.engine import Engine
 from krzem.train.ops import Groups, cuda, float8_grouped_linear, float8_linear, float8_product
 from krzem.train.ops.cuda import float8_product_cuda
-from krzem.train.ops.float8 import Quantised, quantised, restored
+from krzem.train.ops.float8 import (
+    Quantised,
+    float8_rows_linear,
+    quantised,
+    restored,
+    rows_quantised,
+    tokens_quantised,
+)
 from krzem.train.optim import Optimizer, OptimizerConfig
 
 STEP = 2.0**-4
@@ -164,3 +171,61 @@ def test_rounding_all_groups_at_once_rounds_as_each_alone(
     expected.backward(g)
     assert torch.equal(out, expected)
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(together, alone, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sizes", [(128, 128, 256), (256, 128, 128)])
+@pytest.mark.parametrize("known", [True, False], ids=["sizes known", "ends alone"])
+def test_scales_of_rows_against_float64(sizes: tuple[int, ...], known: bool) -> None:
+    """As far off as scales of blocks are, on even values; rows behind all groups count nowhere."""
+    ends = torch.tensor(sizes).cumsum(0).int()
+    groups = Groups(ends=ends, sizes=sizes if known else None, room=sum(sizes) + 128)
+    rows = groups.rows
+    x, w, g = draw(rows, 256), draw(3, 160, 256, seed=1), draw(rows, 160, seed=2)
+    x[sum(sizes) :], g[sum(sizes) :] = torch.nan, torch.nan
+    low = [t.clone().requires_grad_() for t in (x, w)]
+    high = [t.double().requires_grad_() for t in (x[: sum(sizes)], w)]
+    out = float8_rows_linear(*low, groups)[: sum(sizes)]
+    parts = zip(high[0].split(sizes), high[1].unbind(0), strict=True)
+    expected = torch.cat([r @ m.T for r, m in parts])
+    out.backward(g[: sum(sizes)])
+    expected.backward(g[: sum(sizes)].double())
+    assert low[0].grad is not None
+    for a, b in (
+        (out, expected),
+        (low[0].grad[: sum(sizes)], high[0].grad),
+        (low[1].grad, high[1].grad),
+    ):
+        assert a is not None
+        assert b is not None
+        error = ((a.detach().double() - b.detach()).norm() / b.detach().norm()).item()
+        assert 0.01 < error < 0.05
+
+
+def test_an_outlier_costs_its_own_row() -> None:
+    x = draw(4, 512)
+    x[1, 7] = 2.0**14
+    packed, scale = rows_quantised(x)
+    assert scale.shape == (4,)
+    back = packed.float() * scale[:, None]
+    for row in (0, 2, 3):
+        assert ((back[row] - x[row]).abs() <= x[row].abs() * STEP + scale[row] * 2.0**-9).all()
+
+
+def test_the_device_s_grouped_products_pass_torch_s_checks() -> None:
+    """Shapes, strides, types and scales, on tensors without memory (written for NVIDIA)."""
+    ends = torch.tensor([128, 384]).int()
+    with FakeTensorMode() as mode:
+        groups = Groups(ends=mode.from_tensor(ends), sizes=None, room=512)
+        x, w = torch.empty(512, 256), torch.empty(2, 160, 256)
+        a, b = rows_quantised(x), rows_quantised(w)
+        assert cuda.float8_rows_product_cuda(a, b, groups, torch.bfloat16).shape == (512, 160)
+        turned = rows_quantised(w.mT)
+        g = rows_quantised(torch.empty(512, 160))
+        assert cuda.float8_rows_product_cuda(g, turned, groups, torch.float32).shape == (512, 256)
+        left, right = (tokens_quantised(t, groups.ends) for t in (torch.empty(512, 160), x))
+        dw = cuda.float8_tokens_product_cuda(left, right, groups, torch.bfloat16)
+        assert dw.shape == (2, 160, 256)
+        with pytest.raises(RuntimeError, match="column major"):
+            torch._scaled_grouped_mm(
+                a.packed, w.mT.contiguous().to(a.packed.dtype), a.scale, b.scale, offs=groups.ends
+            )

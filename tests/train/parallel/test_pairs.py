@@ -25,11 +25,11 @@ OWN = 2
 """Families with parts of their own that are cut over ranks here."""
 MET = [
     # Expert ranks without FSDP inside a layer that is computed again by modules.
-    {"layout": "dp=4,ep=4,zero=1,mbs=1,recompute=modules", "mtp": 1},
+    {"layout": "dp=4,ep=4,zero=1,mbs=1,recompute=modules", "mtp": 1, "capacity": 16.0},
     # Paths of several weights that meet behind each other where the backward pass is split.
     # Weights that are shards again between the two halves of a backward pass.
     {"layout": "dp=2,pp=2,zero=3,mbs=1,schedule=zb-v", "mtp": 2},
-    {"layout": "dp=2,pp=2,ep=2,zero=1,mbs=1,schedule=dualpipev", "mtp": 2},
+    {"layout": "dp=2,pp=2,ep=2,zero=1,mbs=1,schedule=dualpipev", "mtp": 2, "capacity": 1.0},
 ]
 """Pairs that crashed, or trained wrongly, once."""
 
@@ -50,6 +50,13 @@ def outcomes() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("index", range(FEW + len(MET) + OWN))
 def test_pairs_train_as_one_process(outcomes: list[dict[str, Any]], index: int) -> None:
     assert not faults(chosen()[index], outcomes[index])
+
+
+def test_steps_beyond_a_capacity_are_taken_again(outcomes: list[dict[str, Any]]) -> None:
+    again = {
+        c["capacity"]: o["again"] for c, o in zip(MET, outcomes, strict=False) if "capacity" in c
+    }
+    assert again == {16.0: 0, 1.0: 2}
 
 
 def test_the_array_covers_every_pair_of_its_rows() -> None:

@@ -20,6 +20,7 @@ from krzem.train.compiled import compile_layers
 from krzem.train.config import model_spec
 from krzem.train.engine import Engine
 from krzem.train.model import LossWeights
+from krzem.train.model.experts import Dispatch
 from krzem.train.optim import Optimizer, OptimizerConfig, update_biases
 
 SEQUENCES, LENGTH = 8, 16
@@ -37,10 +38,11 @@ def documents(tokens: torch.Tensor) -> torch.Tensor:
     return (tokens[:, :-1] < 3).long().cumsum(1)
 
 
-def train(case: dict[str, Any], layout: Layout) -> tuple[list[list[float]], dict[str, Any]]:
+def train(case: dict[str, Any], layout: Layout) -> tuple[list[list[float]], dict[str, Any], int]:
     """Losses and gradient norms of each step, and all parameters and biases at full shape.
 
-    The last row is the evaluation of the first batch after training.
+    The last row is the evaluation of the first batch after training; the number is how many steps
+    were taken again.
     """
     config = ALL[case["model"]]
     if "mtp" in case:
@@ -52,13 +54,13 @@ def train(case: dict[str, Any], layout: Layout) -> tuple[list[list[float]], dict
     device = torch.device(case.get("device", "cpu"))
     engine = Engine(
         spec, layout, device=device, weights=weights, seed=3, dtype=dtype,
-        float8=precision == "fp8-block",
+        float8=precision == "fp8-block", dispatch=Dispatch(capacity=case.get("capacity")),
     )  # fmt: skip
     if "backend" in case and layout.devices > 1:
         compile_layers(engine.stages, case["backend"])
     config = OptimizerConfig(kind=case.get("optimizer", "adamw"), clip=0.5, eps=1e-6)
     optimizer = Optimizer(engine.held, config, groups=2, holders=engine.holders)
-    history = []
+    history, again = [], 0
     for batch in batches(case.get("steps", 2), spec.vocab):
         own = batch.chunk(engine.data.size)[engine.data.rank].to(device)
         docs = documents(own) if case.get("documents") else None
@@ -66,9 +68,10 @@ def train(case: dict[str, Any], layout: Layout) -> tuple[list[list[float]], dict
         optimizer.step(case.get("rate", 1e-3), result.gradient_norm)
         update_biases(engine.routers(), engine.loads(), 1e-2)
         history.append([*result.losses.values(), result.gradient_norm])
+        again += bool(result.beyond)
     own = batches(1, spec.vocab)[0].chunk(engine.data.size)[engine.data.rank].to(device)
     history.append([engine.evaluate(own, documents(own) if case.get("documents") else None), 1.0])
-    return history, collect(engine, shared=layout.pp > 1)
+    return history, collect(engine, shared=layout.pp > 1), again
 
 
 def collect(engine: Engine, *, shared: bool) -> dict[str, Any]:
@@ -88,17 +91,18 @@ def collect(engine: Engine, *, shared: bool) -> dict[str, Any]:
 
 
 @cache
-def reference(case: str) -> tuple[list[list[float]], dict[str, Any]]:
+def reference(case: str) -> tuple[list[list[float]], dict[str, Any], int]:
     """What one process gives."""
     return train(json.loads(case), Layout(micro_batch=2))
 
 
 def outcome(case: dict[str, Any]) -> dict[str, Any]:
     """How far the case's layout is from one process; the first rank compares."""
-    history, found = train(case, parse_layout(case["layout"]))
+    history, found, again = train(case, parse_layout(case["layout"]))
     if dist.get_rank():
         return {}
-    expected_history, parameters = reference(json.dumps({**case, "layout": "", "device": "cpu"}))
+    alone = {**case, "layout": "", "device": "cpu", "capacity": None}
+    expected_history, parameters, _ = reference(json.dumps(alone))
     expected = {n: parameters[n.removeprefix("copy:")] for n in found}
     assert parameters.keys() <= found.keys(), parameters.keys() - found.keys()
     pairs = list(zip(history, expected_history, strict=True))
@@ -111,6 +115,7 @@ def outcome(case: dict[str, Any]) -> dict[str, Any]:
         "parameter": apart[worst],
         "bias": max(biases, default=0.0),
         "worst": worst,
+        "again": again,
         "fell": expected_history[0][0] - expected_history[-1][0],
     }
 

@@ -18,6 +18,7 @@ from krzem.layout.layout import parse_layout
 from krzem.train.command import train_command
 from krzem.train.config import model_spec
 from krzem.train.engine import Engine
+from krzem.train.model.experts import Dispatch
 from krzem.train.optim import OptimizerConfig
 from krzem.train.rehearsal.clock import Rates, schedule, trace
 from krzem.train.rehearsal.match import find_faults
@@ -131,6 +132,7 @@ def test_planted_faults_are_found(wrong: Any, kind: list[str]) -> None:
     "more",
     [
         {"precision": "fp8-block"},
+        {"precision": "fp8-block", "by_rows": True, "dispatch": Dispatch(capacity=2.0)},
         {"optimizer": OptimizerConfig(kind="muon")},
         {"documents": True},
         {"precision": "fp32"},

@@ -26,6 +26,7 @@ from krzem.run.profile import cluster_for, read_profile
 from krzem.run.settings import Pool
 from krzem.train.config import ModelSpec
 from krzem.train.forecast import Forecast
+from krzem.train.model.experts import Dispatch
 from krzem.train.runnable import first_runnable
 from krzem.train.settings import TrainSettings
 
@@ -189,11 +190,13 @@ def step_of(
         sequence=settings.goal.sequence,
         micro_batches=settings.batches.full // (layout.dp * layout.micro_batch),
         precision=settings.goal.precision,
+        by_rows=settings.train.expert_scales == "row",
         optimizer=optimizer_config(settings),
         weights=loss_weights(settings),
         bias_rate=settings.train.bias_rate,
         documents=settings.data.documents,
         crowding=crowding,
+        dispatch=Dispatch(capacity=settings.train.capacity),
     )
 
 

@@ -31,6 +31,7 @@ _KEPT = frozenset(
         "aten._scaled_dot_product_cudnn_attention",
         "aten._scaled_dot_product_attention_math",
         "aten._grouped_mm",
+        "aten._scaled_grouped_mm",
         "aten._scaled_mm_v2",
         "mkldnn._linear_pointwise",
         "krzem.grouped_linear",

@@ -18,14 +18,26 @@ from krzem.train.ops import (
 from krzem.train.ops.attention import attention, sink_attention
 from krzem.train.ops.delta import gated_delta
 from krzem.train.ops.dispatch import dispatch
-from krzem.train.ops.float8 import float8_grouped_linear, float8_linear, float8_product
+from krzem.train.ops.float8 import (
+    float8_grouped_linear,
+    float8_linear,
+    float8_product,
+    float8_rows_linear,
+)
 from krzem.train.ops.gated import grouped_network
 from krzem.train.ops.grouped import Groups, grouped_linear
 from krzem.train.ops.heads import keys_values, rotate_first, rotate_tail
 from krzem.train.ops.linear import linear
 from krzem.train.ops.logits import logit_gradient, logit_sums
 from krzem.train.ops.norm import rms_norm
-from krzem.train.ops.permute import combine, count_choices, permute, place
+from krzem.train.ops.permute import (
+    combine,
+    count_choices,
+    permute,
+    place,
+    place_unread,
+    slots,
+)
 from krzem.train.ops.registry import OPERATORS, Operator, find_operator, operator, portable_only
 from krzem.train.ops.rope import rotate
 from krzem.train.ops.routes import host_counts
@@ -50,6 +62,7 @@ __all__ = [
     "float8_grouped_linear",
     "float8_linear",
     "float8_product",
+    "float8_rows_linear",
     "gated_delta",
     "grouped_linear",
     "grouped_network",
@@ -61,11 +74,13 @@ __all__ = [
     "operator",
     "permute",
     "place",
+    "place_unread",
     "portable_only",
     "rms_norm",
     "rotate",
     "rotate_first",
     "rotate_tail",
     "sink_attention",
+    "slots",
     "swiglu",
 ]

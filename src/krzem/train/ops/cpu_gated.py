@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krzem.train.ops.gated import grouped_network
-from krzem.train.ops.grouped import Groups, group_spans
+from krzem.train.ops.grouped import Groups, group_spans, read_sizes
 from krzem.train.ops.products import product, product_into, transposed_product_into
 from krzem.train.ops.swiglu import swiglu
 
@@ -22,18 +22,23 @@ def grouped_network_cpu(
     x: Tensor, up: Tensor, down: Tensor, groups: Groups, limit: float | None = None
 ) -> Tensor:
     """Both products of a group and what lies between them, before the next group."""
-    y, _ = _forward(x, up, down, list(groups.sizes), limit)
+    y, _ = _forward(x, up, down, groups.ends, groups.known, limit)
     return y
 
 
 # A library operator is one unit for torch: selective recomputation can keep its results.
 @torch.library.custom_op("krzem::grouped_network", mutates_args=())
 def _forward(
-    x: Tensor, up: Tensor, down: Tensor, sizes: list[int], limit: float | None
+    x: Tensor,
+    up: Tensor,
+    down: Tensor,
+    ends: Tensor,
+    sizes: list[int] | None,
+    limit: float | None,
 ) -> tuple[Tensor, Tensor]:
     """The result ``[P, D]``, and gate and value ``[P, 2W]``, which the backward needs."""
     y, inner = torch.empty_like(x), x.new_empty(len(x), up.shape[1])
-    for e, rows in group_spans(sizes):
+    for e, rows in group_spans(read_sizes(ends, sizes)):
         product_into(inner[rows], x[rows], up[e])
         gate, value = inner[rows].chunk(2, dim=-1)
         product_into(y[rows], swiglu.portable(gate, value, limit), down[e])
@@ -47,11 +52,13 @@ def _backward(
     inner: Tensor,
     up: Tensor,
     down: Tensor,
-    sizes: list[int],
+    ends: Tensor,
+    sizes: list[int] | None,
     limit: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     g = g.contiguous()
     dx, d_up, d_down = torch.empty_like(x), torch.empty_like(up), torch.empty_like(down)
+    sizes = read_sizes(ends, sizes)
     for e, size in enumerate(sizes):
         if not size:
             d_up[e].zero_()
@@ -68,7 +75,12 @@ def _backward(
 
 @_forward.register_fake
 def _(
-    x: Tensor, up: Tensor, down: Tensor, sizes: list[int], limit: float | None
+    x: Tensor,
+    up: Tensor,
+    down: Tensor,
+    ends: Tensor,
+    sizes: list[int] | None,
+    limit: float | None,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape[0], up.shape[1])
 
@@ -80,20 +92,21 @@ def _(
     inner: Tensor,
     up: Tensor,
     down: Tensor,
-    sizes: list[int],
+    ends: Tensor,
+    sizes: list[int] | None,
     limit: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(up), torch.empty_like(down)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, up, down, ctx.sizes, ctx.limit = inputs
-    ctx.save_for_backward(x, output[1], up, down)
+    x, up, down, ends, ctx.sizes, ctx.limit = inputs
+    ctx.save_for_backward(x, output[1], up, down, ends)
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*_backward(g, *ctx.saved_tensors, ctx.sizes, ctx.limit), None, None)
+    return (*_backward(g, *ctx.saved_tensors, ctx.sizes, ctx.limit), None, None, None)
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)

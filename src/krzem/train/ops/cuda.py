@@ -10,8 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krzem.train.device import has_float8
-from krzem.train.ops.float8 import BLOCK, Operand, float8_product, of_operand
+from krzem.train.ops.float8 import (
+    BLOCK,
+    Operand,
+    Quantised,
+    float8_product,
+    float8_rows_product,
+    float8_tokens_product,
+    of_operand,
+)
 from krzem.train.ops.grouped import Groups, grouped_linear
+from krzem.train.ops.permute import with_sizes
 
 
 def _has_grouped_matmul() -> bool:
@@ -20,9 +29,13 @@ def _has_grouped_matmul() -> bool:
 
 @grouped_linear.version("cuda", _has_grouped_matmul, traceable=True)
 def grouped_linear_cuda(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
-    """All groups in one kernel; it takes bfloat16, other types go group by group."""
+    """All groups in one kernel; it takes bfloat16, other types go group by group.
+
+    The kernel reads ends on Hopper and Blackwell; on devices before them torch's own way is group
+    by group, and waits for the ends (``_grouped_mm_cuda`` in ATen/native/cuda/GroupedBlas.cpp).
+    """
     if x.dtype is not torch.bfloat16:
-        return grouped_linear.portable(x, weight, groups)
+        return grouped_linear.portable(x, weight, with_sizes(groups))
     return F.grouped_mm(x, weight.transpose(-2, -1), offs=groups.ends)
 
 
@@ -50,6 +63,35 @@ def float8_product_cuda(
         output_dtype=dtype,
     )
     return out[:rows, :columns]
+
+
+@float8_rows_product.version("cuda", _has_block_scales, traceable=True)
+def float8_rows_product_cuda(
+    a: Quantised, b: Quantised, groups: Groups, dtype: torch.dtype
+) -> Tensor:
+    """All groups in one kernel, which reads their ends; rows and columns in sixteens."""
+    if a.packed.shape[1] % 16 or b.packed.shape[1] % 16:
+        return float8_rows_product.portable(a, b, with_sizes(groups), dtype)
+    return _scaled_grouped(a, b, groups.ends).to(dtype)
+
+
+@float8_tokens_product.version("cuda", _has_block_scales, traceable=True)
+def float8_tokens_product_cuda(
+    a: Quantised, b: Quantised, groups: Groups, dtype: torch.dtype
+) -> Tensor:
+    """The same for the gradient of weights: scales of one group lie behind those of another."""
+    if len(a.packed) % 16 or len(b.packed) % 16:
+        return float8_tokens_product.portable(a, b, with_sizes(groups), dtype)
+    left, right = (Quantised(t.packed, t.scale.contiguous().view(-1)) for t in (a, b))
+    return _scaled_grouped(left, right, groups.ends).to(dtype)
+
+
+def _scaled_grouped(a: Quantised, b: Quantised, ends: Tensor) -> Tensor:
+    # Of this form torch 2.13 checks shapes and strides without a device too, of F's it does not.
+    out: Tensor = torch._scaled_grouped_mm(
+        a.packed, b.packed.mT, a.scale, b.scale, offs=ends, out_dtype=torch.bfloat16
+    )
+    return out
 
 
 def _padded(packed: Tensor, rows: int) -> Tensor:

@@ -4,7 +4,10 @@ Each operand is e4m3 (largest value 448) with float32 scales: activations and gr
 channels of a row, weights one for 128 x 128.  The product for a weight's gradient contracts tokens,
 so its operands are scaled along tokens.  Sums are float32.
 
-Shape letters: M tokens, I inputs, O outputs.
+Experts may have coarser scales, one for a whole row and one for all tokens of an expert: for these
+torch has products that take all experts at once and do not ask the host how many rows each has.
+
+Shape letters: M tokens, P rows grouped by expert, E experts, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from krzem.train.ops.grouped import Groups, group_spans
+from krzem.train.ops.grouped import Groups, group_spans, grouped_linear, read_sizes
+from krzem.train.ops.permute import with_sizes
 from krzem.train.ops.registry import operator
 
 BLOCK = 128
@@ -89,7 +93,7 @@ def float8_grouped_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
 
     Groups begin at multiples of 128 rows, so that no block of tokens lies in two of them.
     """
-    y: Tensor = _GroupedLinear.apply(x, weight, list(groups.sizes))
+    y: Tensor = _GroupedLinear.apply(x, weight, with_sizes(groups).known)
     return y
 
 
@@ -127,6 +131,85 @@ class _GroupedLinear(torch.autograd.Function):
             left = Quantised(along.packed[:, span], along.scale[:, tokens])
             right = Quantised(packed_x[:, span], scale_x[:, tokens])
             dw[e] = float8_product(left, right, False, weight_dtype)
+        return dx, dw, None
+
+
+def rows_quantised(x: Tensor) -> Quantised:
+    """``x [..., C]`` as e4m3, contiguous, with a scale ``[...]`` for each row."""
+    scale = _scale_of(x.abs().amax(-1).float())
+    return Quantised(_narrow(x.float() / scale.unsqueeze(-1)), scale)
+
+
+def tokens_quantised(x: Tensor, ends: Tensor) -> Quantised:
+    """The transpose of ``x [P, C]`` as e4m3 ``[C, P]``, with a scale ``[E, C]`` for all rows of a
+    group that ends at ``ends [E]``, a multiple of 128; rows behind all groups have their own."""
+    blocks = x.unflatten(0, (-1, BLOCK))
+    first = torch.arange(len(blocks), device=x.device, dtype=ends.dtype) * BLOCK
+    group = torch.searchsorted(ends, first, right=True)
+    peaks, own = x.new_zeros(len(ends) + 1, x.shape[1]), blocks.abs().amax(1)
+    peaks.scatter_reduce_(0, group.unsqueeze(1).expand_as(own), own, "amax")
+    scale = _scale_of(peaks.float())
+    values = blocks.float() / scale.index_select(0, group).unsqueeze(1)
+    return Quantised(_narrow(values.flatten(0, 1).t()), scale[:-1])
+
+
+def _scale_of(peak: Tensor) -> Tensor:
+    return torch.where(peak > 0, peak / LARGEST, 1.0)
+
+
+def _narrow(values: Tensor) -> Tensor:
+    packed = values.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    return packed.view(torch.uint8).contiguous().view(packed.dtype)
+
+
+@operator
+def float8_rows_product(a: Quantised, b: Quantised, groups: Groups, dtype: torch.dtype) -> Tensor:
+    """``a [P, K]`` times the transpose of its group's ``b [E, N, K]``: ``[P, N]`` of ``dtype``.
+
+    Each row has a scale: ``[P]`` and ``[E, N]``.
+    """
+    wide_a, wide_b = (t.packed.float() * t.scale.unsqueeze(-1) for t in (a, b))
+    return grouped_linear.portable(wide_a, wide_b, groups).to(dtype)
+
+
+@operator
+def float8_tokens_product(a: Quantised, b: Quantised, groups: Groups, dtype: torch.dtype) -> Tensor:
+    """For each group its columns of ``a [O, P]`` times those of ``b [I, P]``: ``[E, O, I]``.
+
+    Scales ``[E, O]`` and ``[E, I]`` are of all columns of a group; a group has at least one block.
+    """
+    out = a.scale.new_zeros(len(groups.ends), len(a.packed), len(b.packed))
+    for e, span in group_spans(read_sizes(groups.ends, groups.known)):
+        left, right = (t.packed[:, span].float() * t.scale[e].unsqueeze(-1) for t in (a, b))
+        torch.mm(left, right.t(), out=out[e])
+    return out.to(dtype)
+
+
+def float8_rows_linear(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
+    """As :func:`float8_grouped_linear`, with a scale for each row and for each group's tokens."""
+    y: Tensor = _RowsLinear.apply(x, weight, groups)
+    return y
+
+
+class _RowsLinear(torch.autograd.Function):
+    """Each operand is rounded once for each product that it is in, for all groups together; of the
+    input and the weight a byte an entry is kept, as the gradients need them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
+        turned, along = rows_quantised(weight.mT), tokens_quantised(x, groups.ends)
+        ctx.save_for_backward(*turned, *along)
+        ctx.groups, ctx.dtypes = groups, (x.dtype, weight.dtype)
+        return float8_rows_product(rows_quantised(x), rows_quantised(weight), groups, x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+        packed, scale, *along = ctx.saved_tensors
+        dtype, weight_dtype = ctx.dtypes
+        dx = float8_rows_product(rows_quantised(g), Quantised(packed, scale), ctx.groups, dtype)
+        left = tokens_quantised(g, ctx.groups.ends)
+        dw = float8_tokens_product(left, Quantised(*along), ctx.groups, weight_dtype)
         return dx, dw, None
 
 

@@ -30,17 +30,16 @@ def update_biases(
 
     ``loads`` are choices per expert over the global batch.  Hash-routed layers have no bias.
     """
-    report = []
+    shares = []
     for name, router in routers.items():
         load = loads[name].float()
         mean = load.mean()
         if router.shape.router_bias and rate:
             router.e_score_correction_bias += rate * torch.sign(mean - load)
-        report.append(
-            ExpertLoad(
-                layer=name,
-                peak=float(load.max() / mean.clamp(min=1e-9)),
-                idle=float((load == 0).float().mean()),
-            )
-        )
-    return report
+        shares += [load.max() / mean.clamp(min=1e-9), (load == 0).float().mean()]
+    # The host waits once, for all routers together.
+    read = torch.stack(shares).tolist() if shares else []
+    return [
+        ExpertLoad(layer=name, peak=peak, idle=idle)
+        for name, peak, idle in zip(routers, read[::2], read[1::2], strict=True)
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
@@ -19,8 +19,9 @@ from torch.distributed.pipelining.stage import PipelineStage
 
 from krzem.layout.layout import Layout
 from krzem.train.config import ModelSpec
-from krzem.train.engine import Engine
+from krzem.train.engine import Engine, StepResult
 from krzem.train.model.context import LossWeights
+from krzem.train.model.experts import EXACT, Dispatch
 from krzem.train.model.transformer import Transformer
 from krzem.train.ops.routes import assumed_routes
 from krzem.train.optim import Optimizer, OptimizerConfig, update_biases
@@ -45,6 +46,8 @@ class Step:
     """Of a rank in a step."""
     precision: str = "bf16"
     """bf16, fp32 or fp8-block."""
+    by_rows: bool = False
+    """Whether experts in fp8-block have scales of whole rows."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     weights: LossWeights = field(default_factory=LossWeights)
     bias_rate: float = 1e-3
@@ -53,6 +56,8 @@ class Step:
     """Whether micro-batches that repeat one another are run once; False runs each."""
     crowding: float = 1.0
     """Rows that this rank's experts are sent, over their even share."""
+    dispatch: Dispatch = EXACT
+    """How rows get to experts; with a capacity no row goes beyond it."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,6 +90,9 @@ class _Engine(Engine):
 
     def _check_count(self, *_: Any) -> None:
         pass
+
+    def _result(self) -> StepResult:
+        return replace(super()._result(), beyond=0)
 
 
 def rehearse_rank(
@@ -154,6 +162,8 @@ def _built(step: Step, recorder: Recorder) -> tuple[Engine, Optimizer]:
         dtype=step.dtype,
         weights=step.weights,
         float8=step.precision == "fp8-block",
+        by_rows=step.by_rows,
+        dispatch=step.dispatch,
     )
     optimizer = Optimizer(engine.held, step.optimizer, groups=1, holders=engine.holders)
     for held in engine.held:

@@ -299,7 +299,7 @@ def _about(func: Any) -> _About:
     )
 
 
-_PRODUCTS = frozenset({"_grouped_mm", "_scaled_mm_v2"})
+_PRODUCTS = frozenset({"_grouped_mm", "_scaled_grouped_mm", "_scaled_mm_v2"})
 """Products that torch 2.13 has no count for."""
 
 
