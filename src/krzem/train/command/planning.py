@@ -26,7 +26,6 @@ from krzem.run.profile import cluster_for, read_profile
 from krzem.run.settings import Pool
 from krzem.train.config import ModelSpec
 from krzem.train.forecast import Forecast
-from krzem.train.model.experts import Dispatch
 from krzem.train.runnable import first_runnable
 from krzem.train.settings import TrainSettings
 
@@ -182,6 +181,7 @@ def step_of(
 ) -> Step:
     """The run's full step under ``layout``."""
     from krzem.train.loop import loss_weights, optimizer_config
+    from krzem.train.model.experts import Dispatch
     from krzem.train.rehearsal.rank import Step
 
     return Step(
