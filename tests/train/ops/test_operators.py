@@ -350,7 +350,7 @@ def test_a_compiler_gets_the_versions_that_it_can_trace(
 def test_the_slots_that_vendors_fill() -> None:
     expected = {
         "attention", "combine", "dispatch", "float8_product", "float8_rows_product",
-        "float8_tokens_product", "grouped_linear", "grouped_network",
+        "float8_tokens_product", "gated_delta", "grouped_linear", "grouped_network",
         "keys_values", "linear", "logit_gradient", "logit_sums", "permute", "rms_norm", "rotate",
         "rotate_tail", "sink_attention", "swiglu",
     }  # fmt: skip
