@@ -13,7 +13,7 @@ from tests.train.loop.folder import tokenised, write
 from krzem.errors import LayoutError
 from krzem.hardware import read_cluster
 from krzem.layout.layout import Layout
-from krzem.train.command import rehearsing, train_command
+from krzem.train.command import planning, train_command
 from krzem.train.command.planning import forecast
 from krzem.train.config import model_spec
 from krzem.train.describe import describe
@@ -26,7 +26,7 @@ ROOM = read_cluster("h100:4").memory_bytes
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where every layout counts as near."""
     tokenised(tmp_path)
-    monkeypatch.setattr(rehearsing, "_NEAR", (0.0, 1e9))
+    monkeypatch.setattr(planning, "_NEAR", (0.0, 1e9))
     return tmp_path
 
 
@@ -38,7 +38,7 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch, *peaks: float) -> list[Layout]:
         asked.append(layout)
         return peaks[min(len(asked), len(peaks)) - 1]
 
-    monkeypatch.setattr(rehearsing, "rehearsed_peak", peak)
+    monkeypatch.setattr(planning, "rehearsed_peak", peak)
     return asked
 
 
@@ -57,7 +57,7 @@ def test_tensors_alone_do_not_make_it_fit(folder: Path, monkeypatch: pytest.Monk
     asked = rehearsed(monkeypatch, 0.995 * ROOM, 0.5 * ROOM)
     describe(write(folder, layout="auto", top='cluster = "h100:4"'), forecast)
     assert len(asked) == 2
-    assert rehearsing.needed(0.995 * ROOM) > ROOM > 0.995 * ROOM
+    assert planning.needed(0.995 * ROOM) > ROOM > 0.995 * ROOM
 
 
 def test_where_none_fits_that_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
