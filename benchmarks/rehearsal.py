@@ -28,6 +28,7 @@ import numpy as np
 from krzem.accuracy.evaluate import outcomes
 from krzem.cost.coefficients import fitted
 from krzem.cost.memory import RankBytes
+from krzem.cost.trainer_memory import held_weights, trainer_ranks, weight_traffic
 from krzem.facts.table import read_table
 from krzem.hardware import read_cluster
 from krzem.layout.layout import pack, parse_layout
@@ -121,9 +122,11 @@ def pricer(case: Case) -> Pricer:
 
 
 def planned(case: Case) -> dict[str, dict[str, float]]:
-    """The planner's bytes by kind on the pipeline ranks that it tells apart."""
-    memory = pricer(case).memory(pack([parse_layout(case.layout)]))
-    return {place: _kinds(getattr(memory, place), 0) for place in case.stages}
+    """The planner's bytes by kind on the same pipeline ranks."""
+    asked, x = pricer(case), pack([parse_layout(case.layout)])
+    sizes = asked.sizes(asked.choose(x).settings[0])
+    rank = trainer_ranks(asked.task.architecture, asked.table, x, case.batch, sizes)
+    return {place: _kinds(rank(np.array([i])), 0) for place, i in case.stages.items()}
 
 
 class Counting(Pricer):
@@ -146,21 +149,29 @@ class Counting(Pricer):
 
 
 def planned_traffic(case: Case) -> dict[str, float]:
-    """Bytes that a rank of the fullest middle stage sends in a step, by what they are for."""
+    """Bytes that a rank sends in a step, by what they are for: of experts and to other stages one
+    of the fullest middle stage, of weights and gradients one of the first."""
     layout = parse_layout(case.layout)
-    x, counting = pack([layout]), Counting(pricer(case).task)
+    x, asked = pack([layout]), pricer(case)
+    counting = Counting(asked.task)
     count = case.batch / (layout.dp * layout.micro_batch)
     rank = counting.passes(x).ranks[1 if layout.pp > 1 else 0]
     step = counting.step(x)
+    held = held_weights(asked.task.architecture, asked.table, x)
     return {
         "experts": count * float(np.ravel(rank.dispatch)[0]),
-        "stages": float(np.ravel(step.pipeline_transfer)[0]) / layout.vpp,
-        "weights and gradients": float(np.ravel(step.data_parallel)[0]),
+        "stages": float(np.ravel(step.pipeline_transfer)[0]),
+        "weights and gradients": float(weight_traffic(held, x, case.batch, np.zeros(1))[0]),
     }
 
 
+_HOLDERS = ("shard", "replicate", "stage", "world")
+"""Groups that hold parts or copies of weights; some are all ranks of a stage, or of the run."""
+
+
 def rehearsed_traffic(real: dict[str, Any]) -> dict[str, float]:
-    """The same of a rehearsed rank: of a collective of n ranks a rank sends (n-1)/n."""
+    """The same of a rehearsed rank: of a collective of n ranks a rank sends (n-1)/n, of a sum
+    that all get twice that."""
     found = dict.fromkeys(("experts", "stages", "weights and gradients"), 0.0)
     for operation, group, ranks, _, size in real["traffic"]:
         sent = size * (ranks - 1) / ranks
@@ -168,8 +179,10 @@ def rehearsed_traffic(real: dict[str, Any]) -> dict[str, float]:
             found["experts"] += sent
         elif operation == "send":
             found["stages"] += size
-        elif group in ("shard", "replicate") and operation != "all-to-all":
+        elif group in _HOLDERS and operation in ("all-gather", "reduce-scatter"):
             found["weights and gradients"] += sent
+        elif group in _HOLDERS and operation == "all-reduce":
+            found["weights and gradients"] += 2.0 * sent
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from krzem.cost.saved import Saved, layer_activations
-from krzem.cost.sizes import StateSizes
+from krzem.cost.sizes import StateCuts, StateSizes, state_cuts
 from krzem.cost.stages import in_flight, joined_ends, stages, weight_copies
 from krzem.layout.layout import RECOMPUTES, Layouts, Precision, Recompute
 from krzem.model.table import ModelTable
@@ -187,19 +187,6 @@ def _ends(t: ModelTable, x: Layouts, sizes: StateSizes) -> _Ends:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Cut:
-    """Bytes per parameter on a device after sharding: of layers' matrices, experts and ends."""
-
-    body: Array
-    expert: Array
-    end: Array
-
-    def of(self, params: Array, expert: Array, ends: Array) -> Array:
-        """Bytes of so many parameters of each kind."""
-        return params * self.body + expert * self.expert + ends * self.end
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Common:
     """What the pipeline ranks of a layout share."""
 
@@ -208,11 +195,7 @@ class _Common:
     sizes: StateSizes
     tp: Array
     micro_batches: Array
-    weights: _Cut
-    gradients: _Cut
-    optimizer: _Cut
-    step: _Cut | None
-    """None where the optimizer's step has no temporaries."""
+    cuts: StateCuts
     adapters: Array
     """Per layer."""
     attention: Array
@@ -229,16 +212,7 @@ class _Common:
 
 def _common(t: ModelTable, x: Layouts, sizes: StateSizes, m: Array) -> _Common:
     tp = x.tp.astype(float)
-    whole = (x.dp * x.cp).astype(float)
-    edp = np.maximum(tp * whole / (x.ep * x.etp), 1.0)
-    deep = (np.asarray(sizes.deep) > 0) & (x.zero >= 1)
-    third = (x.zero >= 3) | deep
-    by = whole
-    if np.any(x.shard > 0):
-        by = np.where(third & (x.shard > 0), np.minimum(x.shard, whole), whole)
-    parts, expert_parts = 1.0 / by, 1.0 / edp
-    optimizing = np.maximum(x.zero, sizes.least_stage) >= 1
-    step = sizes.step * np.ones(1)
+    cuts = state_cuts(x, sizes, m)
     lazy = np.any(np.asarray(sizes.lazy) > 0)
     return _Common(
         t=t,
@@ -246,50 +220,14 @@ def _common(t: ModelTable, x: Layouts, sizes: StateSizes, m: Array) -> _Common:
         sizes=sizes,
         tp=tp,
         micro_batches=m,
-        weights=_weights(x, sizes, third, parts, expert_parts),
-        gradients=_gradients((x.zero >= 2) | deep, sizes, m, parts, expert_parts),
-        optimizer=_sharded(sizes.optimizer, optimizing, parts, expert_parts),
-        step=_sharded(sizes.step, optimizing, parts, expert_parts) if np.any(step > 0) else None,
-        adapters=_adapters(t, tp, sizes, np.where(third, parts, 1.0)),
+        cuts=cuts,
+        adapters=_adapters(t, tp, sizes, np.where(cuts.third, cuts.parts, 1.0)),
         attention=t.attention_split / tp + t.attention_whole + t.norm_params,
         expert=t.expert_params / (x.ep * x.etp),
-        gathers=third & (whole > 1),
+        gathers=cuts.third & (x.dp * x.cp > 1),
         full=x.recompute == RECOMPUTES.index(Recompute.FULL),
         apart=(np.asarray(sizes.lazy) > 0) & (m <= 1.0) & (x.pp <= 1) if lazy else False,
     )
-
-
-def _sharded(size: Array, where: Array, parts: Array, expert_parts: Array) -> _Cut:
-    body = size * np.where(where, parts, 1.0)
-    return _Cut(body=body, expert=size * np.where(where, expert_parts, 1.0), end=body)
-
-
-def _weights(
-    x: Layouts, sizes: StateSizes, third: Array, parts: Array, expert_parts: Array
-) -> _Cut:
-    plain = _sharded(sizes.weight, third, parts, expert_parts)
-    body, expert, end = plain.body, plain.expert, plain.end
-    if np.any(np.asarray(sizes.squeeze) < 1.0) or np.any(np.asarray(sizes.copies) > 0):
-        beside = np.where(third, 0.0, sizes.copies)
-        body, expert = body * sizes.squeeze + beside, expert * sizes.squeeze + beside
-    if np.any(np.asarray(sizes.stay) > 0):
-        stays = np.where(third & (x.pp > 1), sizes.stay * sizes.gathered, 0.0)
-        held = stays * (parts < 1.0)
-        body, end = body + held, end + held
-        expert = expert + stays * (expert_parts < 1.0)
-    return _Cut(body=body, expert=expert, end=end)
-
-
-def _gradients(
-    second: Array, sizes: StateSizes, m: Array, parts: Array, expert_parts: Array
-) -> _Cut:
-    plain = _sharded(sizes.gradient, second, parts, expert_parts)
-    if not np.any(np.asarray(sizes.whole) > 0):
-        return plain
-    held = np.where(np.asarray(sizes.held) > 0, sizes.held, sizes.gradient)
-    whole = second & (m > 1.0) & (np.asarray(sizes.whole) > 0)
-    body = np.where(whole, held, plain.body)
-    return _Cut(body=body, expert=np.where(whole, held, plain.expert), end=body)
 
 
 def _adapters(t: ModelTable, tp: Array, sizes: StateSizes, parts: Array) -> Array:
@@ -321,8 +259,8 @@ def _rank(
     expert = moe * c.expert
     kinds = (params, expert, end.params)
     copies = weight_copies(x.schedule)
-    gradients = c.gradients.of(*kinds) * copies
-    optimizer = c.optimizer.of(*kinds) + count * c.adapters
+    gradients = c.cuts.gradients.of(*kinds) * copies
+    optimizer = c.cuts.optimizer.of(*kinds) + count * c.adapters
     flying = in_flight(x.schedule, x.pp, x.vpp, rank, c.micro_batches)
     kept, again = _layers(c, layers, dense, moe, saved)
     routed = moe > 0
@@ -334,11 +272,11 @@ def _rank(
     transient = np.maximum(end.transient + ends + fixed, working)
     handed = np.where(x.pp > 1, sizes.outputs * saved.boundary * x.vpp, 0.0)
     moment = _Moment(gradients, flying * (kept + end.activations + handed), transient)
-    if c.apart is not False or c.step is not None:
-        step = 0.0 if c.step is None else c.step.of(*kinds)
+    if c.apart is not False or c.cuts.step is not None:
+        step = 0.0 if c.cuts.step is None else c.cuts.step.of(*kinds)
         moment = _fullest(moment, working, step, c.apart)
     found = RankBytes(
-        weights=c.weights.of(*kinds) * copies,
+        weights=c.cuts.weights.of(*kinds) * copies,
         gradients=moment.gradients,
         optimizer=np.where(x.offload_optimizer > 0, 0.0, optimizer * copies),
         activations=moment.activations,

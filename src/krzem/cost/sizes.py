@@ -1,9 +1,13 @@
-"""What an engine keeps per parameter, element and logit, as numbers or arrays."""
+"""What an engine keeps per parameter, element and logit (numbers or arrays), and how it is cut."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+from krzem.layout.layout import Layouts
 
 Array = Any
 
@@ -79,3 +83,88 @@ class StateSizes:
     copies_sent: Array = 0.0
     """Copies of dispatched tokens at once while a layer of experts is at work, on the fullest
     rank: sent, received, sorted, results and their gradients."""
+
+
+# Bytes per parameter on a device, after sharding
+# -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Bytes per parameter on a device after sharding: of layers' matrices, experts and ends."""
+
+    body: Array
+    expert: Array
+    end: Array
+
+    def of(self, params: Array, expert: Array, ends: Array) -> Array:
+        """Bytes of so many parameters of each kind."""
+        return params * self.body + expert * self.expert + ends * self.end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateCuts:
+    """How weights, gradients and states of layouts ``[N]`` lie on a device."""
+
+    weights: Cut
+    gradients: Cut
+    optimizer: Cut
+    step: Cut | None
+    """Temporaries of the optimizer's step; None where it has none."""
+    third: Array
+    """Whether weights are sharded between uses."""
+    parts: Array
+    """Share of a dense weight that a device holds where it is sharded."""
+
+
+def state_cuts(x: Layouts, sizes: StateSizes, m: Array) -> StateCuts:
+    """Of layouts with ``m`` micro-batches a step."""
+    whole = (x.dp * x.cp).astype(float)
+    edp = np.maximum(x.tp * whole / (x.ep * x.etp), 1.0)
+    deep = (np.asarray(sizes.deep) > 0) & (x.zero >= 1)
+    third = (x.zero >= 3) | deep
+    by = whole
+    if np.any(x.shard > 0):
+        by = np.where(third & (x.shard > 0), np.minimum(x.shard, whole), whole)
+    parts, expert_parts = 1.0 / by, 1.0 / edp
+    optimizing = np.maximum(x.zero, sizes.least_stage) >= 1
+    step = sizes.step * np.ones(1)
+    return StateCuts(
+        weights=_weights(x, sizes, third, parts, expert_parts),
+        gradients=_gradients((x.zero >= 2) | deep, sizes, m, parts, expert_parts),
+        optimizer=_sharded(sizes.optimizer, optimizing, parts, expert_parts),
+        step=_sharded(sizes.step, optimizing, parts, expert_parts) if np.any(step > 0) else None,
+        third=third,
+        parts=parts,
+    )
+
+
+def _sharded(size: Array, where: Array, parts: Array, expert_parts: Array) -> Cut:
+    body = size * np.where(where, parts, 1.0)
+    return Cut(body=body, expert=size * np.where(where, expert_parts, 1.0), end=body)
+
+
+def _weights(x: Layouts, sizes: StateSizes, third: Array, parts: Array, expert_parts: Array) -> Cut:
+    plain = _sharded(sizes.weight, third, parts, expert_parts)
+    body, expert, end = plain.body, plain.expert, plain.end
+    if np.any(np.asarray(sizes.squeeze) < 1.0) or np.any(np.asarray(sizes.copies) > 0):
+        beside = np.where(third, 0.0, sizes.copies)
+        body, expert = body * sizes.squeeze + beside, expert * sizes.squeeze + beside
+    if np.any(np.asarray(sizes.stay) > 0):
+        stays = np.where(third & (x.pp > 1), sizes.stay * sizes.gathered, 0.0)
+        held = stays * (parts < 1.0)
+        body, end = body + held, end + held
+        expert = expert + stays * (expert_parts < 1.0)
+    return Cut(body=body, expert=expert, end=end)
+
+
+def _gradients(
+    second: Array, sizes: StateSizes, m: Array, parts: Array, expert_parts: Array
+) -> Cut:
+    plain = _sharded(sizes.gradient, second, parts, expert_parts)
+    if not np.any(np.asarray(sizes.whole) > 0):
+        return plain
+    held = np.where(np.asarray(sizes.held) > 0, sizes.held, sizes.gradient)
+    whole = second & (m > 1.0) & (np.asarray(sizes.whole) > 0)
+    body = np.where(whole, held, plain.body)
+    return Cut(body=body, expert=np.where(whole, held, plain.expert), end=body)

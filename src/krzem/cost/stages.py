@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from krzem.layout.layout import RECOMPUTES, SCHEDULES, Layouts, Recompute, Schedule
+from krzem.errors import LayoutError
+from krzem.layout.layout import (
+    RECOMPUTES,
+    SCHEDULES,
+    Layout,
+    Layouts,
+    Recompute,
+    Schedule,
+    stage_ranks,
+)
+from krzem.layout.stages import stage_layers
 from krzem.model.table import ModelTable
 
 Array = Any
@@ -80,6 +92,46 @@ def stages(t: ModelTable, x: Layouts) -> Stages:
         middle_moe=np.where(whole, t.moe_layers, middle * (1.0 - left)),
         last_moe=np.where(whole, t.moe_layers, last * (1.0 - left)),
     )
+
+
+def kinds_held(kinds: tuple[int, ...], x: Layouts, mtp: int) -> Callable[[Array], Array]:
+    """How many layers of each kind a rank of krzem's own trainer holds.
+
+    ``kinds`` is the kind of each layer in order, from 0; of pipeline ranks ``[N]`` the result
+    gives counts ``[K, N]``.
+    """
+    columns = (x.pp, x.vpp, x.schedule, x.first_stage_layers, x.last_stage_layers)
+    code = np.zeros(len(x), dtype=np.int64)
+    for column in columns:
+        code = code * (int(np.max(column)) + 2) + column + 1
+    _, at, which = np.unique(code, return_index=True, return_inverse=True)
+    tables = [_held(kinds, mtp, *(int(c[i]) for c in columns)) for i in at]
+    deepest = max(len(table) for table in tables)
+    padded = [np.pad(table, ((0, deepest - len(table)), (0, 0))) for table in tables]
+    found = np.stack(padded)
+    return lambda rank: np.asarray(found[which, np.asarray(rank, dtype=np.int64)].T)
+
+
+@lru_cache(maxsize=4096)
+def _held(
+    kinds: tuple[int, ...], mtp: int, pp: int, vpp: int, schedule: int, first: int, last: int
+) -> Array:
+    """``[pp, K]`` of one pipe; even shares where the trainer refuses it."""
+    layout = Layout(
+        pp=pp,
+        vpp=vpp,
+        schedule=SCHEDULES[schedule],
+        first_stage_layers=None if first < 0 else first,
+        last_stage_layers=None if last < 0 else last,
+    )
+    counts = np.zeros((pp, max(kinds) + 1))
+    try:
+        held = stage_layers(len(kinds), layout, mtp)
+    except LayoutError:
+        return counts + np.bincount(kinds) / pp
+    for rank, span in zip(stage_ranks(layout), held, strict=True):
+        counts[rank] += np.bincount(kinds[span.start : span.stop], minlength=counts.shape[1])
+    return counts
 
 
 def shard_group(x: Layouts) -> tuple[Array, Array]:

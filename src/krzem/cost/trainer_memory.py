@@ -1,26 +1,28 @@
 """Bytes that krzem's own trainer holds on one device, as its code asks for them.
 
 What other engines hold is estimated from what is published of them; this engine's code is known,
-and rehearsed (:mod:`krzem.train.rehearsal`), so that its tensors are counted.  Of three moments the
-fullest is taken: the loss, the backward pass of a layer with all activations in flight, and the
-reduction of gradients at the end.
+and rehearsed (:mod:`krzem.train.rehearsal`), so that its tensors are counted, on the very layers
+that each pipeline rank holds.  Of three moments the fullest is taken: the loss, the backward pass
+of a layer with all activations in flight, and the reduction of gradients at the end.
 
-Elements have two bytes where nothing else is said.  ``own`` is a tensor ``[B, S/n, D]`` of this
-rank's tokens, ``joined`` the same gathered over tensor-parallel ranks.
+Elements have two bytes where nothing else is said.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from krzem.cost.memory import MemoryBytes, RankBytes
-from krzem.cost.stages import in_flight, is_schedule, stages
+from krzem.cost.sizes import StateCuts, StateSizes, state_cuts
+from krzem.cost.stages import in_flight, is_schedule, kinds_held
+from krzem.cost.trainer_layers import LayerBytes, Tokens, layer_bytes, tokens_of
 from krzem.layout.layout import RECOMPUTES, Layouts, Precision, Recompute, Schedule
-from krzem.model.architecture import Architecture, Attention, AttentionKind, FeedForward
-from krzem.model.table import ModelTable
+from krzem.model.architecture import Architecture, AttentionKind, Layer, LayerRun
+from krzem.model.table import ModelTable, tabulate
 
 Array = Any
 _PIECE = 2.0**25
@@ -28,326 +30,275 @@ _ROWS = 256.0
 """Logits of a piece of the loss, and its tokens at least (train/model/transformer.py)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tokens:
-    """Tokens of a micro-batch on one rank, and the residual stream in bytes."""
-
-    tp: Array
-    gathered: Array
-    """Of one context-parallel part."""
-    own: Array
-    own_bytes: Array
-    joined: Array
-    """Equal to ``own_bytes`` where nothing is gathered."""
-    extra: Array
-    """What gathering makes: 0 without tensor parallelism."""
-    angles: float
-    """Cosines and sines of rotations, for each micro-batch under way."""
-
-
-def _tokens(arch: Architecture, sequence: int, x: Layouts) -> _Tokens:
-    tp = x.tp.astype(float)
-    m = x.micro_batch * float(sequence) / x.cp
-    own, joined = 2.0 * m / tp * arch.hidden, 2.0 * m * arch.hidden
-    attentions = [run.layer.attention for run in arch.runs]
-    return _Tokens(
-        tp=tp,
-        gathered=m,
-        own=m / tp,
-        own_bytes=own,
-        joined=joined,
-        extra=np.where(tp > 1, joined, 0.0),
-        angles=4.0 * sequence * max(a.rope_dim or a.head_dim for a in attentions),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """One half of a layer: attention or network, with its norm, in bytes."""
-
-    kept: Array
-    """For its backward pass, when nothing is computed again."""
-    products: Array
-    """Of it, what ``recompute=modules`` keeps."""
-    core: Array
-    """Of it, what ``recompute=attention`` computes again."""
-    more: Array
-    """At the fullest moment of its backward pass, beside ``kept``."""
-
-
-def _grouped(a: Attention, k: _Tokens) -> _Part:
-    """Grouped queries (train/model/block.py): the gathered input, rotated queries and keys,
-    values, what the core gives; with norms on heads also what these read."""
-    m = 2.0 * k.gathered
-    heads = np.maximum(a.kv_heads / k.tp, 1.0)
-    q, key, value = m * a.heads * a.head_dim / k.tp, m * heads * a.head_dim, m * heads * a.value_dim
-    out = m * a.heads * a.value_dim / k.tp + 4.0 * k.gathered * a.heads / k.tp
-    normed = q + key if a.qk_norm else 0.0
-    read: Array = np.where(k.tp > 1, k.joined, k.own_bytes)
-    return _Part(
-        kept=read + normed + q + key + value + out,
-        products=q + key + value + out,
-        core=out,
-        more=k.own_bytes + k.extra + 2.0 * q + key + value + out,
-    )
-
-
-def _latent(a: Attention, k: _Tokens) -> _Part:
-    """Latent attention (train/model/block.py): latents before and after their norms, queries, keys
-    and values padded to the width of keys, what the core gives, and its part as wide as values."""
-    m, rank, rope = 2.0 * k.gathered, a.kv_lora_rank or 0, a.rope_dim or 0
-    down = (a.q_lora_rank or 0) + rank + rope
-    after = np.where(k.tp > 1, m * down, 2.0 * k.own * (down - rope))
-    latents = 2.0 * k.own * down + after
-    wide = m * a.heads * a.head_dim / k.tp
-    narrow = m * a.heads * a.value_dim / k.tp
-    sums = 4.0 * k.gathered * a.heads / k.tp
-    up = m * a.heads * (a.head_dim - rope + a.value_dim) / k.tp
-    return _Part(
-        kept=k.own_bytes + latents + 4.0 * wide + narrow + sums,
-        products=2.0 * k.own * down + wide + up + wide + sums + narrow,
-        core=wide + sums,
-        more=k.own_bytes + 4.0 * wide + narrow,
-    )
-
-
-_ATTENTION = {AttentionKind.GROUPED: _grouped, AttentionKind.LATENT: _latent}
-"""Kinds whose tensors are counted; others (DeepSeek-V4's) take the general formulas."""
-
-
-def _dense(f: FeedForward, arch: Architecture, k: _Tokens) -> _Part:
-    """A gated network: its input, both products, the activation and what it makes of them.
-
-    Backward, fullest where the gradient of what it made is known, where those of both products are,
-    or where those of all weights are.
-    """
-    read: Array = np.where(k.tp > 1, k.joined, k.own_bytes)
-    wide = 2.0 * k.gathered * f.width / k.tp
-    matrix = 2.0 * arch.hidden * f.width / k.tp
-    made = matrix + np.maximum(wide + k.extra, 2.0 * wide)
-    return _Part(
-        kept=read + 4.0 * wide,
-        products=2.0 * wide,
-        core=0.0,
-        more=np.maximum(made, 3.0 * matrix + 2.0 * read - 3.0 * wide),
-    )
-
-
-def _mixture(f: FeedForward, arch: Architecture, k: _Tokens, x: Layouts) -> _Part:
-    """Routed and shared experts (train/model/mixture.py).
-
-    Rows are kept as experts read them and as they come back.  Backward, fullest where those that
-    came back are put into their places, or where the gradients of all weights are known.  Routers
-    read 32 bits.
-    """
-    choices = k.own * f.experts_per_token
-    hidden = f.input_width or arch.hidden
-    rows, inner = 2.0 * choices * hidden, 2.0 * choices * f.width
-    router = 4.0 * k.own * arch.hidden + 8.0 * k.own * f.experts + 40.0 * choices
-    shared = 2.0 * k.gathered * f.shared_width / k.tp
-    # The norm's output is kept for the shared expert alone: routers keep it in 32 bits.
-    read = np.where(k.tp > 1, k.joined, k.own_bytes) if f.shared_width else 0.0
-    here = rows * x.etp
-    matrices = 6.0 * f.experts / x.ep * hidden * f.width / x.etp
-    return _Part(
-        kept=read + router + here + 4.0 * inner + rows + 4.0 * shared,
-        products=3.0 * inner + here + 3.0 * shared,
-        core=0.0,
-        more=np.maximum(k.own_bytes + here, matrices + here - 4.0 * inner),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layer:
-    """A layer with a dense network or a mixture, in bytes for a micro-batch."""
-
-    kept: Array
-    """From the forward to the backward pass, as it is recomputed."""
-    work: Array
-    """Beside that, at the fullest moment of its backward pass."""
-    weights: Array
-    """Elements of all its weights on this rank, before FSDP cuts them."""
-    unit: Array
-    """Bytes that the reduction of its largest unit of FSDP takes beside what it reduces."""
-
-
-def _layer(
-    attention: _Part, network: _Part, weights: tuple[Array, Array], x: Layouts, k: _Tokens
-) -> _Layer:
-    """``weights``: elements of all but routed experts, and of these."""
-    whole = k.own_bytes * 2.0 + attention.kept + network.kept
-    full = x.recompute == RECOMPUTES.index(Recompute.FULL)
-    core = x.recompute == RECOMPUTES.index(Recompute.ATTENTION)
-    some = x.recompute == RECOMPUTES.index(Recompute.MODULES)
-    kept = np.where(core, whole - attention.core, whole)
-    kept = np.where(some, k.own_bytes + attention.products + network.products, kept)
-    kept = np.where(full, k.own_bytes, kept)
-    at_network = whole + network.more
-    at_attention = whole - network.kept + attention.more
-    every = weights[0] + weights[1]
-    plain = np.where(x.zero == 0, 2.0 * every, 0.0)  # Weights are rounded by each pass itself.
-    kept = kept + np.where(full, 0.0, plain)
-    again = np.where(full, plain, 0.0)
-    work = np.maximum(at_network, at_attention) + again - kept
-    # A unit lets its gathered weights go, and copies its gradients to be sent.  On one rank alone
-    # there are three copies in the place of one, after the layer's other unit is done.
-    alone = x.tp * x.cp * x.dp <= x.ep * x.etp
-    experts = np.where(alone, 6.0 * (weights[1] - weights[0]), 2.0 * weights[1])
-    unit = np.maximum(2.0 * weights[0], experts)
-    return _Layer(kept=kept, work=work, weights=every, unit=unit)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ends:
-    """The embedding and the output matrix on this rank, elements, and what the loss makes."""
-
-    embedding: Array
-    head: Array
-    loss: Array
-    """Bytes while the loss is computed."""
-    mtp: int
-
-
-def _ends(arch: Architecture, t: ModelTable, x: Layouts, k: _Tokens) -> _Ends:
-    embedding = t.embedding_params / k.tp
-    head = np.maximum(t.head_params, t.embedding_params) / k.tp
-    vocab = arch.vocab / k.tp
-    rows = np.minimum(k.gathered, np.maximum(_ROWS, np.floor(_PIECE / vocab)))
-    # The gradient of the output matrix in 32 bits and a piece's part of it; logits of the piece
-    # and their gradient; that of the input, and the input.
-    loss = 6.0 * head + 4.0 * rows * vocab + k.joined + k.extra + k.own_bytes
-    return _Ends(embedding=embedding, head=head, loss=loss, mtp=arch.mtp_layers)
-
-
-def _weights(t: ModelTable, x: Layouts) -> tuple[Array, Array, Array]:
-    """Elements of a dense layer, of a mixture's without experts, and of a layer's experts."""
-    tp = x.tp.astype(float)
-    attention = t.attention_split / tp + t.attention_whole + t.norm_params
-    dense = attention + t.dense_params / tp
-    mixture = attention + t.shared_params / tp + t.router_params
-    return dense, mixture, t.expert_params / (x.ep * x.etp)
-
-
 def is_counted(arch: Architecture, precision: Precision) -> bool:
     """Whether every tensor of the trainer's step with this model is known here."""
     layers = [run.layer for run in arch.runs]
-    known = all(x.attention.kind in _ATTENTION and x.recurrence is None for x in layers)
-    return known and arch.hyper_connections == 1 and precision is Precision.BF16
+    return precision is Precision.BF16 and all(map(_is_known, layers))
+
+
+def _is_known(layer: Layer) -> bool:
+    a, f = layer.attention, layer.feed_forward
+    if a.kind is AttentionKind.NONE or layer.recurrence is not None or not f.gated:
+        return False
+    # DeepSeek-V3.2's masks and GPT-OSS's widened heads are not counted.
+    return a.kind is AttentionKind.SHARED_KV or not (a.sinks or a.indexer)
 
 
 def trainer_bytes(
-    arch: Architecture, t: ModelTable, x: Layouts, global_batch: Array, states: MemoryBytes
+    arch: Architecture, t: ModelTable, x: Layouts, global_batch: Array, sizes: StateSizes
 ) -> MemoryBytes:
     """Bytes of the first, the fullest middle and the last pipeline rank of ``krzem train``.
 
-    ``states`` says weights, gradients and optimizer states, which are as other engines have them.
+    ``sizes`` are the bytes of states, which are as other engines have them.  The fullest middle
+    rank is the second or, where the second has layers without experts, the third.
     """
-    k = _tokens(arch, int(t.sequence), x)
-    s, ends = stages(t, x), _ends(arch, t, x, k)
-    dense, moe = _layers(arch, t, x, k)
-    count = np.maximum(global_batch / (x.dp * x.micro_batch), 1.0)
-    alone = x.pp <= 1
-    # In a V the first rank holds both ends, and the last one the middle.
-    turned = is_schedule(x.schedule, Schedule.ZB_V, Schedule.DUALPIPE_V) & ~alone
-    rank = np.minimum(1.0, x.pp - 1.0)
-    first = _rank(x, k, ends, dense, moe, (s.first_dense, s.first_moe, 0.0, count), alone | turned)
-    middle = _rank(x, k, ends, dense, moe, (s.middle_dense, s.middle_moe, rank, count), False)
-    last = _rank(
-        x, k, ends, dense, moe, (s.last_dense, s.last_moe, x.pp - 1.0, count), ~alone & ~turned
-    )
+    rank = trainer_ranks(arch, t, x, global_batch, sizes)
+    second, third = (rank(np.minimum(place, x.pp - 1)) for place in (1, 2))
+    fuller = (third.total > second.total) & (x.pp > 3)
+    middle = {
+        name: np.where(fuller, getattr(third, name), getattr(second, name))
+        for name in RankBytes.__slots__
+    }
     return MemoryBytes(
-        first=_filled(states.first, first, x),
-        middle=_filled(states.middle, middle, x),
-        last=_filled(states.last, last, x),
+        first=rank(np.zeros(len(x))), middle=RankBytes(**middle), last=rank(x.pp - 1)
     )
 
 
-def _filled(states: RankBytes, rank: tuple[Array, Array], x: Layouts) -> RankBytes:
-    # Without FSDP there is one copy of the weights, in 32 bits.
-    plain = x.zero == 0
-    return RankBytes(
-        weights=np.where(plain, 0.0, states.weights),
-        gradients=states.gradients,
-        optimizer=states.optimizer,
-        activations=rank[0],
-        transient=rank[1],
+def trainer_ranks(
+    arch: Architecture, t: ModelTable, x: Layouts, global_batch: Array, sizes: StateSizes
+) -> Callable[[Array], RankBytes]:
+    """Bytes of any pipeline rank of layouts ``[N]``: a function of the ranks ``[N]``."""
+    count = np.maximum(global_batch / (x.dp * x.micro_batch), 1.0)
+    step = _Step(
+        x=x,
+        k=tokens_of(arch, int(t.sequence), x),
+        count=count,
+        cuts=state_cuts(x, sizes, count),
+        held=held_weights(arch, t, x),
+        angles=_angles(arch, float(t.sequence)),
+    )
+    return lambda rank: _rank(step, np.asarray(rank))
+
+
+def _angles(arch: Architecture, sequence: float) -> float:
+    """Cosines and sines of rotations, for each micro-batch under way; two kinds in V4."""
+    attentions = [run.layer.attention for run in arch.runs]
+    kinds = {bool(a.compression) for a in attentions}
+    return 4.0 * sequence * max(a.rope_dim or a.head_dim for a in attentions) * len(kinds)
+
+
+# Which weights lie on which rank
+# -------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Layers, embedding and output matrix, and where they lie."""
+
+    layers: tuple[LayerBytes, ...]
+    """Of each kind, and at the end that of prediction modules."""
+    counts: Callable[[Array], Array]
+    """[K, N] how many of each kind pipeline ranks ``[N]`` hold, without prediction modules."""
+    predicts: Callable[[Array], Array]
+    """[N] whether these ranks compute the loss."""
+    embedding: Array
+    """Elements on a rank that has it."""
+    head: Array
+    mtp: float
+    module: float
+    """Elements of a prediction module beside its layer."""
+    tied: bool
+
+    def weights(self, rank: Array) -> tuple[Array, Array, Array]:
+        """Elements on pipeline ranks ``[N]``: of layers, of routed experts, and of the ends."""
+        counts, last = self.every(rank), self.predicts(rank)
+        dense = sum(n * layer.dense for n, layer in zip(counts, self.layers, strict=True))
+        experts = sum(n * layer.experts for n, layer in zip(counts, self.layers, strict=True))
+        embeds = (rank == 0) | (last & (self.tied or self.mtp > 0))
+        heads = last & ~((rank == 0) & self.tied)
+        shared = self.tied & last & (rank > 0)  # A second copy of the embedding is the output.
+        ends = np.where(embeds, self.embedding, 0.0)
+        ends = ends + np.where(heads & ~shared, self.head, 0.0)
+        return dense, experts, ends + np.where(last, self.mtp * self.module, 0.0)
+
+    def every(self, rank: Array) -> Array:
+        """:attr:`counts` with the layers of prediction modules."""
+        counts = self.counts(rank)
+        counts[-1] += np.where(self.predicts(rank), self.mtp, 0.0)
+        return counts
+
+
+def held_weights(arch: Architecture, t: ModelTable, x: Layouts) -> Held:
+    """What each pipeline rank of ``krzem train`` holds."""
+    sequence = int(t.sequence)
+    k = tokens_of(arch, sequence, x)
+    kinds = [layer for layer, _ in arch.kinds()]
+    order = tuple(kinds.index(layer) for layer in arch.expanded())
+    module = arch.mtp_layer or arch.expanded()[-1]
+    layers = [layer_bytes(one, arch, _alone(one, arch, sequence), x, k) for one in (*kinds, module)]
+    held = kinds_held(order, x, arch.mtp_layers)
+    # In a V the first rank holds both ends, and the last one the middle.
+    turned = is_schedule(x.schedule, Schedule.ZB_V, Schedule.DUALPIPE_V) & (x.pp > 1)
+
+    def counts(rank: Array) -> Array:
+        own = held(rank)
+        return np.concatenate((own, np.zeros((1, own.shape[1]))))
+
+    return Held(
+        layers=tuple(layers),
+        counts=counts,
+        predicts=lambda rank: np.asarray(rank == np.where(turned, 0, x.pp - 1)),
+        embedding=t.embedding_params / x.tp,
+        head=np.maximum(t.head_params, t.embedding_params) / x.tp,
+        mtp=float(arch.mtp_layers),
+        module=float(t.mtp_params),
+        tied=bool(arch.tied_embeddings),
     )
 
 
-def _layers(
-    arch: Architecture, t: ModelTable, x: Layouts, k: _Tokens
-) -> tuple[_Layer, _Layer | None]:
-    """A mean dense layer and a mean mixture; attention is that of the mean layer."""
-    kinds = [(run.layer, run.count) for run in arch.runs]
-    dense_w, moe_w, expert_w = _weights(t, x)
-
-    def mean(sparse: bool) -> _Layer | None:
-        own = [(layer, n) for layer, n in kinds if layer.feed_forward.is_moe is sparse]
-        if not own:
-            return None
-        total = sum(n for _, n in own)
-        weights = (moe_w, expert_w) if sparse else (dense_w, 0.0 * dense_w)
-        found = []
-        for layer, n in own:
-            attention = _ATTENTION[layer.attention.kind](layer.attention, k)
-            f = layer.feed_forward
-            network = _mixture(f, arch, k, x) if sparse else _dense(f, arch, k)
-            found.append((_layer(attention, network, weights, x, k), n / total))
-        return _Layer(
-            kept=sum(layer.kept * share for layer, share in found),
-            work=np.max([layer.work for layer, _ in found], axis=0),
-            weights=found[0][0].weights,
-            unit=found[0][0].unit,
-        )
-
-    sparse, dense = mean(True), mean(False)
-    dense = dense or sparse
-    assert dense is not None
-    return dense, sparse
+def _alone(layer: Layer, arch: Architecture, sequence: int) -> ModelTable:
+    """The table of one layer."""
+    runs = (LayerRun(layer=layer, count=1),)
+    return tabulate(replace(arch, runs=runs, mtp_layers=0, mtp_layer=None), sequence)
 
 
-def _rank(
-    x: Layouts,
-    k: _Tokens,
-    ends: _Ends,
-    dense: _Layer,
-    moe: _Layer | None,
-    place: tuple[Array, Array, Array, Array],
-    predicts: Array,
-) -> tuple[Array, Array]:
-    """Bytes of activations and transient ones of a pipeline rank.
+def weight_traffic(held: Held, x: Layouts, global_batch: Array, rank: Array) -> Array:
+    """Bytes that pipeline ranks ``[N]`` send in a step to gather weights and to sum gradients.
 
-    ``place``: its layers with dense networks and with mixtures, its place in the pipe, and the
-    micro-batches of a step; ``predicts``: it computes the loss.
+    Of a collective of n ranks a rank sends (n-1)/n, of a sum that all get twice that.  Weights
+    travel in 16 bits, gradients in 32; with one pipeline rank ZeRO-2 does both for each
+    micro-batch, and ZeRO-3 gathers before either pass.  NaN for ZeRO-3 in a pipeline: not counted.
     """
-    n_dense, n_moe, rank, count = place
-    predicts = np.asarray(predicts)
-    mtp = np.where(predicts, float(ends.mtp), 0.0)
-    sparse = moe if moe is not None else dense
-    more_dense, more_moe = (0.0, mtp) if moe is not None else (mtp, 0.0)
-    kept = (n_dense + more_dense) * dense.kept + (n_moe + more_moe) * sparse.kept
-    # A module joins two normed inputs and norms what its layer gives.
-    kept = kept + mtp * 7.0 * k.own_bytes
+    dense, experts, ends = held.weights(rank)
+    ranks = (x.dp * x.cp).astype(float)
+    each = (x.zero >= 2) & (x.pp <= 1)
+    times = np.where(each, np.maximum(global_batch / (x.dp * x.micro_batch), 1.0), 1.0)
+    gathered = 2.0 * times * np.where(x.zero >= 3, 2.0, 1.0)
+
+    def sent(elements: Array, over: Array) -> Array:
+        shard: Array = np.where(x.shard > 0, np.minimum(x.shard, over), over)
+        shard = np.where(x.zero == 0, 1.0, shard)
+        inside = (shard - 1.0) / shard * elements * (gathered + 4.0 * times)
+        copies = over / shard
+        return inside + 8.0 * (copies - 1.0) / copies * elements / shard * times
+
+    found = sent(dense + ends, ranks) + sent(experts, ranks * x.tp / (x.ep * x.etp))
+    return np.where((x.zero >= 3) & (x.pp > 1), np.nan, found)
+
+
+# One rank
+# --------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What the ranks of a layout share."""
+
+    x: Layouts
+    k: Tokens
+    count: Array
+    """Micro-batches of a step."""
+    cuts: StateCuts
+    held: Held
+    angles: float
+
+
+def _rank(s: _Step, rank: Array) -> RankBytes:
+    x, cuts = s.x, s.cuts
+    weights = s.held.weights(rank)
+    activations, transient = _moments(s, rank)
+    gradients = cuts.gradients.of(*weights)
+    # A pipe that is never filled again is fullest before there are gradients, or one batch later.
+    flying = in_flight(x.schedule, x.pp, x.vpp, rank, s.count)
+    drains = (flying == s.count) & (x.pp > 1) & (x.schedule == 0)
+    one = activations / flying
+    before, after = drains & (one > gradients), drains & (one <= gradients)
+    return RankBytes(
+        # Without FSDP there is one copy of the weights, in 32 bits.
+        weights=np.where(x.zero == 0, 0.0, cuts.weights.of(*weights)),
+        gradients=np.where(before, 0.0, gradients),
+        optimizer=cuts.optimizer.of(*weights),
+        activations=activations - np.where(after, one, 0.0),
+        transient=transient,
+    )
+
+
+def _moments(s: _Step, rank: Array) -> tuple[Array, Array]:
+    """Bytes of activations and transient ones of pipeline ranks ``[N]``."""
+    x, k, held = s.x, s.k, s.held
+    predicts, begins = held.predicts(rank), rank == 0
+    counts, mtp = held.every(rank), np.where(held.predicts(rank), held.mtp, 0.0)
+    inner = (x.pp > 1) & ~predicts
+    kept = _kept(s, counts) + mtp * _joined(k)
+    # The last norm's input and output.
     kept = kept + np.where(predicts, k.own_bytes + k.joined, 0.0)
-    handed = np.where((x.pp > 1) & ~predicts, k.own_bytes * x.vpp, 0.0)
-    flying = in_flight(x.schedule, x.pp, x.vpp, rank, count)
-    handed = handed + k.angles
-    routed = n_moe + more_moe > 0
-    work = np.where(routed, sparse.work, dense.work)
-    received = np.where((x.pp > 1) & ~predicts, k.own_bytes, 0.0)
-    weights: Array = np.where(routed, sparse.weights, dense.weights)
-    cut = (x.zero >= 3) & (x.dp * x.cp > 1)
-    whole = np.where(cut, 2.0 * (ends.embedding + ends.head), 0.0) * (x.pp <= 1)
-    # This layer and the next gathered, and the gradient of the one before on its way.
-    gathered = whole + np.where(cut, 8.0 * weights, 0.0)
-    held = np.where(predicts, 2.0 * ends.head * (1.0 + (mtp > 0)), 0.0)
-    backward = work + received + held + gathered
-    loss = np.where(predicts, ends.loss + 2.0 * ends.head * mtp + whole, 0.0)
-    loss = loss + np.where(predicts & (x.zero == 0), 2.0 * ends.head, 0.0)
+    handed = np.where(inner, k.residual * x.vpp, 0.0) + s.angles
+    if k.streams > 1:
+        kept = kept + np.where(predicts, k.residual, 0.0)
+        # All streams begin as one tensor.
+        kept = kept - np.where(begins, k.residual - k.own_bytes, 0.0)
+    flying = in_flight(x.schedule, x.pp, x.vpp, rank, s.count)
     activations = flying * (kept + handed)
-    # At the end gradients that stayed whole are reduced, unit by unit.
-    whole_gradients = (x.zero >= 1) & ((x.pp > 1) | ((x.zero <= 1) & (count > 1.0)))
-    end = 2.0 * np.where(rank == 0.0, ends.embedding, np.where(predicts, ends.head, 0.0))
-    reduced = np.maximum(end, np.where(routed, sparse.unit, dense.unit)) - activations
-    moments = np.maximum(np.maximum(backward, loss), np.where(whole_gradients, reduced, 0.0))
-    return activations, moments
+    backward = _largest(counts, [layer.work for layer in held.layers])
+    backward = backward + np.where(inner, k.residual, 0.0)
+    weights = _largest(counts, [layer.weights for layer in held.layers])
+    cut = (x.zero >= 3) & (x.dp * x.cp > 1)
+    whole = np.where(cut, 2.0 * (held.embedding + held.head), 0.0) * (x.pp <= 1)
+    # This layer and the next gathered, and the gradient of the one before on its way.
+    backward = backward + whole + np.where(cut, 8.0 * weights, 0.0)
+    # That one has let go of what it kept, as the output has.
+    gone = k.own_bytes + k.joined + _largest(counts, [layer.kept for layer in held.layers])
+    backward = backward - np.where(cut & predicts, gone, 0.0)
+    backward = backward + np.where(predicts, 2.0 * held.head * (1.0 + (mtp > 0)), 0.0)
+    loss = np.where(predicts, _loss(s) + 2.0 * held.head * mtp + whole, 0.0)
+    # Weights' gradients computed apart wait in 16 bits: of all chunks, at the loss of one of two.
+    dense, experts, _ = held.weights(rank)
+    apart = is_schedule(x.schedule, Schedule.ZB_V, Schedule.DUALPIPE_V) & (x.pp > 1)
+    waiting = np.where(apart, dense + experts, 0.0)
+    backward, loss = backward + 2.0 * waiting, loss + np.where(predicts, waiting, 0.0)
+    moments = np.maximum(backward, loss)
+    return activations, np.maximum(moments, _reduced(s, rank, counts) - activations)
+
+
+def _kept(s: _Step, counts: Array) -> Array:
+    """Of all layers of a rank for one micro-batch."""
+    x, layers = s.x, s.held.layers
+    full = (x.recompute == RECOMPUTES.index(Recompute.FULL)) & (x.recompute_layers >= 0)
+    share = np.where(full, x.recompute_layers / np.maximum(counts.sum(axis=0), 1.0), 1.0)
+    left = 1.0 - np.minimum(share, 1.0)
+    return sum(
+        n * (layer.kept + left * (layer.whole - layer.kept))
+        for n, layer in zip(counts, layers, strict=True)
+    )
+
+
+def _joined(k: Tokens) -> Array:
+    """What a prediction module keeps beside its layer: two normed inputs, what they are joined to
+    and the norm of what its layer gives; with streams one of the inputs is as wide as all."""
+    return 4.0 * k.own_bytes + 2.0 * k.residual if k.streams > 1 else 7.0 * k.own_bytes
+
+
+def _largest(counts: Array, values: list[Array]) -> Array:
+    """The largest value of the kinds of layers that a rank holds."""
+    return np.max(
+        [np.where(n > 0, value, 0.0) for n, value in zip(counts, values, strict=True)], axis=0
+    )
+
+
+def _loss(s: _Step) -> Array:
+    """The gradient of the output matrix in 32 bits and a piece's part of it; logits of the piece
+    and their gradient; that of the input, and the input."""
+    k, head = s.k, s.held.head
+    vocab = head / (k.own_bytes / (2.0 * k.own))
+    rows = np.minimum(k.gathered, np.maximum(_ROWS, np.floor(_PIECE / vocab)))
+    return 6.0 * head + 4.0 * rows * vocab + k.joined + k.own_bytes
+
+
+def _reduced(s: _Step, rank: Array, counts: Array) -> Array:
+    """At the end gradients that stayed whole are reduced, unit by unit."""
+    x, held = s.x, s.held
+    late = (x.zero >= 1) & ((x.pp > 1) | ((x.zero <= 1) & (s.count > 1.0)))
+    last = np.where(held.predicts(rank), held.head, 0.0)
+    end = 2.0 * np.where(rank == 0, held.embedding, last)
+    unit = _largest(counts, [layer.unit for layer in held.layers])
+    return np.where(late, np.maximum(end, unit), 0.0)

@@ -275,10 +275,9 @@ class Pricer:
         sizes = side_by_side([self.sizes(c) for c in chosen.settings], chosen.which)
         eager = side_by_side([self.machine_of(c) for c in chosen.settings], chosen.which)
         batch = float(self.task.goal.global_batch)
-        found = memory_bytes(self.table, x, sizes, self.low, batch, eager.unfused_attention)
-        if not self.counted:
-            return found
-        return trainer_bytes(self.task.architecture, self.table, x, batch, found)
+        if self.counted:
+            return trainer_bytes(self.task.architecture, self.table, x, batch, sizes)
+        return memory_bytes(self.table, x, sizes, self.low, batch, eager.unfused_attention)
 
     def fits(self, memory: MemoryBytes, capacity: float | None = None) -> np.ndarray:
         """Chance of fitting into the device (or into ``capacity`` bytes)."""

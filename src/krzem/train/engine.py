@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from krzem.errors import LayoutError
-from krzem.layout.layout import Layout, Recompute
+from krzem.layout.layout import Layout, Recompute, stage_ranks
 from krzem.train.build import build_model, check_count, fill
 from krzem.train.config import ModelSpec
 from krzem.train.device import keep_freed_memory
@@ -37,7 +37,7 @@ from krzem.train.parallel.held import (
 )
 from krzem.train.parallel.mesh import Meshes, Replicas, build_meshes, uses_fsdp
 from krzem.train.parallel.pipeline import Pipeline, forward_only
-from krzem.train.parallel.stages import SPLIT_BACKWARD, parts, stage_ranks
+from krzem.train.parallel.stages import SPLIT_BACKWARD, parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from tests.train.configs import DEEPSEEK_V4
+from torch.utils.flop_counter import FlopCounterMode
 
+from krzem.layout.layout import Recompute
 from krzem.train.build import build_model
 from krzem.train.config import model_spec
-from krzem.train.model import LossWeights, shared_kv
+from krzem.train.model import LossWeights, compressor, shared_kv
+from krzem.train.model.compressor import index_scores
+from krzem.train.model.hyper import _project
+from krzem.train.model.recompute import not_kept, recomputed
 from krzem.train.model.shared_kv import attention_on_entries, indexer_loss
 
 
@@ -73,3 +80,63 @@ def test_an_indexer_learns_to_score_what_attention_reads(monkeypatch: pytest.Mon
     layers = len(losses) // 8
     assert layers >= 1
     assert sum(losses[-layers:]) < 0.6 * sum(losses[:layers])
+
+
+def test_scores_formed_some_heads_at_a_time_are_those_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compressor, "AT_ONCE", 150)  # Two heads of six.
+    g = torch.Generator().manual_seed(2)
+    q, k, w = (
+        torch.randn(*shape, generator=g, requires_grad=True)
+        for shape in ((2, 5, 6, 4), (2, 7, 4), (2, 5, 6))
+    )
+    products = torch.einsum("bqhn,btn->bqht", q, k).relu() * 4**-0.5
+    plain = torch.einsum("bqht,bqh->bqt", products, w * 6**-0.5)
+    found = index_scores(q, k, w)
+    torch.testing.assert_close(found, plain)
+    above = torch.randn(plain.shape, generator=g)
+    for own, other in zip(
+        torch.autograd.grad((found * above).sum(), (q, k, w)),
+        torch.autograd.grad((plain * above).sum(), (q, k, w)),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, other)
+
+
+def test_streams_are_projected_without_a_copy_that_is_kept() -> None:
+    g = torch.Generator().manual_seed(3)
+    streams = torch.randn(2, 5, 4, 6, generator=g).to(torch.bfloat16).requires_grad_()
+    matrix = torch.randn(8, 24, generator=g, requires_grad=True)
+    flat = streams.flatten(2).float()
+    plain = (flat @ matrix.t()) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + 1e-6)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        found = _project(streams, matrix, 1e-6)
+    assert not [t for t in kept if t.dtype is torch.float32 and t.numel() == streams.numel()]
+    torch.testing.assert_close(found, plain)
+    above = torch.randn(plain.shape, generator=g)
+    for own, other in zip(
+        torch.autograd.grad((found * above).sum(), (streams, matrix)),
+        torch.autograd.grad((plain * above).sum(), (streams, matrix)),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, other)
+
+
+def test_products_for_now_are_not_kept_by_modules() -> None:
+    """They are formed again, where others are taken from what was kept."""
+
+    def products(passing: bool) -> int:
+        x, w = torch.randn(4, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)
+
+        def twice(x: torch.Tensor) -> torch.Tensor:
+            with not_kept() if passing else nullcontext():
+                inner = x @ w
+            return (inner * inner).sin()
+
+        with FlopCounterMode(display=False) as counter:
+            recomputed(twice, Recompute.MODULES, x).sum().backward()
+        return counter.get_total_flops() // (2 * 4 * 8 * 8)
+
+    assert (products(False), products(True)) == (3, 4)

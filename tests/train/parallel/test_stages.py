@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krzem.errors import LayoutError
-from krzem.layout.layout import Layout, Schedule, parse_layout
+from krzem.layout.layout import Layout, Schedule, parse_layout, stage_ranks
+from krzem.layout.stages import rank_layers
 from krzem.plan.emit.megatron_run import rank_layers as planned
-from krzem.train.parallel.stages import parts, rank_layers, stage_ranks
+from krzem.train.parallel.stages import parts
 
 
 @given(st.integers(1, 200), st.integers(1, 16), st.sampled_from(list(Schedule)))

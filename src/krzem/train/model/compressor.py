@@ -5,13 +5,17 @@ Shape letters: B batch, S the whole sequence, T entries, r tokens per entry, N w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from krzem.model import Indexer
 from krzem.train.config import ModelSpec
 from krzem.train.model.context import Context
+from krzem.train.model.recompute import not_kept
 from krzem.train.model.weights import LayerNorm, Linear, Norm, local, weight
 from krzem.train.ops import rotate, rotate_first
 from krzem.train.ops.attention import whole_mask
@@ -80,11 +84,59 @@ def rotate_tail(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
 # ----------------------------------------------------------------
 
 
+AT_ONCE = 2**24
+"""Products of queries and keys formed at a time: heads beyond that are taken in turn."""
+
+
 def index_scores(q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
-    """``sum_h w_h relu(q_h . k)``: ``[B, Q, H, N], [B, T, N], [B, Q, H] -> [B, Q, T]`` float32."""
-    products = torch.einsum("bqhn,btn->bqht", q.float(), k.float())
-    scores = F.relu(products) * q.shape[-1] ** -0.5
-    return torch.einsum("bqht,bqh->bqt", scores, weights.float() * q.shape[-2] ** -0.5)
+    """``sum_h w_h relu(q_h . k)``: ``[B, Q, H, N], [B, T, N], [B, Q, H] -> [B, Q, T]`` float32.
+
+    Products of all heads are never held together, and formed again in the backward pass.
+    """
+    scores: Tensor = _IndexScores.apply(q, k, weights)
+    return scores
+
+
+class _IndexScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, weights)
+        scores = q.new_zeros(*q.shape[:2], k.shape[1], dtype=torch.float32)
+        with not_kept():
+            for part in _some_heads(q, k):
+                products = F.relu(_products(q[:, :, part], k))
+                scores += torch.einsum("bqht,bqh->bqt", products, _scaled(weights, part, q))
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, weights = ctx.saved_tensors
+        dq, dw = torch.empty_like(q), torch.empty_like(weights)
+        dk = torch.zeros_like(k, dtype=torch.float32)
+        for part in _some_heads(q, k):
+            products = F.relu(_products(q[:, :, part], k))
+            scale = (q.shape[-1] * q.shape[-2]) ** -0.5
+            dw[:, :, part] = torch.einsum("bqht,bqt->bqh", products, g) * scale
+            slopes = products.sign_().mul_(g.unsqueeze(2))
+            slopes *= _scaled(weights, part, q).unsqueeze(-1)
+            dq[:, :, part] = torch.einsum("bqht,btn->bqhn", slopes, k.float())
+            dk += torch.einsum("bqht,bqhn->btn", slopes, q[:, :, part].float())
+        return dq, dk.to(k.dtype), dw
+
+
+def _some_heads(q: Tensor, k: Tensor) -> list[slice]:
+    step = max(1, AT_ONCE // (q.shape[0] * q.shape[1] * k.shape[1]))
+    return [slice(first, first + step) for first in range(0, q.shape[2], step)]
+
+
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    return torch.einsum("bqhn,btn->bqht", q.float(), k.float())
+
+
+def _scaled(weights: Tensor, part: slice, q: Tensor) -> Tensor:
+    """Weights of some heads, over the roots of a head's width and of their number; float32."""
+    return weights[:, :, part].float() * (q.shape[-1] * q.shape[-2]) ** -0.5
 
 
 class IndexScorer(nn.Module):

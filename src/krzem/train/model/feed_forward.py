@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krzem.train.config import Activation, ModelSpec
+from krzem.train.model.recompute import not_kept
 from krzem.train.model.weights import Cut, Linear, RowLinear, local, weight
 from krzem.train.ops import swiglu
 from krzem.train.parallel.collectives import Axes, gather
@@ -58,11 +59,15 @@ class FeedForwardNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, S/tp, D] -> [B, S/tp, D]``."""
-        x = gather(x, self.axes.tp, 1)
+        inner = self._inner(gather(x, self.axes.tp, 1))
+        with not_kept():  # No backward pass reads what the network gives.
+            return self.down_proj(inner)
+
+    def _inner(self, x: Tensor) -> Tensor:
         value = self.up_proj(x)
         if self.gated:
-            return self.down_proj(activated(self.gate_proj(x), value, self.act))
+            return activated(self.gate_proj(x), value, self.act)
         if self.act.kind == "xielu":
-            return self.down_proj(self.act_fn(value))
-        alone = F.silu(value) if self.act.is_swiglu else F.gelu(value, approximate="tanh")
-        return self.down_proj(alone)
+            out: Tensor = self.act_fn(value)
+            return out
+        return F.silu(value) if self.act.is_swiglu else F.gelu(value, approximate="tanh")

@@ -5,8 +5,11 @@ Shape letters: B batch, S sequence, M streams, D hidden.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from krzem.train.config import ModelSpec
 from krzem.train.model.weights import local, weight
@@ -16,11 +19,33 @@ from krzem.train.ops import linear
 def _project(streams: Tensor, matrix: Tensor, eps: float) -> Tensor:
     """Root-mean-square normalise ``[B, S, M, D]`` per token, then project, in float32.
 
-    The norm has no gain, so it is a factor per token and comes after the product.
+    The norm has no gain, so it is a factor per token and comes after the product.  The streams in
+    float32, twice as large as they are, are not kept but made again in the backward pass.
     """
-    flat = streams.flatten(2).float()
-    scale = torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
-    return linear(flat, matrix.float()) * scale
+    out: Tensor = _Project.apply(streams, matrix, eps)
+    return out
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, streams: Tensor, matrix: Tensor, eps: float) -> Tensor:
+        flat = streams.flatten(2).float()
+        scale = torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
+        products = linear(flat, matrix.float())
+        ctx.save_for_backward(streams, matrix, scale, products)
+        return products * scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+        streams, matrix, scale, products = ctx.saved_tensors
+        flat = streams.flatten(2).float()
+        inner = g * scale
+        d_matrix = inner.flatten(0, 1).t() @ flat.flatten(0, 1)
+        # The factor of a token falls as its length grows.
+        slope = (g * products).sum(-1, keepdim=True) * scale.pow(3) / -flat.shape[-1]
+        d_flat = flat.mul_(slope).add_(inner @ matrix.float())
+        return d_flat.to(streams.dtype).view_as(streams), d_matrix.to(matrix.dtype), None
 
 
 class HyperConnection(nn.Module):

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import (
 from krzem.layout.layout import Recompute
 
 _AGAIN: ContextVar[bool] = ContextVar("recomputing", default=False)
+_PASSING: ContextVar[bool] = ContextVar("passing", default=False)
 
 _KEPT = frozenset(
     {
@@ -53,6 +55,19 @@ def _again() -> Iterator[None]:
         yield
     finally:
         _AGAIN.reset(token)
+
+
+@contextmanager
+def not_kept() -> Iterator[None]:
+    """Products formed inside are of use there alone: ``modules`` keeps none of them."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    token = _PASSING.set(True)
+    try:
+        yield
+    finally:
+        _PASSING.reset(token)
 
 
 def recomputed(function: Callable[..., Tensor], policy: Recompute, *args: Any) -> Tensor:
@@ -127,4 +142,4 @@ def _must_save(*_: Any, **__: Any) -> CheckpointPolicy:
 def _is_kept(op: Any) -> bool:
     # An ``out`` overload writes into a tensor that is not its own: nothing to keep.
     owns = getattr(op, "_overloadname", "") != "out"
-    return owns and str(getattr(op, "overloadpacket", op)) in _KEPT
+    return owns and not _PASSING.get() and str(getattr(op, "overloadpacket", op)) in _KEPT

@@ -15,11 +15,17 @@ from torch import Tensor, nn
 from krzem.layout.layout import Recompute
 from krzem.model import Attention
 from krzem.train.config import ModelSpec
-from krzem.train.model.compressor import Compressor, LightningIndexer, rotate_tail, visible_entries
+from krzem.train.model.compressor import (
+    AT_ONCE,
+    Compressor,
+    LightningIndexer,
+    rotate_tail,
+    visible_entries,
+)
 from krzem.train.model.context import Context
 from krzem.train.model.in_parts import InParts
 from krzem.train.model.mixture import attach
-from krzem.train.model.recompute import recomputed_core
+from krzem.train.model.recompute import not_kept, recomputed_core
 from krzem.train.model.weights import Cut, Linear, Norm, RowLinear, local, own_heads, weight
 from krzem.train.ops import rms_norm, sink_attention
 from krzem.train.ops.attention import whole_mask
@@ -28,8 +34,6 @@ from krzem.train.parallel.collectives import Axes, exchange, gather, gather_no_g
 # What an indexer learns from: the attention that reads the entries it chose
 # --------------------------------------------------------------------------
 
-_AT_ONCE = 2**24
-"""Probabilities formed at a time: heads beyond that are taken in turn."""
 _NEVER = -1e30
 
 
@@ -44,13 +48,14 @@ def attention_on_entries(
     """
     batch, heads, length, _ = q.shape
     total = q.new_zeros(batch, length, entries, dtype=torch.float32)
-    step = max(1, _AT_ONCE // (batch * length * keys.shape[-2]))
+    step = max(1, AT_ONCE // (batch * length * keys.shape[-2]))
     logit = q.new_full((heads,), -torch.inf) if sinks is None else sinks
     apart = keys if keys.dim() == 4 else keys.unsqueeze(1)
     for first in range(0, heads, step):
         part = slice(first, first + step)
         own = apart[:, part] if apart.shape[1] > 1 else apart
-        logits = (q[:, part] @ own.transpose(-1, -2)).float() * scale
+        with not_kept():
+            logits = (q[:, part] @ own.transpose(-1, -2)).float() * scale
         logits = logits.masked_fill(~mask.unsqueeze(1), -torch.inf)
         sink = logit[part].float().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
         shares = torch.cat((logits, sink), dim=-1).softmax(-1)

@@ -7,12 +7,14 @@ A parameter carries a ``Cut`` until the model is placed on its ranks; afterwards
 from __future__ import annotations
 
 import enum
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
+from krzem.train.model.recompute import not_kept
 from krzem.train.ops import float8_linear, linear, rms_norm
 from krzem.train.parallel.collectives import Axes, Axis, reduce_scatter, sum_forward
 
@@ -84,6 +86,7 @@ class RowLinear(Linear):
     """A linear layer whose inputs are cut over tensor-parallel ranks.
 
     The ranks' partial results are summed, and each rank keeps its part of the sequence (dim 1).
+    Partial results are as long as all parts: ``recompute=modules`` forms them again.
     """
 
     def __init__(self, inputs: int, outputs: int, axis: Axis, *, bias: bool = False) -> None:
@@ -92,7 +95,9 @@ class RowLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, S, inputs/tp] -> [B, S/tp, outputs]``."""
-        y = reduce_scatter(self._product(x), self.axis, 1)
+        with nullcontext() if self.axis.size == 1 else not_kept():
+            y = self._product(x)
+        y = reduce_scatter(y, self.axis, 1)
         return y if self.bias is None else y + local(self.bias, x.dtype)
 
 

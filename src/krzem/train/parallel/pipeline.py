@@ -19,10 +19,9 @@ from torch.distributed.pipelining import (
 )
 
 from krzem.errors import LayoutError
-from krzem.layout.layout import Layout, Schedule
+from krzem.layout.layout import Layout, Schedule, stage_ranks
 from krzem.train.model.transformer import Transformer
 from krzem.train.parallel.collectives import Axis
-from krzem.train.parallel.stages import stage_ranks
 
 _SCHEDULES: dict[Schedule, Any] = {
     Schedule.ONE_F_ONE_B: Schedule1F1B,
