@@ -32,6 +32,7 @@ HYBRID = Problem(
     architecture=load_model("nemotron-h-8b"), devices=16, sequence=4096, global_batch=64
 )
 SMALL = replace(DENSE, architecture=load_model("qwen3-0.6b"), sequence=4096, global_batch=48)
+ODD = replace(SPARSE, architecture=load_model("deepseek-v3"))
 PROBLEMS = [DENSE, SPARSE, HYBRID, replace(SPARSE, empty_end_chunks=True)]
 V = (Schedule.ZB_V, Schedule.DUALPIPE_V)
 
@@ -234,6 +235,14 @@ LIMITS = {
         max_tp=1, max_cp=1, recompute=(Recompute.NONE,), zero=(1,), uneven=False,
         contexts=(ContextParallel.RING,), max_micro_batch=2,
     ),
+    "uneven chunks": Space(
+        max_tp=1, max_cp=1, max_ep=1, recompute=(Recompute.NONE,), zero=(1,), max_micro_batch=1,
+        schedules=(Schedule.INTERLEAVED,), contexts=(ContextParallel.RING,),
+    ),
+    "wide tensors": Space(
+        max_tp=8, max_cp=1, max_pp=1, max_ep=1, recompute=(Recompute.NONE,), zero=(3,),
+        contexts=(ContextParallel.RING,), max_micro_batch=1,
+    ),
     "recomputation": Space(
         max_tp=1, max_cp=1, max_pp=4, zero=(2, 3), schedules=(Schedule.ONE_F_ONE_B,),
         contexts=(ContextParallel.RING,), max_micro_batch=1,
@@ -246,7 +255,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", LIMITS)
-@pytest.mark.parametrize("problem", [SMALL, SPARSE, replace(SPARSE, empty_end_chunks=True)])
+@pytest.mark.parametrize("problem", [SMALL, SPARSE, replace(SPARSE, empty_end_chunks=True), ODD])
 def test_the_space_is_all_that_it_promises(problem: Problem, name: str) -> None:
     space = LIMITS[name]
     blocks = list(layouts(problem, space))

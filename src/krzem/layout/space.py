@@ -126,12 +126,15 @@ def layouts(problem: Problem, space: Space) -> Iterator[Layouts]:
                 if pp > min(arch.layers, space.max_pp) or problem.global_batch % dp:
                     continue
                 block = _block(problem, space, tp, cp, pp, dp)
+                if block is None:
+                    continue
                 block = block.take(legal(problem, block))
                 if len(block):
                     yield block
 
 
-def _block(p: Problem, s: Space, tp: int, cp: int, pp: int, dp: int) -> Layouts:
+def _block(p: Problem, s: Space, tp: int, cp: int, pp: int, dp: int) -> Layouts | None:
+    """Every choice of what the degrees leave open; None where there is none of something."""
     axes: list[Sequence[tuple[int, ...]]] = [
         _micro_batches(p, s, dp),
         _schedules(p, s, pp),
@@ -142,6 +145,8 @@ def _block(p: Problem, s: Space, tp: int, cp: int, pp: int, dp: int) -> Layouts:
         [(CONTEXTS.index(kind),) for kind in s.contexts] if cp > 1 else [(0,)],
         [(int(o),) for o in s.offload],
     ]
+    if not all(axes):
+        return None
     columns = _product(axes)
     n = len(columns[0])
     micro, schedule, vpp, ep, etp, zero, shard, recompute, rlayers, first, last, kind, offload = (
