@@ -15,6 +15,7 @@ from krzem.model import count
 from krzem.quantity import format_bytes, format_count, format_seconds
 from krzem.train.checkpoint import load_meta
 from krzem.train.config import ModelSpec
+from krzem.train.data.dataset import folder_of
 from krzem.train.data.manifest import read_manifest
 from krzem.train.data.part import TRAIN
 from krzem.train.device import find_device
@@ -198,7 +199,7 @@ def _data(settings: TrainSettings, tokens: int) -> Iterator[DataShare]:
     weighed = weighed_folders(settings.data.path)
     total = sum(weighed.values())
     for path, weight in weighed.items():
-        held = read_manifest(settings.base / path).splits[TRAIN].tokens
+        held = read_manifest(folder_of(settings.base, path)).splits[TRAIN].tokens
         yield DataShare(path=path, tokens=held, times=tokens * weight / total / held)
 
 

@@ -17,7 +17,7 @@ from krzem.model.catalogue import load_model_config
 from krzem.quantity import format_bytes
 from krzem.train.compiled import check_compiler
 from krzem.train.config import ModelSpec, model_spec
-from krzem.train.data import Component, SampleStream, TokenDataset
+from krzem.train.data import Component, SampleStream, TokenDataset, folder_of
 from krzem.train.data.manifest import read_manifest
 from krzem.train.data.tokenizer import keep_tokenizer
 from krzem.train.device import check_precision, find_device, start_ranks
@@ -190,7 +190,7 @@ def _settings(run_file: Path) -> TrainSettings:
         vocabulary = None if model is None else model[0].vocab
         paths = [] if error.data is None else weighed_folders(error.data.path)
         for path in paths:
-            _tried(lambda path=path: _dataset(run_file.parent / path, "train", vocabulary), faults)  # type: ignore[misc]
+            _tried(lambda path=path: _dataset(run_file.parent, path, "train", vocabulary), faults)  # type: ignore[misc]
         raise RunError(listed(run_file, faults)) from None
 
 
@@ -298,7 +298,7 @@ def _check_contents(settings: TrainSettings) -> None:
         rank, ranks = dist.get_rank(), dist.get_world_size()
     own = ""
     for path in weighed_folders(settings.data.path):
-        folder = settings.base / path
+        folder = folder_of(settings.base, path)
         own = own or read_manifest(folder).fault(folder, deep=True, rank=rank, ranks=ranks)
     faults = [own] * ranks
     if ranks > 1:
@@ -313,7 +313,7 @@ def _check_contents(settings: TrainSettings) -> None:
 
 def _keep_tokenizer(settings: TrainSettings) -> None:
     """What writes and reads text with this run's model, in its folder."""
-    data = settings.base / next(iter(weighed_folders(settings.data.path)))
+    data = folder_of(settings.base, next(iter(weighed_folders(settings.data.path))))
     known = read_manifest(data).tokenizer
     keep_tokenizer(data, known.name, known.end_of_document, settings.folder)
 
@@ -353,7 +353,7 @@ def _stream(settings: TrainSettings, spec: ModelSpec, split: str) -> SampleStrea
 def _stream_of(settings: TrainSettings, vocabulary: int | None, split: str) -> SampleStream:
     """The order of samples over the data sets of ``[data] path``."""
     components = [
-        Component(dataset=_dataset(settings.base / path, split, vocabulary), weight=weight)
+        Component(dataset=_dataset(settings.base, path, split, vocabulary), weight=weight)
         for path, weight in weighed_folders(settings.data.path).items()
     ]
     return SampleStream(components, sequence=settings.goal.sequence, seed=settings.train.seed)
@@ -364,5 +364,5 @@ def weighed_folders(path: str | Mapping[str, float]) -> Mapping[str, float]:
     return {path: 1} if isinstance(path, str) else path
 
 
-def _dataset(folder: Path, split: str, vocabulary: int | None) -> TokenDataset:
-    return TokenDataset.open(folder, split, model_vocabulary=vocabulary)
+def _dataset(base: Path, path: str, split: str, vocabulary: int | None) -> TokenDataset:
+    return TokenDataset.open(folder_of(base, path), split, model_vocabulary=vocabulary)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from krzem.train.checkpoint import read_manifest
-from krzem.train.data import Component, SampleStream, TokenDataset
+from krzem.train.data import Component, SampleStream, TokenDataset, folder_of
 from krzem.train.loop import loss_weights, optimizer_config, schedule_of
 from krzem.train.phases import phases_of, standing
 from krzem.train.settings import TrainSettings, read_settings
@@ -86,7 +86,7 @@ def run_stream(settings: TrainSettings, length: int | None = None) -> SampleStre
     given = settings.data.path
     weighed = given.items() if isinstance(given, Mapping) else [(given, 1)]
     components = [
-        Component(dataset=TokenDataset.open(settings.base / str(path)), weight=weight)
+        Component(dataset=TokenDataset.open(folder_of(settings.base, str(path))), weight=weight)
         for path, weight in weighed
     ]
     return SampleStream(

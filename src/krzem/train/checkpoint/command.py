@@ -19,10 +19,13 @@ from krzem.train.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from krzem.train.checkpoint.store import (
     checkpoints,
     chosen_checkpoint,
+    pull,
+    push,
     quick_check,
     root_of,
     verify,
 )
+from krzem.train.stores import Location
 
 if TYPE_CHECKING:
     from krzem.train.checkpoint.correspondence import Correspondence
@@ -222,6 +225,37 @@ def import_command(
         parts = ", ".join(manifest.meta["initialised"])
         text += f"\nnote         {source} has no {parts}: initial values were drawn (seed 0)"
     _print(manifest_value(manifest), text, as_json)
+
+
+@checkpoint_command.command("push")
+@FOLDER
+@click.argument("url", type=Location())
+@AS_JSON
+def push_command(folder: Path, url: Path, as_json: bool) -> None:
+    """Copy the checkpoint FOLDER (or a run's last good one) below URL, in an object store.
+
+    Every file is read back and compared; the manifest comes last.
+    """
+    with _progress("copying", quiet=as_json) as progress:
+        _told(*push(chosen_checkpoint(folder), url, progress), as_json)
+
+
+@checkpoint_command.command("pull")
+@click.argument("url", type=Location())
+@click.argument("run", type=click.Path(path_type=Path))
+@AS_JSON
+def pull_command(url: Path, run: Path, as_json: bool) -> None:
+    """Copy the checkpoint at URL, or the last one below it, into the folder RUN, verified.
+
+    `krzem train` with RUN as its folder goes on from it.
+    """
+    with _progress("copying", quiet=as_json) as progress:
+        _told(*pull(url, run, progress), as_json)
+
+
+def _told(place: Path, copied: int, as_json: bool) -> None:
+    text = f"{place}: whole and as its manifest says, {copied / 1e6:,.1f} MB copied now"
+    _print({"place": str(place), "copied_bytes": copied}, text, as_json)
 
 
 def _of_run(folder: Path) -> list[tuple[int, Path]]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import shutil
 import stat
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from krzem.train.checkpoint.manifest import (
     write_manifest,
 )
 from krzem.train.durable import fsync_folder, storing
+from krzem.train.stores import Progress, copy_verified, reaching
 
 _BLOCK = 8 << 20
 ROOT = "checkpoints"
@@ -255,6 +258,58 @@ def read_attachment(folder: Path, name: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != manifest.files[file].sha256:
         raise CheckpointError(f"{folder / file} was altered: its checksum does not match")
     return content
+
+
+def push(folder: Path, url: Path, progress: Progress | None = None) -> tuple[Path, int]:
+    """Copy the checkpoint ``folder`` below ``url``; returns its place there and the bytes copied.
+
+    Raises:
+        DataError: as :func:`krzem.train.stores.copy_verified`.
+    """
+    manifest = quick_check(folder)
+    target = url / folder.name
+    files = {name: stored.sha256 for name, stored in manifest.files.items()}
+    return target, copy_verified(folder, target, files, MANIFEST, progress, _same_save)
+
+
+def pull(url: Path, run: Path, progress: Progress | None = None) -> tuple[Path, int]:
+    """Copy a checkpoint to the run in folder ``run``; returns its place and the bytes copied.
+
+    ``url`` is a checkpoint, or a place with several, of which the last one with a manifest is
+    taken.
+
+    Raises:
+        CheckpointError: there is none.
+        DataError: as :func:`krzem.train.stores.copy_verified`.
+    """
+    with reaching(url):
+        source = url if (url / MANIFEST).exists() else _last(url)
+        raw = (source / MANIFEST).read_bytes()
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / MANIFEST).write_bytes(raw)
+        manifest = read_manifest(Path(place))
+    target = step_folder(root_of(run), manifest.step)
+    files = {name: stored.sha256 for name, stored in manifest.files.items()}
+    return target, copy_verified(source, target, files, MANIFEST, progress, _same_save)
+
+
+def _last(url: Path) -> Path:
+    found = committed(url)
+    if not found:
+        raise CheckpointError(
+            f"no checkpoint at {url}: name one, or a place with folders step-… that have their "
+            f"{MANIFEST}"
+        )
+    return found[-1][1]
+
+
+def _same_save(a: bytes, b: bytes) -> bool:
+    """Whether two manifests are of one save: what is attached later changes the rest."""
+    try:
+        first, second = (json.loads(raw) for raw in (a, b))
+        return bool(all(first[k] == second[k] for k in ("step", "tensors", "meta", "created")))
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Text to tokens, and tokens to training samples.  Nothing here needs torch."""
 
 from krzem.train.data.build import BuildRequest, BuildResult, build
-from krzem.train.data.dataset import Batch, TokenDataset, content_hash
+from krzem.train.data.dataset import Batch, TokenDataset, content_hash, folder_of
 from krzem.train.data.manifest import Manifest, read_manifest
 from krzem.train.data.ngram import NGram
 from krzem.train.data.part import Options
@@ -33,6 +33,7 @@ __all__ = [
     "build",
     "check_vocabulary",
     "content_hash",
+    "folder_of",
     "load_tokenizer",
     "read_manifest",
 ]

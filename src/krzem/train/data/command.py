@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +18,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from krzem.train.amount import Amount
 from krzem.train.data.build import BAD_RECORDS, BuildRequest, BuildResult, build
 from krzem.train.data.build import Progress as Report
-from krzem.train.data.dataset import TokenDataset
+from krzem.train.data.dataset import TokenDataset, mirror
 from krzem.train.data.demo import prepare_demo
 from krzem.train.data.manifest import Manifest, read_manifest
 from krzem.train.data.part import HELD_OUT, Options
 from krzem.train.data.sources import Documents, Format
 from krzem.train.data.tokenizer import load_tokenizer
+from krzem.train.stores import Location
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
@@ -40,7 +42,7 @@ def data_command() -> None:
 
 
 @data_command.command("build")
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, required=True, type=Location())
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to fill.")
 @click.option(
     "--tokenizer",
@@ -117,7 +119,7 @@ def build_command(
     part_mb: float,
     as_json: bool,
 ) -> None:
-    """Tokenise SOURCES (files or folders) into memory-mapped shards.
+    """Tokenise SOURCES (files, folders or URLs of them) into memory-mapped shards.
 
     Reads plain text, JSONL, Parquet and Arrow (a folder that Hugging Face `datasets` saved),
     text and JSONL also as .gz and .zst. Running the same command again after
@@ -176,6 +178,36 @@ def verify_command(folder: Path, as_json: bool) -> None:
         TokenDataset.open(folder, split).verify()
     shards = sum(len(s.shards) for s in manifest.splits.values())
     _print({"ok": True, "shards": shards}, f"{folder}: {shards} shards, all as written", as_json)
+
+
+@data_command.command("push")
+@FOLDER
+@click.argument("url", type=Location())
+@AS_JSON
+def push_command(folder: Path, url: Path, as_json: bool) -> None:
+    """Copy the tokens in FOLDER to an object store, URL (s3://, gs://, …), and read them back.
+
+    `path = URL` under [data] in a run file trains on them: each machine keeps a copy in its cache.
+    """
+    _mirror(folder, url, as_json)
+
+
+@data_command.command("pull")
+@click.argument("url", type=Location())
+@FOLDER
+@AS_JSON
+def pull_command(url: Path, folder: Path, as_json: bool) -> None:
+    """Copy the tokens at URL, in an object store, to FOLDER, each file verified."""
+    _mirror(url, folder, as_json)
+
+
+def _mirror(source: Path, target: Path, as_json: bool) -> None:
+    manifest = read_manifest(source)
+    with _progress(quiet=as_json) as report:
+        copied = mirror(source, target, manifest, report and partial(report, "copying"))
+    files = len(manifest.hashes())
+    text = f"{target}: {files} files as the manifest says, {copied / 1e6:,.1f} MB copied now"
+    _print({"target": str(target), "files": files, "copied_bytes": copied}, text, as_json)
 
 
 @data_command.command("demo")

@@ -16,9 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krzem.errors import DataError
-from krzem.train.data.manifest import Manifest, TokenizerRecord, read_manifest
+from krzem.train.data.manifest import MANIFEST, Manifest, TokenizerRecord, read_manifest
 from krzem.train.data.shard import END_TYPE, Shard, token_type
 from krzem.train.data.tokenizer import check_vocabulary
+from krzem.train.durable import TEMPORARY
+from krzem.train.stores import (
+    Progress,
+    alone,
+    cache_folder,
+    copy_verified,
+    is_url,
+    located,
+    reaching,
+)
 
 Integers = NDArray[np.int64]
 
@@ -62,13 +72,13 @@ class TokenDataset:
     def open(
         cls, path: str | Path, split: str = "train", model_vocabulary: int | None = None
     ) -> TokenDataset:
-        """The data set whose manifest lies at or in ``path``.
+        """The data set whose manifest lies at or in ``path``, a URL of a store included.
 
         Raises DataError where there is none, a shard is missing or has another size, the split
         does not exist, or ``model_vocabulary`` is too small.  Contents are checked by
         :meth:`verify`.
         """
-        where = Path(path)
+        where = folder_of(Path(), path)
         manifest = read_manifest(where)
         folder = where if where.is_dir() else where.parent
         if split not in manifest.splits:
@@ -186,6 +196,41 @@ class TokenDataset:
 
 
 @functools.lru_cache(maxsize=4096)
+def folder_of(base: Path, path: str | Path) -> Path:
+    """Where on this machine the tokens of ``path`` lie, which is relative to ``base``.
+
+    What a URL names is copied to the cache, each file verified; what is there already stays.
+
+    Raises:
+        DataError: there is no data set, a file is damaged, or the store cannot be reached.
+    """
+    if not is_url(path):
+        return base / located(path)
+    source = located(path)
+    with reaching(path):
+        manifest = read_manifest(source)
+    named = hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()[:16]
+    folder = cache_folder() / "tokens" / named
+    with alone(folder):
+        if not (folder / MANIFEST).exists():
+            mirror(source, folder, manifest)
+    return folder
+
+
+def mirror(source: Path, target: Path, manifest: Manifest, progress: Progress | None = None) -> int:
+    """Copy tokenised data from or to a store; returns the bytes that had to be copied.
+
+    Raises:
+        DataError: as :func:`krzem.train.stores.copy_verified`.
+    """
+    shards = manifest.hashes()
+    with reaching(source):
+        names = [p.name for p in source.iterdir() if p.is_file() and not p.name.startswith(".")]
+    others = {n for n in names if not n.endswith(TEMPORARY)} - {*shards, MANIFEST}
+    beside = dict.fromkeys(sorted(others), "")
+    return copy_verified(source, target, {**shards, **beside}, MANIFEST, progress)
+
+
 def _mapped(path: Path, dtype: np.dtype) -> NDArray:  # type: ignore[type-arg]
     """A file as an array; mapping costs more than reading a sample, so maps are kept.
 

@@ -92,6 +92,13 @@ class Manifest:
         shards = [s for split in self.splits.values() for s in split.shards][rank::ranks]
         return next((f for s in shards if (f := s.fault(folder, dtype, deep=deep))), "")
 
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of each file of every shard."""
+        shards = [s for split in self.splits.values() for s in split.shards]
+        found = {s.tokens_file: s.tokens_sha256 for s in shards}
+        found |= {s.ends_file: s.ends_sha256 for s in shards}
+        return found | {s.learned_file: s.learned_sha256 for s in shards if s.learned_sha256}
+
     def largest_id(self) -> int:
         """The largest token id that occurs."""
         return max((s.largest_id for p in self.splits.values() for s in p.shards), default=-1)

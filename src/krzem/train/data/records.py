@@ -328,10 +328,10 @@ def _breaks_off(source: Source, line: int, error: BaseException) -> str:
 def _open(span: Span) -> Iterator[IO[bytes]]:
     path = span.source.path
     with contextlib.ExitStack() as stack:
-        if span.source.compression == ".gz":
-            yield cast("IO[bytes]", stack.enter_context(gzip.open(path, "rb")))
-            return
         file = stack.enter_context(path.open("rb"))
+        if span.source.compression == ".gz":
+            yield cast("IO[bytes]", stack.enter_context(gzip.open(file, "rb")))
+            return
         if span.source.compression == ".zst":
             yield io.BufferedReader(_Zstandard(file, _zstandard(path)), _PIECE_BYTES)
         else:

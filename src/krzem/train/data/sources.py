@@ -7,6 +7,7 @@ still reported with its line.  Compressed files cannot be entered in the middle 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 from krzem.errors import DataError, shorten
 from krzem.train.data._optional import optional
+from krzem.train.stores import is_url, reaching
 
 Format = Literal["text", "jsonl", "parquet", "arrow"]
 Documents = Literal["file", "blank-line", "line"]
@@ -79,11 +81,14 @@ def discover(paths: Iterable[Path], force: Format | None) -> tuple[list[Source],
     sources: list[Source] = []
     skipped: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
+        with reaching(path) if is_url(path) else contextlib.nullcontext():
+            is_folder = path.is_dir()
+        if is_folder:
+            found = (p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
+            files = sorted(found, key=lambda p: p.parts)
             for file in files:
-                found = _source(file, force)
-                skipped.append(file) if found is None else sources.append(found)
+                source = _source(file, force)
+                skipped.append(file) if source is None else sources.append(source)
         elif path.is_file():
             sources.append(_source(path, force) or _unknown(path))
         else:
@@ -204,7 +209,7 @@ def open_parquet(path: Path) -> Any:
     """The Parquet file at ``path``; raises DataError where it is none or pyarrow is missing."""
     parquet = optional("pyarrow.parquet", path, "krzem[data]")
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(path.open("rb") if is_url(path) else path)
     except Exception as error:  # pyarrow's errors do not share a base with the file errors
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
 
@@ -240,7 +245,10 @@ def _batches(span: Span, field: str) -> Iterator[Any]:
     arrow = optional("pyarrow", path, "krzem[data]")
     with path.open("rb") as file:
         whole = file.read(6) == b"ARROW1"
-    with arrow.memory_map(str(path)) as held:
+    with (
+        arrow.PythonFile(path.open("rb"), mode="r") if is_url(path)
+        else arrow.memory_map(str(path))
+    ) as held:  # fmt: skip
         reader = (arrow.ipc.open_file if whole else arrow.ipc.open_stream)(held)
         _need_column(field, reader.schema.names)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if whole else reader
