@@ -411,6 +411,7 @@ def write_table(results: list[Result], page: Path = PAGE) -> None:
 @click.command()
 @click.option("--trials", default=240, show_default=True, help="About how many in all.")
 @click.option("--only", help="Scenarios whose name holds this text.")
+@click.option("--skip", help="Scenarios whose name does not hold this text.")
 @click.option("--write", is_flag=True, help="Put the table into docs/reliability.md.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the folders of failures here.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write every result here.")
@@ -422,12 +423,16 @@ def write_table(results: list[Result], page: Path = PAGE) -> None:
 @click.option("--also", type=click.Path(path_type=Path, exists=True), multiple=True,
               help="Results (--json) of another part, to be counted too.")  # fmt: skip
 def main(
-    trials: int, only: str | None, write: bool, keep: Path | None, out: Path | None,
-    part: str, minutes: float | None, seeds_from: int, also: tuple[Path, ...],
+    trials: int, only: str | None, skip: str | None, write: bool, keep: Path | None,
+    out: Path | None, part: str, minutes: float | None, seeds_from: int, also: tuple[Path, ...],
 ) -> None:  # fmt: skip
     """Try faults at random and print what came of them."""
     first, of = map(int, part.split("/"))
-    planned = [p for p in schedule(trials) if only is None or only in p[0]][first - 1 :: of]
+    planned = [
+        p
+        for p in schedule(trials)
+        if (only is None or only in p[0]) and (skip is None or skip not in p[0])
+    ][first - 1 :: of]
     results = [result for path in also for result in earlier(path)]
     end = time.monotonic() + (minutes or 1e6) * 60
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

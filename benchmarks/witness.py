@@ -34,7 +34,9 @@ from krzem.witness.recording import record
 from krzem.witness.trainer import TrainerSubject
 from krzem.witness.witness import Witness, to_bytes
 
-MODELS, SEEDS, PARTS = ("deepseek_v3", "llama"), 14, 10
+MODELS, PARTS = ("deepseek_v3", "llama"), 10
+SEEDS = range(20, 34)
+"""Of honest changes: none that a tolerance was chosen on."""
 KEPT = Path(__file__).parent.parent / "out" / "witness"
 BEGIN, END = "<!-- benchmarks/witness.py -->", "<!-- end -->"
 
@@ -143,7 +145,7 @@ def main(target: Path | None) -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     size = len(to_bytes(made("deepseek_v3")[0]))
     jobs = [("faults", model, part) for model in MODELS for part in range(PARTS)]
-    jobs += [("honest", model, seed) for seed in range(SEEDS) for model in MODELS]
+    jobs += [("honest", model, seed) for seed in SEEDS for model in MODELS]
     cores = len(os.sched_getaffinity(0))
     # A process that was forked from one with threads of its own hangs in the first that it starts.
     with ProcessPoolExecutor(max_workers=cores, mp_context=get_context("spawn")) as pool:

@@ -8,10 +8,11 @@ import pytest
 from krzem.errors import LaunchError
 from krzem.hardware import cluster_of
 from krzem.run import measure
-from krzem.run.probe.backend import Doubles, NumpyBackend
+from krzem.run.probe.backend import Array, Doubles, NumpyBackend
 from krzem.run.probe.judge import judge
-from krzem.run.probe.numerics import Grade, check_operators, compare
+from krzem.run.probe.numerics import Grade, check_operators, compare, keeps_float32
 from krzem.run.probe.rates import soak
+from krzem.run.probe.shown import lines
 from krzem.run.profile import Profile, profile_text, read_profile
 
 
@@ -79,6 +80,24 @@ def test_a_soak_counts_wrong_bits() -> None:
 
     assert soak(NumpyBackend(), "fp32", 64, 0.05).different == 0
     assert soak(Flaky(), "fp32", 64, 0.05).different == 1
+
+
+def test_a_device_without_true_float32_is_told() -> None:
+    class Rounding(NumpyBackend):
+        """Products of float32 keep the ten bits of TF32."""
+
+        def operators(self) -> dict[str, Callable[..., Array]]:
+            def product(a: Array, b: Array) -> Array:
+                bits = np.ascontiguousarray(a).view(np.int32)
+                return ((bits + 0x1000) & ~0x1FFF).view(np.float32) @ b
+
+            return super().operators() | {"matmul": product}
+
+    assert keeps_float32(NumpyBackend()) is True
+    assert keeps_float32(Rounding()) is False
+    soaked = rank(0)["soak"] | {"products": 9, "seconds": 1.0}
+    told = dict(lines(rank(0, attention=[], soak=soaked, true_float32=False)))
+    assert "fewer bits" in told["float32"]
 
 
 def rank(number: int, **changes: Any) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,7 @@ from tests.witness.models import RATE, batches, build, with_documents
 from tests.witness.plants import wrong_backward
 
 from krzem.layout.layout import Layout, parse_layout
+from krzem.train import engine as engine_module
 from krzem.train.engine import Engine
 from krzem.train.optim import Optimizer, OptimizerConfig
 from krzem.witness.checking import check
@@ -40,6 +44,9 @@ def main() -> None:
     with wrong_backward(model := under(LAYOUTS[0], "float32")):
         verdict = check(read_witness(Path(folder) / "float32.json"), model)
     found["faulty"] = [verdict.passed, verdict.message, []]
+    with clipped_by_its_own(model := under(LAYOUTS[0], "float32")):
+        verdict = check(read_witness(Path(folder) / "float32.json"), model)
+    found["clipping"] = [verdict.passed, verdict.message, []]
     model = under(LAYOUTS[0], "float32")
     witness = record(
         model, with_documents(batches()), settings=(Setting(name="tp", layout=LAYOUTS[1]),)
@@ -49,6 +56,24 @@ def main() -> None:
         print(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def clipped_by_its_own(model: TrainerSubject) -> Iterator[None]:
+    """The collective of the gradient norm is left out: each rank clips by its own part."""
+    right = engine_module.sum_over
+
+    def wrong(values: torch.Tensor, axis: Any) -> torch.Tensor:
+        found = right(values, axis)
+        if values.dim() == 1 and values.is_floating_point():
+            found[-1] = values[-1]
+        return found
+
+    engine_module.sum_over = wrong
+    try:
+        yield
+    finally:
+        engine_module.sum_over = right
 
 
 def under(text: str, dtype: str) -> TrainerSubject:

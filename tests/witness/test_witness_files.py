@@ -23,9 +23,11 @@ from krzem.witness.batches import (
     tokens_of_file,
 )
 from krzem.witness.checking import check
+from krzem.witness.measure import measure
 from krzem.witness.positions import BUDGET, FEWEST, positions, samples_per_tensor
 from krzem.witness.quantity import STATE_KINDS, Kind, Quantity, depth, errors, layer_of
-from krzem.witness.tolerance import Tolerance
+from krzem.witness.setting import Setting
+from krzem.witness.tolerance import Tolerance, explained
 from krzem.witness.witness import MOST_BYTES, Witness, from_bytes, read_witness, to_bytes
 
 Recorded = dict[tuple[str, str], tuple[Witness, Any]]
@@ -380,3 +382,38 @@ def test_the_share_of_far_samples_is_a_quantile_of_counts(samples: int, rate: fl
         assert poisson.sf(count, samples * rate) <= 3e-6
     if count:
         assert poisson.sf(count - 1, samples * rate) > 0.3e-6
+
+
+def test_a_change_is_known_no_finer_than_the_numbers_it_is_added_to() -> None:
+    """A gain near one that moves by 80 of its roundings: its step's norm is good to a hundredth,
+    that of a matrix near nought to some millionths."""
+    values = np.ones(32, np.float32)
+    limits = Tolerance()
+    for grain, error, passes in ((0.012, 0.005, True), (1e-6, 0.005, False), (0.012, 0.05, False)):
+        step = Quantity(kind=Kind.STEP, name="x.weight", stats={"norm": 1.0, "grain": grain},
+                        samples=values)  # fmt: skip
+        limit = max(limits.of(step, "norm", 0.0, "float32"), explained(step, "norm", 0.0))
+        assert (error <= limit) is passes
+    apart = np.concatenate([values[:16], values[16:] + np.float32(0.015)])
+    other = Quantity(kind=Kind.STEP, name="x.weight", stats={"norm": 1.0}, samples=apart)
+    assert errors(step, other, "float32")["far"] == 0.0
+    plain = Quantity(kind=Kind.STEP, name="x.weight", stats={"norm": 1.0}, samples=values)
+    assert errors(plain, other, "float32")["far"] == 0.5
+
+
+def test_the_spacing_of_a_parameter_is_measured() -> None:
+    there = subject("llama")
+    step = next(q for q in measure(there, batches()[0], 0, Setting(), 16).values()
+                if q.kind is Kind.STEP and q.name == "layers.0.input_layernorm.weight")  # fmt: skip
+    gain = there.engine.stages[0].get_parameter(step.name).detach()
+    root = float(np.sqrt(np.square(np.spacing(gain.numpy()).astype(np.float64)).sum()))
+    assert step.stats["grain"] == pytest.approx(root / step.stats["norm"], rel=1e-3)
+
+
+def test_noise_of_elements_explains_a_norm_and_no_more() -> None:
+    samples = np.ones(100, np.float32)
+    noisy = Quantity(kind=Kind.GRADIENT, name="x", stats={"norm": 1.0}, samples=samples)
+    assert explained(noisy, "norm", 0.02) == pytest.approx(0.5 * 0.02 + 2 * 0.02**2)
+    assert explained(noisy, "samples", 0.02) == 0.0
+    counted = Quantity(kind=Kind.ACTIVATION, name="x", stats={"count": 3072.0}, samples=samples)
+    assert 4 / 3072 < explained(counted, "zero", 0.0) < 12 / 3072

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from tests.train.configs import ALL
 from tests.witness.models import QUICK, batches
 
@@ -23,6 +26,8 @@ from krzem.witness import (  # noqa: E402
     record,
     write_witness,
 )
+from krzem.witness.command import witness_command  # noqa: E402
+from krzem.witness.reduction import narrow_products  # noqa: E402
 from krzem.witness.setting import Setting  # noqa: E402
 
 
@@ -80,6 +85,27 @@ def test_what_was_not_given_is_said(folder: Path) -> None:
     verdict = check(witness, load_folder(folder))
     assert verdict.passed
     assert any("optimizer" in what for what in verdict.not_compared)
+
+
+def test_dropout_is_said_not_to_be_compared(folder: Path) -> None:
+    there = load_folder(folder)
+    there.identity = replace(there.identity, config={**there.identity.config, "resid_pdrop": 0.1})
+    witness = record(there, batches(), settings=QUICK[:1])
+    told = [what for what in check(witness, there).not_compared if what.startswith("dropout")]
+    assert told == ["dropout (resid_pdrop): the step is computed without it, as in evaluation"]
+
+
+def test_a_folder_on_a_device_without_float32_is_judged_by_the_floor_of_tf32(
+    folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "witness.json"
+    write_witness(record(load_folder(folder), batches(), settings=QUICK, also=("tf32",)), file)
+    command: Any = witness_command
+    words = ["check", "--hf", str(folder), "--witness", str(file), "--device", "cpu", "--json"]
+    with narrow_products():
+        told = CliRunner().invoke(command, words)
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)["dtypes"] == ["tf32"]
 
 
 def test_bad_folders_are_one_sentence(tmp_path: Path, folder: Path) -> None:

@@ -41,6 +41,9 @@ def test_other_layouts_pass_and_a_fault_under_them_does_not(
     passed, message, _ = found.pop("faulty")
     assert not passed
     assert "layers.2" in message
+    passed, message, _ = found.pop("clipping")
+    assert not passed
+    assert "gradient norm" in message, message
     assert all(result[0] for result in found.values()), found
     # No run file was given on either side: its settings alone are left open.
     left = {reason for result in found.values() for reason in result[2]}

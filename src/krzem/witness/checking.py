@@ -165,6 +165,15 @@ def _missing_parts(
         yield "the optimizer's moments and its next step: the source had none of them loaded"
     if not witness.run.get("settings") or settings is None:
         yield "the settings of the run: no run file was given on both sides"
+    dropped = [k for k, v in witness.config.items() if _drops(k, v)]
+    if dropped:
+        yield f"dropout ({', '.join(dropped)}): the step is computed without it, as in evaluation"
     for dtype in witness.readings:
         if dtype not in wanted and not (dtype == "float32" and "tf32" in wanted):
             yield f"the step in {dtype}: it was recorded, and is not asked for here"
+
+
+def _drops(key: str, value: Any) -> bool:
+    """Whether a key of a configuration asks for dropout, by whatever name its family has."""
+    named = "dropout" in key or key.endswith(("_pdrop", "drop_rate"))
+    return named and isinstance(value, int | float) and not isinstance(value, bool) and value > 0

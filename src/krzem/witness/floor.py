@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from krzem.witness import quantity as measured
 from krzem.witness.quantity import STATE_KINDS, Kind, Quantity, Reading, errors
 from krzem.witness.witness import Floors
 
+SPREAD = "spread"
+"""Of samples, as :func:`krzem.witness.quantity.spread` has it: it explains the noise of norms."""
 _FLOORLESS = frozenset({"nonfinite", "checksum"})
 Group = tuple[Kind, str]
 """Quantities of one kind in one layer: they lean on each other."""
@@ -22,7 +25,9 @@ def spread(base: Reading, repeats: Iterable[Reading], dtype: str) -> Floors:
         for key, quantity in base.items():
             if key not in reading or quantity.kind in STATE_KINDS:
                 continue
-            for signal, error in errors(quantity, reading[key], dtype).items():
+            apart = errors(quantity, reading[key], dtype)
+            apart[SPREAD] = measured.spread(quantity, reading[key])
+            for signal, error in apart.items():
                 if signal not in _FLOORLESS:
                     found[key][signal] = max(found[key].get(signal, 0.0), error)
     return dict(found)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from krzem.witness.floor import Group, far_rates, group_of, pooled
+from krzem.witness.floor import SPREAD, Group, far_rates, group_of, pooled
 from krzem.witness.quantity import BACKWARD, STATE_KINDS, Kind, Quantity, Reading, errors, place
-from krzem.witness.tolerance import Tolerance, rare, rounded_parameter
+from krzem.witness.tolerance import Tolerance, explained, rare, rounded_parameter
 from krzem.witness.verdict import Finding
 from krzem.witness.witness import Witness
 
@@ -35,10 +35,14 @@ class Limits:
 
     def of(self, quantity: Quantity, signal: str) -> tuple[float, float]:
         """Floor and tolerance of one signal."""
-        floor = self.floors.get(quantity.key, {}).get(signal, 0.0)
+        own = self.floors.get(quantity.key, {})
+        floor = own.get(signal, 0.0)
         limit = self.tolerance.of(quantity, signal, floor, self.dtype)
+        limit = max(limit, explained(quantity, signal, own.get(SPREAD, 0.0)))
         if signal == "far":
             limit = max(limit, rare(quantity.samples.size, self.rates.get(group_of(quantity), 0.0)))
+        if signal == "absmax" and own.get("far"):
+            limit += 1.0  # some sample was another: so may be the largest element
         if signal in _SPARED and limit:
             limit += _FLIP * self._moved_before(quantity)
         return floor, limit
@@ -107,7 +111,8 @@ def _missing(quantity: Quantity, dtype: str) -> Finding:
 
 
 def _judged(base: Quantity, other: Quantity, limits: Limits) -> Iterator[Finding]:
-    for signal, error in errors(base, other, limits.dtype).items():
+    noise = limits.floors.get(base.key, {}).get("samples", 0.0)
+    for signal, error in errors(base, other, limits.dtype, noise).items():
         floor, limit = limits.of(base, signal)
         yield Finding(
             quantity=base, signal=signal, error=error, floor=floor, tolerance=limit,

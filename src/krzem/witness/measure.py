@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -21,6 +22,7 @@ from krzem.witness.watch import Watch
 
 Partial = dict[str, Any]
 """Tallies by key, or plain values that one rank answers for."""
+_TINY = 1e-60
 _KINDS = {"A": Kind.ACTIVATION, "B": Kind.ACTIVATION_GRADIENT, "G": Kind.GRADIENT, "U": Kind.STEP}
 
 
@@ -50,6 +52,8 @@ def measure(
             with subject.updated(stepped.gradient_norm) as changes:
                 for tensor in changes:
                     own[f"U|{tensor.name}"] = _tally(tensor, tensor.part, samples)
+                    if tensor.spacing is not None:
+                        own[f"S|{tensor.name}"] = _norm_alone(tensor.spacing)
         found = merged(own)
     reading = list(_read(found, number, share))
     reading += [_scalar(Kind.LOSS, n, v, number) for n, v in stepped.losses.items()]
@@ -122,6 +126,19 @@ def _tally(tensor: HeldTensor, values: torch.Tensor, samples: int) -> Tally:
     return tally
 
 
+def _norm_alone(values: torch.Tensor) -> Tally:
+    tally = Tally(positions=np.empty((0, 1), np.int64))
+    tally.add(values)
+    return tally
+
+
+def _grain(spacing: Tally | None, change: Tally) -> dict[str, float]:
+    """How coarse the numbers are that a change was stored in, over the change itself (norms)."""
+    if spacing is None:
+        return {}
+    return {"grain": math.sqrt(spacing.squares / max(change.squares, _TINY))}
+
+
 def _read(found: Partial, number: int, share: Share) -> Iterator[Quantity]:
     for key, value in found.items():
         what, _, name = key.partition("|")
@@ -137,7 +154,9 @@ def _read(found: Partial, number: int, share: Share) -> Iterator[Quantity]:
                 name=name,
                 batch=None if what == "U" else number,
                 order=found.get(f"O|{name}", 0) if watched else 0,
-                stats=value.activation(share.copies, scale) if watched else value.tensor(),
+                stats=value.activation(share.copies, scale)
+                if watched
+                else value.tensor() | _grain(found.get(f"S|{name}"), value),
                 samples=value.samples(scale),
             )
 

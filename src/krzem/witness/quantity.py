@@ -66,6 +66,9 @@ FAR = {"float32": 0.01, "float64": 0.01, "tf32": 0.02, "float16": 0.02, "bfloat1
 """Difference, over the root mean square, from which a sample counts as far off."""
 
 
+_NOISES = 10.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Quantity:
     """One measured thing."""
@@ -126,8 +129,13 @@ def place(quantity: Quantity) -> tuple[int, int, int]:
     return (*depth(quantity.layer), quantity.order)
 
 
-def errors(base: Quantity, other: Quantity, dtype: str) -> dict[str, float]:
-    """How far ``other`` is from ``base``, by signal."""
+def errors(base: Quantity, other: Quantity, dtype: str, noise: float = 0.0) -> dict[str, float]:
+    """How far ``other`` is from ``base``, by signal.
+
+    A sample counts as far off from a share of the root mean square on that its arithmetic does not
+    explain, nor ten times the ``noise`` of the source's own samples (their median distance), nor
+    the grain of the numbers that a change was stored in.
+    """
     found = {"nonfinite": _nonfinite(base, other)}
     if base.kind in (Kind.LOSS, Kind.GRADIENT_NORM, Kind.LOADED, Kind.RATE):
         found["value"] = _relative(base.stats["value"], other.stats["value"])
@@ -143,8 +151,19 @@ def errors(base: Quantity, other: Quantity, dtype: str) -> dict[str, float]:
     if base.kind is Kind.LOAD:
         found["moved"] = _moved(base.samples, other.samples)
     elif base.samples.size:
-        found |= _sampled(base, other, FAR.get(dtype, 0.1))
+        far = max(FAR.get(dtype, 0.1), _NOISES * noise) + 2 * base.stats.get("grain", 0.0)
+        found |= _sampled(base, other, far)
     return found
+
+
+def spread(base: Quantity, other: Quantity) -> float:
+    """Root mean square of the samples' differences, over that of the samples."""
+    if base.samples.shape != other.samples.shape:
+        return 0.0
+    a, b = base.samples.astype(np.float64), other.samples.astype(np.float64)
+    used = np.isfinite(a) & np.isfinite(b)
+    scale = float(np.square(a[used]).sum())
+    return math.sqrt(float(np.square(a[used] - b[used]).sum()) / scale) if scale else 0.0
 
 
 def _relative(base: float, other: float) -> float:

@@ -41,6 +41,8 @@ class HeldTensor:
     """The part of it that ``part`` is."""
     part: Tensor
     grad: Tensor | None
+    spacing: Tensor | None = None
+    """Of a change: how far apart the numbers are that the changed elements can be stored as."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

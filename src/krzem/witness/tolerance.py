@@ -62,8 +62,8 @@ _MEAN = {"float64": 5e-8, "float32": 5e-6, "tf32": 5e-4, "float16": 5e-4, "bfloa
 """Of means and norms, in which roundings cancel."""
 _BACKWARD = 5.0
 """Errors grow through backward."""
-_FEW = 3.0
-"""Elements that may become zero, or cease to be: a value next to zero is rounded either way."""
+_NORMAL = 5.0
+"""Sigmas of a sum of independent errors."""
 _CHANCE = 1e-6
 """That a count of far samples is exceeded by an honest machine: a check judges some thousands."""
 _MANY, _SIGMAS = 500.0, 4.8
@@ -80,14 +80,31 @@ def least(quantity: Quantity, signal: str, dtype: str) -> float:
         return _FINE.get(dtype, 4e-3) + 2.0 / max(float(quantity.samples.sum()), 1.0)
     if signal == "far":
         return 0.0  # counted: see rare
-    if signal == "zero":
-        return _FEW / max(quantity.stats.get("count", 1.0), 1.0)
     if signal == "value":
         scale = _SCALAR if quantity.kind is Kind.LOSS else _SCALAR * _BACKWARD
         return scale * _MEAN.get(dtype, _MEAN["bfloat16"])
     table = {"samples": _FINE, "absmax": _EXTREME, "ranks": _EXTREME}.get(signal, _MEAN)
     scale = 1.0 if quantity.kind is Kind.ACTIVATION else _BACKWARD
     return scale * table.get(dtype, table["bfloat16"])
+
+
+def explained(quantity: Quantity, signal: str, spread: float) -> float:
+    """What noise of single elements explains in a statistic over all of them.
+
+    ``spread`` is the relative root mean square of that noise.  It changes a norm by its component
+    along the tensor, a 1/sqrt(n)-th of it where n elements err independently and never more than
+    all of it, and by its own square (a token that goes to another expert).  A change may be stored
+    no finer than the numbers are that it is added to.  Elements next to zero are rounded either
+    way: their number follows a Poisson law.
+    """
+    if signal == "zero":
+        count = max(quantity.stats.get("count", 1.0), 1.0)
+        return rare(int(count), 1.0 / count)
+    grain = quantity.stats.get("grain", 0.0) if signal in ("norm", "samples") else 0.0
+    if signal not in ("norm", "rms"):
+        return grain
+    along = min(1.0, _NORMAL / math.sqrt(max(quantity.samples.size, 1)))
+    return grain + along * spread + 2 * spread * spread
 
 
 def rare(samples: int, rate: float) -> float:

@@ -214,7 +214,8 @@ class TrainerSubject:
     def _changes(self, before: list[Tensor]) -> Iterator[HeldTensor]:
         for h, old in zip(self.engine.held, before, strict=False):
             if h.primary and h.placement.first_copy:
-                yield _held(h, h.name, h.part.detach() - old.to(h.part.device))
+                new = h.part.detach()
+                yield _held(h, h.name, new - old.to(new.device), spacing=spacing(new))
 
     def moments(self) -> Iterator[HeldTensor]:
         """The optimizer's state, under the names ``parameter:kind``."""
@@ -251,10 +252,18 @@ class TrainerSubject:
         }
 
 
-def _held(held: Held, name: str, part: Tensor, grad: Tensor | None = None) -> HeldTensor:
+def spacing(x: Tensor) -> Tensor:
+    """From each element's size to the next larger number of its type."""
+    size = x.detach().abs()
+    return torch.nextafter(size, torch.full_like(size, torch.inf)) - size
+
+
+def _held(
+    held: Held, name: str, part: Tensor, grad: Tensor | None = None, spacing: Tensor | None = None
+) -> HeldTensor:
     shape = tuple(held.placement.shape)
     region = held.placement.region if shape else ()
-    return HeldTensor(name=name, shape=shape, region=region, part=part, grad=grad)
+    return HeldTensor(name=name, shape=shape, region=region, part=part, grad=grad, spacing=spacing)
 
 
 def _wanted(setting: Setting, layout: Layout, dtype: torch.dtype) -> tuple[Layout, torch.dtype]:

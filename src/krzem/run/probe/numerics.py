@@ -139,3 +139,16 @@ def check_operators(
         truth = backend.get(backend.put(truth, precision))
         found.append(compare(name, precision, result, truth))
     return found
+
+
+def keeps_float32(backend: Backend) -> bool | None:
+    """Whether products of float32 keep their 24 bits, and not the eleven of TF32 or fewer.
+
+    A product with the unit matrix gives its operand back, unless that is rounded first.  None where
+    the device multiplies no float32 here.
+    """
+    if "fp32" not in backend.precisions:
+        return None
+    fine = np.tile(1.0 + 2.0 ** -np.arange(12.0, 20.0), (128, 16))
+    given, unit = backend.put(fine, "fp32"), backend.put(np.eye(128), "fp32")
+    return bool((backend.get(backend.operators()["matmul"](given, unit)) == fine).all())

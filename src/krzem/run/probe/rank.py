@@ -17,7 +17,7 @@ from typing import Any
 from krzem.run.contract import host_name
 from krzem.run.probe import collectives, rates
 from krzem.run.probe.backend import Backend, NumpyBackend, torch_or_none
-from krzem.run.probe.numerics import check_operators
+from krzem.run.probe.numerics import check_operators, keeps_float32
 from krzem.train.durable import write_atomic
 
 _SHARES = {"matmul": 0.3, "attention": 0.1, "memory": 0.06, "launch": 0.02, "soak": 0.2,
@@ -75,6 +75,7 @@ class RankProbe:
         )
         checked = [kind for kind in precisions if kind != "fp64"]
         result["numerics"] = [asdict(n) for kind in checked for n in check_operators(b, kind)]
+        result["true_float32"] = keeps_float32(b)
         result["collectives"] = self._part("collectives", self._collectives)
         return result
 

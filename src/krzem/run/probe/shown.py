@@ -16,6 +16,9 @@ def lines(rank: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("soak", _soak(rank["soak"])),
         ("numerics", _numerics(rank["numerics"])),
     ]
+    if (true := rank.get("true_float32")) is not None:
+        kept = "keep float32" if true else "keep fewer bits (TF32 or the like)"
+        found.append(("float32", f"its products {kept}"))
     if rank["collectives"]:
         found.append(("links", _links(rank["collectives"])))
     return found

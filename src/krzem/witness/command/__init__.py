@@ -286,8 +286,9 @@ def _source(given: dict[str, Any], length: int | None) -> Any:
 def _verdict(
     checkpoint: Path | None, hf: Path | None, given: dict[str, Any], progress: Progress
 ) -> Verdict:
+    from krzem.train.device import find_device
     from krzem.witness.checking import check
-    from krzem.witness.checkpoint import check_checkpoint
+    from krzem.witness.checkpoint import arithmetic_of, check_checkpoint
     from krzem.witness.witness import read_witness
 
     where = given["file"] or checkpoint
@@ -301,7 +302,11 @@ def _verdict(
         "dtypes": given["dtype"],
     }
     if checkpoint is None:
-        model = _hf(hf, (*given["dtype"], witness.dtype)[0], given["device"])
+        first = next((t for t in given["dtype"] or (witness.dtype,) if t != "tf32"), "float32")
+        model = _hf(hf, first, given["device"])
+        if "tf32" in witness.floors:
+            device = find_device(given["device"]).device
+            common["dtypes"] = arithmetic_of(witness, device, given["dtype"])
         return check(witness, model, **common)
     return check_checkpoint(
         checkpoint,
