@@ -211,6 +211,7 @@ def test_the_command_shows_every_stage(run_file: Path) -> None:
     assert document["faults"] == []
     assert document["peak_bytes"] == max(r["peak_bytes"] for r in document["ranks"])
     assert json.loads(target.read_text(encoding="utf-8"))["traceEvents"]
+    assert all(r["planned_bytes"] > 0 for r in document["ranks"])
 
 
 @pytest.mark.parametrize(

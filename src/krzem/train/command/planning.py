@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from krzem.cost.memory import FRAGMENTATION, RESERVE_BYTES
-from krzem.errors import LayoutError, UnknownFactError
+from krzem.cost.trainer_memory import trainer_ranks
+from krzem.errors import KrzemError, LayoutError, UnknownFactError
 from krzem.estimate import Basis, Estimate
 from krzem.hardware import CPU, Cluster, cluster_of, read_cluster
-from krzem.layout.layout import Layout
+from krzem.layout.layout import Layout, pack
 from krzem.plan.answer import plan_of
 from krzem.plan.plan import LayoutPlan, describe
 from krzem.plan.price import Pricer
@@ -76,6 +78,24 @@ def forecast(
         peak_flops=peak,
         basis=f"{cluster.devices} x {cluster.device.id}, from {source}",
     )
+
+
+def planned_peaks(
+    settings: TrainSettings, spec: ModelSpec, layout: Layout, cluster: Cluster
+) -> Callable[[int], float] | None:
+    """Bytes of tensors that the planner gives each pipeline rank; None where it does not count
+    them one by one, or has no answer for the run."""
+    try:
+        pricer = Pricer(_asked(settings, spec, cluster, layout).task)
+    except KrzemError:
+        return None
+    if not pricer.counted:
+        return None
+    x = pack([layout])
+    sizes = pricer.sizes(pricer.choose(x).settings[0])
+    batch = float(settings.goal.global_batch)
+    rank = trainer_ranks(pricer.task.architecture, pricer.table, x, batch, sizes)
+    return lambda stage: float(rank(np.array([stage])).total[0])
 
 
 def _cluster(settings: TrainSettings, ranks: int | None) -> tuple[Cluster, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from krzem.layout.layout import Layout, Precision, parse_layout
 from krzem.model.catalogue import load_model_config
 from krzem.quantity import format_bytes
 from krzem.report.selfcontained import need_extra, write_text
-from krzem.train.command.planning import best_layout, is_near, rehearsed_peak, say, step_of
+from krzem.train.command.planning import (
+    best_layout,
+    is_near,
+    planned_peaks,
+    rehearsed_peak,
+    say,
+    step_of,
+)
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.engine import check_layout
 from krzem.train.forecast import Forecast
@@ -68,10 +75,17 @@ def rehearse_run(run_file: Path, wish: Wish) -> int:
     document = as_document(found) | {"model": spec.arch.name}
     if cluster is not None:
         document["capacity_bytes"] = cluster.memory_bytes
+        even = step.crowding == 1.0
+        _put_planned(document, planned_peaks(settings, spec, layout, cluster) if even else None)
     _write(found, document, wish, cluster, settings)
     click.echo(json.dumps(document, indent=2) if wish.as_json else text(document))
     too_much = cluster is not None and found.fullest.peak.total > cluster.memory_bytes
     return 1 if found.faults or too_much else 0
+
+
+def _put_planned(document: dict[str, Any], planned: Callable[[int], float] | None) -> None:
+    for rank in document["ranks"]:
+        rank["planned_bytes"] = None if planned is None else round(planned(rank["stage"]))
 
 
 def near_the_edge(run_file: Path, forecast: Forecast | None) -> int | None:
@@ -218,13 +232,15 @@ def text(document: dict[str, Any]) -> str:
 
 
 def _table(ranks: Sequence[dict[str, Any]]) -> list[str]:
-    head = ["stage", "rank", "layers", "GiB", *_KINDS]
+    shown = any(r.get("planned_bytes") for r in ranks)
+    head = ["stage", "rank", "layers", "GiB", *(["planned"] if shown else []), *_KINDS]
     rows = [
         [
             str(r["stage"]),
             str(r["rank"]),
             _span(r["layers"]),
             f"{r['peak_bytes'] / 2**30:.1f}",
+            *([f"{r['planned_bytes'] / 2**30:.1f}"] if shown else []),
             *(f"{r['peak'][kind] / 2**30:.1f}" for kind in _KINDS),
         ]
         for r in ranks
