@@ -198,7 +198,7 @@ class Engine:
     @contextmanager
     def _exactly(self) -> Iterator[None]:
         """Inside, exactly the rows that go to an expert are sent there."""
-        self._set_dispatch(EXACT)
+        self._set_dispatch(replace(self.dispatch, capacity=None))
         try:
             yield
         finally:

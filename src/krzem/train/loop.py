@@ -110,7 +110,7 @@ class Trainer:
             by_rows=t.expert_scales == "row",
             weights=loss_weights(settings),
             seed=t.seed,
-            dispatch=Dispatch(capacity=t.capacity),
+            dispatch=Dispatch(capacity=t.capacity, beside=not info.is_cpu),
         )
         if t.compile:
             compile_layers(self.engine.stages)

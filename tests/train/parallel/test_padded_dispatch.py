@@ -17,7 +17,9 @@ from krzem.train.config import model_spec
 from krzem.train.engine import Engine, StepResult
 from krzem.train.model.experts import EXACT, Dispatch
 from krzem.train.ops import place_unread, portable_only, slots
+from krzem.train.parallel.collectives import Exchange
 from krzem.train.rehearsal.rank import Step, rehearse_rank
+from krzem.train.rehearsal.record import Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.distributed:FutureWarning")
 PADDED = Dispatch(capacity=2.0)
@@ -129,3 +131,42 @@ def test_places_have_room_for_every_outcome(experts: list[int], align: int) -> N
     for row, e in zip(rows, experts, strict=True):
         assert row >= (stops[e - 1] if e else 0)
         assert e == 5 or row < stops[e]
+
+
+def test_a_device_computes_the_shared_expert_while_rows_travel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In both directions of both passes there is a product between setting out and waiting."""
+    recorders: list[Recorder] = []
+    between: list[float] = []
+    begun: dict[int, float] = {}
+    begin, wait = Exchange.begin, Exchange.wait
+
+    def flops() -> float:
+        return sum(recorders[0].record.flops)
+
+    def begins(exchange: Exchange, x: torch.Tensor, *, back: bool = False) -> torch.Tensor:
+        out = begin(exchange, x, back=back)
+        begun[id(exchange)] = flops()
+        return out
+
+    def waits(exchange: Exchange) -> torch.Tensor:
+        between.append(flops() - begun.pop(id(exchange)))
+        return wait(exchange)
+
+    monkeypatch.setattr(Exchange, "begin", begins)
+    monkeypatch.setattr(Exchange, "wait", waits)
+    config = {**ALL["deepseek_v3"], "num_hidden_layers": 2, "num_nextn_predict_layers": 0}
+    step = Step(
+        spec=model_spec(config, name="v3"),
+        layout=parse_layout("dp=4,ep=4,mbs=1"),
+        micro_batches=1,
+        sequence=32,
+        dispatch=Dispatch(capacity=2.0, beside=True),
+    )
+    rehearse_rank(step, 1, lambda _, recorder: recorders.append(recorder))
+    there, back, back_again, there_again = between
+    assert 0 < back < there
+    assert back_again == 2 * back
+    assert there_again == 2 * there
+    assert not begun

@@ -25,11 +25,21 @@ OWN = 2
 """Families with parts of their own that are cut over ranks here."""
 MET = [
     # Expert ranks without FSDP inside a layer that is computed again by modules.
-    {"layout": "dp=4,ep=4,zero=1,mbs=1,recompute=modules", "mtp": 1, "capacity": 16.0},
+    {
+        "layout": "dp=4,ep=4,zero=1,mbs=1,recompute=modules",
+        "mtp": 1,
+        "capacity": 16.0,
+        "beside": True,
+    },
     # Paths of several weights that meet behind each other where the backward pass is split.
     # Weights that are shards again between the two halves of a backward pass.
     {"layout": "dp=2,pp=2,zero=3,mbs=1,schedule=zb-v", "mtp": 2},
-    {"layout": "dp=2,pp=2,ep=2,zero=1,mbs=1,schedule=dualpipev", "mtp": 2, "capacity": 1.0},
+    {
+        "layout": "dp=2,pp=2,ep=2,zero=1,mbs=1,schedule=dualpipev",
+        "mtp": 2,
+        "capacity": 1.0,
+        "beside": True,
+    },
 ]
 """Pairs that crashed, or trained wrongly, once."""
 

@@ -54,7 +54,7 @@ def train(case: dict[str, Any], layout: Layout) -> tuple[list[list[float]], dict
     device = torch.device(case.get("device", "cpu"))
     engine = Engine(
         spec, layout, device=device, weights=weights, seed=3, dtype=dtype,
-        float8=precision == "fp8-block", dispatch=Dispatch(capacity=case.get("capacity")),
+        float8=precision == "fp8-block", dispatch=Dispatch(**case.get("dispatch", {})),
     )  # fmt: skip
     if "backend" in case and layout.devices > 1:
         compile_layers(engine.stages, case["backend"])
@@ -101,7 +101,7 @@ def outcome(case: dict[str, Any]) -> dict[str, Any]:
     history, found, again = train(case, parse_layout(case["layout"]))
     if dist.get_rank():
         return {}
-    alone = {**case, "layout": "", "device": "cpu", "capacity": None}
+    alone = {**case, "layout": "", "device": "cpu", "dispatch": {}}
     expected_history, parameters, _ = reference(json.dumps(alone))
     expected = {n: parameters[n.removeprefix("copy:")] for n in found}
     assert parameters.keys() <= found.keys(), parameters.keys() - found.keys()

@@ -13,7 +13,7 @@ from tests.train.loop.folder import tokenised, write
 from krzem.errors import LayoutError
 from krzem.hardware import read_cluster
 from krzem.layout.layout import Layout
-from krzem.train.command import planning, train_command
+from krzem.train.command import planning, rehearsing, train_command
 from krzem.train.command.planning import forecast
 from krzem.train.config import model_spec
 from krzem.train.describe import describe
@@ -38,7 +38,8 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch, *peaks: float) -> list[Layout]:
         asked.append(layout)
         return peaks[min(len(asked), len(peaks)) - 1]
 
-    monkeypatch.setattr(planning, "rehearsed_peak", peak)
+    for module in (planning, rehearsing):
+        monkeypatch.setattr(module, "rehearsed_peak", peak)
     return asked
 
 

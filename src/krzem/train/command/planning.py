@@ -216,7 +216,7 @@ def step_of(
         bias_rate=settings.train.bias_rate,
         documents=settings.data.documents,
         crowding=crowding,
-        dispatch=Dispatch(capacity=settings.train.capacity),
+        dispatch=Dispatch(capacity=settings.train.capacity, beside=True),
     )
 
 

@@ -7,7 +7,7 @@ experts, I expert width, D hidden.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,7 @@ from krzem.train.ops.float8 import BLOCK
 from krzem.train.ops.grouped import ALIGN
 from krzem.train.parallel.collectives import (
     Axes,
+    Exchange,
     exchange_counts,
     gather,
     gather_no_grad,
@@ -55,6 +56,8 @@ class Dispatch:
     for which the host waits until the device has counted them.  With a capacity all sizes are known
     beforehand and the host reads nothing; rows beyond it are counted, and the step is taken again
     exactly (:meth:`krzem.train.engine.Engine.step`)."""
+    beside: bool = False
+    """Whether rows travel beside the shared expert."""
 
     def room(self, tokens: int, choices: int, experts: int, ranks: int) -> int:
         """Rows for each of ``ranks`` that share ``experts``: no more than could ever go there."""
@@ -64,6 +67,8 @@ class Dispatch:
 
 
 EXACT = Dispatch()
+Meanwhile = Callable[[], None]
+"""What is computed while rows travel."""
 _ALIGN = 8
 """Rows of an expert are rounded up to this where the host does not know them: 16 bytes of
 bfloat16, which grouped products ask for."""
@@ -104,28 +109,38 @@ class Experts(nn.Module):
             self.gate_up_proj = weight(E, 2, width, D, cut=Cut.EXPERT_ROWS)
             self.down_proj = weight(E, D, width, cut=Cut.EXPERT_COLUMNS)
 
-    def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """``x [M, D], index [M, K], weights [M, K] -> [M, D]``."""
-        return recomputed(self._routed, self.recompute, x, index, weights)
+    def forward(
+        self, x: Tensor, index: Tensor, weights: Tensor, beside: Sequence[Meanwhile] = ()
+    ) -> Tensor:
+        """``x [M, D], index [M, K], weights [M, K] -> [M, D]``.
 
-    def _routed(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        Of ``beside`` the first is called while rows travel to their experts, the second while they
+        travel back; one after the other where they do not travel.
+        """
+        return recomputed(self._routed, self.recompute, x, index, weights, beside)
+
+    def _routed(
+        self, x: Tensor, index: Tensor, weights: Tensor, beside: Sequence[Meanwhile]
+    ) -> Tensor:
         spread = self.axes.ep.size * self.axes.etp.size > 1
         flat = index.reshape(-1)
         if not spread:
             position, groups = self._place(flat, self.experts)
             position = position.view(index.shape)
+            for meanwhile in beside:
+                meanwhile()
             y = self._compute(permute(x, position, groups.rows), groups)
         elif self.dispatch.capacity is None:
             position, groups = place(flat, self.experts, 1)
             position = position.view(index.shape)
-            y = self._spread(x, position, groups)
+            y = self._spread(x, position, groups, beside)
         else:
             tokens, choices = index.shape
             room = self.dispatch.room(tokens, choices, self.experts, self.axes.ep.size)
             position, filled, most = slots(flat, self.experts, self.axes.ep.size, room)
             self._count(most, room, flat.numel() / self.axes.ep.size)
             position = position.view(index.shape)
-            y = self._spread_evenly(x, position, filled, room)
+            y = self._spread_evenly(x, position, filled, room, beside)
         return combine(y, position, weights)
 
     @property
@@ -177,7 +192,21 @@ class Experts(nn.Module):
         hidden = activated(inner[..., 0::2], inner[..., 1::2], self.act)
         return multiply(hidden, down, groups) + after
 
-    def _spread(self, x: Tensor, position: Tensor, groups: Groups) -> Tensor:
+    def _sent(
+        self, rows: Tensor, send: list[int], receive: list[int], meanwhile: Sequence[Meanwhile]
+    ) -> Tensor:
+        """All-to-all of ``rows``, with what there is to do ``meanwhile``."""
+        if not meanwhile:
+            return dispatch(rows, self.axes.ep, send, receive)
+        under_way = Exchange(rows, self.axes.ep, send, receive)
+        del rows
+        for do in meanwhile:
+            do()
+        return under_way.arrived()
+
+    def _spread(
+        self, x: Tensor, position: Tensor, groups: Groups, beside: Sequence[Meanwhile]
+    ) -> Tensor:
         """Rows travel to the ranks of their experts, through them, and back.
 
         No name holds them on the way: each copy is as large as the activations of a layer.
@@ -188,22 +217,31 @@ class Experts(nn.Module):
         received = exchange_counts(counts, ep)
         send = [sum(sizes[i : i + self.own]) for i in range(0, self.experts, self.own)]
         receive = host_counts(received.sum(1), groups.rows, incoming=True)
-        y = self._arrived(dispatch(permute(x, position, groups.rows), ep, send, receive), received)
-        return dispatch(y, ep, receive, send)
+        y = self._arrived(
+            self._sent(permute(x, position, groups.rows), send, receive, beside[:1]), received
+        )
+        return self._sent(y, receive, send, beside[1:])
 
-    def _spread_evenly(self, x: Tensor, position: Tensor, filled: Tensor, room: int) -> Tensor:
+    def _spread_evenly(
+        self,
+        x: Tensor,
+        position: Tensor,
+        filled: Tensor,
+        room: int,
+        beside: Sequence[Meanwhile],
+    ) -> Tensor:
         """As :meth:`_spread`, ``room`` rows to every rank, of which ``filled [n, E]`` are used."""
         ep = self.axes.ep
         received = gather_no_grad(exchange_counts(filled, ep), self.axes.etp, 0)
         parts = [room] * ep.size
-        rows = dispatch(permute(x, position, room * ep.size), ep, parts, parts)
+        rows = self._sent(permute(x, position, room * ep.size), parts, parts, beside[:1])
         rows = gather(rows, self.axes.etp, 0)
         slot = torch.arange(room, device=rows.device).repeat(len(received), 1)
         expert = torch.searchsorted(received.cumsum(1), slot, right=True).reshape(-1)
         position, groups = self._place(expert, self.own)
         rows = permute(rows, position.unsqueeze(1), groups.rows)
         y = self._compute(rows, groups).index_select(0, position)
-        return dispatch(reduce_scatter(y, self.axes.etp, 0), ep, parts, parts)
+        return self._sent(reduce_scatter(y, self.axes.etp, 0), parts, parts, beside[1:])
 
     def _arrived(self, rows: Tensor, received: Tensor) -> Tensor:
         """Group received rows ``[R, D]`` by expert, compute, and restore their order.

@@ -59,11 +59,17 @@ class FeedForwardNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, S/tp, D] -> [B, S/tp, D]``."""
-        inner = self._inner(gather(x, self.axes.tp, 1))
-        with not_kept():  # No backward pass reads what the network gives.
-            return self.down_proj(inner)
+        return self.outer(self.inner(x))
 
-    def _inner(self, x: Tensor) -> Tensor:
+    def outer(self, inner: Tensor) -> Tensor:
+        """``[B, S/tp, D]`` of what :meth:`inner` gave."""
+        with not_kept():  # No backward pass reads what the network gives.
+            out: Tensor = self.down_proj(inner)
+        return out
+
+    def inner(self, x: Tensor) -> Tensor:
+        """``[B, S, W/tp]``: what the last matrix reads, of ``x [B, S/tp, D]``."""
+        x = gather(x, self.axes.tp, 1)
         value = self.up_proj(x)
         if self.gated:
             return activated(self.gate_proj(x), value, self.act)

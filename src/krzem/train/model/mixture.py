@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from krzem.model import FeedForward, RouterKind
 from krzem.train.config import ModelSpec
 from krzem.train.model.context import Context
-from krzem.train.model.experts import Experts
+from krzem.train.model.experts import Experts, Meanwhile
 from krzem.train.model.feed_forward import FeedForwardNetwork
 from krzem.train.model.recompute import recomputing
 from krzem.train.model.weights import local, weight
@@ -194,18 +194,35 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """``[B, S, D] -> [B, S, D]``."""
         routing: Routing = self.gate(x.flatten(0, 1), context)
-        return self.join(x, self.routed(x, routing), routing, context)
+        if self.shared_experts is None or not self.experts.dispatch.beside:
+            return self.join(x, self.routed(x, routing), routing, context)
+        found: list[Tensor] = []
+        shared = self.shared_experts
+        y = self.routed(
+            x,
+            routing,
+            lambda: found.append(shared.inner(x)),
+            lambda: found.append(shared.outer(found.pop())),
+        )
+        return self.join(x, y, routing, context, *found)
 
-    def routed(self, x: Tensor, routing: Routing) -> Tensor:
+    def routed(self, x: Tensor, routing: Routing, *beside: Meanwhile) -> Tensor:
         """The routed experts' output ``[B, S, D]`` for ``x [B, S, D]``, whose choices count."""
         self.gate.count(routing.index)
-        y: Tensor = self.experts(x.flatten(0, 1), routing.index, routing.weights)
+        y: Tensor = self.experts(x.flatten(0, 1), routing.index, routing.weights, beside)
         return y.view_as(x)
 
-    def join(self, x: Tensor, y: Tensor, routing: Routing, context: Context) -> Tensor:
+    def join(
+        self,
+        x: Tensor,
+        y: Tensor,
+        routing: Routing,
+        context: Context,
+        shared: Tensor | None = None,
+    ) -> Tensor:
         """``y`` of the routed experts with the shared expert and the losses on routers."""
         if self.shared_experts is not None:
-            shared = self.shared_experts(x)
+            shared = self.shared_experts(x) if shared is None else shared
             y = y + (
                 shared if self.shared_expert_gate is None else self.shared_expert_gate(x) * shared
             )

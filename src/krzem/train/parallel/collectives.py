@@ -73,6 +73,47 @@ def exchange_rows(x: Tensor, axis: Axis, send: list[int], receive: list[int]) ->
     return x if axis.size == 1 else _ExchangeRows.apply(x, axis, send, receive)
 
 
+class Exchange:
+    """:func:`exchange_rows` that is under way while the caller computes something else.
+
+    The library runs a group's collectives on a stream of its own, which waits for what the caller's
+    stream has been given so far; :meth:`arrived` makes the caller's stream wait for it, and the
+    host for nothing.  Until then the library keeps the tensors (c10d's handles).  Backward it is
+    the other way round: the gradient sets out where the rows arrived and is awaited where they set
+    out, so that what was computed between has its backward pass beside it too.
+    """
+
+    def __init__(self, x: Tensor, axis: Axis, send: list[int], receive: list[int]) -> None:
+        self._axis, self._send, self._receive = axis, send, receive
+        self._under_way: dist.Work | None = None
+        self._out: Tensor | None = None
+        self._rows: Tensor = _SetOut.apply(x, self)
+
+    def arrived(self) -> Tensor:
+        """The rows from all ranks ``[sum(receive), ...]``; asked for once."""
+        rows: Tensor = _Arrive.apply(self._rows, self)
+        del self._rows
+        return rows
+
+    def begin(self, x: Tensor, *, back: bool = False) -> Tensor:
+        """Set ``x`` out, or a gradient ``back``: where it will be."""
+        send, receive = (self._receive, self._send) if back else (self._send, self._receive)
+        out = x.new_empty((sum(receive), *x.shape[1:]))
+        self._under_way = dist.all_to_all_single(
+            out, x.contiguous(), receive, send, group=self._axis.group, async_op=True
+        )
+        self._out = out
+        return out
+
+    def wait(self) -> Tensor:
+        """What set out last; work that this stream is given from now on comes after it."""
+        assert self._under_way is not None
+        assert self._out is not None
+        self._under_way.wait()
+        out, self._under_way, self._out = self._out, None, None
+        return out
+
+
 def exchange_counts(counts: Tensor, axis: Axis) -> Tensor:
     """``counts[i]`` of each rank sent to rank i: ``[n, ...] -> [n, ...]``, without gradient."""
     if axis.size == 1:
@@ -186,6 +227,33 @@ class _ExchangeRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         return _swap_rows(g, ctx.axis, ctx.receive, ctx.send), None, None, None
+
+
+class _SetOut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.begin(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        return ctx.exchange.wait(), None
+
+
+class _Arrive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        exchange.wait()
+        return rows.view_as(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        ctx.exchange.begin(g, back=True)
+        # Autograd asks for a gradient of the rows: the exchange holds the one that counts.
+        return g.new_empty(()).expand_as(g), None
 
 
 class _Sum(torch.autograd.Function):
