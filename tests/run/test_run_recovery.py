@@ -4,8 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -24,9 +26,11 @@ from krzem.errors import StorageError, SupersededError
 from krzem.run.command import logs_command, run_command, status_command
 from krzem.run.contract import FENCE
 from krzem.run.controller import run
+from krzem.run.launch.job import Job, Look, Phase
 from krzem.run.ledger import LEDGER, Ledger, Reader
 from krzem.run.lock import LOCK
 from krzem.run.processes import of_run
+from krzem.run.qualify import qualify_pool
 from krzem.run.recovery import look, open_ledger
 from krzem.run.rows import Cause, State
 from krzem.run.run_file import read_run
@@ -236,3 +240,32 @@ def test_a_request_needs_no_controller(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.request_stop("save")
     ledger.close()
+
+
+class Waiting:
+    """A launcher whose jobs wait in a queue for ever."""
+
+    name, can_exclude = "waiting", False
+    killed = 0
+
+    def start(self, job: Job) -> Mapping[str, Any]:
+        return {}
+
+    def look(self, job: Job, handle: Mapping[str, Any]) -> Look:
+        return Look(phase=Phase.PENDING, detail="(Resources)")
+
+    def kill(self, job: Job, handle: Mapping[str, Any] | None) -> None:
+        self.killed += 1
+
+
+def test_a_probe_or_a_check_that_waits_in_a_queue_does_not_wait_for_ever(tmp_path: Path) -> None:
+    """Time in a queue is none of the probe's own: the pool's limit of it counts here too."""
+    path = write_run(tmp_path, pool_extra={"first": '[pool.limits]\nqueue = "100 ms"\n'})
+    settings = read_run(path)
+    settings = replace(settings, recovery=replace(settings.recovery, look_every=0.01))
+    launcher: Any = Waiting()
+    found = qualify_pool(settings, settings.pool("first"), launcher, 1)
+    assert not found.passed
+    (fault,) = found.faults
+    assert "waited in the queue of first for longer than limits.queue allows: (Resources)" in fault
+    assert launcher.killed == 1

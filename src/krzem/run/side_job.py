@@ -31,7 +31,8 @@ def run_side_job(
 ) -> Ended:
     """Run ``job`` for at most ``seconds``; time in a queue counts where ``queued``.
 
-    A job that its scheduler lost says nothing of the pool: it is started again.
+    It waits in a queue for no longer than its pool allows (``limits.queue``).  A job that its
+    scheduler lost says nothing of the pool: it is started again.
     Raises LaunchError where the launcher cannot say what became of it.
     """
     look: Look | None = None
@@ -45,6 +46,9 @@ def run_side_job(
         look = _wait(settings, job, launcher, handle, seconds, queued)
         if look is None:
             return Ended(code=None, said=f"it has not ended after {seconds:,.0f} s")
+        if look.phase is Phase.PENDING:
+            said = f"it waited in the queue of {job.pool} for longer than limits.queue allows"
+            return Ended(code=None, said=f"{said}: {look.detail or 'no reason is given'}")
         if look.phase is not Phase.GONE:
             break
     assert look is not None
@@ -60,12 +64,17 @@ def _wait(
     seconds: float,
     queued: bool,
 ) -> Look | None:
-    """The last look at the job; None where its time ran out first."""
+    """The last look at the job, pending where it waits for too long; None where its time ran out
+    first."""
     counted = (Phase.RUNNING, Phase.PENDING) if queued else (Phase.RUNNING,)
-    ran = 0.0
+    patience = next((p.limits.queue_seconds for p in settings.pools if p.name == job.pool), None)
+    ran = waited = 0.0
     try:
         while (look := launcher.look(job, handle)).phase not in (Phase.ENDED, Phase.GONE):
             ran += settings.recovery.look_every if look.phase in counted else 0.0
+            waited += settings.recovery.look_every if look.phase is Phase.PENDING else 0.0
+            if patience is not None and waited > patience:
+                return look
             if ran > seconds:
                 return None
             time.sleep(settings.recovery.look_every)
