@@ -209,7 +209,7 @@ def _rank(s: _Step, rank: Array) -> RankBytes:
     activations, transient = _moments(s, rank)
     gradients = cuts.gradients.of(*weights)
     # A pipe that is never filled again is fullest before there are gradients, or one batch later.
-    flying = in_flight(x.schedule, x.pp, x.vpp, rank, s.count)
+    flying = _flying(s, rank)
     drains = (flying == s.count) & (x.pp > 1) & (x.schedule == 0)
     one = activations / flying
     before, after = drains & (one > gradients), drains & (one <= gradients)
@@ -237,7 +237,7 @@ def _moments(s: _Step, rank: Array) -> tuple[Array, Array]:
         kept = kept + np.where(predicts, k.residual, 0.0)
         # All streams begin as one tensor.
         kept = kept - np.where(begins, k.residual - k.own_bytes, 0.0)
-    flying = in_flight(x.schedule, x.pp, x.vpp, rank, s.count)
+    flying = _flying(s, rank)
     activations = flying * (kept + handed)
     backward = _largest(counts, [layer.work for layer in held.layers])
     backward = backward + np.where(inner, k.residual, 0.0)
@@ -252,12 +252,21 @@ def _moments(s: _Step, rank: Array) -> tuple[Array, Array]:
     backward = backward + np.where(predicts, 2.0 * held.head * (1.0 + (mtp > 0)), 0.0)
     loss = np.where(predicts, _loss(s) + 2.0 * held.head * mtp + whole, 0.0)
     # Weights' gradients computed apart wait in 16 bits: of all chunks, at the loss of one of two.
+    # DualPipeV computes them apart only where it fills and drains.
     dense, experts, _ = held.weights(rank)
-    apart = is_schedule(x.schedule, Schedule.ZB_V, Schedule.DUALPIPE_V) & (x.pp > 1)
+    apart = is_schedule(x.schedule, Schedule.ZB_V) & (x.pp > 1)
     waiting = np.where(apart, dense + experts, 0.0)
     backward, loss = backward + 2.0 * waiting, loss + np.where(predicts, waiting, 0.0)
     moments = np.maximum(backward, loss)
     return activations, np.maximum(moments, _reduced(s, rank, counts) - activations)
+
+
+def _flying(s: _Step, rank: Array) -> Array:
+    """Micro-batches under way; torch's DualPipeV has one chunk of two more than its stages."""
+    x = s.x
+    held = in_flight(x.schedule, x.pp, x.vpp, rank, s.count)
+    dual = is_schedule(x.schedule, Schedule.DUALPIPE_V) & (x.pp > 1)
+    return np.where(dual, np.minimum(x.pp + 0.5, held), held)
 
 
 def _kept(s: _Step, counts: Array) -> Array:

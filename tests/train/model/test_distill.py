@@ -104,16 +104,18 @@ def test_scores_formed_some_heads_at_a_time_are_those_of_all(
         torch.testing.assert_close(own, other)
 
 
-def test_streams_are_projected_without_a_copy_that_is_kept() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_streams_are_projected_without_a_copy_that_is_kept(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(3)
-    streams = torch.randn(2, 5, 4, 6, generator=g).to(torch.bfloat16).requires_grad_()
+    streams = torch.randn(2, 5, 4, 6, generator=g).to(dtype).requires_grad_()
+    before = streams.detach().clone()
     matrix = torch.randn(8, 24, generator=g, requires_grad=True)
     flat = streams.flatten(2).float()
     plain = (flat @ matrix.t()) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + 1e-6)
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         found = _project(streams, matrix, 1e-6)
-    assert not [t for t in kept if t.dtype is torch.float32 and t.numel() == streams.numel()]
+    assert [t for t in kept if t.numel() == streams.numel()] == [streams]
     torch.testing.assert_close(found, plain)
     above = torch.randn(plain.shape, generator=g)
     for own, other in zip(
@@ -122,6 +124,7 @@ def test_streams_are_projected_without_a_copy_that_is_kept() -> None:
         strict=True,
     ):
         torch.testing.assert_close(own, other)
+    assert torch.equal(streams, before)
 
 
 def test_products_for_now_are_not_kept_by_modules() -> None:

@@ -39,7 +39,7 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
         streams, matrix, scale, products = ctx.saved_tensors
-        flat = streams.flatten(2).float()
+        flat = streams.flatten(2).to(torch.float32, copy=True)  # Changed in place below.
         inner = g * scale
         d_matrix = inner.flatten(0, 1).t() @ flat.flatten(0, 1)
         # The factor of a token falls as its length grows.
