@@ -101,11 +101,11 @@ def _in_two(
     return low + product(a[..., cut:], b[..., cut:, :])
 
 
-def _grouped(func: Any, share: float, x: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
-    """The experts' products: ``x [P, I]`` with ``weight [E, O, I]``."""
+def _grouped(func: Any, share: float, x: Tensor, weight: Tensor, *groups: Any) -> Tensor:
+    """The experts' products: ``x [P, I]`` with ``weight [E, O, I]``, by ``groups`` of rows."""
     cut = int(x.shape[-1] * share)
     parts = [
-        func(x[:, part].contiguous(), weight[..., part].contiguous(), sizes)
+        func(x[:, part].contiguous(), weight[..., part].contiguous(), *groups)
         for part in (slice(0, cut), slice(cut, None))
     ]
     total: Tensor = parts[0] + parts[1]
