@@ -81,7 +81,7 @@ KEYWORDS = {
     "state_bytes": "bytes per parameter: 'weight=2,gradient=4,master=4,moments=8'",
     "finetune": "full, lora or qlora; None: pre-training",
     "lora_rank": "rank of the adapters (16)",
-    "lora_targets": "'all', 'attention', 'mlp', or names such as 'q_proj,v_proj'",
+    "lora_targets": "'all', 'attention', 'mlp', names such as 'q_proj,v_proj'; 'embeddings': ends",
     "deadline": "a duration ('60d') or a date",
     "budget": "US dollars (5e6, '$5M')",
     "grid": "whose electricity: 'fr', or grams of CO2 per kWh ('56')",

@@ -78,8 +78,8 @@ def test_organisations_left_out_are_predicted(judged: memory_fit.Judged) -> None
     known = memory_fit.known(judged) & np.isfinite(judged.z)
     error = np.abs(np.expm1(judged.shift - judged.data.error))[known]
     assert known.sum() > 400
-    assert np.median(error) <= 0.075
-    assert np.mean(error) <= 0.15
+    assert np.median(error) <= 0.06
+    assert np.mean(error) <= 0.10
     stated = np.array([c.states is not None and "loss" in c.switches for c in judged.data.cases])
     both = np.abs(np.expm1(judged.shift - judged.data.error))[known & stated]
     assert np.median(both) <= 0.06
@@ -94,6 +94,7 @@ def test_certainty_is_earned(judged: memory_fit.Judged) -> None:
     assert ran[sure].mean() >= 0.94
     assert hopeless.sum() > 40
     assert ran[hopeless].mean() <= 0.10
+    assert np.mean((chance - ran)[known] ** 2) <= 0.095
 
 
 def test_intervals_cover_what_they_say(judged: memory_fit.Judged) -> None:

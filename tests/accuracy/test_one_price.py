@@ -23,7 +23,7 @@ from krzem.hardware.cluster_reader import cluster_of
 from krzem.layout.layout import pack
 from krzem.plan.goal import Goal, Tuning
 from krzem.plan.price import Pricer, Task
-from krzem.plan.tuning import EVERYWHERE
+from krzem.plan.tuning import ENDS, EVERYWHERE
 
 
 def stated_whole(case: Case) -> Case:
@@ -49,7 +49,8 @@ def cluster_for(case: Case) -> Cluster:
 def tuning_of(case: Case) -> Tuning:
     if case.finetune not in ("lora", "qlora"):
         return Tuning(kind=case.finetune or "none")
-    return Tuning(kind=case.finetune, rank=case.lora_rank or 16, targets=EVERYWHERE)
+    ends = (ENDS,) if case.trained_ends else ()
+    return Tuning(kind=case.finetune, rank=case.lora_rank or 16, targets=EVERYWHERE + ends)
 
 
 def task_of(case: Case) -> Task:

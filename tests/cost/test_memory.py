@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import gpt
 
+from krzem.cost.kept import stored_bytes
 from krzem.cost.memory import (
     MemoryBytes,
     low_bytes,
     memory_bytes,
-    stored_bytes,
 )
 from krzem.cost.memory_error import fits_probability, student_cdf
 from krzem.cost.sizes import StateSizes

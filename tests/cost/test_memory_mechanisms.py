@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import gpt
 
-from krzem.cost.kept import FOUR_BITS, MOMENT_BYTES, Kept, sizes_of, usual_states
+from krzem.cost.kept import ENDS_BYTES, FOUR_BITS, MOMENT_BYTES, Kept, sizes_of, usual_states
 from krzem.cost.memory import MemoryBytes, memory_bytes
 from krzem.cost.memory_error import (
     MemorySpread,
@@ -183,3 +183,45 @@ def test_activations_are_less_certain_than_states() -> None:
 def test_tails_are_heavy_and_even(t: float) -> None:
     assert student_cdf(np.array(t)) + student_cdf(np.array(-t)) == pytest.approx(1.0)
     assert student_cdf(np.array(-5.0)) > 0.003
+
+
+def test_an_eager_gate_saves_more_and_a_plain_activation_does_not() -> None:
+    # gpt() has no gate: its norm is one kernel, and what the activation makes is kept anyway.
+    gated = replace(TABLE, dense_up=2.0 * np.asarray(TABLE.dense_width))
+    eager = replace(PURE, norm=4.0, gate=2.0)
+    layout = pack([Layout(micro_batch=4)])
+    for table, more in ((TABLE, False), (gated, True)):
+        plain, slow = (memory_bytes(table, layout, sizes, 2.0, 64.0, 0.0).tensors[0]
+                       for sizes in (PURE, eager))  # fmt: skip
+        assert bool(slow > plain) is more
+
+
+@given(st.sampled_from([2, 8]), st.booleans())
+def test_an_offloaded_step_takes_along_what_its_engine_gives_it(dp: int, weights: bool) -> None:
+    layout = Layout(dp=dp, zero=3, offload_optimizer=True)
+    sizes = replace(PURE, off_gradients=1.0, off_weights=float(weights))
+    found = memory(layout, sizes, 64.0).first
+    assert float(found.optimizer[0]) == float(found.gradients[0]) == 0.0
+    assert (float(found.weights[0]) == 0.0) is weights
+    kept = memory(layout, PURE, 64.0).first
+    assert float(kept.gradients[0]) > 0.0 < float(kept.weights[0])
+
+
+def test_ends_trained_beside_adapters_have_states_of_their_own() -> None:
+    fsdp = engines()["fsdp"].design_at(2025.0)
+    plain, both = (
+        memory(Layout(), sizes_of(fsdp, Precision.BF16, Kept(finetune="lora", trained_ends=t)), 8.0)
+        for t in (False, True)
+    )
+    ends = float(np.sum(TABLE.embedding_params + TABLE.head_params))
+    more = float((both.first.optimizer - plain.first.optimizer)[0])
+    assert more == pytest.approx(ENDS_BYTES * ends)
+
+
+def test_internevos_step_flattens_gradients_and_copies_them_in_32_bits() -> None:
+    # 2 + 2 + 12 kept; 2 + 4 of the step, and 8 of AdamW's plain form before 2024-03.
+    old, new = (engines()["internevo"].design_at(date) for date in (2023.9, 2024.5))
+    for design, each in ((old, 30.0), (new, 22.0)):
+        sizes = sizes_of(design, Precision.BF16, Kept())
+        one = memory(Layout(zero=1, recompute=FULL), sizes, 1.0).first
+        assert float(one.total[0]) == pytest.approx(each * parameters())

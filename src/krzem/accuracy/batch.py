@@ -322,6 +322,7 @@ def kept_of(case: Case) -> Kept:
         finetune=case.finetune,
         optimizer=case.optimizer,
         rank=None if case.lora_rank is None else float(case.lora_rank),
+        trained_ends=case.trained_ends,
         in_backward=case.step_in_backward,
         offload=case.offload,
         sharded=case.layout.zero == 3 and case.layout.dp * case.layout.cp > 1,

@@ -50,6 +50,8 @@ class Case:
     finetune: str = ""
     """``none``, ``full``, ``lora``, ``qlora``; empty where the row does not say."""
     lora_rank: int | None = None
+    trained_ends: bool = False
+    """Whether embedding and output matrix are trained beside adapters."""
     optimizer: str = ""
     states: StateBytes | None = None
     """Bytes per parameter, as stated; None where the row does not say."""

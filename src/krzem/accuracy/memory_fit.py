@@ -8,6 +8,7 @@ how to bend them.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from krzem import facts
 from krzem.accuracy.batch import (
     Batch,
     averaged,
@@ -39,6 +41,7 @@ from krzem.cost.memory_error import (
 from krzem.errors import UnknownFactError
 from krzem.facts.table import read_table
 
+COEFFICIENTS = Path(facts.__file__).parent / "coefficients.json"
 TABLES = ("runs.csv", "runs_new.csv", "memory_rows.csv", "runs_more.csv", "fit_trials.csv")
 KINDS = ("allocated", "reserved", "shown")
 SHIFTS = (*KINDS, "need")
@@ -84,6 +87,12 @@ class Points:
         """[N] mask."""
         return np.array([case.ran for case in self.cases])
 
+    @property
+    def tried(self) -> np.ndarray:
+        """[N] rows of organisations that tell what ran and what did not: nobody chose."""
+        names = self.organisations
+        return np.isin(names, np.unique(names[~self.ran]))
+
 
 def memory_rows() -> list[Row]:
     """All packaged rows; trials stand for other rows of their organisation that say less."""
@@ -122,8 +131,8 @@ def points(cases: Sequence[Case], seen: frozenset[str] | None = None) -> Points:
     peak = np.array([case.peak_memory_bytes or np.nan for case in cases])
     predicted = by_kind(found, kind)
     capacity = np.array([s.memory_bytes for s in batch.situations])
-    telling = [case.organisation for case in cases if case.peak_memory_bytes or not case.ran]
-    many = {name: telling.count(name) for name in set(telling)}
+    told = [case.organisation for case in telling(cases)]
+    many = {name: told.count(name) for name in set(told)}
     return Points(
         cases=tuple(cases),
         matrix=np.stack([np.broadcast_to(table[n], count) for n in FEATURES], axis=1),
@@ -149,16 +158,17 @@ def fit_memory(data: Points, used: np.ndarray) -> MemorySpread:
     ridge = np.array([*free, *SHIFT_SPREAD]) ** -2.0
     ridge[0] = 1.0
     measured = used & np.isfinite(data.error)
-    out = used & ~data.ran
+    tried = used & data.tried
+    outcome = np.where(data.ran[tried], 1.0, 0.0)
 
     def cost(theta: np.ndarray) -> float:
         weights, shifts = theta[: len(FEATURES)], theta[len(FEATURES) :]
         scale = np.exp(np.clip(data.matrix @ weights, -7.0, 2.0))
         z = (data.error - shifts[data.kind])[measured] / scale[measured]
         size = np.log(scale[measured]) + 2.5 * np.log1p(0.25 * z * z)
-        chance = data.chance(scale, shifts[-1])[out]
-        lost = -np.log(np.maximum(1.0 - chance, 1e-12))
-        found = data.weight[measured] @ size + data.weight[out] @ lost
+        chance = data.chance(scale, shifts[-1])[tried]
+        lost = -np.log(np.maximum(np.where(outcome > 0.0, chance, 1.0 - chance), 1e-12))
+        found = data.weight[measured] @ size + data.weight[tried] @ lost
         return float(found + 0.5 * ridge @ (theta - start) ** 2)
 
     theta = descend(cost, start)
@@ -240,8 +250,10 @@ def judge(cases: Sequence[Case]) -> Judged:
 
 
 def telling(cases: Iterable[Case]) -> list[Case]:
-    """Those with a measured peak or that ran out of memory."""
-    return [case for case in cases if case.peak_memory_bytes or not case.ran]
+    """Those with a measured peak, or of an organisation that tells what ran out of memory."""
+    found = list(cases)
+    trials = {case.organisation for case in found if not case.ran}
+    return [case for case in found if case.peak_memory_bytes or case.organisation in trials]
 
 
 def known(judged: Judged) -> np.ndarray:
@@ -305,21 +317,46 @@ def errors_table(judged: Judged, moved: float) -> str:
     return "\n".join(lines)
 
 
+def summary(judged: Judged, moved: float) -> str:
+    """Markdown: the score of the chance (Brier: its mean square error), and of what is stated."""
+    data = judged.data
+    said = np.array([case.recompute_known for case in data.cases])
+    squares = ((judged.chance(moved) - data.ran) ** 2)[said]
+    tried = data.tried[said]
+    stated = np.array([c.states is not None and "loss" in c.switches for c in data.cases])
+    both = known(judged) & np.isfinite(data.error) & stated
+    error = np.abs(np.expm1(judged.shift - data.error))[both]
+    return (
+        f"Brier score of the chance: {squares.mean():.3f} over {said.sum():,} rows, "
+        f"{squares[tried].mean():.3f} over the {tried.sum():,} of organisations that published "
+        f"trials that ran out too. Rows that state bytes of states and kind of loss "
+        f"({both.sum()}): median {np.median(error):.1%}, mean {np.mean(error):.1%}."
+    ).replace("%", " %")
+
+
 MARKS = ("<!-- memory: written by python -m krzem.accuracy.memory_fit -->", "<!-- /memory -->")
 
 
 def main() -> None:
-    """Write both tables into the page that is named (``docs/accuracy.md``)."""
-    page = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/accuracy.md")
+    """Write both tables into the page that is named (``docs/accuracy.md``).
+
+    With ``--ship`` the spread that is fitted on all rows goes into ``facts/coefficients.json``.
+    """
+    pages = [word for word in sys.argv[1:] if word != "--ship"]
+    page = Path(pages[0] if pages else "docs/accuracy.md")
     part = memory_part()
+    if "--ship" in sys.argv:
+        shipped = COEFFICIENTS.read_text(encoding="utf-8")
+        document = {**json.loads(shipped), "memory": part}
+        COEFFICIENTS.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     judged = judge(memory_cases(memory_rows()))
     text = page.read_text(encoding="utf-8")
     before, found, rest = text.partition(MARKS[0])
     if not found or MARKS[1] not in rest:
         sys.exit(f"{page}: no line {MARKS[0]!r} with {MARKS[1]!r} after it; add both")
     after = rest.partition(MARKS[1])[2]
-    tables = (calibration_table(judged, part["moved"]), errors_table(judged, part["moved"]))
-    body = "\n\n".join(tables)
+    parts = (calibration_table, errors_table, summary)
+    body = "\n\n".join(make(judged, part["moved"]) for make in parts)
     page.write_text(f"{before}{MARKS[0]}\n\n{body}\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 

@@ -354,6 +354,7 @@ def read_case(row: Row) -> Case:
         switches=switches,
         finetune=finetune_of(row),
         lora_rank=whole(row, "lora_rank"),
+        trained_ends=yes_or_no(text(row, "trained_ends")) or False,
         optimizer=text(row, "optimizer"),
         states=states_of(row),
         step_in_backward=yes_or_no(text(row, "step_in_backward")) or False,

@@ -55,7 +55,8 @@ TUNING = (
     click.option("--lora-rank", metavar="R", help="Rank of the adapters. Default: 16."),
     click.option(
         "--lora-targets", metavar="LIST",
-        help="Matrices with adapters: all, attention, mlp, or q_proj,v_proj,... Default: all.",
+        help="Matrices with adapters: all, attention, mlp, or q_proj,v_proj,...;"
+        " embeddings: both ends are trained whole. Default: all.",
     ),
 )  # fmt: skip
 

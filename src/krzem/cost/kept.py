@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from krzem.cost.memory import stored_bytes
 from krzem.cost.sizes import StateSizes
 from krzem.engine.conditions import Design
 from krzem.layout.layout import Precision, StateBytes
@@ -14,6 +13,9 @@ ADAPTER_RANK = 16.0
 """Rank of adapters where nobody says."""
 ADAPTER_BYTES = 16.0
 """Per parameter of an adapter: in 32 bits, with its gradient and two moments."""
+ENDS_BYTES = 14.0
+"""Per parameter of embedding and output matrix trained beside adapters: a 16-bit copy beside the
+frozen one, its 32-bit copy and two moments (PEFT keeps both, ``ModulesToSaveWrapper``)."""
 FOUR_BITS = 0.53
 """Bytes per weight of a base in 4 bits, with its scales (NF4 in blocks of 64: 0.52 to 0.56)."""
 MOMENT_BYTES = {
@@ -41,12 +43,19 @@ class Kept:
     on_attention: float = 1.0
     """Share of the width of attention's matrices that has adapters."""
     on_mlp: float = 1.0
+    trained_ends: bool = False
+    """Embedding and output matrix are trained beside adapters."""
     in_backward: bool = False
     """The optimizer steps inside the backward pass: gradients never stand together."""
     offload: bool = False
     """States and gradients wait in host memory."""
     sharded: bool = False
     """Weights are sharded over several devices."""
+
+
+def stored_bytes(precision: Precision) -> float:
+    """:attr:`StateSizes.stored` of a precision: DeepSeek's recipe keeps these in scaled fp8."""
+    return 1.25 if precision is Precision.FP8_BLOCK else 2.0
 
 
 def usual_states(design: Design, kept: Kept) -> StateBytes:
@@ -117,6 +126,9 @@ def sizes_of(
         on_attention=kept.on_attention,
         on_mlp=kept.on_mlp,
         adapter=adapter,
+        ends_adapter=ENDS_BYTES if adapters and kept.trained_ends else 0.0,
+        off_gradients=design.offload_gradients,
+        off_weights=design.offload_weights,
         host=1.0 - design.kept_share,
         rematerialised=design.rematerialised,
         deep=design.deep_stages,

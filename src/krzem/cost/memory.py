@@ -2,9 +2,8 @@
 
 Counts what a fused engine keeps: weights, gradients, optimizer states as ZeRO shards them;
 activations saved for the backward pass as recomputation leaves them, times the micro-batches a
-schedule has in flight; the output logits; the largest transient buffers.  What the allocator and
-the communication library hold beside that is not predicted byte by byte: it is a median, and how
-far all of it may be off is learnt (:mod:`krzem.cost.memory_error`): a layout *probably* fits.
+schedule has in flight; the output logits; the largest transient buffers.  What allocator and
+libraries hold beside is a median, and how far all may be off :mod:`krzem.cost.memory_error` knows.
 """
 
 from __future__ import annotations
@@ -36,11 +35,6 @@ CACHED = 0.08
 def low_bytes(precision: Precision) -> float:
     """Bytes per element of inputs that products keep for their weight gradients."""
     return {"fp8": 1.0, "fp4": 1.0}.get(precision.arithmetic, 2.0)
-
-
-def stored_bytes(precision: Precision) -> float:
-    """:attr:`StateSizes.stored` of a precision: DeepSeek's recipe keeps these in scaled fp8."""
-    return 1.25 if precision is Precision.FP8_BLOCK else 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +198,8 @@ class _Common:
     """Those of all its experts."""
     gathers: Array
     """Whether weights are sharded over several devices."""
+    off: Array
+    """Whether the optimizer's states wait in host memory."""
     full: Array
     """Whether layers are recomputed whole."""
     apart: Array
@@ -225,6 +221,7 @@ def _common(t: ModelTable, x: Layouts, sizes: StateSizes, m: Array) -> _Common:
         attention=t.attention_split / tp + t.attention_whole + t.norm_params,
         expert=t.expert_params / (x.ep * x.etp),
         gathers=cuts.third & (x.dp * x.cp > 1),
+        off=x.offload_optimizer > 0,
         full=x.recompute == RECOMPUTES.index(Recompute.FULL),
         apart=(np.asarray(sizes.lazy) > 0) & (m <= 1.0) & (x.pp <= 1) if lazy else False,
     )
@@ -260,7 +257,11 @@ def _rank(
     kinds = (params, expert, end.params)
     copies = weight_copies(x.schedule)
     gradients = c.cuts.gradients.of(*kinds) * copies
-    optimizer = c.cuts.optimizer.of(*kinds) + count * c.adapters
+    weights = c.cuts.weights.of(*kinds) * copies
+    if np.any(c.off):
+        gradients = np.where(c.off * sizes.off_gradients > 0, 0.0, gradients)
+        weights = np.where(c.off * c.gathers * sizes.off_weights > 0, 0.0, weights)
+    optimizer = c.cuts.optimizer.of(*kinds) + count * c.adapters + end.params * sizes.ends_adapter
     flying = in_flight(x.schedule, x.pp, x.vpp, rank, c.micro_batches)
     kept, again = _layers(c, layers, dense, moe, saved)
     routed = moe > 0
@@ -276,9 +277,9 @@ def _rank(
         step = 0.0 if c.cuts.step is None else c.cuts.step.of(*kinds)
         moment = _fullest(moment, working, step, c.apart)
     found = RankBytes(
-        weights=c.cuts.weights.of(*kinds) * copies,
+        weights=weights,
         gradients=moment.gradients,
-        optimizer=np.where(x.offload_optimizer > 0, 0.0, optimizer * copies),
+        optimizer=np.where(c.off, 0.0, optimizer * copies),
         activations=moment.activations,
         transient=moment.transient,
     )

@@ -43,7 +43,9 @@ def layer_activations(
     cut = m / tp
     h = t.hidden
     low = np.minimum(low, 2.0)
-    norm = own * h * (2.0 + low + sizes.norm)
+    gated = np.maximum(t.dense_up - t.dense_width, t.expert_up - t.expert_width) > 0
+    more, gate = sizes.norm * gated, sizes.gate * gated
+    norm = own * h * (2.0 + low + more)
     heads = t.heads / tp
     pairs = np.maximum(t.kv_width, sizes.wide * (t.q_width + t.o_width))
     qkv = 2.0 * cut * (t.q_width + pairs)
@@ -53,18 +55,18 @@ def layer_activations(
     scores = unfused * 5.0 * heads * m * t.sequence
     attention = norm + qkv + latent + out + 4.0 * m * heads + scores
     streams = np.where(t.streams > 1, 2.0 * t.streams * own * h * 2.0, 0.0)
-    dense = norm + cut * (stored * t.dense_up + (low + sizes.gate) * t.dense_width)
+    dense = norm + cut * (stored * t.dense_up + (low + gate) * t.dense_width)
     # Dropout masks and unfused biases of engines before fused attention.
     dense = dense + unfused * (2.0 * own * h + 2.0 * cut * t.dense_width)
     picked = cut * t.experts_per_token * x.etp
-    expert = (stored * t.expert_up + (low + sizes.gate) * t.expert_width) / x.etp
-    routed = picked * ((low + sizes.norm) * t.expert_hidden + expert)
+    expert = (stored * t.expert_up + (low + gate) * t.expert_width) / x.etp
+    routed = picked * ((low + more) * t.expert_hidden + expert)
     moe = norm + routed + cut * t.experts * 8.0
-    moe = moe + cut * (stored * t.shared_up + (low + sizes.gate) * t.shared_width)
+    moe = moe + cut * (stored * t.shared_up + (low + gate) * t.shared_width)
     boundary = 2.0 * own * h * t.streams
     core = scores
     cheap_a = 0.5 * norm + np.where(np.asarray(t.latent_width) > 0, qkv, 0.0)
-    low = low + sizes.gate
+    low = low + gate
     cheap_d = 0.5 * norm + low * cut * t.dense_width
     cheap_m = 0.5 * norm + low * (picked * t.expert_width / x.etp + cut * t.shared_width)
     kind = x.recompute

@@ -48,9 +48,11 @@ class StateSizes:
     squeeze: Array = 1.0
     """Share of ``weight`` that the layers' matrices take (a base in 4 bits: about a quarter)."""
     norm: Array = 0.0
-    """Per element that a norm reads, beyond a fused one: 32-bit copies that eager code saves."""
+    """Per element that a norm reads, beyond a fused one: 32-bit copies that eager code saves.
+    Networks without a gate have none: their layer norm is one kernel."""
     gate: Array = 0.0
-    """Per element of inner width, beyond a fused gate: what eager activation functions save."""
+    """Per element of inner width, beyond a fused gate: the activation function's output, which an
+    eager gate multiplies.  Without a gate it is what the next matrix reads, counted anyway."""
     wide: Array = 0.0
     """1 where keys and values are saved once per query head."""
     whole_logits: Array = 0.0
@@ -78,6 +80,12 @@ class StateSizes:
     """1 where it keeps what expert dispatch brought, too."""
     rematerialised: Array = 0.0
     """1 where recomputation of modules runs all of a layer again but what it was given."""
+    ends_adapter: Array = 0.0
+    """Of embedding and output matrix trained beside adapters: a copy and its states."""
+    off_gradients: Array = 0.0
+    """1 where gradients go to the host with the states of an offloaded optimizer."""
+    off_weights: Array = 0.0
+    """1 where sharded weights do, too."""
     host: Array = 0.0
     """Share of the saved activations that waits in host memory."""
     copies_sent: Array = 0.0

@@ -256,6 +256,8 @@ class Design:
     """The same in bytes per parameter, whatever the moments."""
     offload_gradients: float = 0.0
     """1 where gradients go to the host with the optimizer's states."""
+    offload_weights: float = 0.0
+    """1 where sharded weights go there too."""
     least_stage: float = 0.0
     """ZeRO stage at which optimizer states are cut at least."""
     fp8_copy_bytes: float = 0.0

@@ -27,7 +27,9 @@ KINDS = ("full", "lora", "qlora")
 EVERYWHERE = ("attention", "mlp")
 ON_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ON_MLP = ("gate_proj", "up_proj", "down_proj")
-TARGETS = ("all", *EVERYWHERE, *ON_ATTENTION, *ON_MLP)
+ENDS = "embeddings"
+"""Embedding and output matrix, trained whole beside the adapters (PEFT's ``modules_to_save``)."""
+TARGETS = ("all", *EVERYWHERE, *ON_ATTENTION, *ON_MLP, ENDS)
 MOST_RANK = 4096
 
 
@@ -66,7 +68,9 @@ def _targets(text: str | None) -> tuple[str, ...]:
         raise UnknownNameError(
             "adapter target", wrong or (text or ""), TARGETS, f"Known: {', '.join(TARGETS)}."
         )
-    return EVERYWHERE if "all" in names else tuple(n for n in TARGETS if n in names)
+    ends = (ENDS,) if ENDS in names else ()
+    rest = EVERYWHERE if "all" in names else tuple(n for n in TARGETS[:-1] if n in names)
+    return rest + ends
 
 
 def check_targets(tuning: Tuning, architecture: Architecture) -> None:
@@ -79,7 +83,7 @@ def check_targets(tuning: Tuning, architecture: Architecture) -> None:
             f"--lora-targets {','.join(named)}: {architecture.name} has {' and '.join(odd)}"
             " attention, whose projections are others: write attention, mlp or all"
         )
-    if set(tuning.targets) <= {"mlp", *ON_MLP} and tuning.targets and architecture.is_moe:
+    if set(tuning.targets) <= {"mlp", *ON_MLP, ENDS} and tuning.targets and architecture.is_moe:
         raise GoalError(
             f"--lora-targets {','.join(tuning.targets)}: the networks of {architecture.name} are"
             " experts, and adapters on experts are not modelled: write attention or all"
@@ -181,7 +185,10 @@ def kept_of(goal: Goal, architecture: Architecture) -> Kept:
     if not tuning.adapters:
         return Kept(states=goal.states, finetune=tuning.kind)
     attention, mlp = shares(tuning, architecture)
-    return Kept(finetune=tuning.kind, rank=float(tuning.rank), on_attention=attention, on_mlp=mlp)
+    return Kept(
+        finetune=tuning.kind, rank=float(tuning.rank), on_attention=attention, on_mlp=mlp,
+        trained_ends=ENDS in tuning.targets,
+    )  # fmt: skip
 
 
 # Bytes per parameter of weights, gradients and optimizer states: given, published or usual
