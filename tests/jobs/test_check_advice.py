@@ -15,11 +15,12 @@ from krzem.jobs.advice import Suggestion, advise
 from krzem.jobs.answer import Proved, apply, prove, reposing
 from krzem.jobs.check import Check, check
 from krzem.jobs.edits import Edit, Text, applied, merged, written
+from krzem.jobs.given import completed
 from krzem.jobs.job import FIELDS
 from krzem.jobs.priced import difference_sigma, price_all
 from krzem.jobs.question import Posed, pose
 from krzem.jobs.reading import read_job
-from krzem.jobs.spellings import NUMBERS, Target, parse_flags, targets
+from krzem.jobs.spellings import FSDP2, NUMBERS, Target, parse_flags, targets
 from krzem.layout.layout import pack
 from krzem.layout.rules import legal
 
@@ -173,3 +174,34 @@ def test_gains_hold_their_distance_in_logs(job: Any) -> None:
         ratio = math.log(found.priced.seconds / s.priced.seconds)
         upper, lower = math.log1p(s.gain.high) - ratio, ratio - math.log1p(s.gain.low)
         assert upper == pytest.approx(lower, rel=1e-6)
+
+
+def test_a_flag_that_is_there_stays_and_the_others_are_added() -> None:
+    script = "torchrun pretrain_gpt.py --micro-batch-size 1 --use-distributed-optimizer\n"
+    way: list[Target] = [("--use-megatron-fsdp", ""), ("--use-distributed-optimizer", "")]
+    (edit, *_), *_ = written(way, Text({"run.sh": script}))
+    assert edit.new.count("--use-distributed-optimizer") == 1
+    assert edit.new.count("--use-megatron-fsdp") == 1
+
+
+def test_a_front_of_an_engine_takes_its_own_keys_alone() -> None:
+    assert targets(FSDP2, "tp", 2, {}) == [[("parallel.tp_size", "2")]]
+    assert targets(FSDP2, "recompute", "full", {}) == [[("parallel.recompute", "True")]]
+    for name, value in (("recompute", "attention"), ("zero", 1), ("switch.overlap-tp", "on")):
+        assert targets(FSDP2, name, value, {}) == []
+
+
+def test_context_ranks_of_torchtitan_shard_along() -> None:
+    first, *_ = targets("torchtitan", "dp", 16, {"shard": 8, "cp": 2})
+    assert first == [("parallelism.data_parallel_shard_degree", "4"),
+                     ("parallelism.data_parallel_replicate_degree", "4")]  # fmt: skip
+
+
+def test_what_was_given_leaves_the_front_as_it_was() -> None:
+    yaml = (
+        "parallel:\n  fsdp_modules: [model.layers]\n  recompute: true\n"
+        "training:\n  per_device_train_batch_size: 1\ndata:\n  cutoff_len: 4096\n"
+    )
+    job = read_job(text={"run.yaml": yaml})
+    assert job.spelling == FSDP2
+    assert completed(job, {"devices": 8}, {}).spelling == FSDP2

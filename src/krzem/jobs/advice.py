@@ -15,11 +15,11 @@ from krzem.engine.setup import Setup
 from krzem.engine.switches import switches
 from krzem.errors import KrzemError
 from krzem.estimate import Basis, Estimate
-from krzem.jobs.check import Check, Verdict
+from krzem.jobs.check import Check
 from krzem.jobs.job import Value
 from krzem.jobs.priced import Priced, difference_sigma, price_all, single_values
 from krzem.jobs.question import Posed
-from krzem.jobs.spellings import targets
+from krzem.jobs.spellings import MEGATRON, targets
 from krzem.layout.layout import Layout, Recompute, Schedule, pack
 from krzem.layout.rules import legal
 from krzem.layout.space import Space
@@ -96,19 +96,21 @@ def advise(found: Check, pricer: Pricer, most: int = 8) -> tuple[Suggestion, ...
 
 def spelled(change: Change, posed: Posed) -> bool:
     """Whether the engine has words for the change: flags or keys, or a number to replace."""
-    engine, job = posed.job.engine, posed.job
+    engine, job = posed.job.spelling, posed.job
     context = {"layers": posed.task.architecture.layers, "pp": change.layout.pp, "vpp": 1}
     part = change.layout.recompute_layers is not None and change.layout != posed.layout
     whole_layers = {"recompute": change.layout.recompute.value} if part else {}
     for name, value in {**whole_layers, **change.fields}.items():
-        if name in ("schedule", "rlayers", "cpkind", "shard"):
+        follows = name == "schedule" and value in ("1f1b", "interleaved")
+        if follows or name in ("rlayers", "cpkind", "shard"):
             continue
         setting = job.settings.get(name)
         number = setting is not None and setting.line > 0 and isinstance(value, int)
+        number = number and name != "zero"  # a stage often follows from words
         if not (number or targets(engine, name, value, context)):
             return False
     some = change.fields.get("rlayers") is not None
-    return not some or engine in ("megatron-lm", "mindspeed-llm", "primus", "megatron-deepspeed")
+    return not some or engine in MEGATRON
 
 
 def _worth(s: Suggestion, found: Check) -> bool:
@@ -193,10 +195,10 @@ def _layout_changes(posed: Posed) -> Iterator[Change]:
         product = new["tp"] * new["cp"] * new["pp"]
         if product < 1 or ranks % product:
             continue
-        yield _moved(posed, words, "degrees", fields, dp=ranks // product)
+        yield moved(posed, words, "degrees", fields, dp=ranks // product)
 
 
-def _moved(
+def moved(
     posed: Posed, words: str, kind: str, fields: Mapping[str, Value], **more: object
 ) -> Change:
     """The change of layout that ``fields`` make."""
@@ -228,7 +230,7 @@ def _micro_batches(posed: Posed) -> Iterator[Change]:
     local = posed.task.goal.global_batch // x.dp
     for size in (x.micro_batch // 4, x.micro_batch // 2, x.micro_batch * 2, x.micro_batch * 4):
         if size >= 1 and local % size == 0 and size <= local:
-            yield _moved(posed, f"micro-batch {size}", "micro-batch", {"mbs": size})
+            yield moved(posed, f"micro-batch {size}", "micro-batch", {"mbs": size})
 
 
 def _policies(posed: Posed) -> Iterator[Change]:
@@ -239,18 +241,27 @@ def _policies(posed: Posed) -> Iterator[Change]:
     for word in runs.recompute:
         fields: dict[str, Value] = {"recompute": word}
         if word == "modules" and half_layers:
-            made = _moved(posed, "recompute=modules", "recomputation", fields)
+            made = moved(posed, "recompute=modules", "recomputation", fields)
             half = replace(made.layout, recompute=Recompute.FULL,
                            recompute_layers=max(1, round(per_rank / 2)))  # fmt: skip
             if half != x:
                 yield replace(made, layout=half)
         elif word != x.recompute.value or (word == "full" and x.recompute_layers is not None):
-            yield _moved(posed, f"recompute={word}", "recomputation", fields)
+            yield moved(posed, f"recompute={word}", "recomputation", fields)
     if x.dp * x.cp > 1:
         for stage in runs.zero:
             if stage != x.zero:
                 shard = x.shard if stage == 3 else 0
-                yield _moved(posed, f"zero={stage}", "zero", {"zero": stage}, shard=shard)
+                made = moved(posed, f"zero={stage}", "zero", {"zero": stage}, shard=shard)
+                yield replace(made, setup=_unfused(posed) if stage >= 2 else made.setup)
+
+
+def _unfused(posed: Posed) -> Setup:
+    """Megatron's FSDP, which sharded gradients take there, adds gradients up in a kernel apart."""
+    setup = posed.task.setup
+    if posed.job.spelling not in MEGATRON:
+        return setup
+    return replace(setup, stated=_restated(setup, "fused-accumulation", "off"))
 
 
 def _degrees(posed: Posed) -> Iterator[tuple[str, dict[str, Value]]]:
@@ -342,6 +353,9 @@ def _best_layout(found: Check, pricer: Pricer) -> list[Suggestion]:
 def _space(posed: Posed) -> Space:
     """What is searched; where selective means half of the layers, it is priced as that."""
     space = posed.task.space
+    own = posed.layout.context_parallel
+    if own in space.contexts and not targets(posed.job.spelling, "cpkind", own.value, {}):
+        space = replace(space, contexts=(own,))
     if posed.task.description.runs.selective != "half-layers":
         return space
     kept = tuple(r for r in space.recompute if r is not Recompute.MODULES)
@@ -371,34 +385,16 @@ def _as_change(posed: Posed, layout: Layout) -> Change:
         if same or idle or value is None:
             continue
         fields[short] = value if isinstance(value, bool | int) else str(value)
+    all_layers = layout.recompute is Recompute.FULL and layout.recompute_layers is None
+    if all_layers and posed.layout.recompute_layers is not None:
+        fields["recompute"] = "full"
     half = posed.task.description.runs.selective == "half-layers"
     if half and fields.get("rlayers") == max(1, round(per_rank / 2)):
         fields.pop("rlayers")
         fields["recompute"] = "modules"
+    cut = layout.zero >= 2 and layout.zero != posed.layout.zero
     words = "the best layout: " + ", ".join(f"{n}={v}" for n, v in fields.items())
     return Change(
         words=words, kind="best", fields=MappingProxyType(fields), layout=layout,
-        setup=posed.task.setup,
+        setup=_unfused(posed) if cut else posed.task.setup,
     )  # fmt: skip
-
-
-# -- why a run is outside its interval
-
-
-def explanations(found: Check, pricer: Pricer) -> tuple[str, ...]:
-    """Settings under which the prediction would meet what was measured, nearest first."""
-    if found.speed is None or found.verdict not in (Verdict.SLOWER, Verdict.FASTER):
-        return ()
-    want = math.log(found.speed.seconds / found.priced.seconds)
-    changes = list(switch_changes(found.posed, all_choices=True))
-    for mode in (Recompute.NONE, Recompute.FULL):
-        if found.posed.layout.recompute is not mode:
-            words = f"recompute={mode.value}"
-            changes.append(_moved(found.posed, words, "recomputation", {"recompute": mode.value}))
-    told = []
-    priced = price_all(pricer, [(c.layout, c.setup) for c in changes])
-    for change, other in zip(changes, priced, strict=True):
-        moved = math.log(other.seconds / found.priced.seconds)
-        if moved * want > 0 and abs(moved) > 0.03 and abs(moved - want) < abs(want):
-            told.append((abs(moved - want), f"{change.words} ({math.expm1(moved):+.0%} time)"))
-    return tuple(words for _, words in sorted(told)[:4])

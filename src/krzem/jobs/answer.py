@@ -10,9 +10,9 @@ from pathlib import Path
 
 from krzem.errors import DataError, InputError, KrzemError
 from krzem.files import read_text
-from krzem.jobs.advice import Suggestion, advise, explanations
+from krzem.jobs.advice import Suggestion, advise, moved, switch_changes
 from krzem.jobs.calibrate import Calibration, added, calibrated, read_runs, run_of
-from krzem.jobs.check import Check, check
+from krzem.jobs.check import Check, Verdict, check
 from krzem.jobs.edits import Edit, Text, applied, at_place, merged, there, written
 from krzem.jobs.given import parse_given
 from krzem.jobs.job import Job, Value
@@ -21,7 +21,8 @@ from krzem.jobs.priced import price_all
 from krzem.jobs.question import Posed, pose
 from krzem.jobs.reading import LARGEST_FILE, MOST_FILES, read_job
 from krzem.jobs.spellings import targets, words_of
-from krzem.layout.layout import Layout
+from krzem.layout.layout import Layout, Recompute
+from krzem.plan.price import Pricer
 
 # Finds the edits that make a suggestion, and proves them: applied, read back, priced again
 # -----------------------------------------------------------------------------------------
@@ -43,6 +44,8 @@ class Proved:
     """Empty where no place in the files was found that says it."""
     flags: str
     """The change in the engine's own flags or keys; '' where they are not known."""
+    place: str = ""
+    """``FILE:LINE`` beside which they stand or go; '' where the files have no such place."""
 
 
 def apply(files: Mapping[str, str], proved: Proved) -> dict[str, str]:
@@ -55,13 +58,13 @@ def prove(
 ) -> Proved:
     """The edits of a suggestion, if there are some that read back and reprice as promised."""
     fields = _fields(suggestion, posed)
-    flags = _flags(suggestion, posed, fields, files)
+    flags, place = _flags(suggestion, posed, fields, files)
     if not files:
         return Proved(suggestion=suggestion, edits=(), flags=flags)
     budget = itertools.count()
     trial = _Trial(suggestion, posed, files, read, repose, budget)
     found = _search(list(fields.items()), [], trial)
-    return Proved(suggestion=suggestion, edits=tuple(found or ()), flags=flags)
+    return Proved(suggestion=suggestion, edits=tuple(found or ()), flags=flags, place=place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,8 @@ def _search(fields: list[tuple[str, Value]], done: list[Edit], trial: _Trial) ->
         left = [(n, v) for n, v in _following(trial).items() if job.get(n) != v]
         return _mend(left, done, trial) if left else None
     (name, value), *rest = fields
+    if done and (job := trial.job(done)) is not None and job.get(name) == value:
+        return _search(rest, done, trial)
     for edits in _ways(name, value, done, trial):
         both = merged(done, edits)
         if rest:
@@ -141,8 +146,8 @@ def _mend(fields: list[tuple[str, Value]], done: list[Edit], trial: _Trial) -> l
             if job is not None and trial.keeps(job):
                 return both
             if job is not None and job.get(name) == value:
-                done = both
-                break
+                others = [(n, v) for n, v in _following(trial).items() if n != name]
+                return _mend([(n, v) for n, v in others if job.get(n) != v], both, trial)
     return None
 
 
@@ -150,7 +155,7 @@ def _ways(name: str, value: Value, done: list[Edit], trial: _Trial) -> Iterator[
     text = Text(trial.files, done)
     yield from at_place(trial.posed.job.settings.get(name), value, text)
     context = _context(trial.suggestion, trial.posed)
-    for way in targets(trial.posed.job.engine, name, value, context):
+    for way in targets(trial.posed.job.spelling, name, value, context):
         yield from written(way, text)
 
 
@@ -162,6 +167,8 @@ def _fields(suggestion: Suggestion, posed: Posed) -> dict[str, Value]:
     if "recompute" in fields or (fields.get("rlayers") and posed.layout.recompute_layers is None):
         fields.setdefault("recompute", suggestion.change.layout.recompute.value)
         fields.pop("rlayers", None)
+    if not targets(posed.job.spelling, "cpkind", fields.get("cpkind", ""), {}):
+        fields.pop("cpkind", None)
     if suggestion.change.kind == "micro-batch":
         return fields
     if "tp" in fields and posed.layout.tp == 1 and suggestion.change.layout.sequence_parallel:
@@ -172,7 +179,8 @@ def _fields(suggestion: Suggestion, posed: Posed) -> dict[str, Value]:
 def _following(trial: _Trial) -> dict[str, Value]:
     """What must be so in the end, though it is no part of the change."""
     layout, goal = trial.suggestion.change.layout, trial.posed.task.goal
-    return {
+    chunks: dict[str, Value] = {"vpp": layout.vpp} if layout.pp > 1 and layout.vpp > 1 else {}
+    return chunks | {
         "dp": layout.dp,
         "accumulation": goal.global_batch // (layout.dp * layout.micro_batch),
         "global_batch": goal.global_batch,
@@ -183,22 +191,26 @@ def _context(suggestion: Suggestion, posed: Posed) -> dict[str, int]:
     layout = suggestion.change.layout
     return {
         "layers": posed.task.architecture.layers, "pp": layout.pp, "vpp": layout.vpp,
-        "rlayers": layout.recompute_layers or 0,
+        "rlayers": layout.recompute_layers or 0, "cp": layout.cp,
+        "shard": min(layout.shard or layout.dp * layout.cp, layout.dp * layout.cp),
     }  # fmt: skip
 
 
 def _flags(
     suggestion: Suggestion, posed: Posed, fields: Mapping[str, Value], files: Mapping[str, str]
-) -> str:
-    """The change as flags or keys; what is to go is named only where it is there."""
+) -> tuple[str, str]:
+    """The change as flags or keys, and where they go; what is to go is named where it is there."""
     context, text = _context(suggestion, posed), Text(files)
-    found = (targets(posed.job.engine, n, v, context) for n, v in fields.items())
-    ways = [
-        [(name, value) for name, value in ways[0] if value is not None or there(name, text)]
-        for ways in found
-        if ways
-    ]
-    return ", ".join(words_of(way) for way in ways if way)
+    said: list[str] = []
+    places: list[str] = []
+    for name, value in fields.items():
+        ways = targets(posed.job.spelling, name, value, context)
+        made = ((way, next(written(way, text), [])) for way in ways)
+        way, edits = next((found for found in made if found[1]), (ways[0] if ways else [], []))
+        way = [(n, v) for n, v in way if v is not None or there(n, text)]
+        said += [words_of(way)] if way else []
+        places += [f"{edit.file}:{edit.line}" for edit in edits[:1]]
+    return ", ".join(said), next(iter(places), "")
 
 
 def reposing(**asked: object) -> Repose:
@@ -282,6 +294,25 @@ def answer(asking: Asking) -> Answer:
         explanations=explanations(found, pricer), calibration=_calibration(asking, found),
         notes=_notes(found),
     )  # fmt: skip
+
+
+def explanations(found: Check, pricer: Pricer) -> tuple[str, ...]:
+    """Settings under which the prediction would meet what was measured, nearest first."""
+    if found.speed is None or found.verdict not in (Verdict.SLOWER, Verdict.FASTER):
+        return ()
+    want = math.log(found.speed.seconds / found.priced.seconds)
+    changes = list(switch_changes(found.posed, all_choices=True))
+    for mode in (Recompute.NONE, Recompute.FULL):
+        if found.posed.layout.recompute is not mode:
+            words = f"recompute={mode.value}"
+            changes.append(moved(found.posed, words, "recomputation", {"recompute": mode.value}))
+    told = []
+    priced = price_all(pricer, [(c.layout, c.setup) for c in changes])
+    for change, other in zip(changes, priced, strict=True):
+        by = math.log(other.seconds / found.priced.seconds)
+        if by * want > 0 and abs(by) > 0.03 and abs(by - want) < abs(want):
+            told.append((abs(by - want), f"{change.words} ({math.expm1(by):+.0%} time)"))
+    return tuple(words for _, words in sorted(told)[:4])
 
 
 TRIED = 14

@@ -139,6 +139,8 @@ def _one(name: str, value: str | None, text: Text) -> Iterator[list[Edit]]:
         if edits:
             yield edits
         return
+    if spots and flag and not value:
+        yield []
     for spot in spots:
         yield from _with_value(name, value, spot, text)
     if spots:
@@ -241,6 +243,13 @@ _ANCHORS = (
 """Flags of every Megatron job: another flag may stand before any of them."""
 
 
+_KEYS = (
+    "micro_batch_size", "seq_length", "per_device_train_batch_size", "per_device_batch_size",
+    "bf16",
+)  # fmt: skip
+"""Keys of YAML files that hold a job's settings on one level: another may stand beside them."""
+
+
 def _flag_added(name: str, value: str, text: Text) -> Iterator[list[Edit]]:
     """The flag before another one of the same command."""
     for anchor in _ANCHORS:
@@ -292,7 +301,7 @@ def _yaml_added(
 ) -> Iterator[list[Edit]]:
     put = _literal(value, "yaml", "")
     if not parents:
-        for anchor in ("micro_batch_size", "seq_length", "per_device_train_batch_size", "bf16"):
+        for anchor in _KEYS:
             for number, line in enumerate(lines, 1):
                 if found := re.match(rf"(\s*){anchor}\s*:", line):
                     row = f"{line}\n{found[1]}{leaf}: {put}"

@@ -296,5 +296,5 @@ def _with_faults(before: Job, after: Job) -> Job:
     return Job(
         engine=after.engine, engine_version=after.engine_version, settings=after.settings,
         ignored=after.ignored, not_understood=after.not_understood, asks=after.asks,
-        faults=(*faults, *after.faults), notes=after.notes,
+        faults=(*faults, *after.faults), notes=after.notes, front=before.front,
     )  # fmt: skip

@@ -148,6 +148,13 @@ class Job:
     asks: tuple[Ask, ...] = ()
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
+    front: str = ""
+    """Whose flags and keys its files take, where the engine has several fronts."""
+
+    @property
+    def spelling(self) -> str:
+        """Whose words say what may be changed: those of the front, or of the engine."""
+        return self.front or self.engine
 
     def get(self, name: str) -> Value | None:
         """The value of a field, or None where the files leave it open."""
@@ -172,6 +179,8 @@ class JobBuilder:
         self._asks: dict[str, Ask] = {}
         self._faults: list[Fault] = []
         self._notes: dict[str, None] = {}
+        self.front = ""
+        """Whose flags and keys the files take, where the engine has several fronts."""
         self.uneven: str | None = None
         """Why stages may hold unequal numbers of layers; None: they must be equal."""
         self.padded_layers: int | None = None
@@ -297,6 +306,7 @@ class JobBuilder:
             asks=tuple(self._asks.values()),
             faults=tuple(self._faults),
             notes=tuple(self._notes),
+            front=self.front,
         )
 
 

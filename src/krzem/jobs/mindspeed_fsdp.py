@@ -9,6 +9,7 @@ from krzem.jobs.documents import yaml_tree
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.registry import Claim, Reader, Sources
+from krzem.jobs.spellings import FSDP2
 from krzem.jobs.tree import (
     KEPT,
     Defaults,
@@ -112,6 +113,7 @@ def read(sources: Sources, job: JobBuilder) -> None:
     """The YAML that the command names (or all given), then the command's options."""
     start = next(iter(starts_of(sources).find(_PROGRAM)), None)
     tree = Tree()
+    job.front = FSDP2
     for name in _files(sources, start):
         tree.update(yaml_tree(sources.files[name], name))
     if start is not None:

@@ -347,8 +347,10 @@ def _engine(framework: str, tree: Tree, own: Tree, job: JobBuilder) -> None:
     if framework == "megatron":
         _megatron(tree, own, job)
     elif framework == "torchtitan":
+        job.front = framework
         _titan(tree, job)
     elif framework == "maxtext":
+        job.front = framework
         read_maxtext(tree, job)
     else:
         raise InputError(

@@ -16,6 +16,10 @@ from krzem.jobs.job import Value
 
 Target = tuple[str, str | None]
 
+MEGATRON = ("megatron-lm", "mindspeed-llm", "primus", "megatron-deepspeed")
+"""Engines that take Megatron's flags."""
+FSDP2 = "mindspeed-fsdp2"
+"""The front of MindSpeed-LLM that takes YAML files of its own."""
 _MEGATRON = {
     "tp": "--tensor-model-parallel-size", "pp": "--pipeline-model-parallel-size",
     "cp": "--context-parallel-size", "ep": "--expert-model-parallel-size",
@@ -29,6 +33,13 @@ _BRIDGE = {
     "global_batch": "train.global_batch_size",
     "vpp": "model.virtual_pipeline_model_parallel_size",
 }  # fmt: skip
+_BRIDGE_SCRIPT = {
+    "tp": "--tensor_model_parallel_size", "pp": "--pipeline_model_parallel_size",
+    "cp": "--context_parallel_size", "ep": "--expert_model_parallel_size",
+    "etp": "--expert_tensor_parallel_size", "mbs": "--micro_batch_size",
+    "global_batch": "--global_batch_size", "vpp": "--virtual_pipeline_model_parallel_size",
+}  # fmt: skip
+"""Of its performance scripts (``scripts/performance/argument_parser.py``)."""
 _TITAN = {
     "tp": "parallelism.tensor_parallel_degree", "pp": "parallelism.pipeline_parallel_degree",
     "cp": "parallelism.context_parallel_degree", "ep": "parallelism.expert_parallel_degree",
@@ -42,7 +53,13 @@ _DEEPSPEED = {
     "mbs": "train_micro_batch_size_per_gpu", "accumulation": "gradient_accumulation_steps",
     "global_batch": "train_batch_size", "zero": "zero_optimization.stage",
 }  # fmt: skip
+_MINDSPEED_FSDP = {
+    "tp": "parallel.tp_size", "cp": "parallel.cp_size", "ep": "parallel.ep_size",
+    "mbs": "training.per_device_train_batch_size",
+    "accumulation": "training.gradient_accumulation_steps",
+}  # fmt: skip
 _MAXTEXT = {
+    "mbs": "per_device_batch_size",
     "tp": "ici_tensor_parallelism", "pp": "ici_pipeline_parallelism",
     "ep": "ici_expert_parallelism", "cp": "ici_context_parallelism",
     "accumulation": "gradient_accumulation_steps",
@@ -58,10 +75,14 @@ _NANOTRON = {
     "mbs": "tokens.micro_batch_size", "accumulation": "tokens.batch_accumulation_per_replica",
 }  # fmt: skip
 NUMBERS: Mapping[str, tuple[Mapping[str, str], ...]] = {
-    "megatron-lm": (_MEGATRON,), "mindspeed-llm": (_MEGATRON,), "primus": (_MEGATRON, _TITAN),
-    "megatron-deepspeed": (_MEGATRON, _DEEPSPEED), "megatron-bridge": (_BRIDGE,),
+    "megatron-lm": (_MEGATRON,), "mindspeed-llm": (_MEGATRON,), FSDP2: (_MINDSPEED_FSDP,),
+    "primus": (_MEGATRON,),
+    "megatron-deepspeed": (_MEGATRON, _DEEPSPEED),
+    "megatron-bridge": (_BRIDGE, _BRIDGE_SCRIPT),
     "torchtitan": (_TITAN,), "deepspeed": (_TRAINER, _DEEPSPEED), "fsdp": (_TRAINER,),
-    "maxtext": (_MAXTEXT,), "mindformers": (_MINDFORMERS,), "other": (_NANOTRON,),
+    "maxtext": (_MAXTEXT,),
+    "mindformers": (_MINDFORMERS, {"accumulation": "runner_config.gradient_accumulation_steps"}),
+    "other": (_NANOTRON,),
 }  # fmt: skip
 """Name of the flag or key that holds a count, by engine and field."""
 
@@ -76,6 +97,12 @@ TITAN_SWITCHES: Mapping[str, tuple[Target, ...]] = {
     "cuda-graphs=full": (("training.disable_cuda_graphs", "false"),),
 }  # fmt: skip
 """The keys of its TOML files; its description has those of the Python configurations of today."""
+
+_SCRIPT_SWITCHES: Mapping[str, tuple[Target, ...]] = {
+    "overlap-a2a=on": (("--moe_a2a_overlap", "true"),),
+    "overlap-a2a=off": (("--moe_a2a_overlap", "false"),),
+}  # fmt: skip
+"""Of Megatron-Bridge's performance scripts."""
 
 HINTS: Mapping[str, str] = {
     "tp": "tensor|tp|model_parallel", "pp": "pipeline|pp|stage", "cp": "context|cp",
@@ -102,7 +129,7 @@ def _targets(
     if name.startswith("switch."):
         yield from _switch(engine, name.removeprefix("switch."), str(value))
         return
-    megatron = engine in ("megatron-lm", "mindspeed-llm", "primus", "megatron-deepspeed")
+    megatron = engine in MEGATRON
     if name == "recompute":
         yield from _recompute(engine, str(value), context)
     elif name == "vpp" and megatron:
@@ -118,16 +145,28 @@ def _targets(
             ("--optimizer-cpu-offload", ""), ("--optimizer-offload-fraction", "1.0"),
         ]  # fmt: skip
         yield on if value else [("--optimizer-cpu-offload", None)]
+    if name == "dp" and engine == "torchtitan":
+        yield from _titan_replicas(int(str(value)), context)
     for table in NUMBERS.get(engine, ()):
         if name in table:
             yield [(table[name], str(value))]
+
+
+def _titan_replicas(dp: int, context: Mapping[str, int]) -> Iterator[list[Target]]:
+    """Context ranks shard along, so that a group holds ``shard / cp`` data ranks."""
+    held = context.get("shard", 0) // context.get("cp", 1)
+    if held and dp % held == 0:
+        yield [("parallelism.data_parallel_shard_degree", str(held)),
+               ("parallelism.data_parallel_replicate_degree", str(dp // held))]  # fmt: skip
 
 
 def _switch(engine: str, switch: str, choice: str) -> Iterator[list[Target]]:
     """From the engine's description; choices that are only the default take the others away."""
     if engine == "torchtitan" and f"{switch}={choice}" in TITAN_SWITCHES:
         yield list(TITAN_SWITCHES[f"{switch}={choice}"])
-    own = engines()[engine].switches.get(switch)
+    if engine == "megatron-bridge" and f"{switch}={choice}" in _SCRIPT_SWITCHES:
+        yield list(_SCRIPT_SWITCHES[f"{switch}={choice}"])
+    own = engines()[engine].switches.get(switch) if engine in engines() else None
     if own is None:
         return
     mine: list[Target] = parse_flags(own.flags.get(choice, ""))
@@ -165,7 +204,7 @@ def parse_flags(text: str) -> list[Target]:
 
 def _recompute(engine: str, word: str, context: Mapping[str, int]) -> Iterator[list[Target]]:
     layers = context.get("rlayers", 0)
-    if engine in ("megatron-lm", "mindspeed-llm", "primus", "megatron-deepspeed"):
+    if engine in MEGATRON:
         yield from _megatron_recompute(engine, word, layers)
     elif engine == "megatron-bridge":
         granularity = {"none": "null", "full": "full"}.get(word, "selective")
@@ -175,7 +214,9 @@ def _recompute(engine: str, word: str, context: Mapping[str, int]) -> Iterator[l
             ("model.recompute_granularity", granularity), ("model.recompute_method", method[0]),
             ("model.recompute_num_layers", method[1]), ("model.recompute_modules", modules),
         ]  # fmt: skip
-    if engine in ("torchtitan", "primus"):
+    if engine == FSDP2 and word in ("none", "full"):
+        yield [("parallel.recompute", "True" if word == "full" else "False")]
+    if engine == "torchtitan":
         mode = "selective" if word == "modules" else word
         way: list[Target] = [("activation_checkpoint.mode", f'"{mode}"')]
         if word == "modules":
@@ -184,7 +225,7 @@ def _recompute(engine: str, word: str, context: Mapping[str, int]) -> Iterator[l
     elif engine == "mindformers" and word != "attention":
         whole, some = str(word == "full"), str(word == "modules")
         yield [("recompute_config.recompute", whole), ("recompute_config.select_recompute", some)]
-    elif engine == "maxtext" and word != "attention":
+    if engine == "maxtext" and word != "attention":
         policy = {"full": "full", "modules": "save_dot_except_mlp", "none": "minimal"}
         yield [("remat_policy", policy.get(word, word))]
     elif engine in ("deepspeed", "fsdp") and word in ("none", "full"):
@@ -232,7 +273,7 @@ def _chunks(vpp: int, context: Mapping[str, int]) -> Iterator[list[Target]]:
 
 
 def _zero(engine: str, stage: int) -> Iterator[list[Target]]:
-    if engine in ("megatron-lm", "mindspeed-llm", "primus", "megatron-deepspeed"):
+    if engine in MEGATRON:
         if stage <= 1:
             yield [("--use-distributed-optimizer", "" if stage else None),
                    ("--use-megatron-fsdp", None), ("--use-torch-fsdp2", None),
@@ -244,6 +285,8 @@ def _zero(engine: str, stage: int) -> Iterator[list[Target]]:
                    ("--no-gradient-accumulation-fusion", "")]  # fmt: skip
             if stage == 3:
                 yield [("--use-torch-fsdp2", "")]
+    elif engine == "other" and stage <= 1:  # nanotron
+        yield [("optimizer.zero_stage", str(stage))]
     elif engine == "torchtitan" and stage in (2, 3):
         word = "always" if stage == 3 else "never"
         yield [("parallelism.fsdp_reshard_after_forward", f'"{word}"')]

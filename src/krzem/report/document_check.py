@@ -183,6 +183,7 @@ def _suggestion(proved: Proved) -> dict[str, Any]:
         "fits_probability": s.fits,
         "layout_text": str(s.change.layout),
         "flags": proved.flags,
+        "place": proved.place,
         "edits": [
             {"file": e.file, "line": e.line, "old": e.old, "new": e.new} for e in proved.edits
         ],

@@ -120,7 +120,7 @@ def _suggestions(document: Document) -> Iterator[str]:
         yield "What to change, each by itself: more tokens per second, 80 % interval"
         yield from _list(proved)
     if len(proved) < len(rows):
-        yield "Further changes in the engine's words, for which no place in these files was found"
+        yield "Further changes in the engine's words: no edit of these files was proved for them"
         yield from _list([s for s in rows if not s["proved"]])
 
 
@@ -134,7 +134,8 @@ def _list(rows: list[Document]) -> Iterator[str]:
 def _edits(s: Document) -> Iterator[str]:
     if not s["edits"]:
         if s["flags"]:
-            yield from paragraph(s["flags"], "       flags: ", "              ")
+            where = f" (at {s['place']})" if s["place"] else ""
+            yield from paragraph(f"{s['flags']}{where}", "       flags: ", "              ")
         return
     for edit in s["edits"]:
         where = f"{shortened(edit['file'].rsplit('/', 1)[-1], 40)}:{edit['line']}"
