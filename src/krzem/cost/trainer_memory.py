@@ -213,13 +213,21 @@ def _rank(s: _Step, rank: Array) -> RankBytes:
     drains = (flying == s.count) & (x.pp > 1) & (x.schedule == 0)
     one = activations / flying
     before, after = drains & (one > gradients), drains & (one <= gradients)
+    activations = activations - np.where(after, one, 0.0)
+    # Of one micro-batch alone gradients come as activations go.  Last the ends are reduced: their
+    # gradients in 16 bits, and in 32 to be sent.
+    single, ends = (x.pp <= 1) & (s.count <= 1.0) & (x.zero >= 1), 6.0 * weights[2]
+    late = single & (gradients + ends > activations + transient)
+    before = before | (single & ~late)
     return RankBytes(
-        # Without FSDP there is one copy of the weights, in 32 bits.
-        weights=np.where(x.zero == 0, 0.0, cuts.weights.of(*weights)),
+        # Without FSDP, and where it lets go of what it gathered, there is one copy in 32 bits.
+        weights=np.where(
+            (x.zero == 0) | ((x.zero >= 3) & (x.pp <= 1)), 0.0, cuts.weights.of(*weights)
+        ),
         gradients=np.where(before, 0.0, gradients),
         optimizer=cuts.optimizer.of(*weights),
-        activations=activations - np.where(after, one, 0.0),
-        transient=transient,
+        activations=np.where(late, 0.0, activations),
+        transient=np.where(late, ends, transient),
     )
 
 
