@@ -217,7 +217,8 @@ def _rank(s: _Step, rank: Array) -> RankBytes:
     # Of one micro-batch alone gradients come as activations go.  Last the ends are reduced: their
     # gradients in 16 bits, and in 32 to be sent.
     single, ends = (x.pp <= 1) & (s.count <= 1.0) & (x.zero >= 1), 6.0 * weights[2]
-    late = single & (gradients + ends > activations + transient)
+    each = single | ((x.pp <= 1) & (x.zero >= 2))
+    late = each & (np.where(single, gradients, 0.0) + ends > activations + transient)
     before = before | (single & ~late)
     return RankBytes(
         # Without FSDP, and where it lets go of what it gathered, there is one copy in 32 bits.
