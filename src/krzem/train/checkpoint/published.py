@@ -9,6 +9,8 @@ conventions are read:
 - DeepSeek-V4: the factors are named ``….scale`` and may be exponents (``F8_E8M0``); routed experts
   are FP4 (E2M1, two in a byte, the first in the low half), a factor for 32 inputs of one row
   (``expert_dtype = "fp4"``).
+- GPT-OSS (``quant_method = "mxfp4"``): ``X_blocks [..., R, G, 16]`` and exponents ``X_scales``
+  ``[..., R, G]`` are a tensor ``X [..., 32 G, R]``, inputs before outputs, as its bfloat16 weights.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ _PACKED = ("int8", "uint8")
 _PLAIN = ("float64", "float32", "float16", "bfloat16")
 _EXPONENTS = "float8_e8m0fnu"
 _FP4_BLOCK = (1, 32)
+_BLOCKS, _SCALES = "_blocks", "_scales"
+"""Ends of the names of what one tensor in MXFP4 is published as."""
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """E2M1's values by their three low bits; the fourth is the sign (OCP Microscaling Formats 1.0)."""
 
@@ -67,8 +71,10 @@ class SafetensorsFolder:
         self._config = config or {}
         self._at = _entries(path)
         self._scales: dict[str, _Scale] = {}
-        faults = []
-        for name in self._at:
+        faults: list[str] = []
+        self._woven = self._woven_tensors(faults)
+        parts = {f"{name}{end}" for name in self._woven for end in (_BLOCKS, _SCALES)}
+        for name in [] if faults else [n for n in self._at if n not in parts]:
             try:
                 found = self._scale_of(name)
             except CheckpointError as error:
@@ -79,11 +85,12 @@ class SafetensorsFolder:
         if faults:
             more = f"; and {len(faults) - 1} more tensors" if len(faults) > 1 else ""
             raise CheckpointError(f"{path}: {faults[0]}{more}; nothing was imported")
-        self._hidden = {scale.name for scale in self._scales.values()}
+        self._hidden = {scale.name for scale in self._scales.values()} | parts
 
     def tensors(self) -> dict[str, tuple[str, Shape]]:
         """Type and shape of every tensor; scales are not tensors of their own."""
-        return {n: self._told(n) for n in self._at if n not in self._hidden}
+        plain = {n: self._told(n) for n in self._at if n not in self._hidden}
+        return plain | {n: ("float32", shape) for n, shape in self._woven.items()}
 
     def read(self, name: str, at: Shape, shape: Shape) -> Tensor:
         """The box of ``name`` that begins at ``at``.
@@ -91,6 +98,8 @@ class SafetensorsFolder:
         Raises:
             CheckpointError: a value or a scale is not a finite number, or the file fails.
         """
+        if name in self._woven:
+            return self._unwoven(name, at, shape)
         scale = self._scales.get(name)
         if scale is None:
             return self._finite(name, self._box(name, at, shape))
@@ -102,6 +111,44 @@ class SafetensorsFolder:
                 f"of {name} that are not 0"
             )
         return self._finite(name, values * factors)
+
+    def _woven_tensors(self, faults: list[str]) -> dict[str, Shape]:
+        """Names and shapes of tensors in MXFP4; what is wrong with them goes to ``faults``."""
+        found: dict[str, Shape] = {}
+        if self._quantization().get("quant_method") != "mxfp4":
+            return found
+        for blocks in (n for n in self._at if n.endswith(_BLOCKS)):
+            name = blocks.removesuffix(_BLOCKS)
+            scales, (_, entry) = f"{name}{_SCALES}", self._at[blocks]
+            factors = self._at[scales][1] if scales in self._at else None
+            if factors is None:
+                faults.append(f"{blocks} is {entry.dtype} and its scale is missing: {scales}")
+            elif name in self._at:
+                faults.append(f"{name} is there beside {blocks}: which counts cannot be known")
+            elif entry.dtype != "uint8" or len(entry.shape) < 3 or entry.shape[-1] != 16:
+                faults.append(
+                    f"{blocks} is {entry.dtype} {list(entry.shape)}; MXFP4 is uint8 "
+                    "[…, rows, groups, 16], 32 numbers to a group"
+                )
+            elif (factors.dtype, factors.shape) != ("uint8", entry.shape[:-1]):
+                faults.append(
+                    f"{scales} is {factors.dtype} {list(factors.shape)}: {blocks} needs uint8 "
+                    f"{list(entry.shape[:-1])}"
+                )
+            else:
+                *lead, rows, groups, _ = entry.shape
+                found[name] = (*lead, 32 * groups, rows)
+        return found
+
+    def _unwoven(self, name: str, at: Shape, shape: Shape) -> Tensor:
+        """A box of a tensor in MXFP4, whose last two dimensions lie the other way round."""
+        first, last = at[-2] // 32, (at[-2] + shape[-2] - 1) // 32
+        place, size = (*at[:-2], at[-1], first), (*shape[:-2], shape[-1], last - first + 1)
+        raw = self._box(f"{name}{_BLOCKS}", (*place, 0), (*size, 16))
+        scales = f"{name}{_SCALES}"
+        factors = self._finite(scales, self._scale_values(scales, place, size))
+        values = self._finite(name, _fp4(raw) * factors.unsqueeze(-1))
+        return values.flatten(-2).narrow(-1, at[-2] - 32 * first, shape[-2]).mT.contiguous()
 
     def _told(self, name: str) -> tuple[str, Shape]:
         _, entry = self._at[name]
@@ -187,17 +234,13 @@ class SafetensorsFolder:
         """FP4 numbers, two to a byte along the last dimension."""
         first, last = at[-1] // 2, (at[-1] + shape[-1] - 1) // 2
         box = self._box(name, (*at[:-1], first), (*shape[:-1], last - first + 1))
-        raw = box.view(torch.uint8)
-        halves = torch.stack((raw & 15, raw >> 4), dim=-1).flatten(-2).int()
-        values = torch.tensor((*_FP4, *(-v for v in _FP4)))[halves]
-        return values.narrow(-1, at[-1] - 2 * first, shape[-1])
+        return _fp4(box.view(torch.uint8)).narrow(-1, at[-1] - 2 * first, shape[-1])
 
     def _finite(self, name: str, box: Tensor) -> Tensor:
         check = box.float() if box.is_floating_point() and box.itemsize == 1 else box
         if box.is_floating_point() and not bool(check.isfinite().all()):
-            raise CheckpointError(
-                f"{self._at[name][0]}: {name} holds values that are not finite numbers"
-            )
+            file = self._at[f"{name}{_BLOCKS}" if name in self._woven else name][0]
+            raise CheckpointError(f"{file}: {name} holds values that are not finite numbers")
         return box
 
     def _box(self, name: str, at: Shape, shape: Shape) -> Tensor:
@@ -213,6 +256,12 @@ class SafetensorsFolder:
         )
         read_box(file.parent, chunk, entry.dtype, at, out)
         return out
+
+
+def _fp4(raw: Tensor) -> Tensor:
+    """Two numbers of each byte of ``raw [..., N]``, the low half first: ``[..., 2 N]`` float32."""
+    halves = torch.stack((raw & 15, raw >> 4), dim=-1).flatten(-2).int()
+    return torch.tensor((*_FP4, *(-v for v in _FP4)))[halves]
 
 
 def _scale_names(name: str) -> Iterator[str]:
