@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from krzem import facts
+import krzem.facts
 from krzem.accuracy.batch import (
     Batch,
     averaged,
@@ -41,7 +41,7 @@ from krzem.cost.memory_error import (
 from krzem.errors import UnknownFactError
 from krzem.facts.table import read_table
 
-COEFFICIENTS = Path(facts.__file__).parent / "coefficients.json"
+COEFFICIENTS = Path(krzem.facts.__file__).parent / "coefficients.json"
 TABLES = ("runs.csv", "runs_new.csv", "memory_rows.csv", "runs_more.csv", "fit_trials.csv")
 KINDS = ("allocated", "reserved", "shown")
 SHIFTS = (*KINDS, "need")
