@@ -100,7 +100,8 @@ def test_the_command_is_taken(
     except (click.exceptions.Exit, click.exceptions.NoArgsIsHelpError):
         pass
     except DataError as error:
-        assert "such as s3fs for s3://" in str(error), line  # a store whose driver is not here
+        if "such as s3fs for s3://" not in str(error):  # a store whose driver is not here
+            raise
     except click.UsageError as error:
         # Prose names a verb and an option of it.
         spared = ("does not exist", "Missing", "requires an argument")
