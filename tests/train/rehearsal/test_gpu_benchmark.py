@@ -37,6 +37,7 @@ def test_without_a_gpu_it_says_so(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_pretending_predicts_and_runs_the_paths_of_a_device(
     gpu: ModuleType, tmp_path: Path
 ) -> None:
