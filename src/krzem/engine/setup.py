@@ -120,8 +120,8 @@ def check_stated(setup: Setup, values: Values) -> None:
             )
         if choice not in own.at(setup.year):
             raise GoalError(
-                f"{name}={choice} came to {setup.engine} in {_month(own.since[choice])}; the"
-                f" software is of {_month(setup.year)}: give a later --date, or leave it out"
+                f"{name}={choice} came to {setup.engine} in {month_of(own.since[choice])}; the"
+                f" software is of {month_of(setup.year)}: give a later --date, or leave it out"
             )
         for condition, why in _needs(own, choice):
             found = _judged(condition, values)
@@ -129,7 +129,8 @@ def check_stated(setup: Setup, values: Values) -> None:
                 raise GoalError(f"{name}={choice} on {setup.engine} needs {condition}: {why}")
 
 
-def _month(year: float) -> str:
+def month_of(year: float) -> str:
+    """``2025-08`` of a year with its fraction."""
     whole = int(year + 1e-9)
     return f"{whole}-{int((year - whole) * 12 + 1e-6) + 1:02d}"
 

@@ -66,10 +66,10 @@ def _cluster(name: str) -> Callable[[Question, Cluster, float], Question]:
         assumed = {key: bounds for key, bounds in cluster.assumed.items() if key != name}
         changed: dict[str, Any] = {name: value}
         if name == "devices":
-            count = round(value)
-            named = cluster.name.removesuffix(f":{cluster.devices}")
-            changed = {name: count}
-            changed["name"] = cluster.name if named == cluster.name else f"{named}:{count}"
+            own, count = f":{cluster.devices}", round(value)
+            counted = cluster.name.endswith(own)
+            called = f"{cluster.name.removesuffix(own)}:{count}" if counted else cluster.name
+            changed = {name: count, "name": called}
         return replace(question, on=replace(cluster, facts=facts, assumed=assumed, **changed))
 
     return put

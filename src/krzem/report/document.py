@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from krzem.engine.setup import month_of
 from krzem.estimate import Estimate
 from krzem.layout.layout import Layout
 from krzem.model.parameters import count
@@ -129,11 +130,8 @@ def question(asked: Asked) -> dict[str, Any]:
 
 def software_date(asked: Asked) -> datetime.date:
     """The age of the software that is planned: never newer than the last for the chips."""
-    year = asked.task.setup.year
-    whole = int(year + 1e-9)
-    planned = datetime.date(whole, int((year - whole) * 12 + 1e-6) + 1, 1)
-    month = asked.date.replace(day=1)
-    return planned if planned < month else asked.date
+    planned = datetime.date.fromisoformat(f"{month_of(asked.task.setup.year)}-01")
+    return planned if planned < asked.date.replace(day=1) else asked.date
 
 
 def _model(asked: Asked) -> dict[str, Any]:

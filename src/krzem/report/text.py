@@ -199,12 +199,13 @@ def step_part(chosen: Document) -> Iterator[str]:
         f"MFU {interval(chosen['mfu'], percent)}; {chosen['micro_batches']:,} micro-batches"
     )
     largest = max((term["share"] or 0.0 for term in chosen["breakdown"]), default=0.0) or 1.0
+    room = max(_BAR - WIDTH + columns(), _LEAST_BAR)
     rows = [
         (
             f"  {term['label']}",
             f"{term['seconds']:.3f} s",
             percent(term["share"] or 0.0),
-            bar((term["share"] or 0.0) / largest, max(_BAR - WIDTH + columns(), _LEAST_BAR)),
+            bar((term["share"] or 0.0) / largest, room),
         )
         for term in chosen["breakdown"]
         if abs(term["seconds"]) >= 5e-4

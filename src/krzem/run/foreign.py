@@ -43,17 +43,14 @@ def record_command(
     dtypes: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """What records the witness of ``checkpoint``, as words for the shell, in the job's folder."""
-    quoted = _quoting(settings, pool, token, checkpoint, folder)
     w = settings.witness
-    if w.record is not None:
-        return _on_one_host([quoted(w.record)])
-    assert w.export is not None
     words = ["record", "--hf", "{export}", "--out", "{witness}", "--sequences", str(w.sequences),
              "--batches", str(w.batches), "--device", _device(pool)]  # fmt: skip
     words += [x for dtype in dtypes if dtype != "float32" for x in ("--also", dtype)]
     if w.tokens is not None:
         words += ["--tokens", str(settings.path.parent / w.tokens)]
-    return _on_one_host([quoted(w.export), quoted(_krzem(words)), *_removed(folder)])
+    return _command(settings, _quoting(settings, pool, token, checkpoint, folder), w.record, words,
+                    folder)  # fmt: skip
 
 
 def check_command(
@@ -61,14 +58,24 @@ def check_command(
     more: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """What checks ``checkpoint``; ``more`` are options of ``krzem witness check``."""
-    quoted = _quoting(settings, pool, token, checkpoint, folder)
-    w = settings.witness
-    if w.check is not None:
-        return _on_one_host([quoted(w.check)])
-    assert w.export is not None
     words = ["check", "--hf", "{export}", "--witness", "{witness}", "--out", "{verdict}",
              "--device", _device(pool), *more]  # fmt: skip
-    return _on_one_host([quoted(w.export), quoted(_krzem(words)), *_removed(folder)])
+    return _command(settings, _quoting(settings, pool, token, checkpoint, folder),
+                    settings.witness.check, words, folder)  # fmt: skip
+
+
+def _command(
+    settings: RunSettings,
+    quoted: Callable[[Sequence[str]], list[str]],
+    own: Sequence[str] | None,
+    words: Sequence[str],
+    folder: Path,
+) -> list[str]:
+    """The user's ``own`` command; else an export, and ``krzem witness`` with ``words`` on it."""
+    if own is not None:
+        return _on_one_host([quoted(own)])
+    assert settings.witness.export is not None
+    return _on_one_host([quoted(settings.witness.export), quoted(_krzem(words)), *_removed(folder)])
 
 
 def witness_file(settings: RunSettings, checkpoint: Path) -> Path:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from krzem.run.clock import duration
+from krzem.run.rows import FINAL
 from krzem.run.status import RunStatus
 from krzem.run.untrusted import printable
 
@@ -56,7 +57,7 @@ def facts(status: RunStatus) -> list[tuple[str, str]]:
     elif status.tokens_per_s:
         speed += " (no plan to compare with)"
     lost = sum(i.lost_steps for i in status.interruptions)
-    at_work = "" if status.controlled or status.state in ("done", "stopped", "failed") else (
+    at_work = "" if status.controlled or status.state in FINAL else (
         ", but no controller is at work: `krzem run` goes on with it"
     )  # fmt: skip
     return [

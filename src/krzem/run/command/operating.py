@@ -14,7 +14,7 @@ from krzem.run.controller import run as run_run
 from krzem.run.ledger import Ledger, Reader
 from krzem.run.lock import held
 from krzem.run.real_services import real_services
-from krzem.run.rows import Request, RequestKind, State
+from krzem.run.rows import FINAL, Request, RequestKind, State
 from krzem.run.run_file import read_run
 from krzem.run.status import read_status
 from krzem.run.untrusted import printable
@@ -32,7 +32,7 @@ def stop_command(run: Path, now: bool, as_json: bool) -> None:
     """
     folder = folder_of(run)
     state = str(read_status(folder).state)
-    ended = state in (State.DONE, State.FAILED, State.STOPPED) and not held(folder)
+    ended = state in FINAL and not held(folder)
     if not ended:
         ask_to_stop(folder, "now" if now else "save")
         state = "asked"

@@ -33,7 +33,7 @@ from krzem.run.lock import held
 from krzem.run.overview import Listed, format_ranks, format_runs, ranks_of, runs_below
 from krzem.run.page import runs_page
 from krzem.run.replay import replay
-from krzem.run.rows import Event
+from krzem.run.rows import FINAL, Event
 from krzem.run.run_file import read_run
 from krzem.run.status import StatusReader, read_status
 from krzem.run.untrusted import BadInputError, open_bounded, printable
@@ -100,7 +100,7 @@ def _linked(run: Listed, page: Path) -> dict[str, Any]:
     report = run.folder / REPORT
     link = os.path.relpath(report.resolve(), page.resolve()) if report.exists() else ""
     orphan = run.status is not None and not run.status.controlled
-    open_state = run.status is not None and run.status.state not in ("done", "failed", "stopped")
+    open_state = run.status is not None and run.status.state not in FINAL
     seconds = run.status.left_seconds if run.status else None
     left = "–" if seconds is None else duration(seconds)
     return {**run.as_dict(), "link": quote(link), "is_orphan": orphan and open_state, "left": left}

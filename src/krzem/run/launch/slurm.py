@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -102,17 +102,8 @@ class SlurmLauncher:
 
     def kill(self, job: Job, handle: Mapping[str, Any] | None) -> None:
         """Cancel every job of this name and wait until Slurm has none of them."""
-        limit = time.monotonic() + ENDING_SECONDS
         known = None if handle is None else str(handle["job_id"])
-        while True:
-            alive = self._alive(job, known)
-            if not alive:
-                return
-            if time.monotonic() > limit:
-                raise LaunchError(f"Slurm jobs {', '.join(alive)} of {job.name} do not end")
-            _ask(["scancel", "--full", "--signal=KILL", *alive], quiet=True)
-            _ask(["scancel", *alive], quiet=True)
-            time.sleep(0.2)
+        _end(lambda: self._alive(job, known), job.name)
 
     def end_run(self, run_dir: Path, prefix: str) -> None:
         """Cancel every job and step whose name begins with ``prefix``; wait until none is left."""
@@ -238,10 +229,15 @@ def step_command(number: str, job: Job) -> list[str]:
 
 def _end_named(prefix: str) -> None:
     """Cancel every job and step whose name begins with ``prefix``, and wait for their end."""
+    _end(lambda: [*_named(prefix), *_named(prefix, "--steps")], prefix)
+
+
+def _end(living: Callable[[], list[str]], name: str) -> None:
+    """Cancel what lives until nothing does; raises LaunchError where it does not end."""
     limit = time.monotonic() + ENDING_SECONDS
-    while alive := [*_named(prefix), *_named(prefix, "--steps")]:
+    while alive := living():
         if time.monotonic() > limit:
-            raise LaunchError(f"Slurm's {', '.join(alive)} ({prefix}) do not end")
+            raise LaunchError(f"Slurm jobs {', '.join(alive)} of {name} do not end")
         _ask(["scancel", "--full", "--signal=KILL", *alive], quiet=True)
         _ask(["scancel", *alive], quiet=True)
         time.sleep(0.2)
