@@ -21,7 +21,8 @@ settings.load_profile("krzem")
 
 FIRST = (
     "test_witness_layouts", "test_equivalence", "test_pairs", "test_pages_browser", "test_resume",
-    "test_run_sites", "test_real_parsers", "test_outlook_output",
+    "test_run_slurm", "test_run_launchers", "test_run_sites", "test_real_parsers",
+    "test_fleet_inverse", "test_outlook_command",
 )  # fmt: skip
 """Files that take longest: begun first, no process is left alone with one of them at the end."""
 

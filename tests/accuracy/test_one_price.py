@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.some import some
 
 from krzem.accuracy.batch import memory, packed, predict, prepare, situation, variants_of
 from krzem.accuracy.calibrate import TABLES, timed_cases
@@ -69,14 +70,14 @@ def test_accuracy_and_explain_give_the_same_seconds(table: str) -> None:
     # A plan is for whole nodes.
     cases = [
         stated_whole(case)
-        for case in prepare(timed_cases(read_table(table))).cases
+        for case in some(prepare(timed_cases(read_table(table))).cases, 2)
         if case.devices % (case.devices_per_node or 1) == 0
     ]
     validated = predict(packed(cases), fitted()).total
     planned = [
         float(np.ravel(Pricer(task_of(case)).step(pack([case.layout])).total)[0]) for case in cases
     ]
-    assert len(cases) > 90
+    assert len(cases) > 40
     different = [
         (case.id, there, here)
         for case, there, here in zip(cases, validated, planned, strict=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.some import some
 
 from krzem.accuracy.case import card
 from krzem.accuracy.evaluate import Report, evaluate
@@ -86,9 +87,13 @@ def blank_widths(row: Row) -> Row:
     return row | dict.fromkeys((*names, "attention"), "")
 
 
+def rows() -> list[Row]:
+    return [dict(row) for row in some(read_table("runs.csv"), 3)]
+
+
 @pytest.fixture(scope="module")
 def plain() -> Report:
-    return evaluate(read_table("runs.csv"))
+    return evaluate(rows())
 
 
 def same(report: Report, plain: Report) -> None:
@@ -106,9 +111,8 @@ def same(report: Report, plain: Report) -> None:
     "respelled", [words, numbers, dates, tokens, utilisation, worded_card, blank_widths]
 )
 def test_spelling_changes_no_prediction(respelled: Callable[[Row], Row], plain: Report) -> None:
-    rows = [dict(row) for row in read_table("runs.csv")]
-    changed = [respelled(row) for row in rows]
-    assert sum(a != b for a, b in zip(rows, changed, strict=True)) > 100
+    changed = [respelled(row) for row in rows()]
+    assert sum(a != b for a, b in zip(rows(), changed, strict=True)) > 30
     same(evaluate(changed), plain)
 
 
@@ -120,11 +124,11 @@ def test_files_of_spreadsheets(
     tmp_path: Path, plain: Report, mark: str, encoding: str, newline: str
 ) -> None:
     """Columns in another order and more of them, other marks, other encodings."""
-    rows = [{"remark": "x; y, z", **dict(reversed(row.items()))} for row in read_table("runs.csv")]
+    table = [{"remark": "x; y, z", **dict(reversed(row.items()))} for row in rows()]
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), delimiter=mark, lineterminator=newline)
+    writer = csv.DictWriter(out, list(table[0]), delimiter=mark, lineterminator=newline)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(table)
     file = tmp_path / "table.csv"
     file.write_bytes(out.getvalue().encode(encoding))
     same(evaluate(file), plain)
@@ -133,8 +137,8 @@ def test_files_of_spreadsheets(
 def test_columns_that_are_not_needed(plain: Report) -> None:
     """What only labels a row may be missing altogether."""
     spared = ("id", "reference_accelerator", "params_b", "active_params_b", "device_fraction")
-    rows = [{k: v for k, v in row.items() if k not in spared} for row in read_table("runs.csv")]
-    assert [o.reason for o in evaluate(rows).outcomes] == [o.reason for o in plain.outcomes]
+    table = [{k: v for k, v in row.items() if k not in spared} for row in rows()]
+    assert [o.reason for o in evaluate(table).outcomes] == [o.reason for o in plain.outcomes]
 
 
 @pytest.mark.parametrize(

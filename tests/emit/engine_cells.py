@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from tests.plan.emit.emit_cases import cluster
+from tests.some import WHOLE
 
 from krzem.engine.setup import Setup, choose
 from krzem.engine.switches import layout_values, problem_values
@@ -34,7 +35,7 @@ from krzem.plan.emit import Launch, emit, render
 from krzem.plan.goal import Goal, config_of
 
 DEVICES, SEQUENCE, BATCH = 256, 4096, 1024
-PER_MODEL = MappingProxyType({"megatron-lm": 8, "torchtitan": 5})
+PER_MODEL = MappingProxyType({"megatron-lm": 8 if WHOLE else 4, "torchtitan": 5 if WHOLE else 3})
 """Layouts of a model that are tried on an engine."""
 
 

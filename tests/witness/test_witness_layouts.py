@@ -51,14 +51,20 @@ def test_other_layouts_pass_and_a_fault_under_them_does_not(
     assert found["recorded"][1].startswith("tp=1")
 
 
-def test_four_sequences_are_enough_for_eight_ranks_and_their_replica(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "experts"), [(2, ""), pytest.param(4, ",ep=2", marks=pytest.mark.long)]
+)
+def test_four_sequences_are_enough_for_all_ranks_and_their_replica(
+    ranks: int, experts: str, tmp_path: Path
+) -> None:
     """Ranks beyond the sequences compute them again; fewer data-parallel ranks with the same cut of
     the model read the same within the floor."""
-    full = run_ranks(tmp_path, "replica_ranks.py", 8, "dp=4,pp=2,ep=2,mbs=1")
-    assert full["copies"] == 4, "dp=4 ranks with four micro-batches each for busy stages"
+    full = run_ranks(tmp_path, "replica_ranks.py", 2 * ranks, f"dp={ranks},pp=2{experts},mbs=1")
+    assert full["copies"] == ranks, "as many micro-batches for each, for busy stages"
     assert full["rows"] == [0, 1, 2, 3]
     assert full["ranks"] < 1e-6, "every data-parallel rank computes a sequence alike"
-    replica = run_ranks(tmp_path, "replica_ranks.py", 4, "dp=2,pp=2,ep=2,mbs=1")
-    assert replica["copies"] == 2
+    few = ranks // 2
+    replica = run_ranks(tmp_path, "replica_ranks.py", 2 * few, f"dp={few},pp=2{experts},mbs=1")
+    assert replica["copies"] == few
     assert replica["passed"], replica["message"]
     assert not any("settings" not in what for what in replica["apart"])
