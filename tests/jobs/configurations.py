@@ -33,9 +33,11 @@ from tests.jobs.configuration_texts import (
     TITAN_RECIPE,
 )
 from tests.jobs.launched import LAUNCHED
+from tests.jobs.loop_texts import LOOPED
 
 CASES: dict[str, Case] = {
     **LAUNCHED,
+    **LOOPED,
     "titan 2024": Case(
         engine="torchtitan",
         files={"a.toml": TITAN_2024},

@@ -30,8 +30,8 @@ from krzem.jobs.shell_words import ShellWord, State
 from krzem.jobs.tree import LONGEST_LINE, Entry, Open, Tree
 
 _PROGRAMS = ("swift", "llamafactory-cli", "axolotl", "automodel", "megatron", "primus-cli",
-             "xtuner", "run_train.sh", "run_llama_train.sh", "run_pretrain.sh",
-             "msrun_launcher.sh")  # fmt: skip
+             "xtuner", "litgpt", "arctic_training", "run_train.sh", "run_llama_train.sh",
+             "run_pretrain.sh", "msrun_launcher.sh")  # fmt: skip
 """Programs that are no Python file."""
 _TRAINS = re.compile(r"\b(python3?|torchrun|accelerate|deepspeed|llamafactory-cli)\b")
 

@@ -267,9 +267,15 @@ def _length(tree: Tree, job: JobBuilder) -> None:
             if packed or word_of(tree, "stage") == "pt":
                 job.state("seq", found, tree.place(key))
             else:
-                why = f"samples of at most {found} tokens are not packed"
-                job.ask("seq", why, "give the mean number of tokens of a sample")
+                ask_length(job, found)
             return
+
+
+def ask_length(job: JobBuilder, longest: int | None) -> None:
+    """Samples that are neither packed nor padded have a length that no file says."""
+    job.drop("seq")
+    said = "samples" if longest is None else f"samples of at most {longest} tokens"
+    job.ask("seq", f"{said} are not packed", "give the mean number of tokens of a sample")
 
 
 def _recompute(tree: Tree, job: JobBuilder, tool: str) -> None:
