@@ -8,7 +8,7 @@ demo: .venv/demo.done  ## plan DeepSeek-V3, compare with Ascend 910C, then move 
 	@scripts/demo
 
 test: .venv/test.done engines  ## the whole test suite, the trainer's included; WORKERS=8 for more at a time
-	@.venv/bin/python -m pytest -n $${WORKERS:-2} --dist loadfile --no-loadscope-reorder
+	@.venv/bin/python -m pytest -n $${WORKERS:-3} --dist loadfile --no-loadscope-reorder
 
 check: .venv/test.done  ## lint, formatting, strict types
 	@.venv/bin/ruff check

@@ -62,6 +62,7 @@ def assert_alike(config: dict[str, Any], dtype: torch.dtype, backend: str, layou
             torch.testing.assert_close(loads[1][name], load)
 
 
+@pytest.mark.long
 def test_generated_code_computes_the_same(generated: str) -> None:
     only = {"num_hidden_layers": 1, "first_k_dense_replace": 0, "num_nextn_predict_layers": 0}
     assert_alike({**DEEPSEEK_V3, **only}, torch.float32, generated, "mbs=4")
