@@ -1,17 +1,21 @@
-"""A model with values on one device: the single-process case."""
+"""A model with values on one device, the single-process case; what its layers are told."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from krzem.errors import ModelError
+from krzem.layout.layout import Layout, Recompute
 from krzem.model import count
 from krzem.train.config import ModelSpec
+from krzem.train.model.block import Block
 from krzem.train.model.context import LossWeights
+from krzem.train.model.experts import Experts
 from krzem.train.model.initial import Region, initial_values
 from krzem.train.model.mixture import Router, hash_table
 from krzem.train.model.transformer import Transformer
+from krzem.train.model.weights import Linear
 
 
 def build_model(
@@ -74,3 +78,28 @@ def _fill_router(router: Router, name: str, seed: int) -> None:
         layer = int("".join(c for c in name if c.isdigit()) or 0)
         table = hash_table(vocab, router.shape.experts, choices, seed + 7919 * (layer + 1))
         router.tid2eid.copy_(table)
+
+
+def set_recompute(stages: list[Transformer], layout: Layout) -> None:
+    """Tell the layers what to recompute; ``recompute_layers`` counts from each rank's first."""
+    blocks: list[nn.Module] = [m for s in stages for m in s.modules() if isinstance(m, Block)]
+    if layout.recompute is Recompute.FULL and layout.recompute_layers is not None:
+        blocks = blocks[: layout.recompute_layers]
+    for block in blocks:
+        assert isinstance(block, Block)
+        if layout.recompute is Recompute.ATTENTION:
+            block.self_attn.recompute = layout.recompute
+        else:
+            block.recompute = layout.recompute
+
+
+def set_float8(stages: list[Transformer], float8: bool, *, by_rows: bool = False) -> None:
+    """Whether linear layers and experts compute in float8 with block scales (experts: of rows).
+
+    Embeddings, the output matrix, routers, norms and attention stay as they are (DeepSeek-V3).
+    """
+    for module in (m for stage in stages for m in stage.modules()):
+        if isinstance(module, Linear | Experts):
+            module.float8 = float8
+        if isinstance(module, Experts):
+            module.by_rows = by_rows

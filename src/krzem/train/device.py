@@ -175,6 +175,17 @@ def has_float8(device: torch.device) -> bool:
     return (major, minor) >= (9, 0)
 
 
+def has_flash(device: torch.device) -> bool:
+    """Whether ``device`` has torch's FlashAttention over documents of any length and windows.
+
+    These are NVIDIA's since Ampere (``sdp_utils.cpp``); what AMD's kernels do with windows is not
+    known here.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.get_device_module(device).get_device_capability(device) >= (8, 0)
+
+
 def check_precision(device: torch.device, precision: str) -> None:
     """Refuse float8 where the device has no such products.
 

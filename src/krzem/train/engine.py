@@ -12,20 +12,19 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from krzem.errors import LayoutError
 from krzem.layout.layout import Layout, Recompute, stage_ranks
-from krzem.train.build import build_model, check_count, fill
+from krzem.train.build import build_model, check_count, fill, set_float8, set_recompute
 from krzem.train.config import ModelSpec
 from krzem.train.device import keep_freed_memory
-from krzem.train.model.block import Block
 from krzem.train.model.context import LossWeights
 from krzem.train.model.experts import EXACT, Dispatch, Experts
 from krzem.train.model.mixture import Router
 from krzem.train.model.transformer import Transformer
-from krzem.train.model.weights import Linear
+from krzem.train.ops.attention import most_documents
 from krzem.train.parallel.collectives import ALONE, Axis, max_over, sum_over
 from krzem.train.parallel.held import (
     Placement,
@@ -211,11 +210,7 @@ class Engine:
     def _taken(
         self, tokens: Tensor, sequences: int, documents: Tensor | None, targets: int
     ) -> StepResult:
-        for stage in self.stages:
-            stage.train()
-            stage.zero_grad()
-            stage.sequences, stage.targets = sequences, targets
-            stage.losses.clear()
+        self._prepare(sequences, targets, documents)
         if self.layout.pp == 1:
             self._micro_batches(tokens, documents)
         else:
@@ -226,6 +221,18 @@ class Engine:
             assert self.meshes is not None
             add_shared_gradients(self.stages, self.meshes.pipeline)
         return self._result()
+
+    def _prepare(
+        self, sequences: int, targets: int, documents: Tensor | None, *, training: bool = True
+    ) -> None:
+        """Tell the stages what they are to know of the whole batch."""
+        most = most_documents(documents)
+        for stage in self.stages:
+            stage.train(training)
+            if training:
+                stage.zero_grad()
+            stage.sequences, stage.targets, stage.most_documents = sequences, targets, most
+            stage.losses.clear()
 
     def _micro_batches(self, tokens: Tensor, documents: Tensor | None) -> None:
         (model,) = self.stages
@@ -289,11 +296,8 @@ class Engine:
 
         Ranks of one pipeline give the same ones.
         """
-        targets = self.learned(tokens)
-        for stage in self.stages:
-            stage.eval()
-            stage.sequences, stage.targets = len(tokens) * self.data.size, targets
-            stage.losses.clear()
+        targets, count = self.learned(tokens), len(tokens) * self.data.size
+        self._prepare(count, targets, documents, training=False)
         axis = ALONE if self.meshes is None else self.meshes.pipeline
         with self._exactly():
             forward_only(self.stages, self.layout, axis, tokens, documents)
@@ -317,31 +321,6 @@ class Engine:
             found[name] = sum_over(router.load, self.holders).clone()
             router.load.zero_()
         return found
-
-
-def set_recompute(stages: list[Transformer], layout: Layout) -> None:
-    """Tell the layers what to recompute; ``recompute_layers`` counts from each rank's first."""
-    blocks: list[nn.Module] = [m for s in stages for m in s.modules() if isinstance(m, Block)]
-    if layout.recompute is Recompute.FULL and layout.recompute_layers is not None:
-        blocks = blocks[: layout.recompute_layers]
-    for block in blocks:
-        assert isinstance(block, Block)
-        if layout.recompute is Recompute.ATTENTION:
-            block.self_attn.recompute = layout.recompute
-        else:
-            block.recompute = layout.recompute
-
-
-def set_float8(stages: list[Transformer], float8: bool, *, by_rows: bool = False) -> None:
-    """Whether linear layers and experts compute in float8 with block scales (experts: of rows).
-
-    Embeddings, the output matrix, routers, norms and attention stay as they are (DeepSeek-V3).
-    """
-    for module in (m for stage in stages for m in stage.modules()):
-        if isinstance(module, Linear | Experts):
-            module.float8 = float8
-        if isinstance(module, Experts):
-            module.by_rows = by_rows
 
 
 def check_layout(spec: ModelSpec, layout: Layout) -> None:

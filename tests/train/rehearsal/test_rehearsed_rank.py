@@ -28,7 +28,8 @@ from krzem.train.rehearsal.stages import Rehearsal, summarise
 
 
 def step(layout: str, model: str = "deepseek_v3", micro_batches: int = 4, **more: Any) -> Step:
-    short = {} if model == "deepseek_v4" else {"num_hidden_layers": 2}
+    whole = "layer_types" in ALL[model] or model == "deepseek_v4"
+    short = {} if whole else {"num_hidden_layers": 2}
     return Step(
         spec=model_spec({**ALL[model], **short}, name=model),
         layout=parse_layout(layout),
@@ -143,6 +144,25 @@ def test_what_a_device_would_run_passes_its_checks(more: dict[str, Any]) -> None
     """Kernels of NVIDIA devices check shapes, strides and types of tensors without values too."""
     found = rehearse_rank(step("dp=4,ep=2,mbs=1", micro_batches=1, **more), 0)
     assert found.record.operators > 100
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        ("deepseek_v3", "recompute=modules"),
+        ("gemma3_text", "recompute=none"),
+        ("llama", "cp=2,cpkind=a2a"),
+    ],
+)
+def test_documents_and_windows_take_no_square_of_the_sequence(model: str, layout: str) -> None:
+    asked = step(f"dp=2,mbs=1,{layout}", model, micro_batches=1, sequence=4096)
+    ranks = [rehearse_rank(s, 0) for s in (asked, replace(asked, documents=True))]
+    plain, cut = (summarise(asked, rank) for rank in ranks)
+    assert cut.flops == plain.flops
+    assert sum(cut.reads.values()) == sum(plain.reads.values()) + 1
+    assert cut.reads_in_passes == plain.reads_in_passes
+    for rank in ranks:
+        assert all(s.size < 4096 * 4096 for s in rank.record.storages if s.origin != "parameters")
 
 
 def test_v4_is_rehearsed() -> None:

@@ -116,6 +116,7 @@ class GroupedQueryAttention(InParts):
             scale=self.shape.head_dim**-0.5 * self.spec.attention_scale,
             window=self.shape.window,
             documents=context.documents,
+            spans=context.spans,
         )
         sinks = () if self.sinks is None else (own_heads(self.sinks, q.shape[1], self.axes),)
         out = recomputed_core(core, self.recompute, q, k, v, *sinks)
@@ -230,7 +231,9 @@ class LatentAttention(InParts):
         q, k, v, mask, _ = inputs
         if context.cache is not None:
             k, v = context.cache.extended(self, k, v)
-        core = partial(attention, scale=self._scale, documents=context.documents)
+        core = partial(
+            attention, scale=self._scale, documents=context.documents, spans=context.spans
+        )
         if mask is not None:
             core = partial(masked_attention, mask=mask, scale=self._scale)
         out = recomputed_core(core, self.recompute, q, k, v)

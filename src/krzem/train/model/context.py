@@ -114,6 +114,8 @@ class Context:
     """[B, S] input ids."""
     documents: Tensor | None = None
     """[B, S] an id per token; attention stays within a document."""
+    spans: Tensor | None = None
+    """[N + 1] where documents begin in the row of all tokens."""
     sequences: int = 1
     """Sequences in the global batch, over which losses are averaged."""
     weights: LossWeights = LossWeights()

@@ -32,6 +32,7 @@ _KEPT = frozenset(
         "aten._scaled_dot_product_efficient_attention",
         "aten._scaled_dot_product_cudnn_attention",
         "aten._scaled_dot_product_attention_math",
+        "torch_attn._varlen_attn",
         "aten._grouped_mm",
         "aten._scaled_grouped_mm",
         "aten._scaled_mm_v2",

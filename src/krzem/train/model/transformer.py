@@ -20,6 +20,7 @@ from krzem.train.model.context import Context, KeysValues, LossWeights
 from krzem.train.model.hyper import StreamHead
 from krzem.train.model.weights import Cut, Linear, Norm, local, weight
 from krzem.train.ops import linear
+from krzem.train.ops.attention import document_spans
 from krzem.train.ops.logits import logit_gradient, logit_sums
 from krzem.train.ops.products import add_transposed_product, product
 from krzem.train.parallel.collectives import (
@@ -260,6 +261,8 @@ class Transformer(nn.Module):
         """Sequences in the global batch; 0 means those of the micro-batch."""
         self.targets = 0
         """Tokens to be predicted in the global batch; 0 means all but the first of a sequence."""
+        self.most_documents = 0
+        """That a sequence has at most; 0 where the host is to look."""
         self.losses: dict[str, Tensor] = {}
         """Sums of this rank's parts of the mean losses since last cleared."""
         tied, mtp = spec.arch.tied_embeddings, spec.arch.mtp_layers
@@ -325,6 +328,7 @@ class Transformer(nn.Module):
             device=tokens.device,
             tokens=plain_ids(tokens[:, :-1]),
             documents=documents,
+            spans=document_spans(documents, self.most_documents),
             sequences=self.sequences or len(tokens),
             weights=self.weights,
             cache=cache,

@@ -64,6 +64,7 @@ def attention_npu(
     scale: float,
     window: int | None = None,
     documents: Tensor | None = None,
+    spans: Tensor | None = None,
 ) -> Tensor:
     """The fused attention; its mask is True where a key is *not* read."""
     length = q.shape[2]

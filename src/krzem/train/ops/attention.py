@@ -22,14 +22,16 @@ def attention(
     scale: float,
     window: int | None = None,
     documents: Tensor | None = None,
+    spans: Tensor | None = None,
 ) -> Tensor:
     """Causal attention ``[B, H, S, N], [B, G, T, N], [B, G, T, V] -> [B, H, S, V]``.
 
     Queries are those of the last ``S`` of ``T`` keys, all of them in training.
 
     ``window`` limits a query to that many latest keys, itself included; ``documents [B, S]``
-    (an id per token) to keys of its own document.  Values narrower than keys are padded: kernels
-    that never form the score matrix want equal widths.
+    (an id per token) to keys of its own document.  ``spans`` are :func:`document_spans` of them,
+    for kernels that read no mask.  Values narrower than keys are padded: kernels that never form
+    the score matrix want equal widths.
     """
     width = v.shape[-1]
     if width < q.shape[-1]:
@@ -45,6 +47,37 @@ def attention(
         enable_gqa=k.shape[1] != q.shape[1],
     )
     return out[..., :width]
+
+
+def most_documents(documents: Tensor | None) -> int:
+    """Documents of the sequence that has most of them, rounded up to a power of two; 0 of None.
+
+    It waits for the device: asked once a step, before the device has work.
+    """
+    if documents is None:
+        return 0
+    most = int((documents.diff(dim=1) != 0).sum(dim=1).max()) + 1
+    return 1 << (most - 1).bit_length()
+
+
+def document_spans(documents: Tensor | None, most: int = 0) -> Tensor | None:
+    """Where documents begin in the row of all tokens, ``[B, S] -> [B * most + 1]`` int32.
+
+    A document is a run of equal ids in a sequence; behind the last one of a sequence come empty
+    ones, up to ``most``, and the last number is ``B * S``.  The host reads nothing, except where
+    ``most`` is 0 and it counts.
+    """
+    if documents is None:
+        return None
+    most = most or most_documents(documents)
+    B = len(documents)
+    before = documents.diff(dim=1) != 0
+    index = torch.cat((before.new_zeros(B, 1), before), dim=1).cumsum(dim=1)
+    first = torch.arange(B, device=documents.device)[:, None]
+    lengths = torch.zeros(B * most + 1, dtype=torch.int32, device=documents.device)
+    slot = (index + first * most + 1).flatten()
+    lengths.index_add_(0, slot, torch.ones_like(slot, dtype=torch.int32))
+    return lengths.cumsum(dim=0, dtype=torch.int32)
 
 
 def causal_mask(
@@ -104,6 +137,7 @@ def grouped_sink_attention(
     scale: float,
     window: int | None = None,
     documents: Tensor | None = None,
+    spans: Tensor | None = None,
 ) -> Tensor:
     """As :func:`attention`, with a learned logit ``sinks [H]`` of a key without value (GPT-OSS).
 

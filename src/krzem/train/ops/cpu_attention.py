@@ -28,6 +28,7 @@ def attention_cpu(
     scale: float,
     window: int | None = None,
     documents: Tensor | None = None,
+    spans: Tensor | None = None,
 ) -> Tensor:
     """Short sequences in blocks, everything else portably."""
     length = q.shape[2]

@@ -1,15 +1,20 @@
 """Versions for NVIDIA and AMD devices (torch calls both ``cuda``).
 
-Attention and norms need none: the portable versions reach fused kernels through torch.
+Norms need none: the portable version reaches a fused kernel through torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
-from krzem.train.device import has_float8
+from krzem.train.device import has_flash, has_float8
+from krzem.train.ops.attention import attention
 from krzem.train.ops.float8 import (
     BLOCK,
     Operand,
@@ -21,6 +26,67 @@ from krzem.train.ops.float8 import (
 )
 from krzem.train.ops.grouped import Groups, grouped_linear
 from krzem.train.ops.permute import with_sizes
+
+_FLASH_WIDTH = 256
+"""Widest head of FlashAttention-2."""
+_FLASH_TYPES = (torch.float16, torch.bfloat16)
+
+
+@attention.version("cuda", lambda: has_flash(torch.device("cuda")))
+def attention_cuda(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    documents: Tensor | None = None,
+    spans: Tensor | None = None,
+) -> Tensor:
+    """Documents and windows without an ``S x S`` mask, where FlashAttention takes the heads."""
+    length = q.shape[2]
+    near = window if window is not None and window < length else None
+    masked = near is not None or documents is not None
+    fits = q.shape[-1] <= _FLASH_WIDTH and q.shape[-1] % 8 == 0 and q.dtype in _FLASH_TYPES
+    known = k.shape[2] == length and (documents is None or spans is not None)
+    if not (masked and fits and known):
+        return attention.portable(q, k, v, scale=scale, window=window, documents=documents)
+    return packed_attention(q, k, v, spans, scale=scale, window=near)
+
+
+def packed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Tensor | None,
+    *,
+    scale: float,
+    window: int | None,
+    kernel: Callable[..., Any] = varlen_attn,
+) -> Tensor:
+    """As :func:`attention`, of all sequences in one row cut at ``spans`` (or at their ends).
+
+    The kernel takes sixteen-bit queries, keys and values of one width, a multiple of eight up to
+    256; its window counts the keys before the query (``torch.nn.attention.varlen`` of 2.13).
+    """
+    B, H, S, N = q.shape
+    width = v.shape[-1]
+    v = F.pad(v, (0, N - width))
+    rows = [t.transpose(1, 2).reshape(B * S, -1, N) for t in (q, k, v)]
+    if spans is None:
+        spans = torch.arange(0, B * S + 1, S, dtype=torch.int32, device=q.device)
+    back = -1 if window is None else window - 1
+    out: Tensor = kernel(
+        *rows,
+        spans,
+        spans,
+        S,
+        S,
+        scale=scale,
+        window_size=(back, 0),
+        enable_gqa=k.shape[1] != H,
+    )
+    return out.view(B, S, H, N).transpose(1, 2)[..., :width]
 
 
 def _has_grouped_matmul() -> bool:

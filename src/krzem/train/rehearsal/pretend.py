@@ -142,7 +142,8 @@ def pretend_device(mode: PretendMode) -> Iterator[None]:
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention_kernel))
         stack.enter_context(mock.patch.object(F, "rms_norm", fused_norm))
         stack.enter_context(mock.patch.object(F, "silu", fused_silu))
-        stack.enter_context(mock.patch.object(cuda, "has_float8", _has_float8))
+        for known in ("has_float8", "has_flash"):
+            stack.enter_context(mock.patch.object(cuda, known, _is_recent))
         stack.enter_context(mode)
         yield
 
@@ -158,7 +159,7 @@ _MESH_METHODS = {
 }
 
 
-def _has_float8(_: torch.device) -> bool:
+def _is_recent(_: torch.device) -> bool:
     """The device is taken for one of Hopper or later: whether it is, is asked before."""
     return True
 

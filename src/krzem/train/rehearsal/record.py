@@ -293,19 +293,35 @@ def _about(func: Any) -> _About:
         name=name,
         fresh=fresh and bool(schema.returns) and namespace != "c10d",
         outside=outside and name != "wait_tensor",
-        flops=_product_flops
-        if name in _PRODUCTS
-        else flop_registry.get(getattr(func, "_overloadpacket", None)),
+        flops=_FLOPS.get(name) or flop_registry.get(getattr(func, "_overloadpacket", None)),
     )
-
-
-_PRODUCTS = frozenset({"_grouped_mm", "_scaled_grouped_mm", "_scaled_mm_v2"})
-"""Products that torch 2.13 has no count for."""
 
 
 def _product_flops(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     """Of ``a [M, K]`` with a matrix of ``N`` columns a row, or with ``[K, N]``: ``2 M K N``."""
     return 2 * a.numel() * b.shape[-1]
+
+
+def _row_flops(*args: Any, **more: Any) -> int:
+    """Of queries ``[T, H, N]`` in sequences of equal length, as torch counts them without
+    documents: torch's count would have the host read where documents end."""
+    query, value, length = args[0], args[2], args[5]
+    rows, heads, width = query.shape
+    return int(2 * rows * length * heads * (width + value.shape[2]))
+
+
+def _row_backward_flops(*args: Any, **more: Any) -> int:
+    query, value, length = args[1], args[3], args[8]
+    rows, heads, width = query.shape
+    return int(2 * rows * length * heads * (3 * width + 2 * value.shape[2]))
+
+
+_FLOPS: dict[str, Any] = {
+    **dict.fromkeys(("_grouped_mm", "_scaled_grouped_mm", "_scaled_mm_v2"), _product_flops),
+    "_varlen_attn": _row_flops,
+    "_varlen_attn_backward": _row_backward_flops,
+}
+"""Of operators that torch 2.13 has no count for, or none that keeps the host from reading."""
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
