@@ -71,9 +71,9 @@ def test_an_impossible_goal_says_what_to_relax() -> None:
     json.dumps(document, allow_nan=False)
     assert "No plan keeps every limit" in fleet_text(document)
     assert "date" in fleet_page(document)
-    why = "t needs the dense 16-bit peak of t"
-    apart = {**document, "left_out": {x: why.replace("t ", f"{x} ") for x in ("t20", "s60")}}
-    assert "peak of t: t20, s60" in fleet_page(apart), "one point for one reason"
+    left_out = {name: f"{name} needs the 16-bit peak of {name}" for name in ("t20", "s60")}
+    html = fleet_page({**document, "left_out": left_out})
+    assert "16-bit peak of it: t20, s60" in html, "one point for one reason"
 
 
 def test_infer(tmp_path: Path) -> None:
