@@ -153,10 +153,11 @@ def export_command(
 @click.option(
     "--from",
     "kind",
-    type=click.Choice(["huggingface", "torchtitan"]),
+    type=click.Choice(["huggingface", "megatron", "torchtitan"]),
     default="huggingface",
     show_default=True,
-    help="Safetensors (weights), or a torch distributed checkpoint (weights and moments).",
+    help="Safetensors (weights), or a torch distributed checkpoint (weights and moments): "
+    "Megatron-Core's torch_dist, NeMo's, or torchtitan's.",
 )
 @click.option(
     "--config",
@@ -176,6 +177,9 @@ def export_command(
     show_default=True,
     help="Tokens seen in training.",
 )
+@click.option(
+    "--weights-only", is_flag=True, help="Pass over the optimizer of a Megatron checkpoint."
+)
 @AS_JSON
 def import_command(
     source: Path,
@@ -184,6 +188,7 @@ def import_command(
     config_path: Path | None,
     step: int | None,
     tokens: int,
+    weights_only: bool,
     as_json: bool,
 ) -> None:
     """Make a checkpoint in the folder RUN from SOURCE, which another trainer or publisher wrote.
@@ -201,6 +206,7 @@ def import_command(
         raise DataError(f"no such file or folder: {source}")
     config = read_config(config_path or (source if source.is_dir() else source.parent))
     sources: Mapping[str, Any] = {}
+    notes: Mapping[str, Any] = {}
     if kind == "huggingface":
         sources = {WEIGHT: SafetensorsFolder(source, config)}
     if kind == "torchtitan":
@@ -208,13 +214,18 @@ def import_command(
 
         sources = titan_sources(source, config)
         step = titan_step(source) if step is None else step
+    if kind == "megatron":
+        from krzem.train.checkpoint.megatron import megatron_tensors
+
+        found = megatron_tensors(source, config, step, weights_only=weights_only)
+        sources, notes, step = found.sources, found.notes, found.step
     with _progress("importing", quiet=as_json) as progress:
         folder = import_tensors(
             sources,
             _correspondence(config, sources[WEIGHT].tensors()),
             root_of(run),
             config=config,
-            meta={"imported_from": f"{kind} {source.name}", "tokens": tokens},
+            meta={"imported_from": f"{kind} {source.name}", "tokens": tokens, **notes},
             step=step or 0,
             progress=progress,
             std=float(config.get("initializer_range") or 0.02),

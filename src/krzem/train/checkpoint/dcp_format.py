@@ -3,7 +3,8 @@
 Both kinds of file are pickles, and unpickling may run code of the file's choosing.  But a pickle
 can only call what it can name, so here names are looked up in a short list and nowhere else:
 
-* ``.metadata``: the value classes of ``torch.distributed.checkpoint``, for each of which stands an
+* ``.metadata``: the value classes of ``torch.distributed.checkpoint`` (with those of the plan of
+  saving, which Megatron keeps there), for each of which stands an
   empty class made for this one reading, so that not even torch's own classes are within reach;
   ``torch.Size`` (a plain tuple here), types, and the two functions for layouts and paths,
   for which stand functions that return their text.
@@ -40,10 +41,14 @@ _RECORDS = {
         "TensorProperties",
         "TensorStorageMetadata",
     )
-} | {(f"{_MODULE}.filesystem", "_StorageInfo")}
+} | {
+    (f"{_MODULE}.filesystem", "_StorageInfo"),
+    *((f"{_MODULE}.planner", name) for name in ("SavePlan", "TensorWriteData", "WriteItem")),
+}
 _TEXTS = {
     ("torch.serialization", "_get_layout"),
     (f"{_MODULE}.metadata", "_MEM_FORMAT_ENCODING"),
+    (f"{_MODULE}.planner", "WriteItemType"),
     ("pathlib", "PosixPath"),
     ("pathlib", "WindowsPath"),
     ("pathlib._local", "PosixPath"),

@@ -90,7 +90,7 @@ def titan_sources(folder: Path, config: Mapping[str, Any]) -> dict[str, Source]:
         if chosen or prefix == WEIGHT:
             shapes = {n: names[full][1] for n, full in chosen.items()}
             correspondence = titan_correspondence(shapes, config)
-            sources[prefix] = Renamed(_Picked(stored, chosen), correspondence)
+            sources[prefix] = Renamed(Picked(stored, chosen, shapes), correspondence)
     return sources
 
 
@@ -124,17 +124,20 @@ def _chosen(names: Mapping[str, Any], moment: str, *, tied: bool) -> dict[str, s
     return found
 
 
-class _Picked:
-    """Some tensors of a source under shorter names."""
+class Picked:
+    """Some tensors of a source under shorter names, with their first ``shapes`` of elements."""
 
-    def __init__(self, source: Source, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: Source, names: Mapping[str, str], shapes: Mapping[str, Shape]
+    ) -> None:
         self._source = source
         self._names = names
+        self._shapes = shapes
         self._tensors = source.tensors()
 
     def tensors(self) -> dict[str, tuple[str, Shape]]:
         """Type and shape of every tensor."""
-        return {name: self._tensors[full] for name, full in self._names.items()}
+        return {n: (self._tensors[full][0], self._shapes[n]) for n, full in self._names.items()}
 
     def read(self, name: str, at: Shape, shape: Shape) -> Any:
         """The box of ``name`` that begins at ``at``."""
@@ -144,12 +147,26 @@ class _Picked:
 def titan_correspondence(titan: Mapping[str, Shape], config: Mapping[str, Any]) -> Correspondence:
     """Copies between torchtitan's tensors (``ours``) and Hugging Face's (``theirs``)."""
     copies = [c for name, shape in titan.items() for c in _copies(name, shape, config)]
+    return from_copies(titan, copies, "torchtitan")
+
+
+def from_copies(ours: Mapping[str, Shape], copies: list[Copy], trainer: str) -> Correspondence:
+    """The correspondence of ``copies``, whose ends give the shapes of theirs.
+
+    Raises:
+        CheckpointError: two tensors of ``trainer`` are one of theirs, or leave a gap in it.
+    """
     theirs: dict[str, Shape] = {}
     for copy in copies:
         ends = tuple(a + n for a, n in zip(copy.theirs_at, copy.theirs_shape, strict=True))
         held = theirs.get(copy.theirs, ends)
+        if len(held) != len(ends):
+            raise CheckpointError(f"{trainer}'s tensors do not fit together in {copy.theirs}")
         theirs[copy.theirs] = tuple(max(a, b) for a, b in zip(held, ends, strict=True))
-    return Correspondence(ours=dict(titan), theirs=theirs, copies=tuple(copies))
+    try:
+        return Correspondence(ours=dict(ours), theirs=theirs, copies=tuple(copies))
+    except AssertionError as error:
+        raise CheckpointError(f"{trainer}'s tensors overlap or leave gaps: {error}") from error
 
 
 def _copies(name: str, shape: Shape, config: Mapping[str, Any]) -> Iterator[Copy]:
