@@ -164,3 +164,33 @@ def test_a_cell_that_is_off_as_a_whole_steers_little() -> None:
     apart = robust(off, weight, np.arange(40))
     assert together[:20].sum() < apart[:20].sum() < apart[20:].sum()
     assert together[20:] == pytest.approx(together[39])
+
+
+def test_the_page_shows_each_figure_of_the_report(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    rows = [*list(read_table("runs.csv"))[:12], {"id": "<i>", "source": "<b>", "accelerator": "?"}]
+    table, target = tmp_path / "runs.csv", tmp_path / "page.html"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    done = CliRunner().invoke(accuracy_command, [str(table), "--json", "--html", str(target)])
+    assert done.exit_code == 0, done.output
+    document, text = json.loads(done.stdout), target.read_text(encoding="utf-8")
+    assert f"{document['used']} of {document['rows']} rows predicted" in text
+    assert f"{100 * document['time']['median_ape']:.1f} %" in text
+    assert all(f"<td>{reason}</td>" in text for reason in document["skipped"])
+    assert f"{document['time']['n']} rows; " in text
+    timed = [r for r in evaluate(rows).outcomes if r.measured_s and not r.reason]
+    far = [abs(float(np.log(r.mid_s / (r.measured_s or 1.0)))) for r in timed]
+    listed = text[text.index("Rows that are furthest off") :]
+    order = sorted(range(len(timed)), key=lambda i: -far[i])
+    places = [listed.index(f'<th scope="row">{timed[i].id}</th>') for i in order]
+    assert places == sorted(places)
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_table_is_read(tmp_path: Path) -> None:
+    target = tmp_path / "none" / "page.html"
+    done = CliRunner().invoke(accuracy_command, [str(tmp_path / "no.csv"), "--html", str(target)])
+    assert "a folder that does not exist" in str(done.exception)

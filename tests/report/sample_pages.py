@@ -249,11 +249,21 @@ def certificate_page() -> str:
     )  # fmt: skip
 
 
+def accuracy_page() -> str:
+    from krzem.accuracy.evaluate import evaluate
+    from krzem.facts.table import read_table
+    from krzem.report.html_accuracy import accuracy_page as made
+
+    unreadable = {"id": "none", "source": "somebody", "accelerator": "?"}
+    return made(evaluate([*list(read_table("runs.csv"))[:60], unreadable]))
+
+
 PAGES = {
     "plan": plan_page, "explain": explain_page, "compare": compare_page, "sweep": sweep_page,
     "check": check_page, "rules": rules_page, "one chip": one_chip_page,
     "outlook": outlook_page, "fleet": fleet_page, "infeasible fleet": infeasible_fleet_page,
     "proposal": proposal_page, "run": run_page, "train": train_page,
     "rehearsal": rehearsal_page, "witness": witness_page, "certificate": certificate_page,
+    "accuracy": accuracy_page,
 }  # fmt: skip
 """How each page is made, by its name."""

@@ -29,11 +29,13 @@ PATIENCE_S = 2.0
     help="Write one CSV line a row: measured, predicted low/mid/high, error or reason.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; fractions, not per cent.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Also write a page that needs no network.")  # fmt: skip
 @click.option("--cross-validate", is_flag=True,
               help="Refit on this table, leaving out each source, accelerator and family in turn"
                    " (a minute or two).")  # fmt: skip
 def accuracy_command(
-    file: Path, rows_file: Path | None, as_json: bool, cross_validate: bool
+    file: Path, rows_file: Path | None, as_json: bool, html: Path | None, cross_validate: bool
 ) -> None:
     """Predict every run of a CSV FILE and compare with what was measured.
 
@@ -45,18 +47,29 @@ def accuracy_command(
     krzem accuracy runs.csv
     krzem accuracy mine.csv --rows errors.csv
     krzem accuracy mine.csv --json
+    krzem accuracy mine.csv --html accuracy.html
     """
     from krzem.accuracy.evaluate import evaluate
     from krzem.cli.output import check_files
     from krzem.report.text_table import format_report
     from krzem.train.durable import write_atomic
 
-    check_files(None if rows_file is None else str(rows_file))
+    check_files(*(None if name is None else str(name) for name in (rows_file, html)))
+    if html is not None:
+        from krzem.report.selfcontained import need_extra
+
+        need_extra()
     with _counting(as_json) as progress:
         report = evaluate(file, cross_validate=cross_validate, progress=progress)
     if rows_file is not None:
         write_atomic(rows_file, rows_csv(report).encode())
         click.echo(f"wrote {rows_file}", err=True)
+    if html is not None:
+        from krzem.report.html_accuracy import accuracy_page
+        from krzem.report.selfcontained import write_text
+
+        write_text(html, accuracy_page(report))
+        click.echo(f"wrote {html}", err=True)
     document = report.as_dict()
     if as_json:
         click.echo(json.dumps(document, indent=2, allow_nan=False))

@@ -212,7 +212,9 @@ def days(value: Interval) -> str:
 
 Document = Mapping[str, Any]
 
-_HEAD = ("", "rows", "median", "mean", "90th pct", "bias", "in 80 %", "within 10 %", "rank corr.")
+ACCURACY_HEAD = (
+    "", "rows", "median", "mean", "90th pct", "bias", "in 80 %", "within 10 %", "rank corr.",
+)  # fmt: skip
 _KEYS = ("median_ape", "mape", "p90_ape", "bias", "coverage80", "within10", "spearman")
 _ALIGN = "lrrrrrrrr"
 LONGEST = 12
@@ -233,20 +235,24 @@ def format_report(document: Document) -> str:
 
 
 def _opening(document: Document) -> list[str]:
-    text = (
+    return [line for words in opening_words(document) for line in paragraph(words)]
+
+
+def opening_words(document: Document) -> list[str]:
+    """What the figures are of, in sentences."""
+    found = [
         f"{document['used']:,} of {document['rows']:,} rows predicted from their own layout,"
         " batch, precision and date. Errors are of seconds per step, |predicted / measured - 1|;"
         " bias is the median of predicted / measured - 1."
-    )
-    found = paragraph(text)
+    ]
     if document["held_back"]:
-        found += paragraph(
+        found.append(
             "Calibration has seen rows of this table. Judge it by the rows \"without ...\","
             " where each row is predicted by a calibration that had not seen its source, its"
             " accelerator or its family."
         )  # fmt: skip
     if document["duplicate_ids"]:
-        found += paragraph(f"{document['duplicate_ids']:,} ids occur more than once; all are used.")
+        found.append(f"{document['duplicate_ids']:,} ids occur more than once; all are used.")
     return found
 
 
@@ -255,11 +261,16 @@ def _time(document: Document) -> list[str]:
     first = "time, as calibrated" if held else "time"
     rows = [_accuracy_row(first, document["time"])]
     rows += [_accuracy_row(name.replace("_", " "), figures) for name, figures in held.items()]
-    return table(_HEAD, rows, _ALIGN)
+    return table(ACCURACY_HEAD, rows, _ALIGN)
 
 
 def _accuracy_row(name: str, figures: Document) -> list[str]:
-    return [shortened(name, 23), f"{figures['n']:,}", *(_cell(k, figures.get(k)) for k in _KEYS)]
+    return [shortened(name, 23), *accuracy_cells(figures)]
+
+
+def accuracy_cells(figures: Document) -> list[str]:
+    """Rows and errors of a group, as under ``ACCURACY_HEAD`` after its first column."""
+    return [f"{figures['n']:,}", *(_cell(k, figures.get(k)) for k in _KEYS)]
 
 
 def _cell(key: str, value: float | None) -> str:
@@ -271,9 +282,15 @@ def _cell(key: str, value: float | None) -> str:
 
 
 def _memory(figures: Document) -> list[str]:
+    words = memory_words(figures)
+    return paragraph(words) if figures["n"] else [words]
+
+
+def memory_words(figures: Document) -> str:
+    """How far predicted peaks are off, in a sentence."""
     if not figures["n"]:
-        return ["No row says both peak memory and all that it depends on."]
-    return paragraph(
+        return "No row says both peak memory and all that it depends on."
+    return (
         f"Peak memory, {figures['n']:,} rows: mean error {_cell('', figures['mape'])}, largest"
         f" {_cell('', figures['max_ape'])}; {_cell('', figures['fits_correct'])} of these layouts,"
         " which all ran, are held to be possible."
@@ -282,7 +299,7 @@ def _memory(figures: Document) -> list[str]:
 
 def _groups(groups: Mapping[str, Document], title: str) -> list[str]:
     shown = [(n, g) for n, g in groups.items() if g["n"]][:LONGEST]
-    lines = table((title, *_HEAD[1:]), [_accuracy_row(n, g) for n, g in shown], _ALIGN)
+    lines = table((title, *ACCURACY_HEAD[1:]), [_accuracy_row(n, g) for n, g in shown], _ALIGN)
     left = len(groups) - len(shown)
     return [*lines, f"... and {left} more (--json)"] if left > 0 else lines
 
