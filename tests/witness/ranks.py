@@ -61,19 +61,24 @@ def main() -> None:
 @contextlib.contextmanager
 def clipped_by_its_own(model: TrainerSubject) -> Iterator[None]:
     """The collective of the gradient norm is left out: each rank clips by its own part."""
-    right = engine_module.sum_over
+    right, squared = engine_module.sum_over, engine_module.squared_norm
+    own: list[torch.Tensor] = []
+
+    def kept(*args: Any) -> torch.Tensor:
+        own.append(squared(*args))
+        return own[-1]
 
     def wrong(values: torch.Tensor, axis: Any) -> torch.Tensor:
         found = right(values, axis)
-        if values.dim() == 1 and values.is_floating_point():
-            found[-1] = values[-1]
+        if own:  # The sum that follows: losses, this square, and the rows beyond a capacity.
+            found[-2] = own.pop()
         return found
 
-    engine_module.sum_over = wrong
+    engine_module.sum_over, engine_module.squared_norm = wrong, kept
     try:
         yield
     finally:
-        engine_module.sum_over = right
+        engine_module.sum_over, engine_module.squared_norm = right, squared
 
 
 def under(text: str, dtype: str) -> TrainerSubject:
