@@ -28,6 +28,7 @@ import numpy as np
 from krzem.accuracy.evaluate import outcomes
 from krzem.cost.coefficients import fitted
 from krzem.cost.memory import RankBytes
+from krzem.cost.stages import stages
 from krzem.cost.trainer_memory import held_weights, trainer_ranks, weight_traffic
 from krzem.facts.table import read_table
 from krzem.hardware import read_cluster
@@ -150,16 +151,24 @@ class Counting(Pricer):
 
 def planned_traffic(case: Case) -> dict[str, float]:
     """Bytes that a rank sends in a step, by what they are for: of experts and to other stages one
-    of the fullest middle stage, of weights and gradients one of the first."""
+    of the second stage, of weights and gradients one of the first.
+
+    A step is priced with the fullest middle stage; the second one holds a share of its experts,
+    none where its layers are dense.
+    """
     layout = parse_layout(case.layout)
     x, asked = pack([layout]), pricer(case)
     counting = Counting(asked.task)
     count = case.batch / (layout.dp * layout.micro_batch)
-    rank = counting.passes(x).ranks[1 if layout.pp > 1 else 0]
+    second = 1 if layout.pp > 1 else 0
+    rank, spread = counting.passes(x).ranks[second], stages(asked.table, x)
+    priced = float((spread.middle_moe if second else spread.first_moe)[0])
     step = counting.step(x)
     held = held_weights(asked.task.architecture, asked.table, x)
+    routed = [float(np.ravel(layer.experts)[0]) > 0 for layer in held.layers]
+    own = float(held.counts(np.array([second]))[routed].sum())
     return {
-        "experts": count * float(np.ravel(rank.dispatch)[0]),
+        "experts": count * float(np.ravel(rank.dispatch)[0]) * own / (priced or 1.0),
         "stages": float(np.ravel(step.pipeline_transfer)[0]),
         "weights and gradients": float(weight_traffic(held, x, case.batch, np.zeros(1))[0]),
     }

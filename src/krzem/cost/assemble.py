@@ -130,6 +130,7 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         pp_exposed=below_peak(c.common("pp-exposed")),
         dedup=e.dedup,
         dispatch_all=e.dispatch_all,
+        modules_dispatch=e.modules_dispatch,
         permute=e.permute,
         latent_rotary=e.latent_rotary,
         dispatch_bytes=2.0,

@@ -102,6 +102,8 @@ class Machine:
     """1 where a token is sent once per node and fanned out there, 0 where once per expert."""
     dispatch_all: Array
     """1 where every expert-parallel rank gathers all tokens, 0 where each is sent its own."""
+    modules_dispatch: Array
+    """1 where recomputing ``modules`` sends tokens to experts again, 0 where it keeps the rows."""
     permute: Array
     """Memory passes that sort tokens by expert, relative to sorting before and after sending."""
     latent_rotary: Array

@@ -113,16 +113,25 @@ class Exchange:
     sent_b: Array
 
 
-def exchanges(x: Layouts, parts: LayerSeconds, s: Stages) -> tuple[Exchange, ...]:
+def exchanges(x: Layouts, parts: LayerSeconds, s: Stages, mc: Machine) -> tuple[Exchange, ...]:
     """Of the first, the fullest middle and the last pipeline rank."""
-    return tuple(_exchange(x, parts, counts) for counts in s.each)
+    return tuple(_exchange(x, parts, counts, mc) for counts in s.each)
 
 
-def _exchange(x: Layouts, parts: LayerSeconds, counts: tuple[Array, Array, Array]) -> Exchange:
+def _sent_again(x: Layouts, share: Array, mc: Machine) -> Array:
+    """Share of expert layers whose tokens are sent again in the backward pass: those recomputed
+    whole, and where it keeps no rows that it received all that are recomputed by modules."""
+    cheap = x.recompute == RECOMPUTES.index(Recompute.MODULES)
+    return np.where(cheap, mc.modules_dispatch, share)
+
+
+def _exchange(
+    x: Layouts, parts: LayerSeconds, counts: tuple[Array, Array, Array], mc: Machine
+) -> Exchange:
     n, _, moe = counts
     share = recomputed(x, n)
     f, b = _around(parts, counts)
-    again = share * parts.dispatch_f
+    again = _sent_again(x, share, mc) * parts.dispatch_f
     return Exchange(
         around=f / np.maximum(f * (1.0 + share) + b, 1e-30),
         sent_f=moe * parts.dispatch_f,
@@ -157,7 +166,7 @@ def _rank(
     again = share * f + n * np.where(cheap, parts.cheap_f, np.where(core, parts.core_f, 0.0))
     dual = overlaps_dispatch(x.schedule)
     hidden = np.where(dual, 0.95, mc.ep_overlap)
-    sent = moe * (parts.dispatch_f * (1.0 + share) + parts.dispatch_b)
+    sent = moe * (parts.dispatch_f * (1.0 + _sent_again(x, share, mc)) + parts.dispatch_b)
     # One second of computation hides one second of communication, once.
     left_f = np.maximum(f - n * parts.covered_f - comm_f, 0.0)
     left_b = np.maximum(b - n * parts.covered_b - comm_b, 0.0)

@@ -207,6 +207,8 @@ class Design:
     """1: an expert token crosses the network once per node, 0: once per expert."""
     dispatch_all: float = 0.0
     """1: all tokens are gathered on all expert-parallel ranks."""
+    modules_dispatch: float = 0.0
+    """1: recomputing ``modules`` sends tokens to experts again; 0: the rows received are kept."""
     permute: float = 1.0
     """Memory passes that sort tokens by expert, over those of sorting before and after sending."""
     latent_rotary: float = 2.0

@@ -302,7 +302,7 @@ class Pricer:
         return Passes(
             ranks=ranks,
             slowest=slowest_rank(x, ranks),
-            exchanges=exchanges(x, parts, s),
+            exchanges=exchanges(x, parts, s, whole),
             weights=parts.weight_share,
             pace=np.minimum(whole.overhead, 1.0),
         )

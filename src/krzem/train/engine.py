@@ -242,8 +242,10 @@ class Engine:
             last = start == starts[-1]
             if isinstance(model, FSDPModule):
                 reduces = last or self.layout.zero >= 2
-                # Where each backward pass reduces, FSDP lets go of what it sent at its end.
+                # Where each backward pass reduces, FSDP lets go of what it sent at its end, and of
+                # the weights; else these stay gathered for the next micro-batch.
                 model.set_is_last_backward(reduces)
+                model.set_reshard_after_backward(reduces)
                 model.set_requires_gradient_sync(reduces)
             for replicas in self._replicas if last else ():
                 replicas.arm()
