@@ -283,6 +283,8 @@ class LayerBytes:
     """The same where nothing is."""
     work: Array
     """Beside ``kept``, at the fullest moment of its backward pass."""
+    waits: Array
+    """Gradients of results that wait for those of weights, where the two are computed apart."""
     dense: Array
     """Elements of its weights on this rank but routed experts, before FSDP cuts them."""
     experts: Array
@@ -326,6 +328,8 @@ def layer_bytes(
         kept=kept,
         whole=whole + np.where(x.zero == 0, 2.0 * (dense + experts), 0.0),
         work=np.maximum(at_network, at_attention) + again - kept,
+        # Of each product but the core's, of either norm, and what both output matrices read.
+        waits=products - attention.core - k.projected + 2.0 * (k.own_bytes + k.read),
         dense=dense,
         experts=experts,
         unit=_unit(x, dense, experts),

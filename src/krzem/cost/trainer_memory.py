@@ -210,10 +210,17 @@ def _rank(s: _Step, rank: Array) -> RankBytes:
     gradients = cuts.gradients.of(*weights)
     # A pipe that is never filled again is fullest before there are gradients, or one batch later.
     flying = _flying(s, rank)
-    drains = (flying == s.count) & (x.pp > 1) & (x.schedule == 0)
+    chunked = is_schedule(x.schedule, Schedule.INTERLEAVED)
+    drains = (flying == s.count) & (x.pp > 1) & ((x.schedule == 0) | chunked)
     one = activations / flying
     before, after = drains & (one > gradients), drains & (one <= gradients)
-    activations = activations - np.where(after, one, 0.0)
+    # Chunks turn one after the other: in a single round there are gradients of the last alone.
+    around = chunked & (x.pp > 1) & (s.count < 2.0 * x.pp) & (one > gradients)
+    turned = np.where((after & chunked) | around, 1.0 / x.vpp, 1.0)
+    dense, experts, ends = weights
+    ends = np.where((turned < 1.0) & ~s.held.predicts(rank), 0.0, ends)
+    gradients = cuts.gradients.of(dense * turned, experts * turned, ends)
+    activations = activations - np.where(after, one * turned, 0.0)
     # Of one micro-batch alone gradients come as activations go.  Last the ends are reduced: their
     # gradients in 16 bits, and in 32 to be sent.
     single, ends = (x.pp <= 1) & (s.count <= 1.0) & (x.zero >= 1), 6.0 * weights[2]
@@ -238,16 +245,19 @@ def _moments(s: _Step, rank: Array) -> tuple[Array, Array]:
     predicts, begins = held.predicts(rank), rank == 0
     counts, mtp = held.every(rank), np.where(held.predicts(rank), held.mtp, 0.0)
     inner = (x.pp > 1) & ~predicts
-    kept = _kept(s, counts) + mtp * _joined(k)
-    # The last norm's input and output.
-    kept = kept + np.where(predicts, k.own_bytes + k.joined, 0.0)
-    handed = np.where(inner, k.residual * x.vpp, 0.0) + s.angles
+    kept, chunked = _kept(s, counts), is_schedule(x.schedule, Schedule.INTERLEAVED) & (x.pp > 1)
+    # The last norm's input and output, and what prediction modules join: of the last chunk, which
+    # turns at once.
+    closing = mtp * _joined(k) + np.where(predicts, k.own_bytes + k.joined, 0.0)
+    kept = kept + np.where(chunked, 0.0, closing)
+    given = x.vpp - np.where(predicts & chunked, 1.0, 0.0)
+    handed = np.where(inner | chunked, k.residual * given, 0.0) + s.angles
     if k.streams > 1:
         kept = kept + np.where(predicts, k.residual, 0.0)
         # All streams begin as one tensor.
         kept = kept - np.where(begins, k.residual - k.own_bytes, 0.0)
     flying = _flying(s, rank)
-    activations = flying * (kept + handed)
+    activations = flying * (kept + handed) + np.where(chunked, closing, 0.0)
     backward = _largest(counts, [layer.work for layer in held.layers])
     backward = backward + np.where(inner, k.residual, 0.0)
     weights = _largest(counts, [layer.weights for layer in held.layers])
@@ -266,8 +276,16 @@ def _moments(s: _Step, rank: Array) -> tuple[Array, Array]:
     apart = is_schedule(x.schedule, Schedule.ZB_V) & (x.pp > 1)
     waiting = np.where(apart, dense + experts, 0.0)
     backward, loss = backward + 2.0 * waiting, loss + np.where(predicts, waiting, 0.0)
-    moments = np.maximum(backward, loss)
-    return activations, np.maximum(moments, _reduced(s, rank, counts) - activations)
+    # torch's DualPipeV has its half micro-batch more while one runs backward, not at the loss.
+    half = is_schedule(x.schedule, Schedule.DUALPIPE_V) & (x.pp > 1) & (flying > x.pp)
+    moments = np.maximum(backward, loss - np.where(half, (flying - x.pp) * (kept + handed), 0.0))
+    moments = np.maximum(moments, _reduced(s, rank, counts) - activations)
+    # ZB-V drains through input gradients: rank r has pp + r chunks left, and those of 2 r + 1 wait.
+    left = np.minimum(0.5 * (x.pp + rank), s.count) * (kept + handed)
+    late = sum(n * layer.waits for n, layer in zip(counts, held.layers, strict=True))
+    late = late * np.minimum(rank + 0.5, s.count)
+    drains = apart & (left + late > activations + moments)
+    return np.where(drains, left, activations), np.where(drains, late, moments)
 
 
 def _flying(s: _Step, rank: Array) -> Array:

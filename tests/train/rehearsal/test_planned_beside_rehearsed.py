@@ -77,17 +77,8 @@ def benchmark() -> Any:
     return module
 
 
-OFF = {
-    ("qwen3-1.7b tp=4,dp=16,zero=1,recompute=full", "first"): -0.030,
-    ("llama-3.1-8b pp=8,schedule=zb-v,vpp=2,dp=16,zero=1", "last"): -0.230,
-    ("llama-3.1-8b pp=8,schedule=dualpipev,vpp=2,dp=16,zero=1", "first"): 0.035,
-    ("deepseek-v3 pp=16,ep=64,vpp=2,schedule=interleaved,dp=128,zero=1,recompute=full", "last"):
-        0.076,
-    ("llama-3.1-70b tp=8,pp=20,vpp=2,schedule=interleaved,dp=8,zero=1", "first"): 0.043,
-    ("llama-3.1-70b tp=8,pp=20,vpp=2,schedule=interleaved,dp=8,zero=1", "middle"): 0.033,
-    ("llama-3.1-70b tp=8,pp=20,vpp=2,schedule=interleaved,dp=8,zero=1", "last"): 0.061,
-}  # fmt: skip
-"""Stages whose plan is known to be further off than 3 %: how micro-batches overlap in chunks."""
+OFF = {("qwen3-1.7b tp=4,dp=16,zero=1,recompute=full", "first"): -0.030}
+"""The stage whose plan is further off than 3 %: 0.1 GiB at the loss of a small tied model."""
 
 
 def test_recorded_rehearsals_of_whole_models_agree() -> None:
