@@ -38,7 +38,8 @@ def test_case_by_case_lists_the_conditions() -> None:
 def test_unknown_die_area_gives_the_die_that_would_decide() -> None:
     text = run("--chip", "mlu590", "--on", "2026-11-23").output
     assert "depends on performance density" in text
-    assert "a die of at least 2,810 mm2" in text  # 4,496 / 1.6
+    assert "to 1.6 (a die of at least 2,810 mm2)" in text  # 4,496 / 1.6
+    assert "from 1.6 (a die of at most 2,810 mm2)" in text
 
 
 def test_table_has_every_chip_and_marks_those_to_come() -> None:
