@@ -208,7 +208,15 @@ def _strategy(tree: Tree, job: JobBuilder) -> None:
 
 
 def _inner(tree: Tree, job: JobBuilder, ratio: str, usual: float, half: bool) -> None:
-    """Width of the feed-forward block: a multiple of the model's; ``half`` of it after a gate."""
+    """Width of the feed-forward block and of each expert."""
+    _block_width(tree, job, ratio, usual, half)
+    width = job.number("model.ffn")
+    if job.number("model.experts") is not None and width is not None:
+        job.derive("model.moe_ffn", width, "each expert has the width of the block")
+
+
+def _block_width(tree: Tree, job: JobBuilder, ratio: str, usual: float, half: bool) -> None:
+    """A multiple of the model's width; ``half`` of it after a gate."""
     hidden, value = job.number("model.hidden"), tree.value(ratio)
     if hidden is None or isinstance(value, Open) or job.number("model.ffn") is not None:
         return
@@ -220,6 +228,12 @@ def _inner(tree: Tree, job: JobBuilder, ratio: str, usual: float, half: bool) ->
     if width >= 1:
         why = f"{factor:g} * {hidden}" + (" / 2: gate and value share it" if half else "")
         job.derive("model.ffn", width, why, tree.place(ratio))
+
+
+def _positions(tree: Tree, job: JobBuilder, table: str) -> None:
+    for key in ("alibi", "rope"):
+        if truth_of(tree, f"{table}.{key}"):
+            job.state("model.positions", key, tree.place(f"{table}.{key}"))
 
 
 def equal_heads(job: JobBuilder) -> None:
@@ -257,12 +271,7 @@ def _mpt(tree: Tree, job: JobBuilder) -> None:
     if place.line:
         job.derive("model.gated", gated, f"ffn_type is {kind[:20]}", place)
     _inner(tree, job, "model.expansion_ratio", 4.0, half=False)
-    width = job.number("model.ffn")
-    if job.number("model.experts") is not None and width is not None:
-        job.derive("model.moe_ffn", width, "each expert has the width of the block")
-    for key, name in (("alibi", "alibi"), ("rope", "rope")):
-        if truth_of(tree, f"model.attn_config.{key}"):
-            job.state("model.positions", name, tree.place(f"model.attn_config.{key}"))
+    _positions(tree, job, "model.attn_config")
     if job.get("model.positions") is None and truth_of(tree, "model.learned_pos_emb") is not False:
         job.default("model.positions", "learned", "learned_pos_emb is true")
     if (word_of(tree, "model.attn_config.attn_type") or "").startswith("multiquery"):
@@ -293,12 +302,7 @@ def finish_olmo(tree: Tree, job: JobBuilder) -> None:
         place = tree.place("model.mlp_hidden_size")
         job.derive("model.ffn", inner, f"mlp_hidden_size = {hidden}", place)
     _inner(tree, job, "model.mlp_ratio", 4.0, half=act == "swiglu")
-    width = job.number("model.ffn")
-    if job.number("model.experts") is not None and width is not None:
-        job.derive("model.moe_ffn", width, "each expert has the width of the block")
-    for key in ("alibi", "rope"):
-        if truth_of(tree, f"model.{key}"):
-            job.state("model.positions", key, tree.place(f"model.{key}"))
+    _positions(tree, job, "model")
     job.default("model.positions", "learned", "neither alibi nor rope")
     if truth_of(tree, "model.multi_query_attention"):
         job.state("model.kv_heads", 1, tree.place("model.multi_query_attention"))

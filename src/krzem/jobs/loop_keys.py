@@ -169,7 +169,8 @@ VEOMNI_DEFAULTS: Defaults = {
     "finetune": ("none", "no weights are loaded"),
     "precision": ("bf16", "products in bfloat16, mixed precision or not"),
 }
-_ZERO = "deepspeed.zero_optimization"
+ZERO = "deepspeed.zero_optimization"
+"""ArcticTraining's table of DeepSpeed's ZeRO."""
 ARCTIC = Table(
     keys={
         "type": KEPT, "model.name_or_path": text("model.name"), "model.type": Read(
@@ -185,13 +186,13 @@ ARCTIC = Table(
         "train_iters": positive("train_steps"),
         "activation_checkpoint_cpu_offload": switch("offload-activations"),
         "optimizer.type": Read(("optimizer",), optimizer),
-        f"{_ZERO}.stage": some("zero"), f"{_ZERO}.offload_optimizer.device": KEPT,
+        f"{ZERO}.stage": some("zero"), f"{ZERO}.offload_optimizer.device": KEPT,
     },
     ignored=(
         r"(data|logger|wandb|scheduler|checkpoint|optimizer|tokenizer)(\..*)?",
         r"(epochs|exit_iteration.*|min_iterations|seed|.*interval.*|eval_.*|code|skip_validation"
         r"|mem_profiler.*|kill_switch_path|overfit.*|step_timer|arctic_moe)",
-        rf"{_ZERO}\.((stage3|reduce|allgather|sub_group).*|offload_optimizer\.pin.*)",
+        rf"{ZERO}\.((stage3|reduce|allgather|sub_group).*|offload_optimizer\.pin.*)",
         r"deepspeed\.(seq_parallel_comm.*|steps_per_print|gradient_clipping|wall_clock.*)",
         r"model\.(save_name|hf_config_kwargs.*|peft_config\..*|use_auth.*)",
     ),

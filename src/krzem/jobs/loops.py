@@ -28,6 +28,7 @@ from krzem.jobs.loop_keys import (
     PLAIN,
     VEOMNI,
     VEOMNI_DEFAULTS,
+    ZERO,
 )
 from krzem.jobs.priced import read_shape
 from krzem.jobs.registry import Claim, Reader, Sources
@@ -261,15 +262,11 @@ def _veomni(tree: Tree, job: JobBuilder) -> None:
 
 
 def _arctic(tree: Tree, job: JobBuilder) -> None:
-    if not tree.has("deepspeed.zero_optimization"):
+    if not tree.has(ZERO):
         job.default("zero", 2, "zero_optimization is of stage 2 unless given")
-    device = (
-        word_of(tree, "deepspeed.zero_optimization.offload_optimizer.device") or "none"
-    ).lower()
-    if device in ("cpu", "nvme"):
-        job.state(
-            "offload", True, tree.place("deepspeed.zero_optimization.offload_optimizer.device")
-        )
+    key = f"{ZERO}.offload_optimizer.device"
+    if (word_of(tree, key) or "none").lower() in ("cpu", "nvme"):
+        job.state("offload", True, tree.place(key))
     if (job.number("cp") or 1) > 1:
         job.derive("cpkind", "a2a", "Ulysses exchanges heads")
     kind = (word_of(tree, "type") or "sft").lower()

@@ -50,8 +50,8 @@ chance of meeting the deadline.</figcaption></figure>
 {{ grid(rows(speeds(d))) }}
 {% if d.rules %}<h2>Rules</h2><ul>{% for name, r in d.rules.items() %}
 <li>{{ name }}: {{ r.words }}</li>{% endfor %}</ul>{% endif %}
-{% if d.left_out %}<h2>Left out</h2><ul>{% for line in left_out %}
-<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
+{% if d.left_out %}<h2>Left out</h2><ul>{% for words in left_out %}
+<li>{{ words }}</li>{% endfor %}</ul>{% endif %}
 <h2>Assumptions</h2>
 <ul>{% for name, value in d.assumptions.items() if value is not mapping or value %}
 <li>{{ name.replace("_", " ") }}:
@@ -95,9 +95,7 @@ def fleet_page(document: Document) -> str:
         extras=text.extras,
         fronts=text.front_table,
         speeds=text.speeds_table,
-        left_out=[
-            line.removeprefix("- left out, ") for line in text.left_out_lines(document["left_out"])
-        ],
+        left_out=text.left_out_words(document["left_out"]),
         rows=_rows,
     )
 

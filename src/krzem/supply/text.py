@@ -101,7 +101,12 @@ _REASONS = (
 
 
 def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
-    """What is left out and why: all that share a reason in one point of a list."""
+    """What is left out and why, a point of a list for each reason."""
+    return [f"- left out, {words}" for words in left_out_words(left_out)]
+
+
+def left_out_words(left_out: Mapping[str, str]) -> list[str]:
+    """``reason: names`` of all that share a reason."""
     groups: dict[str, list[str]] = {}
     for name, why in left_out.items():
         reason, detail = why.partition("\n")[0].strip().rstrip("."), ""
@@ -111,7 +116,7 @@ def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
                 break
         reason = re.sub(rf"\b{re.escape(name)}(:[\d,]+)?", "it", reason)
         groups.setdefault(reason, []).append(f"{name}{detail}")
-    return [f"- left out, {reason}: {', '.join(names)}" for reason, names in groups.items()]
+    return [f"{reason}: {', '.join(names)}" for reason, names in groups.items()]
 
 
 def headline(portfolio: Document) -> str:
