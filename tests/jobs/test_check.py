@@ -264,7 +264,7 @@ def test_the_page_needs_no_network(predicted: Answer, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     log = megatron_log(predicted.check.plan.step_seconds.mid * 3)
     page = render(check_document(asked(tmp_path, log=log)))
-    assert "slower than this silicon allows" in page
+    assert "slower than its settings allow on this silicon" in page
     assert not re.findall(r"src=[\"']https?:|url\((?!#)|<script", page)
 
 
@@ -330,3 +330,47 @@ def test_any_field_may_be_set_to_nonsense(name: str) -> None:
             assert math.isfinite(priced.seconds)
         except KrzemError:
             continue
+
+
+# -- a published run that no table holds, as the documentation shows it
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "check"
+
+
+def example(folder: Path, log: str, **more: Any) -> Answer:
+    (folder / "train.log").write_text(log)
+    logs = (folder / "train.log",) if log else ()
+    files = (EXAMPLE / "pretrain.sh",)
+    return answer(Asking(files=files, logs=logs, on="h100:16", most=0, **more))
+
+
+def test_the_example_is_a_run_as_predicted(tmp_path: Path) -> None:
+    found = example(tmp_path, (EXAMPLE / "train.log").read_text()).check
+    assert found.verdict is Verdict.EXPECTED
+    assert found.speed is not None
+    assert found.speed.seconds == pytest.approx(5.626, rel=1e-3)
+
+
+def test_software_is_as_old_as_the_log_where_nothing_else_says_it(tmp_path: Path) -> None:
+    log = (EXAMPLE / "train.log").read_text()
+    dated, today = example(tmp_path, log), example(tmp_path, re.sub(r"\[2024-.*?\]", "", log))
+    told = example(tmp_path, log, given=("date=2026-01",))
+    assert int(dated.posed.task.year) == 2024
+    assert 2024 < dated.posed.task.year < told.posed.task.year < today.posed.task.year
+
+
+@pytest.mark.parametrize(
+    "stamp", ["2024-13-41 02:59:36", "1970-01-01 00:00:00", "2999-01-01 00:00"]
+)
+def test_a_clock_that_is_wrong_dates_nothing(tmp_path: Path, stamp: str) -> None:
+    log = re.sub(r"\[2024-.*?\]", f"[{stamp}]", (EXAMPLE / "train.log").read_text())
+    undated = example(tmp_path, re.sub(r"\[\d.*?\]", "", log))
+    assert example(tmp_path, log).check.priced.seconds == undated.check.priced.seconds
+
+
+def test_an_edit_shows_what_it_changes(predicted: Answer) -> None:
+    text = format_check(check_document(predicted))
+    pairs = re.findall(r"\n       - (.*)\n       \+ (.*)", text)
+    assert pairs
+    assert all(old != new for old, new in pairs)
+    assert all(len(line) <= 100 for line in text.splitlines())

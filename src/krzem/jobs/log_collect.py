@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -143,6 +145,7 @@ _KIND = {
     "mem-allocated-gigabytes": "allocated", "reserved": "reserved", "CA": "reserved",
     "mem-reserved-gigabytes": "reserved", "total device memory used": "used",
 }  # fmt: skip
+_DAY = re.compile(r"(?<!\d)(20[12]\d)[-/](\d\d)[-/](\d\d)[ T]\d\d:\d\d")
 _USING = re.compile(r"Using \(GB\) ([\d.]+) / ([\d.]+)")
 
 
@@ -160,7 +163,15 @@ class Collected:
     lines: int = 0
     bytes: int = 0
     binary: bool = False
+    day: dt.date | None = None
+    """Of the first line with a step that tells one."""
     notes: list[str] = field(default_factory=list)
+
+    def dated(self, text: str) -> None:
+        """Keep the day of a line, where there is none yet and it tells one."""
+        if self.day is None and (stamp := _DAY.search(text[:160])):
+            with contextlib.suppress(ValueError):
+                self.day = dt.date(*(int(part) for part in stamp.groups()))
 
     def remember(self, rank: int | None, values: Iterable[tuple[str, float]]) -> None:
         """Keep the largest of each kind of memory of a rank."""
@@ -199,6 +210,7 @@ def collect(paths: Sequence[Path]) -> Collected:
         whole.lines += one.lines
         whole.bytes += one.bytes
         whole.binary = whole.binary or one.binary
+        whole.day = whole.day or one.day
         for key, series in one.series.items():
             if key in whole.series:
                 whole.series[key].join(series)
@@ -259,6 +271,7 @@ def _steps(
         for values in readers[index](text):
             if source is None:
                 source = source_of(text[:120])
+                to.dated(text)
             if values.pop("summary", None):
                 to.summary.update(values)
             elif values.pop("amend", None):

@@ -98,6 +98,8 @@ def read_log(source: str | Path | Sequence[str | Path], *, engine: str | None = 
     form, series = _choose(found, paths)
     job = JobBuilder(named or _engine(form, found))
     found.arguments.settle(job)
+    if found.day is not None:
+        job.derive("date", found.day.isoformat(), "the day of its first step")
     return _measured(found, form, series, job, [str(p) for p in paths])
 
 

@@ -25,7 +25,7 @@ from krzem.hardware.catalogue import find_id, load_device
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_reader import cluster_of, read_cluster
 from krzem.jobs.given import completed
-from krzem.jobs.job import Job, Setting, Value, show
+from krzem.jobs.job import Basis, Job, Setting, Value, show
 from krzem.jobs.job_model import by_name, model_of
 from krzem.layout.layout import (
     ContextParallel,
@@ -299,17 +299,25 @@ def _local(path: str | Path, cluster: Cluster) -> Local | None:
 # -- date
 
 
+def _middle_of_month(date: Setting) -> float:
+    day = parse_date(str(date.value))
+    return day.year + (day.month - 0.5) / 12
+
+
 def _year(job: Job, engine: Engine, cluster: Cluster, assumed: list[str]) -> float:
-    """Age of the software: of the version, of the date that is stated, or today."""
+    """Age of the software: of the version, of the date that is stated, of the log, or today."""
     version = str(job.get("engine_version") or job.engine_version or "")
-    date = job.get("date")
+    said = job.settings.get("date")
     today = datetime.date.today()
     year = today.year + (today.timetuple().tm_yday - 1) / 365.25
-    if date is not None:
-        day = parse_date(str(date))
-        year = day.year + (day.month - 0.5) / 12
+    if said is not None and said.basis is Basis.STATED:
+        year = _middle_of_month(said)
     elif (found := version_year(engine, version)) is not None:
         year = min(found, year)
+    elif said is not None:
+        year = min(_middle_of_month(said), year)
+        assumed.append(f"software of {year:.1f}: no version; {said.text}, {said.value}"
+                       " (--set date=2025-06 corrects it)")  # fmt: skip
     elif engine.name == "torchtitan" and _in_toml(job):
         year = min(LAST_TOML, year)
         assumed.append("software of 2026-02: TOML files are those of torchtitan 0.2.2 and before"

@@ -67,8 +67,9 @@ def sentence(found: Check) -> str:
     told = f"a step takes {_s(speed.seconds)} s, predicted {predicted}"
     off = f"{abs(math.expm1(math.log(found.ratio or 1.0))):.0%}"
     words = {
-        Verdict.EXPECTED: f"This run is as fast as this silicon allows: {told}",
-        Verdict.SLOWER: f"This run is slower than this silicon allows: {told}, {off} more",
+        Verdict.EXPECTED: f"This run is as fast as its settings allow on this silicon: {told}",
+        Verdict.SLOWER: "This run is slower than its settings allow on this silicon:"
+        f" {told}, {off} more",
         Verdict.FASTER: f"This run is faster than its files allow: {told}, {off} less",
         Verdict.MIXED: f"The files and the log are not of one job: in the log {told} for the files",
     }

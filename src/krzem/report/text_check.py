@@ -131,6 +131,10 @@ def _list(rows: list[Document]) -> Iterator[str]:
         yield from _edits(s)
 
 
+_WIDTH = 88
+"""Columns of a line of a file."""
+
+
 def _edits(s: Document) -> Iterator[str]:
     if not s["edits"]:
         if s["flags"]:
@@ -140,16 +144,37 @@ def _edits(s: Document) -> Iterator[str]:
     for edit in s["edits"]:
         where = f"{shortened(edit['file'].rsplit('/', 1)[-1], 40)}:{edit['line']}"
         yield f"       {where}"
-        if edit["old"].strip():
-            yield f"       - {shortened(edit['old'].strip(), 88)}"
+        old = edit["old"].strip()
         new = edit["new"].splitlines() or [""]
         kept = new[1:] if new[0] == edit["old"] else new
-        for line in kept:
-            if line.strip():
-                yield f"       + {shortened(line.strip(), 88)}"
+        lines = [line.strip() for line in kept if line.strip()]
+        same = min((_alike(old, line) for line in lines), default=0)
+        if old:
+            yield f"       - {_from(old, same)}"
+        for line in lines:
+            yield f"       + {_from(line, same)}"
+
+
+def _alike(a: str, b: str) -> int:
+    """Characters that two lines begin with in common."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
+
+
+def _from(line: str, same: int) -> str:
+    """A line of at most :data:`_WIDTH` columns that shows what follows its first ``same``."""
+    start = max(0, min(same - 24, len(line) - _WIDTH + 2))
+    if start:
+        start = line.rfind(" ", 0, start + 1) + 1 or start
+    return shortened(f"… {line[start:]}" if start else line, _WIDTH)
 
 
 _SHOWN = ("tp", "cp", "pp", "vpp", "ep", "dp", "zero", "mbs", "recompute")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def _job(document: Document) -> Iterator[str]:
@@ -159,8 +184,9 @@ def _job(document: Document) -> Iterator[str]:
     said = {basis: sum(f["basis"] == basis for f in fields.values())
             for basis in ("stated", "derived", "default")}  # fmt: skip
     yield from paragraph(
-        f"Job      {job['engine']}{version} from {len(job['files'])} files: {said['stated']} fields"
-        f" stated, {said['derived']} derived, {said['default']} by the engine's defaults;"
+        f"Job      {job['engine']}{version} from {_files(len(job['files']))}:"
+        f" {said['stated']} fields stated, {said['derived']} derived,"
+        f" {said['default']} by the engine's defaults;"
         f" {len(job['not_understood'])} lines not understood"
     )
     yield from paragraph(f"--layout {document['layout_plan']['layout_text']}", "         ")
