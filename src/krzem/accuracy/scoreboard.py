@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from krzem.accuracy.evaluate import evaluate
 from krzem.cost.coefficients import Z80
 from krzem.facts.table import read_table
 
@@ -32,7 +33,44 @@ PEERS = (
 def page() -> str:
     """The scoreboard as Markdown."""
     rows = list(read_table("held_back.csv"))
-    return "\n".join([*_head(rows), *_distance(rows), *_groups(rows), *_peers(rows), ""])
+    blind = blind_rows()
+    return "\n".join(
+        [*_head(rows), *_blind(blind), *_distance(rows), *_groups(rows), *_peers(rows), ""]
+    )
+
+
+def blind_rows() -> list[dict[str, str]]:
+    """The rows of ``facts/runs_blind.csv`` as predicted by the shipped calibration."""
+    table = list(read_table("runs_blind.csv"))
+    houses = {row["id"]: row["organisation"] for row in table}
+    found = [r for r in evaluate(table).outcomes if r.measured_s and not r.reason]
+    return [
+        {
+            "organisation": houses[r.id],
+            "blind_error": f"{np.log(r.mid_s / (r.measured_s or 1.0)):.4f}",
+            "blind_sigma": f"{np.log(r.high_s / r.mid_s) / Z80:.4f}",
+        }
+        for r in found
+    ]
+
+
+def _blind(rows: Sequence[Row]) -> list[str]:
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["organisation"]].append(row)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [
+        "## Rows that no calibration reads",
+        "",
+        "`src/krzem/facts/runs_blind.csv`: public runs of other sources than the tables'. They",
+        "were predicted once before anybody looked at them ([accuracy](accuracy.md)); here they",
+        "are as the calibration of today predicts them.",
+        "",
+        f"| organisation | {HEAD}",
+        f"| all | {figures(rows, 'blind')} |",
+        *(f"| {name} | {figures(some, 'blind')} |" for name, some in ordered),
+        "",
+    ]
 
 
 def covered(rows: Iterable[Row]) -> Callable[[Row], bool]:
