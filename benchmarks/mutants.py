@@ -5,8 +5,10 @@
 A mutant is the room with one place changed: a comparison turned or shifted by its edge, ``+`` for
 ``-``, ``*`` for ``/``, ``and`` for ``or``, a condition negated, a number moved by one (or a tenth),
 a ``return`` of nothing.  It is *killed* where one of the room's tests fails or hangs, and
-*survives* where all pass.  The share of survivors comes with its 80 % interval (Jeffreys).
-Survivors are printed with their lines: some are equal to the original in all that can be seen.
+*survives* where all pass; where the room can no longer be imported it is *broken*, and counts as
+noticed.  The tests run on the room as it is before the first mutant and after the last.  The share
+of survivors comes with its 80 % interval (Jeffreys); they are printed with their lines: some are
+equal to the original in all that can be seen.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TURNED: dict[type[ast.AST], type[ast.AST]] = {
@@ -48,7 +52,8 @@ class Mutant:
     line: int
     was: str
     becomes: str
-    survived: bool | None = None
+    ended: str = ""
+    """survived, killed or broken."""
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
@@ -116,16 +121,51 @@ def put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
         getattr(parent, field)[index] = node
 
 
-def survives(room: str, source: Path, limit: float) -> bool:
-    """Whether all tests of the room pass on the package in ``source``."""
-    done = [sys.executable, "-B", "-m", "pytest", "-x", "-p", "no:cacheprovider", f"tests/{room}"]
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+ORDER = "KRZEM_MUTANTS_ORDER"
+"""Names the file of seconds by test: pytest loads this module as a plugin and keeps them there."""
+took: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember how long a test took, its fixtures included."""
+    took[report.nodeid] = took.get(report.nodeid, 0.0) + report.duration
+
+
+def pytest_sessionfinish() -> None:
+    """Keep the seconds of the first session, the one without a change."""
+    kept = Path(os.environ[ORDER])
+    if not kept.exists():
+        kept.write_text(json.dumps(took), encoding="utf-8")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first: most mutants end there."""
+    kept = Path(os.environ[ORDER])
+    if kept.exists():
+        seconds = json.loads(kept.read_text(encoding="utf-8"))
+        items.sort(key=lambda item: seconds.get(item.nodeid, 0.0))
+
+
+def outcome(room: str, source: Path, limit: float) -> tuple[str, str]:
+    """What the room's tests say of the package in ``source``, and the end of their output.
+
+    ``survived``, ``killed`` (a test failed, or none ended in ``limit`` seconds) or ``broken``
+    (nothing could be collected: the change shows when the module is imported).
+    """
+    done = [sys.executable, "-B", "-m", "pytest", "-x", "-p", "no:cacheprovider", "-p", "mutants",
+            f"tests/{room}"]  # fmt: skip
+    paths = os.pathsep.join((str(source), str(ROOT / "benchmarks")))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1",
+                   ORDER: str(source.parent / "seconds.json")}  # fmt: skip
     try:
-        return subprocess.run(
-            done, cwd=ROOT, env=environment, capture_output=True, timeout=limit, check=False
-        ).returncode == 0  # fmt: skip
+        said = subprocess.run(
+            done, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit,
+            check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return False
+        return "killed", f"no end in {limit:.0f} s"
+    names = {0: "survived", 1: "killed"}
+    return names.get(said.returncode, "broken"), (said.stdout + said.stderr)[-2000:]
 
 
 def interval(survivors: int, count: int) -> tuple[float, float]:
@@ -150,8 +190,9 @@ def main() -> None:
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
         files = sorted((source / "krzem" / given.room).rglob("*.py"))
         begun = time.monotonic()
-        if not survives(given.room, source, 3600.0):
-            raise SystemExit(f"the tests of {given.room} fail as it is")
+        first, said = outcome(given.room, source, 3600.0)
+        if first != "survived":
+            raise SystemExit(f"the tests of {given.room} fail as it is:\n{said}")
         limit = 60.0 + 10 * (time.monotonic() - begun)
         every = [(file, *found) for file in files for found in mutants(file)]
         print(f"{len(every):,} places in {given.room}; {given.count} of them, seed {given.seed}")
@@ -159,17 +200,24 @@ def main() -> None:
         for file, mutant, text in draw.sample(every, min(given.count, len(every))):
             kept = file.read_text(encoding="utf-8")
             file.write_text(text, encoding="utf-8")
-            alive = survives(given.room, source, limit)
+            ended, said = outcome(given.room, source, limit)
             file.write_text(kept, encoding="utf-8")
-            tried.append(Mutant(**{**asdict(mutant), "survived": alive}))
-            if alive:
-                print(f"survived  {mutant.file}:{mutant.line}  {mutant.was}  ->  {mutant.becomes}")
-            left = sum(m.survived is True for m in tried)
+            tried.append(Mutant(**{**asdict(mutant), "ended": ended}))
+            if ended != "killed":
+                print(f"{ended}  {mutant.file}:{mutant.line}  {mutant.was}  ->  {mutant.becomes}",
+                      flush=True)  # fmt: skip
+            if ended == "broken":
+                print(said.strip().splitlines()[-1:], flush=True)
+            left = sum(m.ended == "survived" for m in tried)
             print(f"{len(tried)}: {left} survive", file=sys.stderr, end="\r", flush=True)
-    left = sum(m.survived is True for m in tried)
+        last, said = outcome(given.room, source, limit)
+        if last != "survived":
+            raise SystemExit(f"the tests of {given.room} fail after the mutants are gone:\n{said}")
+    left = sum(m.ended == "survived" for m in tried)
+    broken = sum(m.ended == "broken" for m in tried)
     low, high = interval(left, len(tried))
     print(f"{given.room}: {left} of {len(tried)} survive, {left / len(tried):.0%} "
-          f"({low:.0%} to {high:.0%})")  # fmt: skip
+          f"({low:.0%} to {high:.0%}); {broken} end when they are imported")  # fmt: skip
     if given.json:
         given.json.write_text(json.dumps([asdict(m) for m in tried], indent=1), encoding="utf-8")
 

@@ -21,7 +21,8 @@ BLOCKS = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
 def test_examples_run_in_order(
     krzem: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(DOCS / "examples" / "check", tmp_path, dirs_exist_ok=True)
+    for folder in (tmp_path, tmp_path / "docs" / "examples" / "check"):
+        shutil.copytree(DOCS / "examples" / "check", folder, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     commands = 0
     for block in BLOCKS:
