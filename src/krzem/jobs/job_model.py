@@ -19,6 +19,8 @@ from krzem.model.architecture import (
     RouterKind,
 )
 from krzem.model.catalogue import load_model, model_fact, model_ids
+from krzem.model.parameters import count
+from krzem.quantity import format_count
 
 Shape = dict[str, Value]
 """Fields of a model without their prefix ``model.``."""
@@ -69,8 +71,10 @@ def model_of(job: Job, name: str | None = None) -> ModelFound:
     missing = tuple(f"model.{n}" for n in _missing(shape))
     if missing:
         return ModelFound(architecture=None, notes=tuple(notes), missing=missing)
-    built = build(shape, called or "the job's model")
-    return ModelFound(architecture=_dressed(built, known), notes=tuple(notes))
+    found = _dressed(build(shape, called), known)
+    if not called:
+        found = replace(found, name=f"a model of {format_count(count(found).total, 3)} parameters")
+    return ModelFound(architecture=found, notes=tuple(notes))
 
 
 def _named(name: str, stated: Shape) -> tuple[Architecture | None, list[str]]:
