@@ -48,8 +48,9 @@ def meaning(p: Problem, x: Layout) -> dict[str, bool]:
     ranks = x.tp * x.cp
     halves = 2 if x.cp > 1 and x.context_parallel is ContextParallel.RING else 1
     cut = x.cp * halves * (x.tp if x.sequence_parallel else 1)
-    first = 1 if x.first_stage_layers is None else x.first_stage_layers
-    last = 1 if x.last_stage_layers is None else x.last_stage_layers
+    least = x.vpp - (p.ends // 2 if x.vpp > 1 else 0)
+    first = least if x.first_stage_layers is None else x.first_stage_layers
+    last = least if x.last_stage_layers is None else x.last_stage_layers
     fewest_chunks = {Schedule.INTERLEAVED: x.vpp >= 2 and x.pp > 1}
     fewest_chunks |= dict.fromkeys(V, x.vpp == 2)
     enough = {
@@ -74,7 +75,8 @@ def meaning(p: Problem, x: Layout) -> dict[str, bool]:
         or x.context_parallel is not ContextParallel.ALL_TO_ALL
         or all(divides(ranks, heads) for heads in p.heads),
         "stages": layers + (p.ends if x.vpp > 1 else 0) >= x.pp * x.vpp
-        and (x.pp <= 2 or layers - first - last >= x.pp - 2),
+        and min(first, last) >= least
+        and (x.pp <= 2 or layers - first - last >= (x.pp - 2) * x.vpp),
         "chunks": fewest_chunks.get(x.schedule, x.vpp == 1),
         "micro-batches": enough.get(x.schedule, True),
         "dualpipe": x.schedule is not Schedule.DUALPIPE

@@ -90,6 +90,8 @@ class Runs:
     optimizers: tuple[str, ...]
     precisions: tuple[str, ...]
     models: frozenset[str]
+    own_families: bool = False
+    """Whether it builds the families that krzem describes how to compute, and no others."""
     lacks_source: str = ""
     """Where its source lists models, optimizers and precisions."""
     etp_default: str = "1"

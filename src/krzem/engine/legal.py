@@ -16,8 +16,11 @@ from krzem.errors import GoalError, LayoutError, ModelError
 from krzem.layout.layout import Layout, Layouts, pack
 from krzem.layout.rules import Problem
 from krzem.model.architecture import Architecture
+from krzem.model.description import describe, described_types
 
 Array = Any
+_FAMILY = "family-code"
+"""What the shapes of a model do not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ def check_engine(setup: Setup, arch: Architecture, family: str) -> None:
         GoalError: a precision or optimizer that it does not have.
     """
     engine = setup.description
-    lacks = sorted(parts_of(arch) - engine.runs.models) if engine.runs.models else []
+    lacks = sorted(_lacking(engine, arch))
     if lacks:
         raise ModelError(
             f"{engine.title} ({engine.read}) has no {', '.join(lacks)}, which {arch.name} needs"
@@ -122,6 +125,18 @@ def check_engine(setup: Setup, arch: Architecture, family: str) -> None:
                 f"{engine.title} ({engine.read}) has no {what} {value}{_place(engine)}; it has"
                 f" {', '.join(known)}: choose one with --{what}, or another --engine"
             )
+
+
+def _lacking(engine: Engine, arch: Architecture) -> frozenset[str]:
+    """Parts of the model that the engine does not build."""
+    runs = engine.runs
+    if not runs.models:
+        return frozenset()
+    lacks = parts_of(arch) - runs.models
+    if runs.own_families:
+        known = arch.model_type in described_types() and describe(arch.model_type).built
+        lacks = lacks - {_FAMILY} if known else lacks | {_FAMILY}
+    return lacks
 
 
 def _place(engine: Engine) -> str:

@@ -185,6 +185,8 @@ def layout_values(x: Layouts, problem: Problem) -> dict[str, Any]:
 def problem_values(problem: Problem) -> dict[str, Any]:
     """Names of model, batch and devices, one value each."""
     arch = problem.architecture
+    attention = [layer.attention for layer, _ in arch.kinds()]
+    networks = [layer.feed_forward for layer, _ in arch.kinds()]
     return {
         **model_values(arch),
         "devices": problem.devices,
@@ -192,9 +194,12 @@ def problem_values(problem: Problem) -> dict[str, Any]:
         "global_batch": problem.global_batch,
         "layers": arch.layers,
         "experts": problem.experts,
+        "vocab": arch.vocab,
         "heads": max(problem.heads, default=0),
         "kv_heads": max(problem.kv_heads, default=1),
         "state_groups": min((groups for _, groups in problem.states), default=0),
+        "output_groups": min((a.output_groups for a in attention if a.output_groups), default=0),
+        "expert_bias": any(f.is_moe and f.bias for f in networks),
     }
 
 

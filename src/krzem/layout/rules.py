@@ -139,11 +139,13 @@ def _turned_heads(p: Problem, x: Layouts) -> Array:
 
 
 def _stages(p: Problem, x: Layouts) -> Array:
-    first = np.where(x.first_stage_layers >= 0, x.first_stage_layers, 1)
-    last = np.where(x.last_stage_layers >= 0, x.last_stage_layers, 1)
+    empty = np.where(x.vpp > 1, p.ends, 0)
+    least = x.vpp - empty // 2
+    first = np.where(x.first_stage_layers >= 0, x.first_stage_layers, least)
+    last = np.where(x.last_stage_layers >= 0, x.last_stage_layers, least)
     left = p.architecture.layers - first - last
-    spread = p.architecture.layers + np.where(x.vpp > 1, p.ends, 0) >= x.pp * x.vpp
-    return spread & ((x.pp <= 2) | (left >= x.pp - 2))
+    spread = (p.architecture.layers + empty >= x.pp * x.vpp) & (np.minimum(first, last) >= least)
+    return spread & ((x.pp <= 2) | (left >= (x.pp - 2) * x.vpp))
 
 
 def _chunks(p: Problem, x: Layouts) -> Array:
@@ -259,7 +261,7 @@ RULES: tuple[Rule, ...] = (
         "stages",
         _stages,
         lambda p, x: (
-            f"{p.architecture.layers} layers cannot fill pp*vpp = {x.pp}*{x.vpp} = "
+            f"{p.architecture.layers} layers{_ends(x)} cannot fill pp*vpp = {x.pp}*{x.vpp} = "
             f"{x.pp * x.vpp} chunks with at least one layer each"
             + (" (embedding and loss may have a chunk of their own)" if p.ends else "")
         ),
@@ -340,6 +342,13 @@ RULES: tuple[Rule, ...] = (
 
 def _list(values: tuple[int, ...]) -> str:
     return ", ".join(str(v) for v in sorted(values)) or "(none)"
+
+
+def _ends(x: Layout) -> str:
+    """What is asked of the ends of a pipe."""
+    wishes = {"first": x.first_stage_layers, "last": x.last_stage_layers}
+    said = " and ".join(f"{name}={n}" for name, n in wishes.items() if n is not None)
+    return f" with {said}" if said else ""
 
 
 def _m(p: Problem, x: Layout) -> str:

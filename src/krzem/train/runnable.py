@@ -1,4 +1,4 @@
-"""Which of a planner's layouts the trainer runs."""
+"""Which layouts the trainer runs: one answer for a start, a rehearsal and a planner's choice."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ from krzem.train.parallel.stages import parts
 from krzem.train.settings import TrainSettings
 
 
+def why_not(spec: ModelSpec, settings: TrainSettings, layout: Layout) -> list[str]:
+    """Every reason for which the trainer does not run ``layout``; none where it does."""
+    reasons = []
+    for rule in (
+        lambda: check_layout(spec, layout),
+        lambda: parts(len(spec.layers), layout, spec.arch.mtp_layers),
+        lambda: check_batch(settings, layout),
+    ):
+        try:
+            rule()
+        except KrzemError as error:
+            reasons.append(str(error))
+    return reasons
+
+
 def first_runnable(choices: Sequence[Layout], spec: ModelSpec, settings: TrainSettings) -> Layout:
     """The first of ``choices`` that the trainer runs, if need be (within a batch ramp) with a
     smaller micro-batch.
@@ -21,19 +36,15 @@ def first_runnable(choices: Sequence[Layout], spec: ModelSpec, settings: TrainSe
     Raises:
         LayoutError: it runs none; with the reason of the first.
     """
-    reasons = []
+    reasons: list[str] = []
     for choice in choices:
         mbs = choice.micro_batch
         for micro_batch in (m for m in range(mbs, 0, -1) if mbs % m == 0):
             layout = replace(choice, micro_batch=micro_batch)
-            try:
-                check_layout(spec, layout)
-                parts(len(spec.layers), layout, spec.arch.mtp_layers)
-                check_batch(settings, layout)
-            except KrzemError as error:
-                reasons.append(str(error))
-                continue
-            return layout
+            found = why_not(spec, settings, layout)
+            if not found:
+                return layout
+            reasons += found
     raise LayoutError(
         f"the trainer runs none of the {len(choices)} fastest layouts of the planner; the fastest: "
         f"{reasons[0]}. State a layout"

@@ -22,12 +22,11 @@ from krzem.train.data.manifest import read_manifest
 from krzem.train.data.tokenizer import keep_tokenizer
 from krzem.train.device import check_precision, find_device, start_ranks
 from krzem.train.durable import check_folder, check_place
-from krzem.train.engine import check_layout
 from krzem.train.forecast import Forecast, Planner
-from krzem.train.loop import Trainer, check_batch, optimizer_config, schedule_of
-from krzem.train.parallel.stages import parts
+from krzem.train.loop import Trainer, optimizer_config, schedule_of
 from krzem.train.phases import of_phase, phases_of, standing
 from krzem.train.report import Contract
+from krzem.train.runnable import why_not
 from krzem.train.settings import (
     PRECISIONS,
     SettingsError,
@@ -157,10 +156,8 @@ def _checked_phase(
     if planned is None:
         return None
     layout, forecast, why = planned
+    faults += why_not(spec, settings, layout)
     for rule in (
-        lambda: check_layout(spec, layout),
-        lambda: parts(len(spec.layers), layout, spec.arch.mtp_layers),
-        lambda: check_batch(settings, layout),
         lambda: _check_ranks(layout) if here else None,
         lambda: _check_memory(settings, spec, layout) if here else None,
     ):

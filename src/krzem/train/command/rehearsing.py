@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from krzem.errors import InputError, KrzemError, RunError
+from krzem.errors import InputError, RunError
 from krzem.files import check_target
 from krzem.hardware import CPU, Cluster, cluster_of, read_cluster
 from krzem.layout.layout import Layout, Precision, parse_layout
@@ -27,12 +27,10 @@ from krzem.train.command.planning import (
     step_of,
 )
 from krzem.train.config import ModelSpec, model_spec
-from krzem.train.engine import check_layout
 from krzem.train.forecast import Forecast
-from krzem.train.loop import check_batch
-from krzem.train.parallel.stages import parts
 from krzem.train.rehearsal.clock import Rates, trace
 from krzem.train.rehearsal.stages import Rehearsal, as_document, rehearse, stage_rank
+from krzem.train.runnable import why_not
 from krzem.train.settings import TrainSettings, layout_text, listed, read_settings
 from krzem.train.start import LAYOUT_VARIABLE, on_this_pool
 
@@ -122,16 +120,7 @@ def _layout(
     given = os.environ.get(LAYOUT_VARIABLE)
     stated = settings.layout if not given else layout_text(given, Path())
     layout = _planned(settings, spec, cluster) if stated == "auto" else parse_layout(stated)
-    faults = []
-    for rule in (
-        lambda: check_layout(spec, layout),
-        lambda: parts(len(spec.layers), layout, spec.arch.mtp_layers),
-        lambda: check_batch(settings, layout),
-    ):
-        try:
-            rule()
-        except KrzemError as error:
-            faults.append(str(error))
+    faults = why_not(spec, settings, layout)
     if cluster is not None and layout.devices != cluster.devices:
         faults.append(
             f"the layout needs tp*cp*pp*dp = {layout.tp}*{layout.cp}*{layout.pp}*{layout.dp} = "
