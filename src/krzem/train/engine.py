@@ -34,7 +34,7 @@ from krzem.train.parallel.held import (
     place,
     squared_norm,
 )
-from krzem.train.parallel.mesh import Meshes, Replicas, build_meshes, uses_fsdp
+from krzem.train.parallel.mesh import Meshes, Replicas, build_meshes, undivided, uses_fsdp
 from krzem.train.parallel.pipeline import Pipeline, forward_only
 from krzem.train.parallel.stages import SPLIT_BACKWARD, parts
 
@@ -352,6 +352,8 @@ def check_layout(spec: ModelSpec, layout: Layout) -> None:
             f"pp={x.pp}: layers reuse the keys that an indexer of an earlier layer picked, and "
             "what it picked does not travel between stages: use pp=1"
         )
+    if (problem := undivided(x)) is not None:
+        problems.append(problem)
     for name, size, count in _divisibilities(spec, layout):
         if size % count[1]:
             problems.append(f"{count[0]} = {count[1]} does not divide {name} = {size}")

@@ -67,6 +67,24 @@ def expert_shard_size(layout: Layout) -> int:
     return ranks if layout.shard == 0 else min(layout.shard, ranks)
 
 
+def undivided(layout: Layout) -> str | None:
+    """Why the groups of ``layout`` cannot be formed; None where they can."""
+    x = layout
+    shard, ranks = shard_size(x), x.tp * x.cp * x.dp
+    experts = ranks // (x.ep * x.etp)
+    if ranks % (x.ep * x.etp) == 0 and (x.dp * x.cp) % shard == 0:
+        if experts % expert_shard_size(x) == 0:
+            return None
+        return (
+            f"shard = {shard} does not divide the {ranks}/({x.ep}*{x.etp}) = {experts} ranks that "
+            "hold the same experts"
+        )
+    return (
+        f"ep*etp = {x.ep}*{x.etp} and shard = {shard} have to divide the ranks: tp*cp*dp = "
+        f"{x.tp}*{x.cp}*{x.dp} = {ranks}, dp*cp = {x.dp * x.cp}"
+    )
+
+
 def uses_fsdp(layout: Layout) -> bool:
     """Whether FSDP holds the parameters: where any rank has only a part of what it computes with.
 
@@ -92,11 +110,8 @@ def build_meshes(layout: Layout, device_type: str) -> Meshes:
     shard, ranks = shard_size(x), x.tp * x.cp * x.dp
     experts = ranks // (x.ep * x.etp)
     expert_shard = expert_shard_size(x)
-    if ranks % (x.ep * x.etp) or experts % expert_shard or (x.dp * x.cp) % shard:
-        raise LayoutError(
-            f"ep*etp = {x.ep}*{x.etp} and shard = {shard} have to divide the ranks: tp*cp*dp = "
-            f"{x.tp}*{x.cp}*{x.dp} = {ranks}, dp*cp = {x.dp * x.cp}"
-        )
+    if (problem := undivided(x)) is not None:
+        raise LayoutError(problem)
 
     def mesh(shape: tuple[int, ...], names: str) -> DeviceMesh:
         return init_device_mesh(device_type, shape, mesh_dim_names=tuple(names.split()))
