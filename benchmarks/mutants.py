@@ -82,7 +82,7 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         moved = node.value + 1 if isinstance(node.value, int) else node.value * 1.1 + 0.1
         yield ast.Constant(moved)
-    if isinstance(node, ast.Return) and node.value is not None:
+    if isinstance(node, ast.Return) and ast.unparse(node) not in ("return", "return None"):
         yield ast.Return(ast.Constant(None))
 
 

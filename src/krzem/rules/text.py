@@ -50,7 +50,7 @@ def format_table(verdicts: Sequence[Verdict], ruleset: RuleSet) -> str:
     head = ("chip", "TPP", "PD", "export, or use where Chinese", "import")
     rows = _aligned([head, *map(_row, verdicts)])
     first = verdicts[0]
-    title = f"{to_whom(first)}. {age(first)} {_one_line(ruleset.disclaimer)}"
+    title = _one_line(f"{to_whom(first)}. {age(first)} {ruleset.disclaimer}")
     rules = [rule_line(f.rule) for f in first.findings if f.effect or not f.rule.effects]
     blocks = [
         _wrap(title),
