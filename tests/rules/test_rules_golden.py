@@ -13,6 +13,7 @@ import pytest
 
 from krzem.rules import alternatives, load_rules, verdict
 from krzem.rules.chip import load_chip
+from krzem.rules.page import limits, rules_page
 from krzem.rules.standing import standing
 from krzem.rules.text import format_table, format_verdict
 from krzem.rules.verdicts import _sale_days
@@ -74,6 +75,40 @@ def test_what_is_bought_later_is_judged_as_bought_today() -> None:
     assert later.lawful == same.lawful == plain.lawful is False
     assert early.lawful is not plain.lawful
     assert "owned since 2022-07-01" in early.words
+    assert "parent" not in plain.words
+    assert "parent in US" in standing("h100", day, "SG", "US").words
+
+
+@pytest.mark.parametrize(
+    ("day", "tpp", "density"),
+    [
+        ("2022-12-01", [4800], []),
+        ("2024-01-01", [1600, 2400, 4800], [1.6, 3.2, 5.92]),
+        (
+            "2026-11-23",
+            [1600, 2400, 4800, 14_000, 17_500, 20_800, 21_000, 21_100],
+            [1.6, 3.2, 5.92],
+        ),
+    ],
+)
+def test_the_chart_draws_the_thresholds_of_its_day(
+    day: str, tpp: list[float], density: list[float]
+) -> None:
+    rules = load_rules().in_force(dt.date.fromisoformat(day))
+    assert list(limits(rules, "tpp")) == tpp
+    assert list(limits(rules, "performance_density")) == density
+
+
+@pytest.mark.parametrize(
+    ("chip", "words"),
+    [
+        ("h100", "nvidia-h100-sxm: TPP 15,832, density 19.45"),
+        ("biren-br106m", "no chip has both figures"),
+    ],
+)
+def test_the_chart_is_told_in_words(chip: str, words: str) -> None:
+    found = verdict(chip, dt.date(2026, 11, 23), "CN")
+    assert words in rules_page([(found, ())], load_rules())
 
 
 @pytest.mark.parametrize(

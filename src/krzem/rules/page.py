@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from krzem.report.selfcontained import inline_svg, new_figure, page
-from krzem.rules.ruleset import RuleSet, Side
+from krzem.rules.ruleset import Rule, RuleSet, Side
 from krzem.rules.text import SIDES, age, mark, outcome_words, to_whom, with_figures
 from krzem.rules.verdicts import WORDS, Alternative, Verdict
 
@@ -79,7 +79,7 @@ def rules_page(verdicts: Sequence[tuple[Verdict, Sequence[Alternative]]], rulese
         words=outcome_words,
         mark=mark,
         figures=with_figures,
-        chart=_chart([v for v, _ in verdicts]),
+        chart=_chart([v for v, _ in verdicts], ruleset.in_force(first.buyer.on)),
     )
 
 
@@ -89,7 +89,7 @@ def _figure(value: float | None) -> str:
     return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 
-def _chart(verdicts: Sequence[Verdict]) -> Any:
+def _chart(verdicts: Sequence[Verdict], rules: Sequence[Rule]) -> Any:
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure = new_figure(10.0, 6.0)
@@ -108,7 +108,7 @@ def _chart(verdicts: Sequence[Verdict]) -> Any:
     for word in words:
         points = [(tpp, density) for tpp, density, mark in placed if mark == word]
         axes.scatter([tpp for tpp, _ in points], [d for _, d in points], label=word)
-    _limits(axes)
+    _limits(axes, rules)
     if words:
         figure.legend(
             loc="outside lower center", ncols=2, fontsize="small", title="export", frameon=False
@@ -117,17 +117,40 @@ def _chart(verdicts: Sequence[Verdict]) -> Any:
     return inline_svg(figure, "Chips against the thresholds", _spoken(verdicts))
 
 
-def _limits(axes: Any) -> None:
-    """The thresholds of the October 2023 rule, each with its figure."""
-    for tpp in (1600, 2400, 4800):
-        axes.axvline(tpp, color="grey", linewidth=0.6, linestyle=":")
-        axes.annotate(f"{tpp:,}", (tpp, 1.0), xycoords=("data", "axes fraction"), xytext=(2, -2),
-                      textcoords="offset points", va="top", fontsize=7.5, color="grey")  # fmt: skip
-    for density in (1.6, 3.2, 5.92):
-        axes.axhline(density, color="grey", linewidth=0.6, linestyle=":")
-        axes.annotate(f"{density:g}", (1.0, density), xycoords=("axes fraction", "data"),
-                      xytext=(-2, 2), textcoords="offset points", ha="right", fontsize=7.5,
-                      color="grey")  # fmt: skip
+def limits(rules: Iterable[Rule], figure: str) -> tuple[float, ...]:
+    """Where tests of export rules turn on a figure of the chip, ascending."""
+    tests = [rule.test for rule in rules if rule.side is Side.EXPORT and rule.test]
+    return tuple(sorted({turn for test in tests for turn in test.thresholds(figure, {})}))
+
+
+def _limits(axes: Any, rules: Sequence[Rule]) -> None:
+    """The thresholds of the rules in force, each with its figure; near ones share a label."""
+    style = {"textcoords": "offset points", "fontsize": 7.5, "color": "grey"}
+    for turns in _near(limits(rules, "tpp")):
+        for tpp in turns:
+            axes.axvline(tpp, color="grey", linewidth=0.6, linestyle=":")
+        axes.annotate(_span(turns), (turns[-1], 1.0), xycoords=("data", "axes fraction"),
+                      xytext=(2, -2), va="top", **style)  # fmt: skip
+    for turns in _near(limits(rules, "performance_density")):
+        for density in turns:
+            axes.axhline(density, color="grey", linewidth=0.6, linestyle=":")
+        axes.annotate(_span(turns), (1.0, turns[-1]), xycoords=("axes fraction", "data"),
+                      xytext=(-2, 2), ha="right", **style)  # fmt: skip
+
+
+def _near(turns: Iterable[float]) -> list[list[float]]:
+    """Ascending figures, those that follow within a fifth together."""
+    groups: list[list[float]] = []
+    for turn in turns:
+        if groups and turn < 1.2 * groups[-1][-1]:
+            groups[-1].append(turn)
+        else:
+            groups.append([turn])
+    return groups
+
+
+def _span(turns: Sequence[float]) -> str:
+    return " to ".join(f"{turn:,g}" for turn in dict.fromkeys((turns[0], turns[-1])))
 
 
 def _names(axes: Any, verdicts: Sequence[Verdict]) -> None:
