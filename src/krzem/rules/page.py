@@ -15,7 +15,7 @@ _TEMPLATE = """
 <p>{{ whom }}. {{ age }}</p>
 <p><strong>{{ ruleset.disclaimer }}</strong></p>
 <figure>{{ chart }}<figcaption>Total processing performance against performance density; lines are
-the thresholds of the October 2023 rule. Chips without a published die area are
+the thresholds of the rules in force that day. Chips without a published die area are
 missing here; a few dots in a crowd have no name, the table has all.</figcaption></figure>
 <h2>Verdicts</h2>
 <table><tr><th>Chip</th><th class="n">TPP</th><th class="n">PD</th>
