@@ -111,7 +111,8 @@ def _grouped(a: Attention, k: Tokens, _: Architecture) -> _Part:
     heads = np.maximum(a.kv_heads / k.tp, 1.0)
     q, key, value = m * a.heads * a.head_dim / k.tp, m * heads * a.head_dim, m * heads * a.value_dim
     out = m * a.heads * a.value_dim / k.tp + 4.0 * k.gathered * a.heads / k.tp
-    normed = q + key if a.qk_norm else 0.0
+    # One vector a head, or one over all heads together (OLMo).
+    normed = q + key if a.qk_norm or a.vectors >= a.heads * a.head_dim else 0.0
     return _Part(
         kept=k.read + normed + q + key + value + out,
         products=q + key + value + out + k.projected,
@@ -316,7 +317,9 @@ def layer_bytes(
     streams = _connected(k)
     # Where streams are mixed, their gradient stands beside that of what is computed of them.
     beside = k.residual + k.own_bytes if k.streams > 1 else 0.0
-    whole = 2.0 * (k.residual + streams) + attention.kept + network.kept
+    # Norms of what a half gives keep that.
+    around = 2.0 * k.own_bytes if layer.norms > 2 and k.streams == 1 else 0.0
+    whole = 2.0 * (k.residual + streams) + attention.kept + network.kept + around
     products = attention.products + network.products
     if k.streams > 1:
         products = products + 2.0 * (k.own_bytes + k.residual)

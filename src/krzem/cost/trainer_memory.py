@@ -228,15 +228,19 @@ def _rank(s: _Step, rank: Array) -> RankBytes:
     late = each & (np.where(single, gradients, 0.0) + ends > activations + transient)
     before = before | (single & ~late)
     return RankBytes(
-        # Without FSDP, and where it lets go of what it gathered, there is one copy in 32 bits.
-        weights=np.where(
-            (x.zero == 0) | ((x.zero >= 3) & (x.pp <= 1)), 0.0, cuts.weights.of(*weights)
-        ),
+        weights=_gathered(x, cuts, weights),
         gradients=np.where(before, 0.0, gradients),
         optimizer=cuts.optimizer.of(*weights),
         activations=np.where(late, 0.0, activations),
         transient=np.where(late, ends, transient),
     )
+
+
+def _gathered(x: Layouts, cuts: StateCuts, weights: tuple[Array, Array, Array]) -> Array:
+    """Weights in 16 bits.  Without FSDP, and where it lets go of what it gathered, there is one
+    copy in 32 bits alone; in a pipeline the first backward pass leaves all of them gathered."""
+    kept = np.where((x.zero >= 3) & (x.pp > 1), 2.0 * sum(weights), cuts.weights.of(*weights))
+    return np.where((x.zero == 0) | ((x.zero >= 3) & (x.pp <= 1)), 0.0, kept)
 
 
 def _moments(s: _Step, rank: Array) -> tuple[Array, Array]:
@@ -261,8 +265,8 @@ def _moments(s: _Step, rank: Array) -> tuple[Array, Array]:
     backward = _largest(counts, [layer.work for layer in held.layers])
     backward = backward + np.where(inner, k.residual, 0.0)
     weights = _largest(counts, [layer.weights for layer in held.layers])
-    cut = (x.zero >= 3) & (x.dp * x.cp > 1)
-    whole = np.where(cut, 2.0 * (held.embedding + held.head), 0.0) * (x.pp <= 1)
+    cut = (x.zero >= 3) & (x.dp * x.cp > 1) & (x.pp <= 1)
+    whole = np.where(cut, 2.0 * (held.embedding + held.head), 0.0)
     # This layer and the next gathered, and the gradient of the one before on its way.
     backward = backward + whole + np.where(cut, 8.0 * weights, 0.0)
     # That one has let go of what it kept, as the output has.
@@ -291,7 +295,12 @@ def _moments(s: _Step, rank: Array) -> tuple[Array, Array]:
 def _flying(s: _Step, rank: Array) -> Array:
     """Micro-batches under way; torch's DualPipeV has one chunk of two more than its stages."""
     x = s.x
-    held = in_flight(x.schedule, x.pp, x.vpp, rank, s.count)
+    # torch takes interleaved chunks in rounds of as many micro-batches as there are, not of pp.
+    chunked = is_schedule(x.schedule, Schedule.INTERLEAVED)
+    turn = s.count / np.maximum(np.floor(s.count / x.pp), 1.0)
+    ahead = np.where(chunked, (x.vpp - 1.0) / x.vpp * (turn - x.pp), 0.0)
+    held = in_flight(x.schedule, x.pp, x.vpp, rank, np.inf) + ahead
+    held = np.minimum(held, s.count)
     dual = is_schedule(x.schedule, Schedule.DUALPIPE_V) & (x.pp > 1)
     return np.where(dual, np.minimum(x.pp + 0.5, held), held)
 

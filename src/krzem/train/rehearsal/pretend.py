@@ -95,8 +95,18 @@ def nullcontext_of(*_: Any, **__: Any) -> Any:
     return nullcontext()
 
 
+class _Stream(torch.cpu.Stream):
+    """A stream that does nothing; FSDP over sharding groups insists on an event of it."""
+
+    def record_event(self) -> Any:
+        """One that has always happened."""
+        return torch.cpu.Event()
+
+
 class _Runtime:
     """What torch asks of a device's module: streams and events, all of which do nothing."""
+
+    Stream = _Stream
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)

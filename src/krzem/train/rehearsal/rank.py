@@ -148,10 +148,16 @@ def _rehearsing(mode: PretendMode, recorder: Recorder, step: Step, rank: int) ->
                 recorder,
                 step.micro_batches,
                 staged=step.layout.pp > 1,
-                repeat=step.repeat and step.layout.schedule not in SPLIT_BACKWARD,
+                repeat=step.repeat and _repeats(step.layout),
             )
         )
         yield
+
+
+def _repeats(layout: Layout) -> bool:
+    """Whether micro-batches between the second and the last do what the second did: not where
+    backward passes are cut, nor where the first of them leaves weights gathered for later ones."""
+    return layout.schedule not in SPLIT_BACKWARD and (layout.pp == 1 or layout.zero < 3)
 
 
 def _built(step: Step, recorder: Recorder) -> tuple[Engine, Optimizer]:
