@@ -78,6 +78,18 @@ def test_dates(llama: Row, columns: Row, year: float, guessed: bool) -> None:
     assert ("date" in case.guesses) == guessed
 
 
+@pytest.mark.parametrize("compiled", ["on", "off", ""])
+def test_software_without_a_date_is_not_older_than_what_it_is_said_to_do(
+    llama: Row, compiled: str
+) -> None:
+    old = {"accelerator": "", "accelerator_id": "nvidia-a100-sxm-80", "engine": "other"}
+    case = read_case({**llama, **old, "date": "", "compile": compiled})
+    assert case.guesses == ("date",)
+    assert (case.date >= 2023.0) == (compiled == "on")
+    dated = read_case({**llama, **old, "date": "2022-06", "compile": compiled})
+    assert dated.date == 2022 + 5.5 / 12
+
+
 def test_what_a_name_says_is_filled_in(llama: Row) -> None:
     bare = llama | {"seq_len": "", "layers": "", "hidden": "", "kv_heads": ""}
     case = read_case(bare)

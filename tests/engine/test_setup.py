@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from krzem.accuracy.batch import variants_of
 from krzem.engine.description import engine_named, engines
 from krzem.engine.legal import software_year
-from krzem.engine.setup import mixture
+from krzem.engine.setup import Setup, mixture
 from krzem.engine.switches import layout_values, parse_switches, switches
 from krzem.errors import GoalError, InputError, LayoutError, ModelError, UnknownNameError
 from krzem.layout.layout import Layout, join, pack
@@ -186,6 +186,16 @@ def test_a_mixture_is_a_distribution(engine: str, year: float, zero: int) -> Non
         assert 0.0 < rest <= 1.0
         assert rest <= 1.0 - max(d.share for d in found.deviations if d.switch == name) + 1e-9
     assert {name for name, _ in found.likeliest} <= set(switches())
+
+
+@pytest.mark.parametrize("engine", sorted(engines()))
+def test_what_is_fused_stays_fused_whatever_else_is(engine: str) -> None:
+    setup = Setup(engine=engine, year=2026.5)
+    own = [name for name in ("compile", "loss", "attention") if name in setup.description.switches]
+    for chosen in itertools.product(*(setup.description.switches[name].choices for name in own)):
+        choices = tuple(zip(own, chosen, strict=True))
+        alone = [setup.design((choice,)).elementwise for choice in choices]
+        assert setup.design(choices).elementwise == min(alone, default=setup.design(()).elementwise)
 
 
 def test_nothing_open_means_one_variant() -> None:

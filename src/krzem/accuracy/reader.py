@@ -14,6 +14,7 @@ from krzem.accuracy.shapes import read_architecture
 from krzem.accuracy.spellings import (
     NODE,
     completed,
+    earliest,
     engine_of,
     engine_run,
     finetune_of,
@@ -317,6 +318,7 @@ def read_case(row: Row) -> Case:
     arch, sequence, shape_guesses = read_architecture(row)
     switches, named = switches_of(row), engine_of(row)
     engine, guessed = engine_run(row, device)
+    when = max(when, earliest(engine, switches)) if date_guesses else when
     node = whole(row, "devices_per_node") or device.devices_per_node or 8
     try:
         layout, batch, known, guesses = read_layout(

@@ -248,6 +248,13 @@ def engine_run(row: Row, device: Device) -> tuple[str, str]:
     return ("fsdp" if stage == 3 else "other"), "sharding"
 
 
+def earliest(engine: str, stated: Mapping[str, str]) -> float:
+    """The year in which ``engine`` had all that a row states of its switches; 0 where always."""
+    known = engines()[engine].switches
+    since = (known[name].since.get(choice, 0.0) for name, choice in stated.items() if name in known)
+    return max(since, default=0.0)
+
+
 def finetune_of(row: Row) -> str:
     """``none``, ``full``, ``lora`` or ``qlora``; an empty text where the row does not say."""
     said = text(row, "finetune")

@@ -79,7 +79,10 @@ class Setup:
         base = self.description.design_at(self.year, self.precision.value, zero, self.stack)
         numbers: dict[str, float] = {}
         for name, choice in choices:
-            numbers.update(_effects(self.description, name, choice))
+            for number, value in _effects(self.description, name, choice):
+                # What fuses element-wise work fuses it whatever else does: the least is left.
+                fused = number == "elementwise"
+                numbers[number] = min(value, numbers.get(number, value)) if fused else value
         return base.changed(numbers)
 
     def extra_bytes(self, choices: Choices) -> float:
