@@ -18,9 +18,10 @@ from krzem.jobs.answer import Answer, Asking, answer
 from krzem.jobs.check import Verdict
 from krzem.jobs.given import parse_given
 from krzem.jobs.job import FIELDS
+from krzem.jobs.job_layout import device_id
 from krzem.jobs.job_model import build, model_of, shape_of
 from krzem.jobs.priced import price_all, single_values
-from krzem.jobs.question import Posed, device_id, pose
+from krzem.jobs.question import Posed, pose
 from krzem.jobs.reading import read_job
 from krzem.layout.layout import pack
 from krzem.model.catalogue import load_model, model_ids

@@ -18,7 +18,7 @@ from tests.witness.models import build
 from krzem.errors import KrzemError
 from krzem.layout.layout import Layout
 from krzem.train.checkpoint import save, verify
-from krzem.train.state import run_state
+from krzem.train.resuming import run_state
 from krzem.witness.checkpoint import RunConstants, check_checkpoint
 from krzem.witness.command import witness_command
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from krzem.errors import DataError, shorten
-from krzem.jobs.log_formats import _ANY, Read, _values, units
-from krzem.jobs.log_series import NUMBER, Values, clock, number
+from krzem.jobs.log_formats import Read
+from krzem.jobs.log_series import KEYS, NUMBER, Values, clock, number, units, values_of
 
 _BAR = re.compile(
     r"(?P<label>[^|\r\n%]{0,80}?)(?P<percent>\d{1,3})%\|[^|]*\| *(?P<n>\d+)/(?P<total>\d+) "
@@ -54,7 +54,7 @@ def _bar(bar: re.Match[str]) -> Iterator[Values]:
     elapsed = clock(bar["elapsed"])
     if _OTHER_BARS.search(bar["label"]) or not rate or not n or elapsed is None:
         return
-    found = _values(re.findall(rf"([\w ]+?)=({NUMBER})", bar["rest"]), _ANY)
+    found = values_of(re.findall(rf"([\w ]+?)=({NUMBER})", bar["rest"]), KEYS)
     total = float(bar["total"])
     found.update(number=n, total=total, track=total, clock=elapsed)
     found["seconds"] = rate if bar["unit"] == "s/it" else 1.0 / rate
@@ -63,7 +63,7 @@ def _bar(bar: re.Match[str]) -> Iterator[Values]:
 
 def _dictionary(items: Mapping[str, str]) -> Values:
     """The numbers of one printed dictionary; ``summary`` marks the last one of a run."""
-    found = units(_values(((k.strip(), v) for k, v in items.items()), _ANY))
+    found = units(values_of(((k.strip(), v) for k, v in items.items()), KEYS))
     found.pop("tokens/?", None)
     if "train_runtime" in items:
         plain = {k: v for k, v in items.items() if _PLAIN.fullmatch(v.strip())}
@@ -200,7 +200,7 @@ def blocks() -> Read:
         for match in _BATCH.finditer(text):
             found = {"number": float(match[1])}
             yield found | ({"total": float(match[2])} if match[2] else {})
-        below = units(_values(_BELOW.findall(text), _ANY))
+        below = units(values_of(_BELOW.findall(text), KEYS))
         if below:
             yield {**below, "amend": 1.0}
 
@@ -209,7 +209,7 @@ def blocks() -> Read:
 
 # -- JSON Lines
 
-_JSON_MORE: Mapping[str, str] = {**_ANY, "_step": "number", "seq": "seq"}
+_JSON_MORE: Mapping[str, str] = {**KEYS, "_step": "number", "seq": "seq"}
 _LONGEST = 200_000
 
 
@@ -253,8 +253,7 @@ def _inner(record: Mapping[str, object]) -> Mapping[str, object]:
     return inner if isinstance(inner, dict) else {}
 
 
-# Lines of interest out of files of any size: plain or gzip, one pass, little memory
-# ----------------------------------------------------------------------------------
+# -- lines of interest out of files of any size: plain or gzip, one pass, little memory
 
 CHUNK = 1 << 21
 LONGEST_LINE = 1 << 17

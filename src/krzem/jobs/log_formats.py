@@ -25,12 +25,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from krzem.jobs.log_series import NUMBER, Values, number
+from krzem.jobs.log_series import KEYS, NUMBER, Values, number, units, values_of
 
 Read = Callable[[str], Iterable[Values]]
 """Reads one line; may remember earlier ones."""
-GIB = 2.0**30
-MIB_PER_GIB = 1024.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +43,6 @@ class Format:
     reader: Callable[[], Read]
     convention: str = ""
     """How the engine counts the FLOP it prints."""
-
-
-def _values(pairs: Iterable[tuple[str, str]], names: Mapping[str, str]) -> Values:
-    """The numbers of the pairs whose key is known."""
-    found: Values = {}
-    for key, text in pairs:
-        name = names.get(key)
-        if name is not None and name not in found:
-            value = number(text)
-            if value is not None:
-                found[name] = value
-    return found
 
 
 def _ends(marks: Sequence[re.Match[str]], text: str) -> list[int]:
@@ -159,7 +145,7 @@ def megatron() -> Read:
 
 def _megatron_values(body: str) -> Values:
     pairs = [_pair(part) for part in body.split("|")[1:-1]]
-    found = _values(pairs, _MEGATRON)
+    found = values_of(pairs, _MEGATRON)
     if "flops per GPU" in body:
         found.update(_approximate(pairs))
     if "ms" in found:
@@ -268,42 +254,6 @@ def torchtitan() -> Read:
 
 # -- forms of key and value
 
-_ANY: Mapping[str, str] = {
-    "step": "number", "global_step": "number", "iteration": "number", "iter": "number",
-    "current_steps": "number", "total_steps": "total",
-    "seconds": "seconds", "step_time": "seconds", "step_time_s": "seconds",
-    "iter_time": "seconds", "time_per_step": "seconds", "train_step_timing in s": "seconds",
-    "perf/step_time_seconds": "seconds", "iter time (s)": "seconds", "timing/step": "seconds",
-    "time_per_iteration_ms": "ms", "elapsed_time_per_iteration_ms": "ms",
-    "step_time_ms": "ms", "per_step_time_ms": "ms", "ms_per_step": "ms",
-    "tokens_per_s": "tokens/job", "tokens_global_per_sec": "tokens/job",
-    "tokens_per_gpu_per_sec": "tokens/device", "tps_per_gpu": "tokens/device",
-    "perf/per_device_tokens_per_sec": "tokens/device", "Tokens/s/device": "tokens/device",
-    "tokens_per_sec_per_gpu": "tokens/device", "tgs (tokens/gpu/second)": "tokens/device",
-    "throughput/device/tokens_per_sec": "tokens/device",
-    "throughput/device/tokens_per_second": "tokens/device",
-    "throughput/tokens_per_sec": "tokens/job", "throughput/tokens_per_second": "tokens/job",
-    "tok/s": "tokens/?", "tokens/s": "tokens/?", "tokens_per_second": "tokens/?",
-    "tokens_per_sec": "tokens/?", "tok_per_sec": "tokens/?", "tps": "tokens/?",
-    "samples/sec": "samples/job", "CurrSamplesPerSec": "samples/job",
-    "throughput/batches_per_sec": "steps_per_s", "throughput/device/batches_per_second":
-    "steps_per_s", "throughput/samples_per_sec": "samples/job",
-    "TFLOP/s/device": "tflops", "TFLOP/s": "tflops", "perf/per_device_tflops_per_sec": "tflops",
-    "model_tflops_per_gpu": "tflops", "hardware_tflops_per_gpu": "hardware_tflops",
-    "TFLOPS_per_GPU": "tflops", "tflops": "tflops",
-    "loss": "loss", "lm_loss": "loss", "reduced_train_loss": "loss", "learning/loss": "loss",
-    "train/loss": "loss", "train/CrossEntropyLoss": "loss", "loss/train/total": "loss",
-    "total_weights": "weights", "global_batch_size": "batch", "consumed_samples": "consumed",
-    "num_consumed_tokens": "consumed_tokens", "consumed_tokens": "consumed_tokens",
-    "memory(GiB)": "mem.max_reserved", "mem": "mem.max_allocated",
-    "MemAllocated": "mem.allocated", "MaxMemAllocated": "mem.max_allocated",
-    "memory/peak_reserved_mem": "mem.max_reserved_gb", "peak_memory_usage": "mem.max_bytes",
-    "cuda_max_memory_reserved": "mem.max_reserved_bytes", "max_memory_reserved":
-    "mem.max_reserved_bytes", "cuda_memory_allocated": "mem.bytes",
-    "memory_bytes": "mem.max_bytes", "memory_allocated": "mem.bytes", "mfu": "mfu",
-}  # fmt: skip
-"""Keys that programs print, whatever the separator."""
-
 
 def keyed(
     pattern: str, *, step: str, join: str, ends: str, needs: frozenset[str], shift: int = 0
@@ -321,7 +271,7 @@ def keyed(
         marks = list(find.finditer(text))
         for mark, end in zip(marks, _ends(marks, text), strict=True):
             body = text[mark.start() : end]
-            found = units(_values((m.groups() for m in pair.finditer(body)), _ANY))  # type: ignore[misc]
+            found = units(values_of((m.groups() for m in pair.finditer(body)), KEYS))  # type: ignore[misc]
             if needs & found.keys():
                 total = mark[2] if find.groups > 1 else None
                 values = _numbered(found, mark[1], total)
@@ -329,23 +279,6 @@ def keyed(
                 yield values
 
     return lambda: read
-
-
-def units(found: Values) -> Values:
-    """Milliseconds, bytes and rates of steps put into the names that are used."""
-    if "ms" in found:
-        found.setdefault("seconds", found.pop("ms") / 1e3)
-    if found.get("steps_per_s"):
-        found.setdefault("seconds", 1.0 / found.pop("steps_per_s"))
-    for name, kind, unit in (
-        ("mem.max_bytes", "mem.max_allocated", GIB),
-        ("mem.bytes", "mem.allocated", GIB),
-        ("mem.max_reserved_bytes", "mem.max_reserved", GIB),
-        ("mem.max_reserved_gb", "mem.max_reserved", GIB / 1e9),
-    ):
-        if name in found:
-            found[kind] = found.pop(name) / unit
-    return found
 
 
 TIMED = frozenset({"seconds", "tokens/device", "tokens/job", "tokens/?", "samples/job"})
@@ -404,7 +337,7 @@ def automodel() -> Read:
         for mark, end in zip(marks, _ends(marks, text), strict=True):
             parts = [part.split() for part in text[mark.end() : end].split("|")]
             pairs = [(part[0], part[1]) for part in parts if len(part) > 1]
-            found = _values(pairs, {"loss": "loss", "mem": "mem.max_allocated"})
+            found = values_of(pairs, {"loss": "loss", "mem": "mem.max_allocated"})
             rates = _TPS.match(dict(pairs).get("tps", ""))
             told = [number(rate) for rate in rates.groups() if rate] if rates else []
             names = ("tokens/job", "tokens/device") if len(told) == 2 else ("tokens/?",)

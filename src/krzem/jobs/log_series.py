@@ -1,10 +1,10 @@
-"""The steps of a log in order: one of each, starts told apart, and never too many of them."""
+"""What lines of a log hold: keys, numbers, clocks, ranks; and its steps in order, one of each."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 Values = dict[str, float]
@@ -194,8 +194,7 @@ def _replace(step: Step, values: Mapping[str, float], shift: int = 0) -> Step:
     )  # fmt: skip
 
 
-# Small parts of a log line: numbers as programs print them, colours, and who printed the...
-# ------------------------------------------------------------------------------------------
+# -- what stands in a line
 
 NUMBER = r"[-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 """A number in text: thousands commas and exponents included."""
@@ -269,3 +268,75 @@ def source_of(head: str) -> str:
     host = _HOST.match(head)
     rank = rank_of(head[host.end() :] if host else head)
     return f"{host[1] if host else ''}{'' if rank is None else f'#{rank}'}"
+
+
+GIB = 2.0**30
+
+
+MIB_PER_GIB = 1024.0
+
+
+def values_of(pairs: Iterable[tuple[str, str]], names: Mapping[str, str]) -> Values:
+    """The numbers of the pairs whose key is known."""
+    found: Values = {}
+    for key, text in pairs:
+        name = names.get(key)
+        if name is not None and name not in found:
+            value = number(text)
+            if value is not None:
+                found[name] = value
+    return found
+
+
+KEYS: Mapping[str, str] = {
+    "step": "number", "global_step": "number", "iteration": "number", "iter": "number",
+    "current_steps": "number", "total_steps": "total",
+    "seconds": "seconds", "step_time": "seconds", "step_time_s": "seconds",
+    "iter_time": "seconds", "time_per_step": "seconds", "train_step_timing in s": "seconds",
+    "perf/step_time_seconds": "seconds", "iter time (s)": "seconds", "timing/step": "seconds",
+    "time_per_iteration_ms": "ms", "elapsed_time_per_iteration_ms": "ms",
+    "step_time_ms": "ms", "per_step_time_ms": "ms", "ms_per_step": "ms",
+    "tokens_per_s": "tokens/job", "tokens_global_per_sec": "tokens/job",
+    "tokens_per_gpu_per_sec": "tokens/device", "tps_per_gpu": "tokens/device",
+    "perf/per_device_tokens_per_sec": "tokens/device", "Tokens/s/device": "tokens/device",
+    "tokens_per_sec_per_gpu": "tokens/device", "tgs (tokens/gpu/second)": "tokens/device",
+    "throughput/device/tokens_per_sec": "tokens/device",
+    "throughput/device/tokens_per_second": "tokens/device",
+    "throughput/tokens_per_sec": "tokens/job", "throughput/tokens_per_second": "tokens/job",
+    "tok/s": "tokens/?", "tokens/s": "tokens/?", "tokens_per_second": "tokens/?",
+    "tokens_per_sec": "tokens/?", "tok_per_sec": "tokens/?", "tps": "tokens/?",
+    "samples/sec": "samples/job", "CurrSamplesPerSec": "samples/job",
+    "throughput/batches_per_sec": "steps_per_s", "throughput/device/batches_per_second":
+    "steps_per_s", "throughput/samples_per_sec": "samples/job",
+    "TFLOP/s/device": "tflops", "TFLOP/s": "tflops", "perf/per_device_tflops_per_sec": "tflops",
+    "model_tflops_per_gpu": "tflops", "hardware_tflops_per_gpu": "hardware_tflops",
+    "TFLOPS_per_GPU": "tflops", "tflops": "tflops",
+    "loss": "loss", "lm_loss": "loss", "reduced_train_loss": "loss", "learning/loss": "loss",
+    "train/loss": "loss", "train/CrossEntropyLoss": "loss", "loss/train/total": "loss",
+    "total_weights": "weights", "global_batch_size": "batch", "consumed_samples": "consumed",
+    "num_consumed_tokens": "consumed_tokens", "consumed_tokens": "consumed_tokens",
+    "memory(GiB)": "mem.max_reserved", "mem": "mem.max_allocated",
+    "MemAllocated": "mem.allocated", "MaxMemAllocated": "mem.max_allocated",
+    "memory/peak_reserved_mem": "mem.max_reserved_gb", "peak_memory_usage": "mem.max_bytes",
+    "cuda_max_memory_reserved": "mem.max_reserved_bytes", "max_memory_reserved":
+    "mem.max_reserved_bytes", "cuda_memory_allocated": "mem.bytes",
+    "memory_bytes": "mem.max_bytes", "memory_allocated": "mem.bytes", "mfu": "mfu",
+}  # fmt: skip
+"""Keys that programs print, whatever the separator."""
+
+
+def units(found: Values) -> Values:
+    """Milliseconds, bytes and rates of steps put into the names that are used."""
+    if "ms" in found:
+        found.setdefault("seconds", found.pop("ms") / 1e3)
+    if found.get("steps_per_s"):
+        found.setdefault("seconds", 1.0 / found.pop("steps_per_s"))
+    for name, kind, unit in (
+        ("mem.max_bytes", "mem.max_allocated", GIB),
+        ("mem.bytes", "mem.allocated", GIB),
+        ("mem.max_reserved_bytes", "mem.max_reserved", GIB),
+        ("mem.max_reserved_gb", "mem.max_reserved", GIB / 1e9),
+    ):
+        if name in found:
+            found[kind] = found.pop(name) / unit
+    return found

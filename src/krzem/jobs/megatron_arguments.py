@@ -9,6 +9,14 @@ from dataclasses import dataclass
 from krzem.jobs.job import JobBuilder, Place
 from krzem.jobs.megatron_flags import takes_no_value
 from krzem.jobs.shell_words import ShellWord, State
+from krzem.jobs.tree import (
+    Entry,
+    Open,
+    Tree,
+    UnclearError,
+    integer,
+    truth,
+)
 
 LONGEST_NUMBER = 18
 LONGEST_PATTERN = 2_000
@@ -243,16 +251,103 @@ def _commented(
     return dropped
 
 
-def from_mapping(entries: Iterable[tuple[str, object, Place]]) -> list[Argument]:
-    """Arguments of a YAML table (``num_layers: 26``, ``swiglu: true``); false and null are none."""
-    arguments = []
-    for key, value, place in entries:
-        if value is None or value is False:
-            continue
-        values: tuple[str, ...] = ()
-        if isinstance(value, (list, tuple)):
-            values = tuple(str(item) for item in value)
-        elif value is not True:
-            values = (unquoted(str(value)),)
-        arguments.append(Argument(canonical_flag(key), values, place, place))
-    return arguments
+_NEGATED: Mapping[str, str] = {
+    "add_bias_linear": "--disable-bias-linear",
+    "gradient_accumulation_fusion": "--no-gradient-accumulation-fusion",
+    "masked_softmax_fusion": "--no-masked-softmax-fusion",
+    "apply_rope_fusion": "--no-rope-fusion",
+    "bias_gelu_fusion": "--no-bias-gelu-fusion",
+    "bias_swiglu_fusion": "--no-bias-swiglu-fusion",
+    "bias_dropout_fusion": "--no-bias-dropout-fusion",
+    "overlap_p2p_comm": "--no-overlap-p2p-communication",
+    "async_tensor_model_parallel_allreduce": "--no-async-tensor-model-parallel-allreduce",
+    "check_for_nan_in_loss_and_grad": "--no-check-for-nan-in-loss-and-grad",
+    "gated_linear_unit_off": "--no-gated-linear-unit",
+}
+"""Names that are true where their flag is absent."""
+
+
+_RENAMED: Mapping[str, str] = {
+    "fp8": "--fp8-format",
+    "fp4": "--fp4-format",
+    "fp8_param_gather": "--fp8-param-gather",
+    "fp8_param": "--fp8-param-gather",
+    "rope_theta": "--rotary-base",
+    "qk_pos_emb_head_dim": "--qk-pos-emb-head-dim",
+    "moe_enable_deepep": "--moe-enable-deepep",
+    "virtual_pipeline_model_parallel_size": "--num-virtual-stages-per-pipeline-rank",
+    "moe_router_force_load_balancing": "--moe-router-force-load-balancing",
+}
+
+
+_LATENT = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
+
+
+_FLAGS = (
+    "sequence_parallel", "swiglu", "bf16", "fp16", "group_query_attention", "qk_layernorm",
+    "use_distributed_optimizer", "untie_embeddings_and_output_weights", "overlap_grad_reduce",
+    "overlap_param_gather", "recompute_activations", "multi_latent_attention", "moe_grouped_gemm",
+)  # fmt: skip
+"""Names that stand for a flag without a value, so that ``1`` is true."""
+
+
+def arguments_of(tree: Tree) -> list[Argument]:
+    """The flags that a table of settings stands for; an open value is an unknown argument."""
+    dropped = set(_dropped(tree))
+    found = [_argument(e) for k, e in tree.entries.items() if k not in dropped]
+    return [argument for argument in found if argument is not None]
+
+
+def _dropped(tree: Tree) -> list[str]:
+    """Names without effect: of latent attention, groups or experts that the model has not."""
+    names: list[str] = []
+    if _off(tree, "multi_latent_attention"):
+        names.extend(_LATENT)
+    if _off(tree, "group_query_attention"):
+        names.append("num_query_groups")
+    if "num_experts" in tree.entries and _none(tree.value("num_experts")):
+        names.extend(k for k in tree.entries if k.startswith("moe_") or k == "num_experts")
+    return names
+
+
+def _off(tree: Tree, key: str) -> bool:
+    value = tree.value(key)
+    try:
+        return value is not None and not isinstance(value, Open) and not truth(value)
+    except UnclearError:
+        return False
+
+
+def _none(value: object) -> bool:
+    try:
+        return value is None or integer(value) < 1
+    except UnclearError:
+        return False
+
+
+def _argument(entry: Entry) -> Argument | None:
+    key, value, place = entry.key, entry.value, entry.place
+    if isinstance(value, Open):
+        flag = _NEGATED.get(key) or _RENAMED.get(key) or canonical_flag(key)
+        return Argument(flag, (value.text,), place, place, State.UNKNOWN)
+    if key in _NEGATED:
+        return Argument(_NEGATED[key], (), place, place) if value is False else None
+    flag = _RENAMED.get(key) or canonical_flag(key)
+    if key in _FLAGS and not isinstance(value, bool):
+        try:
+            value = truth(value)
+        except UnclearError:
+            return None
+    if value is None or value is False or value in ("null", "None", ""):
+        return None
+    return Argument(flag, words_of_value(value), place, place)
+
+
+def words_of_value(value: object) -> tuple[str, ...]:
+    if value is True:
+        return ()
+    if isinstance(value, list | tuple):
+        return tuple(str(part) for part in value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 10**15:
+        return (str(int(value)),)
+    return (str(value),)

@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from krzem.errors import DataError, shorten
 from krzem.jobs.tree import Open
 
-# Configurations that a Python recipe builds, field by field
-# ----------------------------------------------------------
-
 
 @dataclass(slots=True, eq=False)
 class Node:
@@ -29,21 +26,23 @@ class Node:
         self.fields[name] = value
         self.lines[name] = line
 
+    def update(self, fields: Mapping[str, object], line: int) -> Node:
+        """All of ``fields``, made on one line; the configuration itself."""
+        self.fields.update(fields)
+        self.lines.update(dict.fromkeys(fields, line))
+        return self
+
     def copy(self) -> Node:
         """A configuration of its own with the same fields, inner ones copied too."""
-        return _copied(self, {})
+        return self._copied({})
 
+    def _copied(self, done: dict[int, Node]) -> Node:
+        if id(self) not in done:
+            new = done[id(self)] = Node(self.name, {}, dict(self.lines), self.line)
+            for name, value in self.fields.items():
+                new.fields[name] = value._copied(done) if isinstance(value, Node) else value
+        return done[id(self)]
 
-def _copied(node: Node, done: dict[int, Node]) -> Node:
-    if id(node) not in done:
-        new = done[id(node)] = Node(node.name, {}, dict(node.lines), node.line)
-        for name, value in node.fields.items():
-            new.fields[name] = _copied(value, done) if isinstance(value, Node) else value
-    return done[id(node)]
-
-
-# Values of a Python recipe: expressions followed over a syntax tree, nothing executed
-# ------------------------------------------------------------------------------------
 
 MOST_STEPS = 50_000
 """Expressions and statements that are followed before a file is given up."""
@@ -184,8 +183,7 @@ class Values:
             base = self._value(node.func.value, names)
             if isinstance(base, Node):
                 made.set("self", base, node.lineno)
-        for index, value in enumerate(arguments):
-            made.set(str(index), value, node.lineno)
+        made.update({str(index): value for index, value in enumerate(arguments)}, node.lineno)
         for key, value in keywords.items():
             made.set(key, value, lines[key])
         return made
@@ -198,10 +196,7 @@ class Values:
         if name in ("os.environ.get", "os.getenv", "environ.get", "getenv"):
             return self._environment(arguments)
         if name in _COPIES and isinstance(first, Node):
-            copy = first.copy()
-            for key, value in keywords.items():
-                copy.set(key, value, node.lineno)
-            return copy
+            return first.copy().update(keywords, node.lineno)
         if name in _WRAPPERS and arguments:
             return self._wrapped(node, first, keywords)
         if name == "dict" and not arguments:
@@ -226,16 +221,8 @@ class Values:
         if isinstance(first, Function):
             return self._enter(first, [], keywords)
         if isinstance(first, Node):
-            for key, value in keywords.items():
-                first.set(key, value, node.lineno)
-            return first
-        return self._made(_called(node.args[0]), keywords, node.lineno)
-
-    def _made(self, name: str, keywords: Mapping[str, object], line: int) -> Node:
-        made = Node(name, line=line)
-        for key, value in keywords.items():
-            made.set(key, value, line)
-        return made
+            return first.update(keywords, node.lineno)
+        return Node(_called(node.args[0]), line=node.lineno).update(keywords, node.lineno)
 
     def _enter(
         self, function: Function, arguments: list[object], keywords: Mapping[str, object]
@@ -272,7 +259,9 @@ class Values:
         rest = {k: v for k, v in keywords.items() if k not in bound}
         bound.update({k: v for k, v in keywords.items() if k in bound})
         if wanted.kwarg is not None:
-            bound[wanted.kwarg.arg] = self._made("", rest, wanted.kwarg.lineno)
+            bound[wanted.kwarg.arg] = Node("", line=wanted.kwarg.lineno).update(
+                rest, wanted.kwarg.lineno
+            )
         return bound
 
     def _dict(self, node: ast.Dict, names: dict[str, object]) -> object:
@@ -283,8 +272,7 @@ class Values:
             if isinstance(name, str | int):
                 made.set(str(name), inner, value.lineno)
             elif key is None and isinstance(inner, Node):
-                for inherited, held in inner.fields.items():
-                    made.set(inherited, held, value.lineno)
+                made.update(inner.fields, value.lineno)
         return made
 
     def _subscript(self, node: ast.Subscript, names: dict[str, object]) -> object:

@@ -16,20 +16,21 @@ from typing import Any
 
 from krzem.jobs import shell_tree as tree
 from krzem.jobs.shell_builtins import Builtins
-from krzem.jobs.shell_expand import Holder, element_values, scalar
+from krzem.jobs.shell_match import Operand, Test, matches
 from krzem.jobs.shell_state import Break, Command, Continue, Exit, Flow, Script, launcher_options
-from krzem.jobs.shell_test import Operand, Test
 from krzem.jobs.shell_words import (
     NOWHERE,
+    Holder,
     Piece,
     State,
     Value,
+    element_values,
     joined,
-    matches,
     merged,
     merged_words,
     origin_of,
     plain,
+    scalar,
     shown,
     unknown,
 )

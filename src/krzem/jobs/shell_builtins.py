@@ -7,18 +7,20 @@ from collections.abc import Callable, Sequence
 
 from krzem.jobs import shell_tree as tree
 from krzem.jobs.shell_commands import Commands
-from krzem.jobs.shell_expand import Holder, element_values, scalar
+from krzem.jobs.shell_match import Operand, Test
 from krzem.jobs.shell_state import Break, Continue, Exit, Flow, Return
-from krzem.jobs.shell_test import Operand, Test
 from krzem.jobs.shell_tools import output
 from krzem.jobs.shell_words import (
     EMPTY,
+    Holder,
     State,
     Value,
+    element_values,
     joined,
     known,
     origin_of,
     plain,
+    scalar,
     shown,
     split,
     unknown,

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from krzem.jobs import shell_tree as tree
-from krzem.jobs.shell_expand import scalar
 from krzem.jobs.shell_parse import origins, parse
 from krzem.jobs.shell_state import Command, Exit, Flow, Machine, Return, Script, launcher_options
 from krzem.jobs.shell_tools import is_tool, output, squeezes
@@ -22,6 +21,7 @@ from krzem.jobs.shell_words import (
     joined,
     known,
     plain,
+    scalar,
     shown,
     unknown,
     word_of,

@@ -6,42 +6,38 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from krzem.jobs import shell_words as glob
+from krzem.jobs import shell_match as glob
 from krzem.jobs.shell_arithmetic import Arithmetic, NotKnownError
 from krzem.jobs.shell_tree import Arith, Lit, Param, Parts, Sub, Word
 from krzem.jobs.shell_words import (
+    COUNTED,
     EMPTY,
     NOWHERE,
+    OUTSIDE,
+    Field,
+    Holder,
     Origin,
     Piece,
     ShellError,
     State,
     Value,
     bounded,
+    element,
+    element_values,
     joined,
     known,
+    length_of,
     origin_of,
     plain,
+    runs_of,
+    scalar,
     shown,
-    split,
     unknown,
 )
 
 MOST_STEPS = 60_000
 LONGEST_PATTERN_TEXT = 3_000
-Holder = Value | list[Value] | dict[str, Value]
-"""A scalar, an array, or an associative array."""
-_OUTSIDE = re.compile(
-    r"(SLURM|PBS|LSB|FLUX|OMPI|PMI|PMIX|MPI|KUBERNETES|PET|VC|MA|AIP)_|(MASTER|NODE|LOCAL|WORLD|HOST|"
-    r"GLOBAL|CUDA|ASCEND|HIP|ROCR|ZE|LD|CONDA|VIRTUAL|MLP|DLC)_?|RANK|HOME|USER|PWD|OLDPWD|PATH|"
-    r"TMPDIR|RANDOM|SECONDS|BASH|LINENO|UID|PPID|SHELL|LOGNAME|PYTHONPATH|SCRATCH|WORK$"
-)
-"""Variables that a scheduler, a launcher or the login sets: never taken as empty."""
-_COUNTED = re.compile(r"SLURM_(JOB_NUM_NODES|N?NODES|JOB_NODES|NTASKS|NPROCS)|PBS_NUM_NODES")
-"""Sizes of the job that a scheduler sets: what stands in for them elsewhere is not the job."""
 _BRACES = re.compile(r"\{(-?\d{1,9})\.\.(-?\d{1,9})\}")
-_Field = tuple[Value, bool]
-"""A run of pieces and whether it was quoted."""
 
 
 class Expander:
@@ -108,9 +104,9 @@ class Expander:
         self.spend(len(pieces) // 10)
         return bounded(pieces)
 
-    def _runs(self, parts: Parts, splitting: bool) -> list[_Field | None]:
+    def _runs(self, parts: Parts, splitting: bool) -> list[Field | None]:
         """Runs of pieces; None ends a field."""
-        runs: list[_Field | None] = []
+        runs: list[Field | None] = []
         for part in parts:
             if isinstance(part, Lit):
                 value: Value = (Piece(part.text, part.origin),) if part.text else EMPTY
@@ -125,7 +121,7 @@ class Expander:
                         runs.append(None)
                     runs.append((value, True))
             else:
-                runs.extend(_split_runs(values))
+                runs.extend(runs_of(values))
         return runs
 
     def _part(self, part: Param | Arith | Sub) -> list[Value]:
@@ -184,7 +180,7 @@ class Expander:
         if isinstance(holder, dict):
             return holder.get(index, EMPTY)
         at = int(index) if re.fullmatch(r"\d{1,9}", index) else self._look(index)
-        return _at(holder, at)
+        return element(holder, at)
 
     def _put(self, name: str, number: int) -> None:
         if "[" in name:
@@ -228,7 +224,7 @@ class Expander:
                 return [self.value(p.argument)]
             return [known("0")] if p.op == "length" else []
         if p.op == "keys":
-            keys = list(holder) if isinstance(holder, dict) else map(str, range(_count(holder)))
+            keys = list(holder) if isinstance(holder, dict) else map(str, range(length_of(holder)))
             return [known(key, p.origin) for key in keys]
         values = element_values(holder)
         if p.op == "length":
@@ -286,7 +282,7 @@ class Expander:
 
     def absent(self, p: Param) -> Value:
         """What a variable stands for that no file sets."""
-        outside = p.name.isdigit() or _OUTSIDE.match(p.name) is not None
+        outside = p.name.isdigit() or OUTSIDE.match(p.name) is not None
         return (Piece(p.source, p.origin, State.UNKNOWN if outside else State.UNSET),)
 
     def _operated(self, p: Param, found: Value | None) -> Value:
@@ -298,9 +294,7 @@ class Expander:
         if not op:
             return found
         text = plain(found)
-        if text is None:
-            return unknown(p.source, p.origin)
-        if len(text) > LONGEST_PATTERN_TEXT:
+        if text is None or len(text) > LONGEST_PATTERN_TEXT:
             return unknown(p.source, p.origin)
         return self._edited(p, text, origin_of(found, p.origin))
 
@@ -316,7 +310,7 @@ class Expander:
         if there:
             assert found is not None
             return found
-        if p.op.endswith("?") or (found is None and _COUNTED.fullmatch(p.name)):
+        if p.op.endswith("?") or (found is None and COUNTED.fullmatch(p.name)):
             return unknown(p.source, p.origin)
         value = self.value(p.argument)
         if p.op.endswith("=") and p.index is None:
@@ -392,22 +386,6 @@ class Expander:
         self.names[name] = [*kept, *values]
 
 
-def _split_runs(values: Sequence[Value]) -> list[_Field | None]:
-    """Runs of an unquoted expansion: fields end at blanks and between an array's elements."""
-    runs: list[_Field | None] = []
-    for index, value in enumerate(values):
-        text = shown(value)
-        if index or (text[:1] in (" ", "\t", "\n") and text):
-            runs.append(None)
-        for number, field in enumerate(split(value)):
-            if number:
-                runs.append(None)
-            runs.append((field, False))
-        if text[-1:] in (" ", "\t", "\n") and text:
-            runs.append(None)
-    return runs
-
-
 def _braced(word: Word, value: Value) -> list[Value]:
     """``{1..8}`` in a bare word."""
     match = _BRACES.search(word.bare)
@@ -419,33 +397,3 @@ def _braced(word: Word, value: Value) -> list[Value]:
     numbers = range(low, high + 1) if low <= high else range(low, high - 1, -1)
     text, place = word.bare, origin_of(value, NOWHERE)
     return [known(text[: match.start()] + str(n) + text[match.end() :], place) for n in numbers]
-
-
-def scalar(holder: Holder) -> Value:
-    """A variable where one value is wanted: an array's first."""
-    if isinstance(holder, tuple):
-        return holder
-    if isinstance(holder, dict):
-        return holder.get("0", EMPTY)
-    return holder[0] if holder else EMPTY
-
-
-def element_values(holder: Holder) -> list[Value]:
-    """All values of a variable."""
-    if isinstance(holder, tuple):
-        return [holder]
-    return list(holder.values()) if isinstance(holder, dict) else list(holder)
-
-
-def _count(holder: Holder) -> int:
-    return 1 if isinstance(holder, tuple) else len(holder)
-
-
-def _at(holder: Value | list[Value], index: int) -> Value:
-    values = element_values(holder)
-    return values[index] if -len(values) <= index < len(values) else EMPTY
-
-
-def without_origin(value: Value) -> Value:
-    """A value whose pieces have forgotten their lines, to compare."""
-    return tuple(replace(piece, origin=NOWHERE) for piece in value)

@@ -1,4 +1,4 @@
-"""Words of a shell script: quoting, expansions, and what is nested in them."""
+"""Words of a shell script and what stands among them: assignments, redirections, here-documents."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import re
 from collections.abc import Callable
 
 from krzem.jobs import shell_tree as tree
-from krzem.jobs.shell_tree import Arith, Body, Lit, Param, Part, Parts, Sub, Word
+from krzem.jobs.shell_tree import Arith, Assign, Body, Lit, Param, Part, Parts, Sub, Word
 from krzem.jobs.shell_words import Origin, ShellError
 
 DEEPEST = 60
+MOST_DOCUMENTS = 100
+_REDIRECT = re.compile(r"(\d*)(<<<|<<-|<<|<>|<&|>&|>>|>\||&>>|&>|<|>)")
 _OPERATORS = (
     ":-", ":=", ":?", ":+", "-", "=", "?", "+", "##", "#", "%%", "%", "//", "/#", "/%", "/",
     "^^", "^", ",,", ",", "@", ":",
-)  # fmt: skip  # fmt: skip
+)  # fmt: skip
 _NONE: Parts = ()
 _META = " \t\n;&|<>()"
 _ANSI = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"', "a": "", "e": ""}
@@ -264,3 +266,105 @@ class WordParser:
             match[2], quoted, place, self.text[start : self.at], index, prefix or op, argument,
             second,
         )  # fmt: skip
+
+    # -- what words are part of
+
+    def assign(self, match: re.Match[str]) -> Assign:
+        start = self.at
+        self.at = match.end()
+        index = None
+        if match[2]:
+            index = self.inner(match[2][1:-1], start + len(match[1]) + 1)
+        append = bool(match[3])
+        if self.text.startswith("(", self.at):
+            return Assign(match[1], self.origin(start), append, index, array=self.array())
+        value = self.word(may_be_empty=True)
+        return Assign(match[1], self.origin(start), append, index, value=value)
+
+    def inner(self, text: str, at: int) -> Parts:
+        """Parts of a text that lies inside this one."""
+        part = self.nested(text, at)
+        return part.until((), False)
+
+    def array(self) -> tuple[Word, ...]:
+        start = self.at
+        self.at += 1
+        words: list[Word] = []
+        while True:
+            self.blank(lines=True)
+            if self.at >= len(self.text):
+                raise self.fault("an array without its ')'", start)
+            if self.text[self.at] == ")":
+                self.at += 1
+                return tuple(words)
+            if self.text[self.at] in ";&|<>(":
+                raise self.fault(f"{self.text[self.at]!r} inside an array")
+            words.append(self.word())
+
+    def redirect(self) -> tree.Redirect | None:
+        """A redirection, if one begins here."""
+        match = _REDIRECT.match(self.text, self.at)
+        if match is None or self.text.startswith(("<(", ">("), self.at):
+            return None
+        self.at = match.end()
+        self.blank()
+        op = match[2]
+        target = self.word(may_be_empty=True)
+        if op not in ("<<", "<<-"):
+            return tree.Redirect(
+                match[1] + op if op in (">", ">>") and match[1] == "2" else op, target
+            )
+        name = "".join(p.text for p in target.parts if isinstance(p, Lit))
+        quoted = any(isinstance(p, Lit) and p.quoted for p in target.parts)
+        waiting = tree.Waiting(name, quoted, op == "<<-")
+        self.waiting.append(waiting)
+        rest = self.at
+        self.documents_from_here()
+        self.at = rest
+        return tree.Redirect(op, target, tuple(waiting.parts))
+
+    def documents_from_here(self) -> None:
+        """Read the text of the here-document just met, which begins after this line.
+
+        The characters are taken out of the script, so that the lines after it follow the command.
+        """
+        end = self.text.find("\n", self.at)
+        waiting = self.waiting.pop()
+        if end < 0:
+            raise self.fault(f"the here-document up to {waiting.delimiter!r} is missing")
+        lines_at, at = [], end + 1
+        while True:
+            if at >= len(self.text):
+                break
+            stop = self.text.find("\n", at)
+            stop = len(self.text) if stop < 0 else stop
+            line = self.text[at:stop]
+            if (line.lstrip("\t") if waiting.strip else line) == waiting.delimiter:
+                at = stop
+                break
+            lines_at.append((at, line))
+            at = stop + 1
+        for begin, line in lines_at:
+            kept = line.lstrip("\t") if waiting.strip else line
+            begin += len(line) - len(kept)
+            self.document_line(waiting, begin, kept)
+        self.cut(end, min(at, len(self.text)))
+
+    def document_line(self, waiting: tree.Waiting, begin: int, line: str) -> None:
+        slashes = len(line) - len(line.rstrip("\\"))
+        goes_on = not waiting.quoted and slashes % 2 == 1
+        line = line[:-1] if goes_on else line
+        if waiting.quoted or not re.search(r"[$`\\]", line):
+            waiting.parts.append(Lit(line, True, self.origin(begin)))
+        else:
+            part = self.nested(line, begin)
+            waiting.parts.extend(part.until((), True, document=True))
+        if not goes_on:
+            waiting.parts.append(Lit("\n", True, self.origin(begin)))
+
+    def cut(self, start: int, end: int) -> None:
+        """Take characters out of the script; lines keep their numbers."""
+        self.text = self.text[:start] + self.text[end:]
+        self.cuts.append((start, end - start))
+        if len(self.cuts) > MOST_DOCUMENTS:
+            raise self.fault(f"more than {MOST_DOCUMENTS} here-documents")

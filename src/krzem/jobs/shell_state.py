@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from krzem.jobs import shell_tree as tree
-from krzem.jobs.shell_expand import Expander, Holder, scalar
+from krzem.jobs.shell_expand import Expander
 from krzem.jobs.shell_words import (
+    Holder,
     Origin,
     Piece,
     ShellWord,
@@ -17,6 +18,7 @@ from krzem.jobs.shell_words import (
     known,
     origin_of,
     plain,
+    scalar,
     shown,
     unknown,
 )

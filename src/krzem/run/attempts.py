@@ -25,7 +25,7 @@ from krzem.run.contract import (
     environment_of,
     read_fence,
 )
-from krzem.run.launch.job import Job, JobLauncher, SilentError
+from krzem.run.launch.job import OUTPUT, Job, JobLauncher, SilentError
 from krzem.run.launch.words import shell_words
 from krzem.run.ledger import Ledger
 from krzem.run.rows import Attempt, Cause
@@ -33,9 +33,10 @@ from krzem.run.services import Services
 from krzem.run.settings import LOCAL, SITE, SLURM, Pool, RunSettings
 from krzem.run.stored import Good
 from krzem.run.trainer import command_of
-from krzem.run.untrusted import BadInputError
+from krzem.run.untrusted import BadInputError, open_bounded, printable
 from krzem.train.durable import write_atomic
 
+_LOG_TAIL = 4000
 FIND_SECONDS = 3.0
 """A supervisor that was started just before its controller died shows up within this time."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -49,6 +50,21 @@ class Started:
     job: Job
     handle: Mapping[str, Any]
     launcher: JobLauncher
+
+    def log_tail(self) -> str:
+        """The end of what the attempt printed."""
+        try:
+            with os.fdopen(open_bounded(self.job.folder / OUTPUT), "rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - _LOG_TAIL))
+                return file.read().decode(errors="replace")
+        except (OSError, BadInputError):
+            return ""
+
+    def last_words(self) -> str:
+        """The last line that the attempt printed: with most programs, why it ended."""
+        said = [line for line in self.log_tail().splitlines() if line.strip()]
+        return printable(said[-1].strip())[:300] if said else ""
 
 
 def raise_fence(ledger: Ledger, token: int) -> None:

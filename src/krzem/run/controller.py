@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from krzem.errors import KrzemError, LaunchError, RunError, StorageError, shorten
+from krzem.errors import KrzemError, LaunchError, StorageError
 from krzem.run import gates
-from krzem.run.attempts import Started, adopt, raise_fence, start
+from krzem.run.attempts import Started, adopt, start
 from krzem.run.contract import StepRecord
 from krzem.run.gate_settings import Action, describe
 from krzem.run.history import History
@@ -23,14 +23,14 @@ from krzem.run.launch.job import SilentError
 from krzem.run.ledger import Ledger
 from krzem.run.lock import RunLock
 from krzem.run.measured_rows import write_back
-from krzem.run.recovery import open_ledger, reconcile
+from krzem.run.recovery import check_same_run, open_ledger, reconcile, take_up
 from krzem.run.requests import Operated
 from krzem.run.rows import Attempt, Cause, Fired, Request, RunRow, State
 from krzem.run.run_file import identity
 from krzem.run.services import Services
 from krzem.run.settings import Pool, RunSettings, Verify
 from krzem.run.status import UNKNOWN
-from krzem.run.stored import arrived, last_good, note_new
+from krzem.run.stored import last_good, note_new
 from krzem.run.watch import SAVES_FIRST, Outcome, Watch
 
 _TRIES = 3
@@ -160,7 +160,7 @@ class Controller(Operated):
             return
         watch = Watch(self.settings, self.services, self.ledger, started, self.expected(pool))
         outcome = watch.until_end(self._at_each_look)
-        self._close(pool, started, outcome, watch)
+        self._close(pool, started, outcome)
 
     def _at_each_look(self, watch: Watch) -> None:
         self.while_it_trains(watch)
@@ -222,18 +222,18 @@ class Controller(Operated):
         wait = min(recovery.wait_first * 2.0 ** min(row - 1, 30), recovery.wait_most)
         return (attempts[-1].ended_at or 0.0) + wait - self.ledger.clock.now()
 
-    def _close(self, pool: Pool, started: Started, outcome: Outcome, watch: Watch) -> None:
+    def _close(self, pool: Pool, started: Started, outcome: Outcome) -> None:
         """Write down how an attempt ended, and where the run goes from here, in one transaction."""
         attempt = started.attempt
-        words = watch.last_words() if outcome.cause in _TELLING else ""
+        words = started.last_words() if outcome.cause in _TELLING else ""
         detail = f"{outcome.detail}: {words}" if words else outcome.detail
         with self.ledger.writing():
             self.ledger.attempt_ended(attempt.id, outcome.cause, detail, outcome.exit_code)
             ended = replace(attempt, cause=outcome.cause)
             kind = "fault" if ended.is_fault or outcome.cause is Cause.STORAGE else "attempt ended"
             self.ledger.event(kind, f"{outcome.cause}: {detail}", pool=pool.name,
-                              attempt=attempt.id, evidence={"log": watch.log_tail()})  # fmt: skip
-            self._exclude_slow(pool, attempt)
+                              attempt=attempt.id, evidence={"log": started.log_tail()})  # fmt: skip
+            self.exclude_slow(pool, attempt)
             self.note_checks_elsewhere(pool)
             self._go_on(pool, attempt, outcome)
         self.services.say(f"attempt {attempt.id} on {pool.name}: {outcome.cause}, {detail}")
@@ -328,16 +328,6 @@ class Controller(Operated):
     def _records(self, attempt: Attempt) -> list[StepRecord]:
         return History.of(self.settings.folder).of_attempt(attempt.id)
 
-    def _exclude_slow(self, pool: Pool, attempt: Attempt) -> None:
-        """Leave out the host of a straggler where the launcher can start without it."""
-        slow = [f for f in self.ledger.fired() if f.attempt == attempt.id and f.gate == "straggler"]
-        if not slow or slow[-1].action != Action.RESTART:
-            return
-        host = max(slow[-1].evidence, key=lambda row: row["own_seconds"])["host"]
-        if host and self.services.launcher(pool).can_exclude:
-            self.ledger.decide(f"exclude on {pool.name}", host, slow[-1].message,
-                               {"exclude": [host]})  # fmt: skip
-
     # Move and after -------------------------------------------------------------------------
 
     def _move(self, row: RunRow) -> None:
@@ -347,7 +337,7 @@ class Controller(Operated):
         if (asked := self.asked_for()) is not None:
             self._move_as_asked(asked, here)
             return
-        pools = self._to_come(row.pool)
+        pools = self.to_come(row.pool)
         if not pools:
             self.fail(f"no pool is left{self.given_up()}", None)
             return
@@ -368,16 +358,6 @@ class Controller(Operated):
             self.record_witness(here)
         self.take_next([plan], f"request to {asked.kind}")
         self.ledger.answer(asked.id, "refused" if plan.refused else "done", f"to {asked.pool}")
-
-    def _to_come(self, pool: str | None) -> tuple[Pool, ...]:
-        """The pools after one; behind the last, the one that an operator took the run from."""
-        if pool is None:
-            return self.settings.pools
-        left = {d.subject for d in self.ledger.decisions() if d.choice == "given up"}
-        before = [a.pool for a in self.ledger.attempts()][-1:]
-        others = [p for p in self.settings.pools if p.name != pool and f"pool {p.name}" not in left]
-        back = tuple(p for p in others if p.name in before)
-        return self.settings.after(pool) or back
 
     def _write_back(self) -> None:
         write_back(self.settings)
@@ -406,52 +386,15 @@ def run(settings: RunSettings, services: Services) -> State:
     with RunLock(settings.folder):
         ledger, damage = open_ledger(settings.folder)
         try:
-            _check_same_run(settings, ledger.run())
+            check_same_run(settings, ledger.run())
             row = ledger.begin(settings.name, identity(settings), settings.sha256)
             if reconcile(settings, ledger, damage):
                 for event in ledger.events(UNKNOWN):
                     services.say(event.message)
                 row = ledger.run() or row
-            _take_up(ledger, row)
+            take_up(ledger, row)
             state = Controller(settings, services, ledger).run()
             ledger.end()
             return state
         finally:
             ledger.close()
-
-
-def _check_same_run(settings: RunSettings, row: RunRow | None) -> None:
-    """A folder belongs to one run; everything but its identity may be edited between starts."""
-    if row is None:
-        return
-    mine = identity(settings)
-    differing = [k for k in mine if mine[k] != row.settings.get(k)]
-    if differing:
-        shown = "; ".join(f"{k}: {row.settings.get(k)} there, {mine[k]} here" for k in differing)
-        raise RunError(
-            f"{settings.folder} holds another run ({shorten(shown, 300)}): give another [run] "
-            "folder, or put the run file back as it was"
-        )
-    names = [p.name for p in settings.pools]
-    if row.pool is not None and row.pool not in names:
-        raise RunError(
-            f"the run is on pool {row.pool!r}, which {settings.path.name} no longer has; it has "
-            f"{', '.join(names)}. Put it back, or begin in another folder"
-        )
-
-
-def _take_up(ledger: Ledger, row: RunRow) -> None:
-    """Begin, or go on where an earlier controller left off."""
-    raise_fence(ledger, row.token)
-    if (came := arrived(ledger.folder)) is not None:
-        known = [d.subject for d in ledger.decisions() if d.choice == "arrived"]
-        if f"checkpoint {came[0]}" not in known:
-            ledger.decide(f"checkpoint {came[0]}", "arrived", f"from {came[1]}")
-            ledger.set_state(State.BEFORE, None, f"{came[0]} arrived from {came[1]}")
-            return
-    if row.state is State.STOPPED:
-        trained = row.pool is not None and bool(ledger.attempts(row.pool))
-        begun = State.QUALIFY if row.pool else State.BEFORE
-        ledger.set_state(State.TRAIN if trained else begun, row.pool, "going on after a stop")
-    elif row.state is State.FAILED:
-        ledger.set_state(State.BEFORE, None, "trying every pool again")

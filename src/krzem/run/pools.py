@@ -14,7 +14,7 @@ from krzem.run.courier import checks_told
 from krzem.run.gate_settings import Action
 from krzem.run.ledger import Ledger
 from krzem.run.processes import end_all
-from krzem.run.rows import RunRow, State
+from krzem.run.rows import Attempt, RunRow, State
 from krzem.run.services import PoolPlan, Qualified, Services
 from krzem.run.settings import SITE, Pool, RunSettings
 from krzem.run.stored import Good, arrived, last_good
@@ -236,6 +236,26 @@ class Pools:
             return pool.tokens_per_s
         speed = self._newest_plan(pool.name).get("tokens_per_s")
         return float(speed["mid"]) if isinstance(speed, Mapping) else None
+
+    def to_come(self, pool: str | None) -> tuple[Pool, ...]:
+        """The pools after one; behind the last, the one that an operator took the run from."""
+        if pool is None:
+            return self.settings.pools
+        left = {d.subject for d in self.ledger.decisions() if d.choice == "given up"}
+        before = [a.pool for a in self.ledger.attempts()][-1:]
+        others = [p for p in self.settings.pools if p.name != pool and f"pool {p.name}" not in left]
+        back = tuple(p for p in others if p.name in before)
+        return self.settings.after(pool) or back
+
+    def exclude_slow(self, pool: Pool, attempt: Attempt) -> None:
+        """Leave out the host of a straggler where the launcher can start without it."""
+        slow = [f for f in self.ledger.fired() if f.attempt == attempt.id and f.gate == "straggler"]
+        if not slow or slow[-1].action != Action.RESTART:
+            return
+        host = max(slow[-1].evidence, key=lambda row: row["own_seconds"])["host"]
+        if host and self.services.launcher(pool).can_exclude:
+            self.ledger.decide(f"exclude on {pool.name}", host, slow[-1].message,
+                               {"exclude": [host]})  # fmt: skip
 
     def excluded(self, pool: Pool) -> tuple[str, ...]:
         """Hosts that are left out."""

@@ -14,15 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from krzem.errors import CheckpointError
+from krzem.errors import CheckpointError, RunError, shorten
+from krzem.run.attempts import raise_fence
 from krzem.run.contract import ATTEMPTS, CHECKPOINTS, ENV_ATTEMPT, ENV_TOKEN, read_fence
 from krzem.run.history import History, Metrics
 from krzem.run.launch.job import JOB
 from krzem.run.ledger import LEDGER, Ledger, LedgerDamagedError
 from krzem.run.processes import variables_of_run
-from krzem.run.rows import State
+from krzem.run.rows import RunRow, State
+from krzem.run.run_file import identity
 from krzem.run.settings import RunSettings
 from krzem.run.status import UNKNOWN
+from krzem.run.stored import arrived
 from krzem.run.untrusted import MOST, BadInputError, read_object, whole, words
 from krzem.train.checkpoint.manifest import read_manifest
 from krzem.train.checkpoint.store import checkpoints
@@ -182,3 +185,40 @@ def _unknown(what: str, seen: Seen, known: set[int]) -> list[str]:
             "given up is not known; when the run began is taken from its first step's date"
         )
     return found
+
+
+def check_same_run(settings: RunSettings, row: RunRow | None) -> None:
+    """A folder belongs to one run; everything but its identity may be edited between starts."""
+    if row is None:
+        return
+    mine = identity(settings)
+    differing = [k for k in mine if mine[k] != row.settings.get(k)]
+    if differing:
+        shown = "; ".join(f"{k}: {row.settings.get(k)} there, {mine[k]} here" for k in differing)
+        raise RunError(
+            f"{settings.folder} holds another run ({shorten(shown, 300)}): give another [run] "
+            "folder, or put the run file back as it was"
+        )
+    names = [p.name for p in settings.pools]
+    if row.pool is not None and row.pool not in names:
+        raise RunError(
+            f"the run is on pool {row.pool!r}, which {settings.path.name} no longer has; it has "
+            f"{', '.join(names)}. Put it back, or begin in another folder"
+        )
+
+
+def take_up(ledger: Ledger, row: RunRow) -> None:
+    """Begin, or go on where an earlier controller left off."""
+    raise_fence(ledger, row.token)
+    if (came := arrived(ledger.folder)) is not None:
+        known = [d.subject for d in ledger.decisions() if d.choice == "arrived"]
+        if f"checkpoint {came[0]}" not in known:
+            ledger.decide(f"checkpoint {came[0]}", "arrived", f"from {came[1]}")
+            ledger.set_state(State.BEFORE, None, f"{came[0]} arrived from {came[1]}")
+            return
+    if row.state is State.STOPPED:
+        trained = row.pool is not None and bool(ledger.attempts(row.pool))
+        begun = State.QUALIFY if row.pool else State.BEFORE
+        ledger.set_state(State.TRAIN if trained else begun, row.pool, "going on after a stop")
+    elif row.state is State.FAILED:
+        ledger.set_state(State.BEFORE, None, "trying every pool again")

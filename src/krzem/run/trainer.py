@@ -142,8 +142,8 @@ def runnable(settings: RunSettings, plan: Plan) -> Layout:
     if importlib.util.find_spec("torch") is None:
         return plan.best.layout
     from krzem.train.config import model_spec
-    from krzem.train.runnable import first_runnable
     from krzem.train.settings import read_settings
+    from krzem.train.setup import first_runnable
 
     try:
         read = read_settings(Path(settings.path))

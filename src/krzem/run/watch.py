@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,15 +25,13 @@ from krzem.run.gate_settings import Action
 from krzem.run.gates import Finding
 from krzem.run.health import Pulse
 from krzem.run.history import History, Metrics
-from krzem.run.launch.job import OUTPUT, Look, Phase
+from krzem.run.launch.job import Look, Phase
 from krzem.run.ledger import Ledger
 from krzem.run.rows import Cause
 from krzem.run.services import Services, Snapshot
 from krzem.run.settings import SITE, Pool, RunSettings
 from krzem.run.stored import note_new, set_aside
-from krzem.run.untrusted import BadInputError, open_bounded, printable
 
-_LOG_TAIL = 4000
 _TELL_AGAIN = 60.0
 """Seconds until a wait is told of again; then after as long as it has lasted."""
 _JUDGED_AT_ONCE = 200
@@ -393,21 +390,6 @@ class Watch:
                 detail=detail,
             )
         )
-
-    def log_tail(self) -> str:
-        """The end of what the attempt printed."""
-        try:
-            with os.fdopen(open_bounded(self._started.job.folder / OUTPUT), "rb") as file:
-                size = file.seek(0, 2)
-                file.seek(max(0, size - _LOG_TAIL))
-                return file.read().decode(errors="replace")
-        except (OSError, BadInputError):
-            return ""
-
-    def last_words(self) -> str:
-        """The last line that the attempt printed: with most programs, why it ended."""
-        said = [line for line in self.log_tail().splitlines() if line.strip()]
-        return printable(said[-1].strip())[:300] if said else ""
 
 
 def _with_first_step(started: Started, at: float) -> Started:

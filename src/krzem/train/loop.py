@@ -20,35 +20,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from krzem.errors import CheckpointError, DataError, RunError
+from krzem.errors import RunError
 from krzem.layout.layout import Layout
 from krzem.model import flops_per_token
 from krzem.train.checkpoint import (
     AsyncSaver,
     Retention,
-    check_config,
-    load,
-    load_meta,
-    read_manifest,
 )
-from krzem.train.collapse import CollapseWatch
 from krzem.train.compiled import compile_layers
 from krzem.train.config import ModelSpec
 from krzem.train.device import DeviceInfo, peak_memory, synchronize
 from krzem.train.engine import Engine, StepResult
 from krzem.train.forecast import Forecast
-from krzem.train.model.context import LossWeights
 from krzem.train.model.experts import Dispatch
-from krzem.train.optim import ExpertLoad, Optimizer, OptimizerConfig, Schedule, update_biases
+from krzem.train.optim import ExpertLoad, Optimizer, update_biases
 from krzem.train.own_work import OwnWork, Recorder
-from krzem.train.parallel.pipeline import check_micro_batches
-from krzem.train.phases import ROTATION_KEYS
 from krzem.train.report import Contract, Reporter
-from krzem.train.resuming import check_optimizer, newest_good
+from krzem.train.resuming import newest_good, phase_sentence, restore, run_state
 from krzem.train.settings import TrainSettings
-from krzem.train.state import copies_state, run_state
+from krzem.train.setup import loss_weights, optimizer_config, schedule_of
 from krzem.train.summary import last_step
-from krzem.train.watch import Watch, blame, broken, is_finite
+from krzem.train.watch import CollapseWatch, Watch, again_sentence, blame, broken, is_finite
 
 
 class Source(Protocol):
@@ -154,36 +146,13 @@ class Trainer:
         found = folder or newest_good(self.root, self._passed_over, anew=self.contract is not None)
         if found is None:
             return None
-        meta = load_meta(found)
-        if "imported_from" in meta:
-            self._begin_from(found, int(meta.get("tokens", 0)))
-            return found
-        begins = int(meta.get("phase", 0)) < self.settings.phase
-        if not begins and meta.get("order") != self.source.fingerprint:
-            raise CheckpointError(
-                f"{found} was trained on other data, or in another order "
-                f"({str(meta.get('order'))[:12]} instead of {self.source.fingerprint[:12]}): data, "
-                "weights, sequence length and seed have to be those of the run, or start a new "
-                "folder"
-            )
-        state = run_state(self.engine, self.optimizer)
-        config = self._as_before(read_manifest(found).config) if begins else self.config
-        check_config(found, read_manifest(found), config)
-        check_optimizer(found, state, self.settings.goal.optimizer)
-        load(found, state, config=config)
-        if self.layout.pp > 1:
-            load(found, copies_state(self.engine, self.optimizer), strict=False, check="sizes")
-        self.step = int(meta["step"])
-        self.sample = self.settings.first_sample if begins else int(meta["sample"])
-        self.optimizer.steps = int(meta["updates"])
-        if begins and self.rank == 0:
+        here = restore(
+            found, self.engine, self.optimizer, self.settings, self.config, self.source.fingerprint
+        )
+        self.step, self.sample, self.optimizer.steps = here.step, here.sample, here.updates
+        if here.begins_phase and self.rank == 0:
             self.reporter.event(self.step, "phase", phase_sentence(self.settings))
         return found
-
-    def _as_before(self, saved: Mapping[str, Any] | None) -> dict[str, Any]:
-        """This phase's config with the rotations of the phase before."""
-        rest = {k: v for k, v in self.config.items() if k not in ROTATION_KEYS}
-        return rest | {k: v for k, v in (saved or {}).items() if k in ROTATION_KEYS}
 
     def _say_positions(self) -> None:
         """Tell of sequences beyond the positions that the model's config states."""
@@ -199,26 +168,6 @@ class Trainer:
     def _passed_over(self, folder: Path, why: str) -> None:
         if self.rank == 0:
             self.reporter.event(0, "warning", f"{folder.name} is passed over: {why}")
-
-    def _begin_from(self, folder: Path, tokens: int) -> None:
-        """Begin from weights that came from elsewhere, and from moments if this optimizer's came.
-
-        The schedule and the data start at ``tokens``.
-        """
-        manifest = read_manifest(folder)
-        wanted = {
-            **run_state(self.engine, self.optimizer),
-            **copies_state(self.engine, self.optimizer),
-        }
-        moments = all(name in manifest.tensors for name in wanted)
-        optimizer = self.optimizer if moments else None
-        load(folder, run_state(self.engine, optimizer), config=self.config, strict=False)
-        if self.layout.pp > 1:
-            load(folder, copies_state(self.engine, optimizer), strict=False, check="sizes")
-        self.step = manifest.step
-        past = max(0, tokens - self.settings.begin)
-        self.sample = self.settings.first_sample + past // self.settings.goal.sequence
-        self.optimizer.steps = manifest.step if moments else 0
 
     def run(self) -> RunEnd:
         """Train from the present step to the last, or until asked to stop; saves at the end.
@@ -443,81 +392,3 @@ class Trainer:
     def _beat(self, phase: str, own_seconds: float | None = None) -> None:
         if self.contract is not None:
             self.contract.beat(self.step, phase, own_seconds=own_seconds)
-
-
-def loss_weights(settings: TrainSettings) -> LossWeights:
-    """The weights of the losses beside next-token prediction."""
-    t = settings.train
-    return LossWeights(mtp=t.mtp, balance=t.balance, z=t.z, router_z=t.router_z, indexer=t.indexer)
-
-
-def optimizer_config(settings: TrainSettings) -> OptimizerConfig:
-    """The optimizer's constants."""
-    o = settings.optimizer
-    return OptimizerConfig(
-        kind=settings.goal.optimizer,
-        beta1=o.beta1,
-        beta2=o.beta2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        momentum=o.momentum,
-        clip=o.clip,
-    )
-
-
-def schedule_of(settings: TrainSettings) -> Schedule:
-    """The learning rate over the run."""
-    s = settings.schedule
-    own = settings.since > 0
-    end = settings.until if own and settings.until else settings.goal.tokens
-    return Schedule(
-        tokens=end - settings.since,
-        since=settings.since,
-        peak=settings.optimizer.rate,
-        kind=s.kind,
-        warmup_tokens=s.warmup,
-        decay_share=s.decay_share,
-        final_share=s.final_share,
-    )
-
-
-def again_sentence(step: int, result: StepResult) -> str:
-    """That a step was taken again, and what would have spared it."""
-    return (
-        f"step {step}: {result.beyond:,} rows went beyond train.capacity, so the step was taken "
-        f"again with exact dispatch; a capacity of {result.needed:.2f} would have held them"
-    )
-
-
-def phase_sentence(settings: TrainSettings) -> str:
-    """What a phase begins with."""
-    goal = settings.goal
-    stated = settings.phases[settings.phase - 1].get("name") or f"phase {settings.phase}"
-    return (
-        f"{stated} begins at {settings.begin:,} tokens: {goal.global_batch:,} sequences of "
-        f"{goal.sequence:,} tokens from {settings.data.path}"
-    )
-
-
-def check_batch(settings: TrainSettings, layout: Layout) -> None:
-    """Refuse a batch that the layout cannot share out.
-
-    Raises:
-        DataError: with the arithmetic.
-    """
-    goal, each = settings.goal, layout.dp * layout.micro_batch
-    sizes = settings.batches.sizes
-    for size in sizes:
-        name = "goal.global_batch" if size == sizes[-1] else "a batch of the ramp"
-        if size % each:
-            raise DataError(
-                f"{name} = {size} is not a multiple of dp*mbs = "
-                f"{layout.dp}*{layout.micro_batch} = {each}"
-            )
-        check_micro_batches(layout, size // each, f"{name} = {size}")
-    parts = layout.cp * layout.tp
-    if goal.sequence % parts:
-        raise DataError(
-            f"goal.sequence = {goal.sequence} is not a multiple of cp*tp = {layout.cp}*{layout.tp}"
-            f" = {parts}"
-        )

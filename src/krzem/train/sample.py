@@ -22,7 +22,7 @@ from krzem.train.device import find_device
 from krzem.train.engine import Engine
 from krzem.train.model.context import KeysValues
 from krzem.train.model.transformer import Transformer
-from krzem.train.state import run_state
+from krzem.train.resuming import run_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,10 +23,9 @@ from krzem.train.data.tokenizer import keep_tokenizer
 from krzem.train.device import check_precision, find_device, start_ranks
 from krzem.train.durable import check_folder, check_place
 from krzem.train.forecast import Forecast, Planner
-from krzem.train.loop import Trainer, optimizer_config, schedule_of
+from krzem.train.loop import Trainer
 from krzem.train.phases import of_phase, phases_of, standing
 from krzem.train.report import Contract
-from krzem.train.runnable import why_not
 from krzem.train.settings import (
     PRECISIONS,
     SettingsError,
@@ -36,6 +35,7 @@ from krzem.train.settings import (
     listed,
     read_settings,
 )
+from krzem.train.setup import optimizer_config, schedule_of, why_not
 
 LAYOUT_VARIABLE, PRECISION_VARIABLE = "KRZEM_LAYOUT", "KRZEM_PRECISION"
 """What a controller sets for the pool at hand, in place of the file's layout and precision."""

@@ -19,7 +19,7 @@ from krzem.train.device import find_device, has_float32, start_ranks
 from krzem.train.engine import Engine
 from krzem.train.model.context import LossWeights
 from krzem.train.optim import Optimizer, OptimizerConfig
-from krzem.train.state import copies_state, run_state
+from krzem.train.resuming import copies_state, run_state
 from krzem.witness.batches import Source, WitnessBatch
 from krzem.witness.checking import check
 from krzem.witness.recording import Progress, record

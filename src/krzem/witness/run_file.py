@@ -9,9 +9,9 @@ from typing import Any
 
 from krzem.train.checkpoint import read_manifest
 from krzem.train.data import Component, SampleStream, TokenDataset, folder_of
-from krzem.train.loop import loss_weights, optimizer_config, schedule_of
 from krzem.train.phases import phases_of, standing
 from krzem.train.settings import TrainSettings, read_settings
+from krzem.train.setup import loss_weights, optimizer_config, schedule_of
 from krzem.witness.checkpoint import RunConstants
 
 _TABLES = ("goal", "train", "optimizer", "schedule")

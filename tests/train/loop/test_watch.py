@@ -10,10 +10,9 @@ import pytest
 import torch
 from tests.train.loop.folder import tokenised, write
 
-from krzem.train.collapse import CollapseWatch
 from krzem.train.loop import Trainer
 from krzem.train.start import prepare
-from krzem.train.watch import Watch
+from krzem.train.watch import CollapseWatch, Watch
 
 EVEN = torch.full((8,), 32)
 TWO_OF_EIGHT = torch.tensor([128, 128, 0, 0, 0, 0, 0, 0])

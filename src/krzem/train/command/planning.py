@@ -28,8 +28,8 @@ from krzem.run.profile import cluster_for, read_profile
 from krzem.run.settings import Pool
 from krzem.train.config import ModelSpec
 from krzem.train.forecast import Forecast
-from krzem.train.runnable import first_runnable
 from krzem.train.settings import TrainSettings
+from krzem.train.setup import first_runnable
 
 if TYPE_CHECKING:
     from krzem.train.rehearsal.rank import Step
@@ -200,9 +200,9 @@ def step_of(
     settings: TrainSettings, spec: ModelSpec, layout: Layout, *, crowding: float = 1.0
 ) -> Step:
     """The run's full step under ``layout``."""
-    from krzem.train.loop import loss_weights, optimizer_config
     from krzem.train.model.experts import Dispatch
     from krzem.train.rehearsal.rank import Step
+    from krzem.train.setup import loss_weights, optimizer_config
 
     return Step(
         spec=spec,

@@ -30,8 +30,8 @@ from krzem.train.config import ModelSpec, model_spec
 from krzem.train.forecast import Forecast
 from krzem.train.rehearsal.clock import Rates, trace
 from krzem.train.rehearsal.stages import Rehearsal, as_document, rehearse, stage_rank
-from krzem.train.runnable import why_not
 from krzem.train.settings import TrainSettings, layout_text, listed, read_settings
+from krzem.train.setup import why_not
 from krzem.train.start import LAYOUT_VARIABLE, on_this_pool
 
 _KINDS = ("weights", "gradients", "states", "activations", "transient")
