@@ -146,7 +146,7 @@ def test_progress_is_told(small: Any) -> None:
 def test_keywords_are_those_of_the_command_line() -> None:
     from click import Context
 
-    from krzem.api import KEYWORDS
+    from krzem.asking import KEYWORDS
     from krzem.cli.main import cli
 
     for verb, function in (("plan", krzem.api.plan), ("explain", krzem.api.explain)):

@@ -44,6 +44,11 @@ class Pass:
     hidden: float
     """Communication before that, beside what is computed."""
 
+    def stretched(self, by: float) -> Pass:
+        """The pass in a step whose clock runs slower by this factor."""
+        times = {n: by * getattr(self, n) for n in ("start", "seconds", "open", "hidden")}
+        return replace(self, **times)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankCost:
@@ -106,16 +111,7 @@ def timeline_of(pricer: Pricer, layout: Layout) -> Timeline:
     by = wanted / max(p.start + p.seconds for p in run)
     return Timeline(
         layout=layout,
-        passes=tuple(
-            replace(
-                p,
-                start=p.start * by,
-                seconds=p.seconds * by,
-                open=p.open * by,
-                hidden=p.hidden * by,
-            )
-            for p in run
-        ),
+        passes=tuple(p.stretched(by) for p in run),
         ranks=tuple(ranks),
         closing=tuple((name, max(seconds, 0.0)) for name, seconds in closing.items()),
         pipeline_seconds=wanted,

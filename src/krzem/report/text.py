@@ -121,15 +121,11 @@ def _answer(document: Document, chosen: Document) -> Iterator[str]:
     if run is None:
         return
     if goal["deadline_days"] is not None:
-        yield _kept(
-            "meeting",
-            f"deadline of {plain(goal['deadline_days'])} days",
-            run["deadline_probability"],
-        )
+        limit = f"deadline of {plain(goal['deadline_days'])} days"
+        yield _kept("meeting", limit, run["deadline_probability"])
     if goal["budget_usd"] is not None:
-        yield _kept(
-            "staying within", f"budget of {money(goal['budget_usd'])}", run["budget_probability"]
-        )
+        limit = f"budget of {money(goal['budget_usd'])}"
+        yield _kept("staying within", limit, run["budget_probability"])
 
 
 def _kept(verb: str, limit: str, chance: float | None) -> str:
@@ -179,12 +175,10 @@ def _engine(document: Document) -> str:
     chosen = document.get("best") or document.get("layout_plan") or {}
     version = f" {engine['version']}" if engine["version"] else ""
     found = f"{engine['title']}{version}, software of {engine['software_date']}"
-    words = [
-        name if choice == "on" else f"{name}={choice}"
-        for name, choice in chosen.get("switches", {}).items()
-        if choice != "off"
-    ]
-    off = [name for name, choice in chosen.get("switches", {}).items() if choice == "off"]
+    switches = chosen.get("switches", {})
+    words = [n if choice == "on" else f"{n}={choice}" for n, choice in switches.items()
+             if choice != "off"]  # fmt: skip
+    off = [name for name, choice in switches.items() if choice == "off"]
     if words:
         found += f"; with {', '.join(words)}"
     if off:
@@ -245,10 +239,8 @@ def _layouts(document: Document) -> Iterator[str]:
     best = document["best"]
     rows = [_layout_row("best", best)]
     for other in document["alternatives"]:
-        near = tied(other, document)
-        rows.append(
-            _layout_row("tie" if near else f"+{percent(other['relative_time'] - 1)}", other)
-        )
+        slower = f"+{percent(other['relative_time'] - 1)}"
+        rows.append(_layout_row("tie" if tied(other, document) else slower, other))
     yield "Layouts, at most one of each parallel shape"
     yield from table(("  ", "s/step", "GiB", "fits", "layout"), rows, "lrrrw")
     if document["ties"] > 1:
@@ -372,14 +364,10 @@ def _checkpoint(saved: Document) -> str:
 def _facts(document: Document) -> Iterator[str]:
     yield "Facts used (--json holds the sources whole)"
     rows = [
-        (
-            f"  {shortened(fact['what'], 30)}",
-            shortened(_value(fact), 36),
-            fact["confidence"],
-            f"{fact['source']} {fact['date']}".strip(),
-        )
+        (f"  {shortened(fact['what'], 30)}", shortened(_value(fact), 36), fact["confidence"],
+         f"{fact['source']} {fact['date']}".strip())
         for fact in document["facts"]
-    ]
+    ]  # fmt: skip
     yield from table(("", "", "", ""), rows, "lllc")[1:]
 
 

@@ -321,18 +321,14 @@ def record_of(value: dict[str, Any]) -> StepRecord:
         return StepRecord(**value)
     memory = value.get("memory_bytes")
     return StepRecord(
-        step=whole(value, "step", 1),
-        tokens=whole(value, "tokens"),
+        step=whole(value, "step", 1), tokens=whole(value, "tokens"),
         loss=real(value, "loss", finite=False),
         grad_norm=real(value, "grad_norm", finite=False) if "grad_norm" in value else None,
-        seconds=amount(value, "seconds"),
-        tokens_per_s=amount(value, "tokens_per_s"),
-        first_sample=whole(value, "first_sample"),
-        last_sample=whole(value, "last_sample"),
-        attempt=whole(value, "attempt", 1),
-        time=real(value, "time"),
+        seconds=amount(value, "seconds"), tokens_per_s=amount(value, "tokens_per_s"),
+        first_sample=whole(value, "first_sample"), last_sample=whole(value, "last_sample"),
+        attempt=whole(value, "attempt", 1), time=real(value, "time"),
         memory_bytes=None if memory is None else whole(value, "memory_bytes"),
-    )
+    )  # fmt: skip
 
 
 def _is_plain(value: dict[str, Any]) -> bool:
@@ -368,15 +364,11 @@ def _heartbeat(value: dict[str, Any]) -> Heartbeat:
         raise BadInputError(f"work is no list of up to {WORK_STEPS} steps")
     memory = value.get("memory_bytes")
     return Heartbeat(
-        rank=whole(value, "rank"),
-        attempt=whole(value, "attempt"),
-        step=whole(value, "step"),
-        phase=words(value, "phase"),
-        host=words(value, "host"),
-        pid=whole(value, "pid"),
+        rank=whole(value, "rank"), attempt=whole(value, "attempt"), step=whole(value, "step"),
+        phase=words(value, "phase"), host=words(value, "host"), pid=whole(value, "pid"),
         work=tuple(_work(item) for item in work),
         memory_bytes=None if memory is None else whole(value, "memory_bytes"),
-    )
+    )  # fmt: skip
 
 
 def _work(item: object) -> tuple[int, float]:

@@ -241,10 +241,6 @@ class _Reader:
         return self.arch.model_type == "deepseek_v4"
 
     @property
-    def is_latent(self) -> bool:
-        return self.attention.kind is AttentionKind.LATENT
-
-    @property
     def attention(self) -> Attention:
         """Of the first layer that has one."""
         found = (run.layer.attention for run in self.arch.runs if run.layer.recurrence is None)
@@ -259,23 +255,17 @@ class _Reader:
         return self.scope.value(f"compute.{key}", self.scope.description.table("compute")[key])
 
     def computed_number(self, key: str) -> float:
-        value = self.computed(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(f"{key} is {value!r}; it has to be a number")
-        return float(value)
+        return self._float(key, self.computed(key))
 
     def number(self, name: str, default: float) -> float:
-        value = self.raw.get(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(f"{name!r} is {value!r}; it has to be a number")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
         """``default`` where the field is absent or null."""
         value = self.raw.get(name)
-        return default if value is None else bool(value)
+        return default if value is None else self._float(repr(name), value)
+
+    def _float(self, name: str, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(f"{name} is {value!r}; it has to be a number")
+        return float(value)
 
     def refuse_unsupported(self) -> None:
         """Fields that the ``transformers`` class of a family does not read, or reads one value of:
@@ -381,7 +371,7 @@ class _Reader:
             low_freq_factor=fields.number("low_freq_factor", 1.0),
             high_freq_factor=fields.number("high_freq_factor", 4.0),
             amplitude=fields._amplitude(factor) if kind == "yarn" else 1.0,
-            truncate=fields.flag("truncate", True),
+            truncate=given.get("truncate") in (None, True),
         )
 
     def _amplitude(self, factor: float) -> float:
@@ -400,7 +390,8 @@ class _Reader:
         kind = given.get("rope_type", given.get("type", "default"))
         fields = _Reader(given, self.arch)
         all_dim = fields.number("mscale_all_dim", 0.0)
-        if not self.is_latent or kind == "default" or not all_dim:
+        latent = self.attention.kind is AttentionKind.LATENT
+        if not latent or kind == "default" or not all_dim:
             return 1.0
         return _mscale(fields.number("factor", 1.0), all_dim) ** 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -145,8 +145,8 @@ def is_tpu(request: Request) -> bool:
     return request.cluster.device.family.startswith("google-tpu")
 
 
-def section(title: str, flags: Iterator[Flag]) -> Section:
-    """The flags of a generator under a title."""
+def section(title: str, flags: Iterable[Flag]) -> Section:
+    """The flags under a title."""
     return Section(title=title, flags=tuple(flags))
 
 

@@ -34,39 +34,27 @@ ENGINE = f"MindFormers {VERSION}"
 FILE = "krzem_mindformers.yaml"
 MODEL = "model.model_config."
 _ARCHITECTURES = {
-    "deepseek_v3": "DeepseekV3ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM", "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
-}
-_TYPES = {
-    Precision.BF16: "bfloat16",
-    Precision.FP16: "float16",
-    Precision.FP32: "float32",
-}
+}  # fmt: skip
+_TYPES = {Precision.BF16: "bfloat16", Precision.FP16: "float16", Precision.FP32: "float32"}
+_INSTALLED = Installed(
+    name="MindFormers", version="1.8.",
+    command='sed -n "s/.*version=\'\\(.*\\)\',/\\1/p" "$MINDFORMERS_PATH/setup.py"',
+)  # fmt: skip
 _COLUMNS = ("input_ids", "labels", "loss_mask", "position_ids", "attention_mask")
 
 
 def launch(request: Request) -> Launch:
     """Everything MindFormers needs; see :func:`krzem.plan.emit.emit` for the errors."""
     _check(request)
+    folder = ask("MINDFORMERS_PATH", "folder of the checkout")
     return Launch(
-        engine="mindformers",
-        version=VERSION,
-        sections=(),
+        engine="mindformers", version=VERSION, sections=(), command=_command(request),
         parts=(Part(path=FILE, syntax="yaml", sections=_sections(request)),),
-        environment=(
-            Flag("MINDFORMERS_PATH", ask("MINDFORMERS_PATH", "folder of the checkout"), "engine"),
-        ),
-        command=_command(request),
-        installed=(
-            Installed(
-                name="MindFormers",
-                command='sed -n "s/.*version=\'\\(.*\\)\',/\\1/p" "$MINDFORMERS_PATH/setup.py"',
-                version="1.8.",
-            ),
-        ),
+        environment=(Flag("MINDFORMERS_PATH", folder, "engine"),), installed=(_INSTALLED,),
         notes=tuple(_notes(request)),
-    )
+    )  # fmt: skip
 
 
 def _command(request: Request) -> str:
@@ -142,7 +130,7 @@ def _model(request: Request) -> Iterator[Flag]:
         ("rope_theta", ask("ROTARY_BASE", "rope_theta of config.json") if base is None
          else str(int(base)), "base of the rotary frequencies"),
         ("position_embedding_type", '"rope"', "rotary positions"),
-        ("tie_word_embeddings", "true" if arch.tied_embeddings else "false", "output matrix"),
+        ("tie_word_embeddings", literal(arch.tied_embeddings), "output matrix"),
         ("hidden_act", '"silu"', "activation"),
         ("add_bias_linear", "false", "matrices without bias"),
         ("hidden_dropout", "0.0", "the plan assumes none"),
@@ -162,7 +150,7 @@ def _attention(request: Request) -> Iterator[Flag]:
     a = shape.attention
     if a.kv_lora_rank is None:
         yield Flag(f"{MODEL}head_dim", str(a.head_dim), "width of a head")
-        yield Flag(f"{MODEL}qk_layernorm", "true" if a.qk_norm else "false", "norms of q and k")
+        yield Flag(f"{MODEL}qk_layernorm", literal(a.qk_norm), "norms of q and k")
         return
     rope = a.rope_dim or 0
     yield Flag(f"{MODEL}multi_latent_attention", "true", "keys and values from a latent")
@@ -225,23 +213,21 @@ def _parallel(request: Request) -> Iterator[Flag]:
         [[x.dp, 1]] * 4 + [[x.dp, 1, 1, 1]]), "how columns are cut over data ranks")  # fmt: skip
     yield Flag(f"{place}data_parallel", str(x.dp), "data-parallel ranks")
     yield Flag(f"{place}model_parallel", str(x.tp), "ranks that cut every matrix")
-    yield Flag(f"{place}use_seq_parallel",
-               "true" if x.sequence_parallel and x.tp > 1 else "false", "norms too")  # fmt: skip
+    yield Flag(f"{place}use_seq_parallel", literal(x.sequence_parallel and x.tp > 1), "norms too")
     yield Flag(f"{place}context_parallel", str(x.cp), "ranks that cut a sequence")
     if x.cp > 1:
         kind = "ulysses_cp" if x.context_parallel is ContextParallel.ALL_TO_ALL else "colossalai_cp"
         ring = x.context_parallel is ContextParallel.RING
         yield Flag(f"{place}context_parallel_algo", literal(kind), "how")
-        yield Flag(f"{MODEL}use_ring_attention", "true" if ring else "false", "round a ring")
+        yield Flag(f"{MODEL}use_ring_attention", literal(ring), "round a ring")
     yield Flag(f"{place}expert_parallel", str(x.ep), "ranks that share the experts")
     yield Flag(f"{place}pipeline_stage", str(x.pp), "pipeline stages")
     if x.pp > 1:
         yield from _pipeline(request)
-    yield Flag("parallel.enable_parallel_optimizer", "false" if x.zero == 0 else "true",
-               f"ZeRO stage {x.zero}")  # fmt: skip
+    yield Flag("parallel.enable_parallel_optimizer", literal(x.zero > 0), f"ZeRO stage {x.zero}")
     if x.zero:
         place = "parallel.parallel_optimizer_config."
-        yield Flag(f"{place}gradient_accumulation_shard", "true" if x.zero >= 2 else "false",
+        yield Flag(f"{place}gradient_accumulation_shard", literal(x.zero >= 2),
                    "whether gradients are sharded between passes")  # fmt: skip
         if 0 < x.shard < x.dp:
             yield Flag(f"{place}optimizer_weight_shard_size", str(x.shard), "ranks of a shard")
@@ -252,9 +238,9 @@ def _pipeline(request: Request) -> Iterator[Flag]:
     kind = "zero_bubble_v" if x.schedule is Schedule.ZB_V else "1f1b"
     chunks = 2 if x.schedule is Schedule.ZB_V else x.vpp
     stages = stage_layers(layers, x)
-    yield Flag("parallel.pipeline_config.pipeline_interleave", "true" if chunks > 1 else "false",
-               "several chunks per rank")  # fmt: skip
-    yield Flag("parallel.pipeline_config.pipeline_scheduler", literal(kind), "schedule")
+    place = "parallel.pipeline_config."
+    yield Flag(f"{place}pipeline_interleave", literal(chunks > 1), "several chunks per rank")
+    yield Flag(f"{place}pipeline_scheduler", literal(kind), "schedule")
     yield Flag(f"{MODEL}pp_interleave_num", str(chunks), "chunks per rank")
     base = layers // len(stages)
     offsets = [count - base for count in stages]
@@ -270,12 +256,12 @@ def _recompute(request: Request) -> Iterator[Flag]:
     if full and x.recompute_layers is not None and x.pp > 1 and x.vpp == 1:
         counts = stage_layers(request.arch.layers, x)
         value = [min(x.recompute_layers, count) for count in counts]
-    yield Flag("recompute_config.recompute", literal(value), "layers that are computed again")
-    yield Flag("recompute_config.select_recompute", "true" if some else "false", "parts of layers")
-    yield Flag("recompute_config.parallel_optimizer_comm_recompute",
-               "true" if x.zero == 3 else "false", "weights are gathered again")  # fmt: skip
-    yield Flag("recompute_config.mp_comm_recompute", "true" if full else "false",
-               "tensor-parallel communication again")  # fmt: skip
+    place = "recompute_config."
+    yield Flag(f"{place}recompute", literal(value), "layers that are computed again")
+    yield Flag(f"{place}select_recompute", literal(some), "parts of layers")
+    gathered = f"{place}parallel_optimizer_comm_recompute"
+    yield Flag(gathered, literal(x.zero == 3), "weights are gathered again")
+    yield Flag(f"{place}mp_comm_recompute", literal(full), "tensor-parallel communication again")
 
 
 def _batch(request: Request) -> Iterator[Flag]:
@@ -303,8 +289,7 @@ def _optimizer(request: Request) -> Iterator[Flag]:
 
 
 def _storage(request: Request) -> Iterator[Flag]:
-    steps = request.save_steps
-    interval = ask("SAVE_STEPS", "steps between checkpoints") if steps is None else str(steps)
+    interval = request.save_steps or ask("SAVE_STEPS", "steps between checkpoints")
     folder = quoted(ask("CHECKPOINTS", "folder for checkpoints"))
     yield Flag("output_dir", folder, "results")
     yield Flag("load_checkpoint", folder, "where a restart looks")
@@ -342,16 +327,12 @@ def _choices(request: Request) -> Choices:
     flash = f"{MODEL}use_flash_attention"
     capacity = f"{MODEL}moe_expert_capacity_factor"
     sharded = "parallel.parallel_optimizer_config.gradient_accumulation_shard"
-    sync: Choices = {
-        "grad-sync": {"every": ((sharded, "true"),)}
-        if request.layout.zero >= 2
-        else {"last": ((sharded, "false"),) if request.layout.zero else ()}
-    }
+    sync = {"every": ((sharded, "true"),)}
+    if request.layout.zero < 2:
+        sync = {"last": ((sharded, "false"),) if request.layout.zero else ()}
     return {
-        "dispatcher": {
-            "alltoall": ((kind, '"alltoall"'),),
-            "deepep": ((kind, '"alltoall_deredundency"'),),
-        },
+        "dispatcher": {"alltoall": ((kind, '"alltoall"'),),
+                       "deepep": ((kind, '"alltoall_deredundency"'),)},
         # The graph's compiler places collectives beside computation and launches nothing.
         "overlap-grad-reduce": {"on": ()},
         "overlap-param-gather": {"on": ()},
@@ -359,16 +340,12 @@ def _choices(request: Request) -> Choices:
         "compile": {"on": ()},
         "loss": {"plain": ()},
         "attention": {"fused": ((flash, "true"),), "eager": ((flash, "false"),)},
-        **sync,
-        "routing": {
-            "real": ((capacity, "null"),),
-            "capacity": ((capacity, "${CAPACITY:?factor of expert capacity}"),),
-        },
-        "offload-activations": {
-            "off": (("swap_config.swap", "false"),),
-            "on": (("swap_config.swap", "true"),),
-        },
-    }
+        "grad-sync": sync,
+        "routing": {"real": ((capacity, "null"),),
+                    "capacity": ((capacity, ask("CAPACITY", "factor of expert capacity")),)},
+        "offload-activations": {"off": (("swap_config.swap", "false"),),
+                                "on": (("swap_config.swap", "true"),)},
+    }  # fmt: skip
 
 
 def _check(request: Request) -> None:
@@ -388,9 +365,8 @@ def _check(request: Request) -> None:
          f"{request.micro_batches} micro-batches on pp = {x.pp} stages"),
         (x.pp > 1 and x.schedule is Schedule.ZB_V and request.micro_batches < 2 * x.pp,
          f"schedule=zb-v with {request.micro_batches} micro-batches, fewer than 2 * pp"),
-        (arch.is_moe and x.etp not in (1, x.tp), f"etp = {x.etp} with tp = {x.tp}"),
-        (arch.is_moe and x.etp == 1 and x.tp > 1,
-         f"etp = 1 with tp = {x.tp}: experts are cut as matrices are; plan with etp={x.tp}"),
+        (arch.is_moe and x.etp != x.tp, f"etp = {x.etp} with tp = {x.tp}:"
+         f" experts are cut as matrices are; plan with etp={x.tp}"),
         (arch.is_moe and x.tp > 1 and not x.sequence_parallel,
          f"tp = {x.tp} without sequence parallelism; plan with sp=1"),
         (arch.is_moe and x.dp % x.ep != 0, f"ep = {x.ep} does not divide dp = {x.dp}"),
@@ -411,11 +387,8 @@ def _notes(request: Request) -> Iterator[str]:
     x = request.layout
     if x.recompute is Recompute.ATTENTION:
         yield "recompute=attention: fused attention computes its scores again by itself"
-    if (
-        x.recompute is Recompute.FULL
-        and x.recompute_layers is not None
-        and (x.pp == 1 or x.vpp > 1)
-    ):
+    some = x.recompute is Recompute.FULL and x.recompute_layers is not None
+    if some and (x.pp == 1 or x.vpp > 1):
         yield f"full recomputation is for all layers, not {x.recompute_layers} per rank"
     if request.arch.mtp_layers and x.pp > 1:
         yield "the prediction module sits on the last stage, beside the layers that are counted"

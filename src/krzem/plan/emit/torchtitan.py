@@ -178,7 +178,10 @@ def _sections(request: Request, recipe: Recipe) -> tuple[Section, ...]:
         section("Model", _model(request, recipe)),
         section("Parallelism", _parallel(request)),
         section("Pipeline", _pipeline(request)),
-        section("Recomputation", _recompute(request.layout)),
+        section(
+            "Recomputation",
+            [Flag("activation_checkpoint", *_CHECKPOINTING[request.layout.recompute])],
+        ),
         section("Batch", _batch(request)),
         section("Optimizer", _optimizer(request)),
         section("Data and checkpoints", _storage(request)),
@@ -259,9 +262,7 @@ def _parallel(request: Request) -> Iterator[Flag]:
 
 def _shards(x: Layout) -> int:
     """Data-parallel ranks of one shard group; context ranks shard along with them."""
-    if x.zero == 0:
-        return 1
-    return max(1, (x.shard or x.dp * x.cp) // x.cp)
+    return 1 if x.zero == 0 else max(1, (x.shard or x.dp * x.cp) // x.cp)
 
 
 def _pipeline(request: Request) -> Iterator[Flag]:
@@ -283,11 +284,6 @@ def _staged(x: Layout) -> Layout:
     schedule = Schedule.DUALPIPE_V if x.schedule is Schedule.DUALPIPE else x.schedule
     return Layout(pp=x.pp, vpp=x.vpp, schedule=schedule, first_stage_layers=x.first_stage_layers,
                   last_stage_layers=x.last_stage_layers)  # fmt: skip
-
-
-def _recompute(x: Layout) -> Iterator[Flag]:
-    value, why = _CHECKPOINTING[x.recompute]
-    yield Flag("activation_checkpoint", value, why)
 
 
 def _batch(request: Request) -> Iterator[Flag]:
@@ -318,9 +314,8 @@ def _storage(request: Request) -> Iterator[Flag]:
     yield Flag("dataloader.dataset", 'os.environ["DATASET"]', "name of a registered data set")
     yield Flag("dump_folder", 'os.environ["CHECKPOINTS"]', "where checkpoints go")
     yield Flag("checkpoint.enable", "True", "save checkpoints, resume from the last")
-    steps = request.save_steps
-    yield Flag("checkpoint.interval",
-               'int(os.environ["SAVE_STEPS"])' if steps is None else str(steps),
+    interval = request.save_steps or 'int(os.environ["SAVE_STEPS"])'
+    yield Flag("checkpoint.interval", str(interval),
                "steps between checkpoints, as the plan forecasts")  # fmt: skip
 
 
@@ -368,9 +363,8 @@ def _check(request: Request) -> None:
             " groups written by hand); choose AdamW, or add the groups to an emitted AdamW recipe"
         )
     if goal.precision in (Precision.FP16, Precision.FP8_BLOCK, Precision.NVFP4):
-        raise GoalError(
-            f"{ENGINE} {VERSION} has no {goal.precision} here; choose bf16, fp8 or mxfp8"
-        )
+        has = f"{ENGINE} {VERSION} has no {goal.precision} here"
+        raise GoalError(f"{has}; choose bf16, fp8 or mxfp8")
 
 
 def _notes(request: Request) -> Iterator[str]:
