@@ -82,7 +82,7 @@ FIELDS = {
 """Keywords whose field of a Question has another name."""
 
 
-F = TypeVar("_F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def spelled_out(asking: type) -> Callable[[F], F]:
