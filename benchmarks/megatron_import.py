@@ -24,7 +24,7 @@ import torch._inductor.utils
 import torch.distributed as dist
 
 from krzem.train.checkpoint.megatron import megatron_tensors
-from krzem.train.checkpoint.models import correspondence
+from krzem.train.checkpoint.names import correspondence
 from krzem.train.checkpoint.transfer import WEIGHT
 
 ENGINE = Path(__file__).parents[1] / ".venv-engines/megatron-lm/lib"

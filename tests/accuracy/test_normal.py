@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from krzem.accuracy.normal import FAR, Normal, normal
-from krzem.cli.figure import question_of, read_share
 from krzem.errors import GoalError, InputError, QuantityError
+from krzem.jobs.command import question_of, read_share
 from krzem.plan.question import Question
 
 ASKED = Question(

@@ -116,7 +116,7 @@ def test_only_verbs_that_are_installed_are_listed(
     shown = krzem("--help").out
     for name, verb in VERBS.items():
         assert (re.search(rf"^  {name} ", shown, re.MULTILINE) is not None) == verb.exists
-    monkeypatch.setattr("krzem.cli.lazy._PACKAGE", tmp_path)
+    monkeypatch.setattr("krzem.cli.main._PACKAGE", tmp_path)
     assert "plan" not in cli.list_commands(click.Context(cli))
     assert krzem("plan").code == 2
 

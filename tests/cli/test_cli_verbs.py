@@ -10,8 +10,8 @@ from typing import Any
 import click
 import pytest
 
+from krzem.cli.common import _Line, search_progress
 from krzem.cli.main import BROKEN_PIPE, INTERRUPTED, VERBS
-from krzem.cli.output import _Line, search_progress
 
 Krzem = Callable[..., Any]
 RUN = ("qwen3-0.6b", "--on", "h100:16", "--batch", "64")
@@ -146,7 +146,7 @@ def test_a_terminal_without_utf_8_still_gets_its_answer() -> None:
 
 def test_a_long_search_shows_its_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("krzem.cli.output.PATIENCE", 0.0)
+    monkeypatch.setattr("krzem.cli.common.PATIENCE", 0.0)
     with search_progress("searching", quiet=False) as progress:
         assert isinstance(progress, _Line)
         progress(1000)

@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import gpt
 
-from krzem.cost.kept import stored_bytes
 from krzem.cost.memory import (
     MemoryBytes,
     low_bytes,
     memory_bytes,
 )
 from krzem.cost.memory_error import fits_probability, student_cdf
-from krzem.cost.sizes import StateSizes
+from krzem.cost.sizes import StateSizes, stored_bytes
 from krzem.layout.layout import Layout, Precision, Recompute, Schedule, pack
 from krzem.model.table import tabulate
 

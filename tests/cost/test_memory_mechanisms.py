@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machines import gpt
 
-from krzem.cost.kept import ENDS_BYTES, FOUR_BITS, MOMENT_BYTES, Kept, sizes_of, usual_states
 from krzem.cost.memory import MemoryBytes, memory_bytes
 from krzem.cost.memory_error import (
     MemorySpread,
@@ -18,7 +17,15 @@ from krzem.cost.memory_error import (
     fits_probability,
     student_cdf,
 )
-from krzem.cost.sizes import StateSizes
+from krzem.cost.sizes import (
+    ENDS_BYTES,
+    FOUR_BITS,
+    MOMENT_BYTES,
+    Kept,
+    StateSizes,
+    sizes_of,
+    usual_states,
+)
 from krzem.engine.description import engines
 from krzem.layout.layout import Layout, Precision, Recompute, StateBytes, pack
 from krzem.model.table import tabulate

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from krzem.cli.explain import explain_command
+from krzem.cli.plan import explain_command
 from krzem.errors import LayoutError
 from krzem.layout.layout import Schedule, pack, parse_layout
 from krzem.plan.price import Pricer

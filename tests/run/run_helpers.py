@@ -12,7 +12,7 @@ from krzem.estimate import Estimate
 from krzem.run.controller import run
 from krzem.run.history import History, prove_samples
 from krzem.run.ledger import Reader
-from krzem.run.real_services import real_services
+from krzem.run.qualify import real_services
 from krzem.run.rows import State
 from krzem.run.run_file import read_run
 from krzem.run.services import PoolPlan, Qualified, Services

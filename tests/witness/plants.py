@@ -20,7 +20,7 @@ from krzem.train.model.context import LossWeights
 from krzem.train.model.weights import Norm
 from krzem.train.ops import attention, rms_norm, swiglu
 from krzem.train.optim import optimizer as optimizer_module
-from krzem.witness.reduction import split_products
+from krzem.witness.measure import split_products
 from krzem.witness.rule import TrainerRule
 from krzem.witness.setting import Setting
 from krzem.witness.trainer import TrainerSubject

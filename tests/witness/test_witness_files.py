@@ -23,11 +23,11 @@ from krzem.witness.batches import (
     tokens_of_file,
 )
 from krzem.witness.checking import check
+from krzem.witness.judge import Tolerance, explained
 from krzem.witness.measure import measure
 from krzem.witness.positions import BUDGET, FEWEST, positions, samples_per_tensor
 from krzem.witness.quantity import STATE_KINDS, Kind, Quantity, depth, errors, layer_of
 from krzem.witness.setting import Setting
-from krzem.witness.tolerance import Tolerance, explained
 from krzem.witness.witness import MOST_BYTES, Witness, from_bytes, read_witness, to_bytes
 
 Recorded = dict[tuple[str, str], tuple[Witness, Any]]
@@ -111,8 +111,8 @@ def test_a_device_whose_float32_is_tf32_has_a_floor_of_its_own() -> None:
     from tests.witness.plants import rope_base
 
     from krzem.train.device import has_float32
+    from krzem.witness.measure import narrow_products
     from krzem.witness.recording import record
-    from krzem.witness.reduction import narrow_products
 
     there = subject("llama")
     witness = record(there, batches(), settings=QUICK, also=("tf32",))
@@ -374,7 +374,7 @@ def test_a_model_that_ignores_documents_is_refused_where_it_is_recorded() -> Non
 def test_the_share_of_far_samples_is_a_quantile_of_counts(samples: int, rate: float) -> None:
     from scipy.stats import poisson
 
-    from krzem.witness.tolerance import rare
+    from krzem.witness.judge import rare
 
     count = round(rare(samples, rate) * samples)
     assert 0 <= count <= samples

@@ -27,7 +27,7 @@ from krzem.witness import (  # noqa: E402
     write_witness,
 )
 from krzem.witness.command import witness_command  # noqa: E402
-from krzem.witness.reduction import narrow_products  # noqa: E402
+from krzem.witness.measure import narrow_products  # noqa: E402
 from krzem.witness.setting import Setting  # noqa: E402
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from krzem.accuracy.case import Case
 from krzem.cost.assemble import Situation, machine
 from krzem.cost.coefficients import Coefficients
-from krzem.cost.kept import Kept, sizes_of
 from krzem.cost.layers import layer_seconds
 from krzem.cost.machine import stack as stack_machines
 from krzem.cost.memory import (
@@ -25,7 +24,7 @@ from krzem.cost.memory import (
     memory_bytes,
 )
 from krzem.cost.memory_error import MemoryStanding, memory_spread, student_cdf
-from krzem.cost.sizes import StateSizes
+from krzem.cost.sizes import Kept, StateSizes, sizes_of
 from krzem.cost.stages import StepSeconds
 from krzem.cost.step import Optim, step_seconds
 from krzem.engine.description import engines

@@ -50,7 +50,7 @@ def accuracy_command(
     krzem accuracy mine.csv --html accuracy.html
     """
     from krzem.accuracy.evaluate import evaluate
-    from krzem.cli.output import check_files
+    from krzem.cli.common import check_files
     from krzem.report.text_table import format_report
     from krzem.train.durable import write_atomic
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from krzem.cli.output import show
+from krzem.cli.common import show
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/json.md).")
 

@@ -3,27 +3,82 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from krzem.cli.lazy import LazyGroup, Verb
 from krzem.errors import KrzemError, nearest, shorten
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verb:
+    """Where a verb's command is, and its line in the help of the group."""
+
+    at: str
+    """``module:attribute``."""
+    help: str
+    extra: str = ""
+    """The extra of the distribution that its imports come with."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether its module is installed; looks at the file, imports nothing."""
+        path = _PACKAGE.joinpath(*self.at.partition(":")[0].split(".")[1:])
+        return path.with_suffix(".py").is_file() or path.joinpath("__init__.py").is_file()
+
+    def load(self, name: str) -> click.Command:
+        """Import the command; where a package is missing, KrzemError says how to install it."""
+        module, _, attribute = self.at.partition(":")
+        try:
+            command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            missing = error.name or "a package"
+            if missing.startswith("krzem") or not self.extra:
+                raise
+            raise KrzemError(
+                f"`krzem {name}` needs {missing}, which is not installed:"
+                f" pip install 'krzem[{self.extra}]'"
+            ) from None
+        assert isinstance(command, click.Command)
+        return command
+
+
+class LazyGroup(click.Group):
+    """Commands by name from ``verbs``; those whose module does not exist are not there."""
+
+    verbs: Mapping[str, Verb] = {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of ``verbs``."""
+        return [name for name, verb in self.verbs.items() if verb.exists]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now; None if there is none of that name."""
+        verb = self.verbs.get(cmd_name)
+        return verb.load(cmd_name) if verb is not None and verb.exists else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of verbs, written from their lines and not from their modules."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, self.verbs[name].help) for name in self.list_commands(ctx)])
+
 
 VERBS = {
     "plan": Verb(
         at="krzem.cli.plan:plan_command",
         help="Best layouts, memory, days, cost and the wall of a run on a cluster.",
     ),
-    "compare": Verb(
-        at="krzem.cli.compare:compare_command", help="The same run on several clusters."
-    ),
+    "compare": Verb(at="krzem.cli.plan:compare_command", help="The same run on several clusters."),
     "explain": Verb(
-        at="krzem.cli.explain:explain_command", help="One layout that you give, term by term."
+        at="krzem.cli.plan:explain_command", help="One layout that you give, term by term."
     ),
     "size": Verb(
         at="krzem.cli.size:size_command",
@@ -34,7 +89,7 @@ VERBS = {
         help="Your own job and its log: as fast as it can be, and what to change.",
     ),
     "design": Verb(
-        at="krzem.cli.design:design_command",
+        at="krzem.cli.size:design_command",
         help="The shape of a mixture of experts that suits a cluster.",
     ),
     "ui": Verb(

@@ -15,7 +15,7 @@ from krzem.jobs import log_formats as forms
 from krzem.jobs.log_arguments import NEEDLES, Arguments
 from krzem.jobs.log_blocks import Stream
 from krzem.jobs.log_formats import Format, Read
-from krzem.jobs.log_series import Series, Values, plain, rank_of, source_of
+from krzem.jobs.log_series import MIB_PER_GIB, Series, Values, plain, rank_of, source_of
 
 FORMATS: tuple[Format, ...] = (
     Format(
@@ -315,7 +315,7 @@ def _report(to: Collected, text: str) -> None:
         except ValueError:
             continue
         small = unit == "MiB" or (not unit and megabytes)
-        found.append((_KIND[kind], value / forms.MIB_PER_GIB if small else value))
+        found.append((_KIND[kind], value / MIB_PER_GIB if small else value))
     found += [("used", float(m[1])) for m in _USING.finditer(text) if m[1].count(".") < 2]
     if found:
         to.remember(rank_of(text), found)

@@ -200,7 +200,7 @@ class Values:
         if name in _WRAPPERS and arguments:
             return self._wrapped(node, first, keywords)
         if name == "dict" and not arguments:
-            return self._made("", keywords, node.lineno)
+            return Node("", line=node.lineno).update(keywords, node.lineno)
         if name == "range" and len(arguments) == 1 and type(first) is int and 0 <= first <= 1000:
             return list(range(first))
         if name == "len" and isinstance(first, list):

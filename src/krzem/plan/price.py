@@ -11,7 +11,6 @@ import numpy as np
 
 from krzem.cost.assemble import Situation, as_measured, machine
 from krzem.cost.coefficients import Z80, Coefficients, Standing, combination, fitted, log_sigma
-from krzem.cost.kept import sizes_of
 from krzem.cost.layers import layer_seconds
 from krzem.cost.local import Local
 from krzem.cost.machine import Machine, side_by_side
@@ -21,7 +20,7 @@ from krzem.cost.memory import (
     memory_bytes,
 )
 from krzem.cost.memory_error import Z80_STUDENT, MemoryStanding, memory_spread
-from krzem.cost.sizes import StateSizes
+from krzem.cost.sizes import StateSizes, sizes_of
 from krzem.cost.stages import LayerSeconds, RankSeconds, StepSeconds, stages
 from krzem.cost.step import Exchange, Optim, exchanges, rank_seconds, slowest_rank, step_seconds
 from krzem.cost.trainer_memory import is_counted, trainer_bytes

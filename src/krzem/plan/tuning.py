@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
-from krzem.cost.kept import ADAPTER_RANK, Kept
+from krzem.cost.sizes import ADAPTER_RANK, Kept
 from krzem.errors import GoalError, UnknownNameError, shorten
 from krzem.layout.layout import Optimizer, StateBytes
 from krzem.model.architecture import Architecture, Attention, AttentionKind, Layer

@@ -24,7 +24,6 @@ from krzem.report.html_answer import (
 )
 from krzem.report.html_charts import Point, Span, intervals, scatter
 from krzem.report.html_compare import compare_view
-from krzem.report.questions import sweep_view
 from krzem.report.selfcontained import environment, framed, write_text
 from krzem.report.text import tied
 from krzem.report.text_check import gain, measured_lines
@@ -157,6 +156,12 @@ SLOWEST_SHOWN = 3.0
 """Layouts slower than this many times the chosen one are counted, not drawn."""
 
 
+def _sweep(document: Document) -> dict[str, Any]:
+    from krzem.report.questions import sweep_view
+
+    return sweep_view(document)
+
+
 def search_view(document: Document) -> dict[str, Any]:
     """Front and table of a plan document."""
     best = document["best"]
@@ -287,6 +292,6 @@ _PAGES: dict[str, tuple[str, Callable[[Document], dict[str, Any]]]] = {
     "krzem.plan/1": ("plan.html", _plan),
     "krzem.explain/1": ("plan.html", _explain),
     "krzem.compare/1": ("compare.html", compare_view),
-    "krzem.sweep/1": ("sweep.html", sweep_view),
+    "krzem.sweep/1": ("sweep.html", _sweep),
     "krzem.check/1": ("check.html", check_view),
 }

@@ -1,4 +1,4 @@
-"""Judging steps: each gate is a function of the records alone, so that it can be asked again.
+"""Judging steps: each gate is a function of the records alone, so that it can be replayed.
 
 A finding carries the rows that made its gate fire.  Gates that look at processes instead of steps
 (stalls, stragglers, memory) are in :mod:`krzem.run.health`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,7 +26,9 @@ from krzem.run.gate_settings import (
     Spike,
     Throughput,
 )
+from krzem.run.history import History
 from krzem.run.rows import Attempt, Cause
+from krzem.run.settings import RunSettings
 
 _MAD_TO_SIGMA = 1.4826
 _SHOWN = 400
@@ -266,6 +268,12 @@ def judge_steps(
     return [finding for finding in found if finding is not None]
 
 
+def speed_steps(gates: Gates) -> int:
+    """Steps that gates on speed look back at."""
+    windows = [gate.skip + gate.steps for gate in (gates.throughput, gates.deadline) if gate]
+    return max([50, *windows])
+
+
 def _longest(gates: Gates) -> int:
     """How many records the gates look back at."""
     spikes = gates.spike.window + gates.spike.recover if gates.spike else 0
@@ -276,3 +284,54 @@ def _longest(gates: Gates) -> int:
 def rows(records: Sequence[StepRecord]) -> tuple[dict[str, Any], ...]:
     """Records as evidence."""
     return tuple(asdict(record) for record in records[-_SHOWN:])
+
+
+def replay(
+    settings: RunSettings, history: History, expected: float | None
+) -> Iterator[tuple[int, Finding]]:
+    """(step, finding) of every gate on steps, each once an attempt, as a controller would fire it.
+
+    Time goes by as the steps took it; what was between attempts is not counted.
+    """
+    seconds, fired = 0.0, set[tuple[int, str]]()
+    kept = history.kept
+    longest = max(speed_steps(settings.gates), _longest(settings.gates))
+    for count, record in enumerate(kept, 1):
+        seconds += record.seconds
+        newest = _attempt(kept, count, longest)
+        found = _finite(settings, record)
+        found += judge_steps(
+            settings.gates, kept[max(0, count - longest) : count], newest, 1, expected
+        )
+        found += _late(settings, newest, record, seconds)
+        for finding in found:
+            key = (record.attempt, finding.gate)
+            if key not in fired:
+                fired.add(key)
+                yield record.step, finding
+
+
+def _attempt(kept: list[StepRecord], count: int, most: int) -> list[StepRecord]:
+    """The newest steps up to ``count``, of one attempt."""
+    back = reversed(kept[max(0, count - most) : count])
+    mine = itertools.takewhile(lambda r: r.attempt == kept[count - 1].attempt, back)
+    return list(mine)[::-1]
+
+
+def _finite(settings: RunSettings, record: StepRecord) -> list[Finding]:
+    if record.finite or settings.gates.nonfinite is None:
+        return []
+    return [Finding(gate="nonfinite", action=Action.RESTART, evidence=rows([record]),
+                    message=f"loss {record.loss}, gradient norm {record.grad_norm}")]  # fmt: skip
+
+
+def _late(
+    settings: RunSettings, newest: list[StepRecord], record: StepRecord, seconds: float
+) -> list[Finding]:
+    days = settings.goal.deadline_days
+    if settings.gates.deadline is None or days is None:
+        return []
+    left = days * 86_400.0 - seconds
+    tokens = settings.goal.tokens - record.tokens
+    found = deadline(settings.gates.deadline, newest, tokens, left)
+    return [found] if found else []

@@ -13,9 +13,9 @@ from krzem.errors import KrzemError
 from krzem.run.clock import duration
 from krzem.run.contract import HEARTBEATS, read_heartbeats
 from krzem.run.gate_settings import Straggler
+from krzem.run.health import others_median
 from krzem.run.ledger import LEDGER, Reader
 from krzem.run.status import RunStatus, read_status
-from krzem.run.straggler import others_median
 from krzem.run.untrusted import printable
 from krzem.run.view import count, last_word, percent
 

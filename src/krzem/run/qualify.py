@@ -1,4 +1,7 @@
-"""Qualification: a pool is measured under its own launcher, and judged against its plan."""
+"""Qualification: a pool is measured under its own launcher, and judged against its plan.
+
+With it the services of a real run are complete: pools are planned, measured, asked by the witness.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from krzem.errors import KrzemError, StorageError
 from krzem.hardware import CPU, Device
@@ -13,11 +17,13 @@ from krzem.run.attempts import job_name, placed, surroundings
 from krzem.run.clock import iso
 from krzem.run.contract import ENV_RUN_DIR
 from krzem.run.launch.job import Job, JobLauncher
+from krzem.run.launch.known import launcher_of
 from krzem.run.measure import forget
+from krzem.run.parity import check, record
 from krzem.run.preflight import plan_pool
 from krzem.run.probe.judge import Probed, judge, read_ranks
 from krzem.run.profile import Profile, cluster_for, profile_text
-from krzem.run.services import Qualified
+from krzem.run.services import Qualified, Services
 from krzem.run.settings import Pool, RunSettings
 from krzem.run.side_job import run_side_job
 from krzem.run.trainer import is_own
@@ -174,3 +180,15 @@ def summary(measured: Mapping[str, float]) -> str:
         if name.endswith("_bytes_per_s")
     ]
     return ", ".join(parts)
+
+
+def real_services(**others: Any) -> Services:
+    """Every service as it is, but for those that are given by name."""
+    real = {
+        "launcher": launcher_of,
+        "plan": plan_pool,
+        "qualify": qualify_pool,
+        "witness": check,
+        "record_witness": record,
+    }
+    return Services(**{**real, **others})

@@ -25,7 +25,7 @@ from krzem.run.ledger import LEDGER, Ledger
 from krzem.run.lock import RunLock, held
 from krzem.run.parity import record
 from krzem.run.pools import Pools
-from krzem.run.real_services import real_services
+from krzem.run.qualify import real_services
 from krzem.run.rows import FINAL
 from krzem.run.run_file import identity, read_run
 from krzem.run.settings import RunSettings

@@ -175,7 +175,7 @@ class Watch:
 
     def _findings(self, look: Look, new: int) -> list[Finding]:
         attempt = self._started.attempt.id
-        newest = self._history.of_attempt(attempt, self._longest)
+        newest = self._history.of_attempt(attempt, gates.speed_steps(self._settings.gates))
         usual = statistics.median(r.seconds for r in newest[-50:]) if newest else None
         found: list[Finding] = self._late(newest)
         found += self._over_budget()
@@ -192,13 +192,6 @@ class Watch:
             asked = min(new, _JUDGED_AT_ONCE)
             found += gates.judge_steps(self._settings.gates, kept, newest, asked, self._expected)
         return found
-
-    @property
-    def _longest(self) -> int:
-        """Steps that gates on speed look back at."""
-        g = self._settings.gates
-        windows = [gate.skip + gate.steps for gate in (g.throughput, g.deadline) if gate]
-        return max([50, *windows])
 
     def _over_budget(self) -> list[Finding]:
         gate = self._settings.gates.budget

@@ -34,13 +34,21 @@ from krzem.train.engine import Engine, StepResult
 from krzem.train.forecast import Forecast
 from krzem.train.model.experts import Dispatch
 from krzem.train.optim import ExpertLoad, Optimizer, update_biases
-from krzem.train.own_work import OwnWork, Recorder
 from krzem.train.report import Contract, Reporter
 from krzem.train.resuming import newest_good, phase_sentence, restore, run_state
 from krzem.train.settings import TrainSettings
 from krzem.train.setup import loss_weights, optimizer_config, schedule_of
 from krzem.train.summary import last_step
-from krzem.train.watch import CollapseWatch, Watch, again_sentence, blame, broken, is_finite
+from krzem.train.watch import (
+    CollapseWatch,
+    OwnWork,
+    Recorder,
+    Watch,
+    again_sentence,
+    blame,
+    broken,
+    is_finite,
+)
 
 
 class Source(Protocol):

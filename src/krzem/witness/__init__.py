@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from krzem.witness.checking import check
     from krzem.witness.checkpoint import check_checkpoint, open_checkpoint, record_checkpoint
     from krzem.witness.hugging_face import HfSubject, load_folder
+    from krzem.witness.judge import Tolerance
     from krzem.witness.recording import record
     from krzem.witness.rule import TorchRule, TrainerRule
     from krzem.witness.setting import Setting
-    from krzem.witness.tolerance import Tolerance
     from krzem.witness.trainer import TrainerSubject
     from krzem.witness.verdict import Departure, Finding, Verdict
     from krzem.witness.witness import Witness, read_witness, write_witness

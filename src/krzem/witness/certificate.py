@@ -21,8 +21,8 @@ from typing import Any
 from krzem.errors import CheckpointError, InputError
 from krzem.train.checkpoint import read_manifest
 from krzem.train.durable import canonical_json, write_atomic
-from krzem.witness.document import document
 from krzem.witness.quantity import Kind
+from krzem.witness.text import document
 from krzem.witness.verdict import Verdict
 
 SCHEMA = "krzem.certificate/1"

@@ -7,13 +7,12 @@ from typing import Any
 
 from krzem.errors import CheckpointError, shorten
 from krzem.witness.batches import Source, found_again
-from krzem.witness.judge import judge, judge_state, permuted_experts
+from krzem.witness.judge import Tolerance, judge, judge_state, permuted_experts
 from krzem.witness.measure import measure, measure_state
 from krzem.witness.quantity import Kind, Reading
 from krzem.witness.recording import Progress, check_model_batches, probe_rule
 from krzem.witness.setting import Setting
 from krzem.witness.subject import Subject
-from krzem.witness.tolerance import Tolerance
 from krzem.witness.verdict import Verdict, first_departure
 from krzem.witness.witness import Witness
 

@@ -22,9 +22,9 @@ from krzem.train.optim import Optimizer, OptimizerConfig
 from krzem.train.resuming import copies_state, run_state
 from krzem.witness.batches import Source, WitnessBatch
 from krzem.witness.checking import check
+from krzem.witness.judge import Tolerance
 from krzem.witness.recording import Progress, record
 from krzem.witness.rule import TrainerRule
-from krzem.witness.tolerance import Tolerance
 from krzem.witness.trainer import TrainerSubject, dtype_of
 from krzem.witness.verdict import Verdict
 from krzem.witness.witness import Witness, read_witness, write_witness

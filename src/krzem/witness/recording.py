@@ -12,7 +12,7 @@ import torch
 
 from krzem.errors import DataError
 from krzem.witness.batches import WitnessBatch, check_batches, check_ids, kept
-from krzem.witness.floor import spread
+from krzem.witness.judge import spread
 from krzem.witness.measure import measure, measure_state
 from krzem.witness.positions import samples_per_tensor
 from krzem.witness.quantity import Kind, Quantity, Reading

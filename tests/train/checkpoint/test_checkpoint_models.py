@@ -16,7 +16,7 @@ from krzem.errors import CheckpointError
 from krzem.layout.layout import Layout
 from krzem.train.checkpoint import load, read_manifest, save
 from krzem.train.checkpoint.command import checkpoint_command
-from krzem.train.checkpoint.models import correspondence
+from krzem.train.checkpoint.names import correspondence
 from krzem.train.config import model_spec
 from krzem.train.engine import Engine
 from krzem.train.hf import export_model

@@ -21,7 +21,7 @@ from krzem.errors import CheckpointError
 from krzem.train.checkpoint import load, read_manifest
 from krzem.train.checkpoint.command import checkpoint_command
 from krzem.train.checkpoint.megatron import megatron_tensors
-from krzem.train.checkpoint.models import correspondence
+from krzem.train.checkpoint.names import correspondence
 from krzem.train.checkpoint.transfer import WEIGHT
 
 LAYERS, WIDTH, WORDS, PADDED = 3, 16, 120, 128

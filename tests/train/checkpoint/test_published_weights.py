@@ -24,7 +24,7 @@ from krzem.errors import CheckpointError
 from krzem.layout.layout import Layout
 from krzem.train.checkpoint import load
 from krzem.train.checkpoint.command import checkpoint_command
-from krzem.train.checkpoint.models import correspondence
+from krzem.train.checkpoint.names import correspondence
 from krzem.train.checkpoint.published import SafetensorsFolder
 from krzem.train.checkpoint.streaming import Initial
 from krzem.train.config import model_spec

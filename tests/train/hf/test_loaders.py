@@ -17,7 +17,7 @@ import pytest
 from tests.train.configs import ALL
 from tests.train.hf.test_roundtrip import engine
 
-from krzem.train.checkpoint.models import correspondence
+from krzem.train.checkpoint.names import correspondence
 from krzem.train.checkpoint.transfer import exported_config, generation_config
 from krzem.train.config import TRAINABLE
 from krzem.train.hf import export_model

@@ -15,7 +15,7 @@ from krzem.layout.layout import Layout
 from krzem.train.config import model_spec
 from krzem.train.engine import Engine
 from krzem.train.hf import export_model, import_model
-from krzem.train.hf.format import tensor_places
+from krzem.train.hf.writing import tensor_places
 
 FLOAT = torch.float32
 

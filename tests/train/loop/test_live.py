@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from krzem.train.live import Panel, Progress
+from krzem.train.report import Panel, Progress
 
 
 def test_the_panel_shows_loss_speed_and_memory() -> None:

@@ -327,7 +327,7 @@ def _choices(request: Request) -> Choices:
     flash = f"{MODEL}use_flash_attention"
     capacity = f"{MODEL}moe_expert_capacity_factor"
     sharded = "parallel.parallel_optimizer_config.gradient_accumulation_shard"
-    sync = {"every": ((sharded, "true"),)}
+    sync: dict[str, tuple[tuple[str, str], ...]] = {"every": ((sharded, "true"),)}
     if request.layout.zero < 2:
         sync = {"last": ((sharded, "false"),) if request.layout.zero else ()}
     return {

@@ -23,7 +23,7 @@ from krzem.run.command.common import AS_JSON, REPORT, ask_to_stop, json_text, wr
 from krzem.run.controller import run as run_run
 from krzem.run.notify import check_extras, follow
 from krzem.run.parity import announced
-from krzem.run.real_services import real_services
+from krzem.run.qualify import real_services
 from krzem.run.rows import State
 from krzem.run.run_file import read_run
 from krzem.run.services import PoolPlan, Services, Snapshot

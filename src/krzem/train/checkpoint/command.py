@@ -368,7 +368,7 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
 
 
 def _correspondence(config: Mapping[str, Any], found: Collection[str] = ()) -> Correspondence:
-    from krzem.train.checkpoint.models import correspondence
+    from krzem.train.checkpoint.names import correspondence
 
     return correspondence(config, found)
 

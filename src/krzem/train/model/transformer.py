@@ -21,7 +21,7 @@ from krzem.train.model.hyper import StreamHead
 from krzem.train.model.weights import Cut, Linear, Norm, local, weight
 from krzem.train.ops import linear
 from krzem.train.ops.attention import document_spans
-from krzem.train.ops.logits import logit_gradient, logit_sums
+from krzem.train.ops.portable import logit_gradient, logit_sums
 from krzem.train.ops.products import add_transposed_product, product
 from krzem.train.parallel.collectives import (
     SINGLE,

@@ -17,19 +17,13 @@ from krzem.train.ops import (
 )
 from krzem.train.ops.attention import attention, sink_attention
 from krzem.train.ops.delta import gated_delta
-from krzem.train.ops.dispatch import dispatch
 from krzem.train.ops.float8 import (
     float8_grouped_linear,
     float8_linear,
     float8_product,
     float8_rows_linear,
 )
-from krzem.train.ops.gated import grouped_network
-from krzem.train.ops.grouped import Groups, grouped_linear
-from krzem.train.ops.heads import keys_values, rotate_first, rotate_tail
-from krzem.train.ops.linear import linear
-from krzem.train.ops.logits import logit_gradient, logit_sums
-from krzem.train.ops.norm import rms_norm
+from krzem.train.ops.grouped import Groups, grouped_linear, grouped_network
 from krzem.train.ops.permute import (
     combine,
     count_choices,
@@ -38,10 +32,20 @@ from krzem.train.ops.permute import (
     place_unread,
     slots,
 )
+from krzem.train.ops.portable import (
+    dispatch,
+    keys_values,
+    linear,
+    logit_gradient,
+    logit_sums,
+    rms_norm,
+    rotate,
+    rotate_first,
+    rotate_tail,
+    swiglu,
+)
 from krzem.train.ops.registry import OPERATORS, Operator, find_operator, operator, portable_only
-from krzem.train.ops.rope import rotate
 from krzem.train.ops.routes import host_counts
-from krzem.train.ops.swiglu import swiglu
 
 __all__ = [
     "OPERATORS",

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from krzem.train.ops.attention import attention, causal_mask
-from krzem.train.ops.norm import rms_norm
-from krzem.train.ops.rope import rotate
-from krzem.train.ops.swiglu import swiglu
+from krzem.train.ops.portable import rms_norm, rotate, swiglu
 
 
 def _library() -> Any:

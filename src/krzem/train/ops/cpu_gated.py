@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from krzem.train.ops.gated import grouped_network
-from krzem.train.ops.grouped import Groups, group_spans, read_sizes
+from krzem.train.ops.grouped import Groups, group_spans, grouped_network, read_sizes
+from krzem.train.ops.portable import swiglu
 from krzem.train.ops.products import product, product_into, transposed_product_into
-from krzem.train.ops.swiglu import swiglu
 
 
 @grouped_network.version("cpu")

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krzem.train.ops.heads import keys_values, rotate_tail
-from krzem.train.ops.rope import rotate
+from krzem.train.ops.portable import keys_values, rotate, rotate_tail
 
 _TYPES = (torch.float32, torch.bfloat16)
 

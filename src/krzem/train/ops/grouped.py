@@ -1,4 +1,4 @@
-"""One matrix per group of rows: the experts' linear layers."""
+"""One matrix per group of rows: the experts' linear layers, and their gated networks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from krzem.train.ops.portable import swiglu
 from krzem.train.ops.products import product_into, transposed_product_into
 from krzem.train.ops.registry import operator
 
@@ -110,3 +111,16 @@ def group_spans(sizes: list[int]) -> list[tuple[int, slice]]:
             spans.append((e, slice(start, start + size)))
         start += size
     return spans
+
+
+@operator
+def grouped_network(
+    x: Tensor, up: Tensor, down: Tensor, groups: Groups, limit: float | None = None
+) -> Tensor:
+    """Rows ``x [P, D]`` through their group's network: ``[P, D]``.
+
+    ``up [E, 2W, D]`` holds the gate's rows before those of the value, ``down [E, D, W]``; ``limit``
+    is that of :func:`swiglu`.
+    """
+    gate, value = grouped_linear(x, up, groups).chunk(2, dim=-1)
+    return grouped_linear(swiglu(gate, value, limit), down, groups)

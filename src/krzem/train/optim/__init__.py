@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from krzem.train.optim.balancing import ExpertLoad, update_biases
-from krzem.train.optim.optimizer import Optimizer, OptimizerConfig
+from krzem.train.optim.optimizer import ExpertLoad, Optimizer, OptimizerConfig, update_biases
 from krzem.train.optim.schedule import Schedule
 
 __all__ = ["ExpertLoad", "Optimizer", "OptimizerConfig", "Schedule", "update_biases"]

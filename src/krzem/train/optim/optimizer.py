@@ -1,4 +1,4 @@
-"""AdamW, and Muon for matrices, on the parts of parameters that a rank holds.
+"""AdamW, and Muon for matrices, on the parts of parameters that a rank holds; balancing biases.
 
 State is kept per parameter under its logical name, as parts of the same shape as the parameter's,
 so that a checkpoint can treat both alike.
@@ -17,6 +17,7 @@ from torch.optim.adamw import adamw
 
 from krzem.errors import GoalError
 from krzem.train.model.initial import Region
+from krzem.train.model.mixture import Router
 from krzem.train.optim.muon import is_matrix, momentum_step, orthogonal_update, row_groups
 from krzem.train.parallel.collectives import ALONE, Axis, exchange_rows
 from krzem.train.parallel.held import Held
@@ -337,3 +338,37 @@ class Optimizer:
 def _decays(held: Held) -> bool:
     """Weight decay acts on matrices and the embedding, not on gains, biases and sinks."""
     return len(held.placement.shape) >= 2 and not held.name.endswith("bias")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertLoad:
+    """How evenly one router spread its choices in one step."""
+
+    layer: str
+    peak: float
+    """The fullest expert's share over the mean share; 1 is perfect."""
+    idle: float
+    """Share of experts that got nothing."""
+
+
+@torch.no_grad()
+def update_biases(
+    routers: Mapping[str, Router], loads: Mapping[str, Tensor], rate: float
+) -> list[ExpertLoad]:
+    """Move each bias by ``rate`` against its expert's excess (DeepSeek-V3, section 2.1.2).
+
+    ``loads`` are choices per expert over the global batch.  Hash-routed layers have no bias.
+    """
+    shares = []
+    for name, router in routers.items():
+        load = loads[name].float()
+        mean = load.mean()
+        if router.shape.router_bias and rate:
+            router.e_score_correction_bias += rate * torch.sign(mean - load)
+        shares += [load.max() / mean.clamp(min=1e-9), (load == 0).float().mean()]
+    # The host waits once, for all routers together.
+    read = torch.stack(shares).tolist() if shares else []
+    return [
+        ExpertLoad(layer=name, peak=peak, idle=idle)
+        for name, peak, idle in zip(routers, read[::2], read[1::2], strict=True)
+    ]

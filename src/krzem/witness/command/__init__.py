@@ -18,9 +18,9 @@ from krzem.witness.command.proving import overlap_command, runs_command, verify_
 if TYPE_CHECKING:
     from krzem.witness.batches import WitnessBatch
     from krzem.witness.checkpoint import RunConstants
+    from krzem.witness.judge import Tolerance
     from krzem.witness.recording import Progress
     from krzem.witness.subject import Subject
-    from krzem.witness.tolerance import Tolerance
     from krzem.witness.verdict import Verdict
     from krzem.witness.witness import Witness
 
@@ -99,8 +99,7 @@ def record_command(**given: Any) -> None:
     Batches come from --run or --data (by global sample index), from --tokens, or else from built-in
     text as bytes.
     """
-    from krzem.witness.document import witness_document
-    from krzem.witness.text import format_witness
+    from krzem.witness.text import format_witness, witness_document
 
     checkpoint, hf = _one_model(given["checkpoint"], given["hf"])
     if hf is not None and given["out"] is None:
@@ -149,8 +148,7 @@ def check_command(**given: Any) -> None:
     With --run or --data the data at hand must also hold the recorded tokens at the recorded
     indices.
     """
-    from krzem.witness.document import document
-    from krzem.witness.text import format_verdict
+    from krzem.witness.text import document, format_verdict
 
     checkpoint, hf = _one_model(given["checkpoint"], given["hf"])
     with _progress() as progress:
@@ -177,8 +175,7 @@ def check_command(**given: Any) -> None:
 @AS_JSON
 def show_command(path: Path, as_json: bool) -> None:
     """What the witness at PATH (a file, or a checkpoint's folder) holds."""
-    from krzem.witness.document import witness_document
-    from krzem.witness.text import format_witness
+    from krzem.witness.text import format_witness, witness_document
     from krzem.witness.witness import read_witness
 
     found = read_witness(path)
@@ -335,7 +332,7 @@ def _documents(given: dict[str, Any]) -> bool:
 
 
 def _tolerance(given: dict[str, Any]) -> Tolerance:
-    from krzem.witness.tolerance import Tolerance
+    from krzem.witness.judge import Tolerance
 
     allow = {}
     for text in given["allow"]:
