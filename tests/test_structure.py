@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "krzem"
 FILES = sorted(SOURCE.rglob("*.py"))
-BASE = {"errors", "estimate", "files", "quantity", "selfcontained"}
+BASE = {"errors", "estimate", "files", "keys", "quantity", "selfcontained"}
 """Values, and the frame of a page, that every room may use; they import only errors."""
 MAY_IMPORT = {
     "facts": set(),

@@ -10,7 +10,8 @@ import pytest
 
 from krzem.outlook import Outlook, outlook, shipped
 from krzem.outlook.backtest import FAMILIES
-from krzem.outlook.page import _blocks, fan_figure, lag_figure, odds_figure, tornado_figure
+from krzem.outlook.figures import fan_figure, lag_figure, odds_figure, tornado_figure
+from krzem.outlook.page import _blocks
 from krzem.outlook.text import (
     _percent,
     _three_digits,

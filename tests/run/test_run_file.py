@@ -5,8 +5,9 @@ import pytest
 from krzem.errors import DataError, RunError
 from krzem.layout.layout import Precision
 from krzem.run.gate_settings import Action
+from krzem.run.pool_settings import SLURM
 from krzem.run.run_file import identity, read_run
-from krzem.run.settings import SLURM, RunSettings
+from krzem.run.settings import RunSettings
 
 GOOD = """
 model = "deepseek-v3"
@@ -133,7 +134,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         "gates.speed: unknown gate; did you mean",
         "gates.throughput.below: cannot read 'sixty' as a ratio",
         "recovery.wait_first: cannot read 'soon' as a duration",
-        "qualify.numerics: it must be true or false.",
+        "qualify.numerics: it must be true or false, without quotes, not 'yes'.",
         "run.folder: it must be text",
         "model is missing",
     ):

@@ -25,9 +25,9 @@ from krzem.run.launch.job import HOSTS, Job, Phase, SilentError
 from krzem.run.launch.known import GROUP, known
 from krzem.run.launch.words import shell_words
 from krzem.run.ledger import Reader
+from krzem.run.pool_settings import Pool, Scheduler
 from krzem.run.rows import Cause, State
 from krzem.run.run_file import read_run
-from krzem.run.settings import Pool, Scheduler
 
 FAKE = """#!{python}
 import json, os, sys

@@ -29,9 +29,9 @@ from krzem.run.launch.slurm import (
     slurm_launcher,
 )
 from krzem.run.ledger import Reader
+from krzem.run.pool_settings import Slurm
 from krzem.run.qualify import qualify_pool
 from krzem.run.rows import Cause, State
-from krzem.run.settings import Slurm
 
 CONTROLLER = Path(__file__).parent / "controller_main.py"
 LONGEST = 300.0

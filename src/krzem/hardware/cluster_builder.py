@@ -20,7 +20,14 @@ from krzem.hardware.catalogue import (
     system_class,
 )
 from krzem.hardware.cluster import FIELDS, Cluster, Site, assumed_of, by_field
-from krzem.hardware.cluster_keys import ARITHMETIC, KEYS, MOST_DEVICES, PEAK, notes_of, read_keys
+from krzem.hardware.cluster_keys import (
+    ARITHMETIC,
+    KEYS,
+    MOST_DEVICES,
+    PEAK,
+    notes_of,
+    read_cluster_keys,
+)
 from krzem.hardware.machines import Machine, check_size, known_machine, machine, machines
 from krzem.hardware.processors import CPU, processors
 from krzem.quantity import format_flops
@@ -191,7 +198,7 @@ MOST_OVER_PEAK = 1.1
 
 
 def build_cluster(given: Mapping[str, Any], where: str) -> Cluster:
-    """The cluster of values in base units as read_keys returns them.
+    """The cluster of values in base units as read_cluster_keys returns them.
 
     ``where`` names their origin in messages.  Quantities that nobody published are assumed within
     the bounds of their class.  Raises ClusterError, UnknownNameError, and UnknownFactError where
@@ -254,7 +261,7 @@ def _placed(given: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], Ma
     rest = {key: value for key, value in given.items() if key not in ("machine", "device")}
     if {"nics_per_node", "nic_bandwidth"} & set(rest):
         rest.setdefault("scale_out_bandwidth", None)
-    merged = {**read_keys(place.cluster, place.name), **rest}
+    merged = {**read_cluster_keys(place.cluster, place.name), **rest}
     return {key: value for key, value in merged.items() if value is not None}, place
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from krzem.errors import ClusterError, QuantityError, UnknownNameError, nearest, shorten
+from krzem.errors import ClusterError, QuantityError, UnknownNameError, shorten
 from krzem.hardware.catalogue import Device, device_ids, load_device, on_a_bus, others_of
 from krzem.hardware.cluster import Assumed
 from krzem.hardware.machines import Machine, machines, said_of
+from krzem.keys import Key, Text, read_keys, stop_at
 from krzem.quantity import (
     parse_bytes,
     parse_count,
@@ -27,31 +27,7 @@ MOST_DEVICES = 10_000_000
 """Ten times the largest cluster announced so far."""
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key: its reader, its example, what it means."""
-
-    read: Callable[[Any], Any]
-    example: str
-    means: str
-    least: str = ""
-    """Written as a value of this key; what is smaller is a slip."""
-    most: str = ""
-
-    def value(self, written: Any) -> Any:
-        """``written`` in base units; QuantityError where it is unreadable or out of bounds."""
-        found = self.read(written)
-        if self.least and found < self.read(self.least):
-            raise QuantityError(f"less than {self.least} makes no such machine.")
-        if self.most and found > self.read(self.most):
-            raise QuantityError(f"more than {self.most} makes no such machine.")
-        return found
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip() or len(value) > 200:
-        raise QuantityError("it must be text of 1 to 200 characters in quotes.")
-    return value.strip()
+_text = Text(200)
 
 
 def read_devices(value: Any) -> int:
@@ -123,35 +99,34 @@ PEAK: Mapping[str, Key] = {
 }
 """Keys of the [peak] table: what a data sheet says that the catalogue does not know."""
 
-MEASURED: Mapping[str, tuple[str, Key]] = {
+MEASURED: Mapping[str, Key] = {
     **{
-        kind: (
-            f"{kind}_flops",
-            Key(parse_flops, f'"{rate} TFLOP/s"', f"large {kind} matrix product", *_FLOPS),
+        kind: Key(
+            parse_flops, f'"{rate} TFLOP/s"', f"large {kind} matrix product", *_FLOPS,
+            name=f"{kind}_flops",
         )
         for kind, rate in zip(ARITHMETIC, (320, 650, 650, 1200, 5000), strict=True)
     },
     **{
-        f"{tier}_bandwidth": (
-            f"{tier}_bytes_per_s",
-            Key(parse_rate, '"170 GB/s"', "large message", *_LINK),
+        f"{tier}_bandwidth": Key(
+            parse_rate, '"170 GB/s"', "large message", *_LINK, name=f"{tier}_bytes_per_s"
         )
         for tier in ("memory", "scale_up", "scale_out")
     },
     **{
-        f"{tier}_latency": (
-            f"{tier}_latency_seconds",
-            Key(parse_duration, '"5us"', "small message", most="1s"),
+        f"{tier}_latency": Key(
+            parse_duration, '"5us"', "small message", most="1s", name=f"{tier}_latency_seconds"
         )
         for tier in ("scale_up", "scale_out")
     },
-    "launch_time": (
-        "launch_seconds",
-        Key(parse_duration, '"6us"', "one kernel from the host", most="1s"),
+    "launch_time": Key(
+        parse_duration, '"6us"', "one kernel from the host", most="1s", name="launch_seconds"
     ),
-    "power": ("power_w", Key(parse_power, '"680 W"', "per device, while training", "1 W", "1 MW")),
-}
-"""Keys of the [measured] table: the name in Cluster.measured, how it is read."""
+    "power": Key(
+        parse_power, '"680 W"', "per device, while training", "1 W", "1 MW", name="power_w"
+    ),
+}  # fmt: skip
+"""Keys of the [measured] table; their names are those of Cluster.measured."""
 
 
 _WORD = re.compile(r"[A-Za-z0-9._+:/@=,#-]{1,200}")
@@ -181,80 +156,34 @@ def _lines(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-LAUNCH: Mapping[str, tuple[str, Key]] = {
-    "modules": ("modules", Key(_words, '["cuda/13.0", "gcc"]', "modules to load")),
-    "container": ("container", Key(_word, '"/images/train.sif"', "image that jobs run in")),
-    "account": ("account", Key(_word, '"project-42"', "account that pays")),
-    "partition": ("partition", Key(_word, '"gpu"', "partition or queue")),
-    "time": ("time_seconds", Key(parse_duration, '"24h"', "longest time of one job", "1 min")),
-    "setup": ("setup", Key(_lines, '["ulimit -l unlimited"]', "lines of shell before a job")),
+LAUNCH: Mapping[str, Key] = {
+    "modules": Key(_words, '["cuda/13.0", "gcc"]', "modules to load"),
+    "container": Key(_word, '"/images/train.sif"', "image that jobs run in"),
+    "account": Key(_word, '"project-42"', "account that pays"),
+    "partition": Key(_word, '"gpu"', "partition or queue"),
+    "time": Key(parse_duration, '"24h"', "longest time of one job", "1 min", name="time_seconds"),
+    "setup": Key(_lines, '["ulimit -l unlimited"]', "lines of shell before a job"),
 }
-"""Keys of the [launch] table: the field in Site, how it is read."""
+"""Keys of the [launch] table; their names are the fields of Site."""
+TABLES: Mapping[str, Mapping[str, Key]] = {"measured": MEASURED, "peak": PEAK, "launch": LAUNCH}
 
 
-def read_keys(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+def read_cluster_keys(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The values of a cluster file in base units: ``measured``, ``peak`` and ``launch`` too.
 
     Raises ClusterError that lists every fault with its key.
     """
     faults: list[str] = []
-    plain = {key: value for key, value in table.items() if key not in _TABLES}
-    found = _read(plain, KEYS, "", faults)
-    names = {key: entry for key, (_, entry) in MEASURED.items()}
-    probes = _read(_section(table, "measured", faults), names, "measured.", faults)
-    peaks = _read(_section(table, "peak", faults), PEAK, "peak.", faults)
-    starts = {key: entry for key, (_, entry) in LAUNCH.items()}
-    started = _read(_section(table, "launch", faults), starts, "launch.", faults)
-    raise_faults(faults, where)
-    probes = {MEASURED[key][0]: value for key, value in probes.items()}
-    site = {LAUNCH[key][0]: value for key, value in started.items()}
-    return found | {"measured": probes, "peak": peaks, "launch": site}
-
-
-_TABLES = ("measured", "peak", "launch")
-
-
-def _section(table: Mapping[str, Any], name: str, faults: list[str]) -> Mapping[str, Any]:
-    section = table.get(name, {})
-    if isinstance(section, dict):
-        return section
-    faults.append(f"{name}: it must be a table: write [{name}] on its own line.")
-    return {}
-
-
-def raise_faults(faults: list[str], where: str) -> None:
-    """One ClusterError for all of them; nothing where there is none."""
-    if faults:
-        title = f"{where} has {len(faults)} faults:" if len(faults) > 1 else f"{where}:"
-        raise ClusterError(
-            "\n  ".join([title, *faults]) if len(faults) > 1 else title + " " + faults[0]
-        )
-
-
-def _read(
-    table: Mapping[str, Any], keys: Mapping[str, Key], prefix: str, faults: list[str]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        key = keys.get(name)
-        if key is None:
-            faults.append(_unknown_key(name, keys, prefix))
-            continue
-        try:
-            found[name] = key.value(value)
-        except QuantityError as error:
-            faults.append(f"{prefix}{name}: {error} Here ({key.means}): {name} = {key.example}")
+    plain = {key: value for key, value in table.items() if key not in TABLES}
+    found = read_keys(plain, KEYS, "", faults)
+    for name, keys in TABLES.items():
+        values = read_keys(table.get(name, {}), keys, name, faults)
+        found[name] = {keys[key].name or key: value for key, value in values.items()}
+    stop_at(faults, where, ClusterError)
     return found
 
 
-def _unknown_key(name: str, keys: Mapping[str, Key], prefix: str) -> str:
-    near = nearest(name, keys, 2)
-    offer = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(keys)}."
-    return f"{prefix}{shorten(name, 40)}: unknown key; {offer}"
-
-
-# What was taken for what where a cluster was named, said in one sentence each
-# ----------------------------------------------------------------------------
+# -- what was taken for what where a cluster was named, said in one sentence each
 
 _GIB = 2.0**30
 _SHOWN = {

@@ -31,7 +31,7 @@ from krzem.errors import ClusterError, QuantityError, shorten
 from krzem.files import read_toml
 from krzem.hardware.cluster import Cluster
 from krzem.hardware.cluster_builder import build_cluster
-from krzem.hardware.cluster_keys import read_devices, read_keys
+from krzem.hardware.cluster_keys import read_cluster_keys, read_devices
 from krzem.quantity import parse_money
 
 HINT = "give a TOML file, or write DEVICE:COUNT such as h800:2048"
@@ -49,7 +49,7 @@ def read_cluster(text_or_path: str | Path) -> Cluster:
     text = str(text_or_path).strip()
     if isinstance(text_or_path, Path) or text.lower().endswith(".toml"):
         where = shorten(Path(text).name, 60)
-        found = build_cluster(read_keys(read_toml(Path(text), hint=HINT), where), where)
+        found = build_cluster(read_cluster_keys(read_toml(Path(text), hint=HINT), where), where)
         if not found.calibration:
             return found
         return replace(found, calibration=str(Path(text).parent / found.calibration))
@@ -61,7 +61,7 @@ def cluster_of(settings: Mapping[str, Any], where: str = "the cluster") -> Clust
 
     ``where`` names the place in messages.  Raises what read_cluster raises.
     """
-    return build_cluster(read_keys(settings, where), where)
+    return build_cluster(read_cluster_keys(settings, where), where)
 
 
 def short_form(text: str) -> dict[str, Any]:

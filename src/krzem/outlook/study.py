@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from krzem.errors import InputError, KrzemError
 from krzem.outlook.assumptions import Assumptions, shipped
-from krzem.outlook.page import fan_figure, lag_figure, odds_figure, tornado_figure
+from krzem.outlook.figures import fan_figure, lag_figure, odds_figure, tornado_figure
 from krzem.outlook.text import sections
 from krzem.outlook.whole import Outlook, outlook
 from krzem.report.selfcontained import save_svg, write_text

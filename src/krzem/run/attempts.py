@@ -28,9 +28,10 @@ from krzem.run.contract import (
 from krzem.run.launch.job import OUTPUT, Job, JobLauncher, SilentError
 from krzem.run.launch.words import shell_words
 from krzem.run.ledger import Ledger
+from krzem.run.pool_settings import LOCAL, SITE, SLURM, Pool
 from krzem.run.rows import Attempt, Cause
 from krzem.run.services import Services
-from krzem.run.settings import LOCAL, SITE, SLURM, Pool, RunSettings
+from krzem.run.settings import RunSettings
 from krzem.run.stored import Good
 from krzem.run.trainer import command_of
 from krzem.run.untrusted import BadInputError, open_bounded, printable

@@ -23,12 +23,13 @@ from krzem.run.launch.job import SilentError
 from krzem.run.ledger import Ledger
 from krzem.run.lock import RunLock
 from krzem.run.measured_rows import write_back
+from krzem.run.pool_settings import Pool
 from krzem.run.recovery import check_same_run, open_ledger, reconcile, take_up
 from krzem.run.requests import Operated
 from krzem.run.rows import Attempt, Cause, Fired, Request, RunRow, State
 from krzem.run.run_file import identity
 from krzem.run.services import Services
-from krzem.run.settings import Pool, RunSettings, Verify
+from krzem.run.settings import RunSettings, Verify
 from krzem.run.status import UNKNOWN
 from krzem.run.stored import last_good, note_new
 from krzem.run.watch import SAVES_FIRST, Outcome, Watch

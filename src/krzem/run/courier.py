@@ -46,9 +46,10 @@ from krzem.run.far import (
     travel,
 )
 from krzem.run.history import History
+from krzem.run.pool_settings import Pool
 from krzem.run.rows import FINAL
 from krzem.run.run_file import read_run
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.settings import RunSettings
 from krzem.run.stored import ARRIVING, checkpoint_name, put_in_place
 from krzem.run.untrusted import BadInputError, read_object, whole, words
 from krzem.train.checkpoint.manifest import MANIFEST, read_manifest

@@ -22,9 +22,10 @@ from krzem.run.clock import DAY, duration
 from krzem.run.contract import CHECKPOINTS
 from krzem.run.launch.job import Job, SilentError
 from krzem.run.launch.local import LocalLauncher
+from krzem.run.pool_settings import Pool, Site
 from krzem.run.rows import FINAL
 from krzem.run.services import PoolPlan
-from krzem.run.settings import Pool, RunSettings, Site
+from krzem.run.settings import RunSettings
 from krzem.run.untrusted import BadInputError, parse_object, printable, read_object
 from krzem.train.checkpoint.manifest import read_manifest
 from krzem.train.checkpoint.store import committed

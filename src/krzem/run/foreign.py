@@ -14,7 +14,8 @@ from pathlib import Path
 
 from krzem.hardware import CPU
 from krzem.run.launch.words import PATHS, shell_words
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.pool_settings import Pool
+from krzem.run.settings import RunSettings
 
 AGREES, DEPARTS = 0, 1
 """Exit codes of a ``check`` command; any other: it could not be checked."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from krzem.errors import nearest
+from krzem.keys import Number, Whole, choice, read_table, setting
 from krzem.quantity import parse_duration, parse_ratio
-from krzem.run.fields import choice, number, read_table, setting, whole
 
 
 class Action(enum.StrEnum):
@@ -34,8 +34,8 @@ class Throughput:
     """Median speed of the last steps against the plan (or the pool's own ``tokens_per_s``)."""
 
     below: float = setting(0.6, parse_ratio, '"60%"', "share of the planned tokens/s")
-    steps: int = setting(200, whole(1), "200", "steps that the median is taken over")
-    skip: int = setting(20, whole(0), "20", "first steps of an attempt, left out")
+    steps: int = setting(200, Whole(1), "200", "steps that the median is taken over")
+    skip: int = setting(20, Whole(0), "20", "first steps of an attempt, left out")
     action: Action = _action(Action.MOVE)
 
 
@@ -44,8 +44,8 @@ class Deadline:
     """The speed of the last steps against what ``goal.deadline`` asks for, to the end and after."""
 
     late: float = setting(0.0, parse_ratio, '"10%"', "of the time that is left, still accepted")
-    steps: int = setting(200, whole(1), "200", "steps that the median is taken over")
-    skip: int = setting(20, whole(0), "20", "first steps of an attempt, left out")
+    steps: int = setting(200, Whole(1), "200", "steps that the median is taken over")
+    skip: int = setting(20, Whole(0), "20", "first steps of an attempt, left out")
     action: Action = _action(Action.WARN)
 
 
@@ -53,7 +53,7 @@ class Deadline:
 class Restarts:
     """Faults of a pool within any 24 hours of the run's clock."""
 
-    per_day: int = setting(6, whole(0), "6", "restarts a day that are still accepted")
+    per_day: int = setting(6, Whole(0), "6", "restarts a day that are still accepted")
     action: Action = _action(Action.MOVE)
 
 
@@ -61,7 +61,7 @@ class Restarts:
 class Progress:
     """Attempts that end in a fault one after the other, and none of them brings a checkpoint."""
 
-    times: int = setting(5, whole(2), "5", "such attempts in a row on a pool")
+    times: int = setting(5, Whole(2), "5", "such attempts in a row on a pool")
     action: Action = _action(Action.MOVE)
 
 
@@ -76,10 +76,10 @@ class Budget:
 class Spike:
     """A loss far above its own recent trend that does not come back."""
 
-    sigmas: float = setting(6.0, number(1), "6.0", "robust standard deviations above the median")
+    sigmas: float = setting(6.0, Number(1), "6.0", "robust standard deviations above the median")
     share: float = setting(0.05, parse_ratio, '"5%"', "and at least this much above it")
-    window: int = setting(100, whole(10), "100", "steps before it that make the trend")
-    recover: int = setting(300, whole(1), "300", "steps within which it must come back")
+    window: int = setting(100, Whole(10), "100", "steps before it that make the trend")
+    recover: int = setting(300, Whole(1), "300", "steps within which it must come back")
     action: Action = _action(Action.MOVE)
 
 
@@ -87,7 +87,7 @@ class Spike:
 class Nonfinite:
     """NaN or infinity: once is a fault (restart); again at the same place is not chance."""
 
-    times: int = setting(2, whole(1), "2", "attempts of a pool that end this way")
+    times: int = setting(2, Whole(1), "2", "attempts of a pool that end this way")
     action: Action = _action(Action.MOVE)
 
 
@@ -95,9 +95,9 @@ class Nonfinite:
 class GradientNorm:
     """A gradient norm far above its own recent median."""
 
-    factor: float = setting(10.0, number(1), "10", "times the median of the window before")
-    window: int = setting(100, whole(10), "100", "steps before that make the median")
-    steps: int = setting(10, whole(1), "10", "steps in a row")
+    factor: float = setting(10.0, Number(1), "10", "times the median of the window before")
+    window: int = setting(100, Whole(10), "100", "steps before that make the median")
+    steps: int = setting(10, Whole(1), "10", "steps in a row")
     action: Action = _action(Action.WARN)
 
 
@@ -106,7 +106,7 @@ class Stall:
     """No heartbeat of any rank has changed: a hung collective, a dead disk, a frozen host."""
 
     seconds: float = setting(120.0, parse_duration, '"2 min"', "in a step, at least")
-    factor: float = setting(10.0, number(1), "10", "or this many usual steps, if that is longer")
+    factor: float = setting(10.0, Number(1), "10", "or this many usual steps, if that is longer")
     load: float = setting(1800.0, parse_duration, '"30 min"', "while starting, loading or saving")
     action: Action = _action(Action.RESTART)
 
@@ -115,8 +115,8 @@ class Stall:
 class Straggler:
     """One rank's own work takes longer than the others'."""
 
-    ratio: float = setting(1.5, number(1), "1.5", "times the median rank")
-    steps: int = setting(50, whole(1), "50", "steps that the median is taken over")
+    ratio: float = setting(1.5, Number(1), "1.5", "times the median rank")
+    steps: int = setting(50, Whole(1), "50", "steps that the median is taken over")
     action: Action = _action(Action.WARN)
 
 
@@ -125,7 +125,7 @@ class Memory:
     """Memory in use against the pool's limit."""
 
     above: float = setting(0.95, parse_ratio, '"95%"', "share of limits.memory")
-    steps: int = setting(20, whole(1), "20", "looks in a row")
+    steps: int = setting(20, Whole(1), "20", "looks in a row")
     action: Action = _action(Action.WARN)
 
 

@@ -11,8 +11,9 @@ from krzem.run.clock import duration
 from krzem.run.gate_settings import Budget
 from krzem.run.gates import Finding
 from krzem.run.ledger import Reader
+from krzem.run.pool_settings import Pool
 from krzem.run.rows import Attempt
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.settings import RunSettings
 
 HOUR = 3600.0
 """Seconds."""

@@ -17,7 +17,8 @@ from krzem.model import AttentionKind, load_model
 from krzem.run.clock import iso
 from krzem.run.history import History
 from krzem.run.ledger import Reader
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.pool_settings import Pool
+from krzem.run.settings import RunSettings
 from krzem.train.durable import write_atomic
 
 TABLE = "measured.csv"

@@ -21,7 +21,8 @@ from krzem.run.attempts import job_name, placed, surroundings
 from krzem.run.contract import CHECKPOINTS, ENV_LAYOUT, ENV_PRECISION, ENV_RUN_DIR, METRICS
 from krzem.run.launch.job import Job, JobLauncher, read_json
 from krzem.run.launch.words import shell_words
-from krzem.run.settings import SITE, Pool, RunSettings
+from krzem.run.pool_settings import SITE, Pool
+from krzem.run.settings import RunSettings
 from krzem.run.side_job import Ended, run_side_job
 from krzem.run.trainer import is_own
 from krzem.run.verdict import Agreement, Recorded, Verdict

@@ -13,10 +13,11 @@ from krzem.run.clock import DAY
 from krzem.run.courier import checks_told
 from krzem.run.gate_settings import Action
 from krzem.run.ledger import Ledger
+from krzem.run.pool_settings import SITE, Pool
 from krzem.run.processes import end_all
 from krzem.run.rows import Attempt, RunRow, State
 from krzem.run.services import PoolPlan, Qualified, Services
-from krzem.run.settings import SITE, Pool, RunSettings
+from krzem.run.settings import RunSettings
 from krzem.run.stored import Good, arrived, last_good
 from krzem.run.verdict import Agreement, Verdict
 

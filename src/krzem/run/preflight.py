@@ -31,9 +31,10 @@ from krzem.plan.request import Asked, settle
 from krzem.rules import Standing, standing
 from krzem.run.clock import DAY, duration
 from krzem.run.far import with_travel
+from krzem.run.pool_settings import SITE, Pool
 from krzem.run.profile import cluster_for, read_profile
 from krzem.run.services import PoolPlan
-from krzem.run.settings import SITE, Pool, RunSettings
+from krzem.run.settings import RunSettings
 from krzem.run.trainer import is_own, runnable
 from krzem.run.trial import SPEED
 

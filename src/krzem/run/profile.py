@@ -18,9 +18,9 @@ from krzem.errors import DataError
 from krzem.files import read_toml
 from krzem.hardware import CPU, Cluster, cluster_of, processors, read_cluster
 from krzem.hardware.cluster_keys import MEASURED
+from krzem.keys import text
 from krzem.quantity import parse_bytes
-from krzem.run.fields import text
-from krzem.run.settings import Pool
+from krzem.run.pool_settings import Pool
 
 _UNITS = {"flops": "FLOP/s", "bytes_per_s": "B/s", "seconds": "s", "w": "W"}
 
@@ -49,7 +49,7 @@ def profile_text(profile: Profile, *, verdict: str, when: str, evidence: Mapping
     if memory is not None:
         lines.append(f'memory = "{memory:.0f} B"')
     lines += ["", "[measured]"]
-    names = {name: key for key, (name, _) in MEASURED.items()}
+    names = {entry.name: key for key, entry in MEASURED.items()}
     for name, value in profile.measured.items():
         if name in names:
             unit = next(u for ending, u in _UNITS.items() if name.endswith(ending))
@@ -68,7 +68,7 @@ def read_profile(path: Path) -> Profile:
     try:
         raw = read_toml(path, hint="give a profile that krzem probe --out wrote")
         measured = {
-            MEASURED[key][0]: float(MEASURED[key][1].read(value))
+            MEASURED[key].name: float(MEASURED[key].read(value))
             for key, value in raw.get("measured", {}).items()
         }
         if "memory" in raw:

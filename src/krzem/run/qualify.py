@@ -20,11 +20,12 @@ from krzem.run.launch.job import Job, JobLauncher
 from krzem.run.launch.known import launcher_of
 from krzem.run.measure import forget
 from krzem.run.parity import check, record
+from krzem.run.pool_settings import Pool
 from krzem.run.preflight import plan_pool
 from krzem.run.probe.judge import Probed, judge, read_ranks
 from krzem.run.profile import Profile, cluster_for, profile_text
 from krzem.run.services import Qualified, Services
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.settings import RunSettings
 from krzem.run.side_job import run_side_job
 from krzem.run.trainer import is_own
 from krzem.run.trial import SPEED, try_steps

@@ -13,38 +13,45 @@ from typing import Any
 from krzem.errors import KrzemError, RunError, nearest, shorten
 from krzem.files import read_toml
 from krzem.hardware import CPU, load_device
+from krzem.keys import Key, listed, read_keys, read_table, text
 from krzem.model import load_model
 from krzem.plan.goal import Goal
 from krzem.run.clock import DAY
-from krzem.run.fields import plain_name, read_table, text
 from krzem.run.gate_settings import Gates, read_gates
 from krzem.run.launch.known import check_launcher, known
 from krzem.run.launch.words import PATHS, check_words
-from krzem.run.settings import (
+from krzem.run.pool_settings import (
     LOCAL,
     SITE,
     SLURM,
     Environment,
-    GoalKeys,
-    Hook,
     Limits,
-    Monitor,
     Pool,
-    Qualify,
-    Recovery,
-    RunSettings,
     Scheduler,
     Site,
     Slurm,
+)
+from krzem.run.settings import (
+    GoalKeys,
+    Hook,
+    Monitor,
+    Qualify,
+    Recovery,
+    RunSettings,
     Trainer,
     WitnessKeys,
 )
+from krzem.run.untrusted import plain_name
 
 OWN = ("run", "model", "goal", "pool", "gates", "qualify", "witness", "recovery", "trainer",
        "hook", "monitor")  # fmt: skip
 PASSED_ON = ("phase", "data", "train", "layout", "optimizer", "schedule", "checkpoint",
              "evaluation", "metrics")  # fmt: skip
 """Tables that are the trainer's; it reads the same file."""
+RUN = {
+    "name": Key(plain_name, '"my-run"', "how it is called; else the file's name"),
+    "folder": Key(text, '"runs/my-run"', "where everything of it is kept"),
+}
 _PARTS = {"limits": Limits, "environment": Environment, "slurm": Slurm, "scheduler": Scheduler,
           "site": Site}  # fmt: skip
 
@@ -69,7 +76,7 @@ def read_run(path: Path) -> RunSettings:
     model = _model(raw.get("model"), path.parent, faults)
     _check_commands(trainer, pools, witness, faults)
     if faults or goal is None or None in (trainer, qualify, witness, recovery, gates):
-        raise RunError(_sentence(path, faults))
+        raise RunError(listed(path.name, faults))
     return RunSettings(
         name=name,
         path=path.absolute(),
@@ -123,11 +130,6 @@ def _toml(path: Path) -> dict[str, Any]:
     return read_toml(path, hint="give a run file; `krzem run --help` shows one")
 
 
-def _sentence(path: Path, faults: list[str]) -> str:
-    count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
-    return "\n  ".join([f"{path.name} has {count}:", *faults])
-
-
 def _unknown(name: str, value: object) -> str:
     near = nearest(name, OWN + PASSED_ON, 2)
     if isinstance(value, dict | list):
@@ -143,21 +145,9 @@ def _unknown(name: str, value: object) -> str:
 
 def _run(table: object, path: Path, faults: list[str]) -> tuple[str, Path]:
     """Name and folder: by default the file's own name, and runs/NAME beside it."""
-    name, place = path.stem, None
-    if not isinstance(table, Mapping):
-        faults.append("run: it must be a table, written [run] on a line of its own")
-        table = {}
-    for key, value in table.items():
-        try:
-            if key == "name":
-                name = plain_name(value)
-            elif key == "folder":
-                place = text(value)
-            else:
-                faults.append(f"run.{shorten(key, 40)}: unknown key; known are name, folder")
-        except KrzemError as error:
-            faults.append(f"run.{key}: {error}")
-    return name, (path.parent / (place or f"runs/{name}")).absolute()
+    found = read_keys(table, RUN, "run", faults)
+    name = found.get("name", path.stem)
+    return name, (path.parent / found.get("folder", f"runs/{name}")).absolute()
 
 
 def _model(given: object, base: Path, faults: list[str]) -> str:

@@ -12,8 +12,9 @@ from krzem.estimate import Estimate
 from krzem.rules import Standing
 from krzem.run.clock import DAY, duration
 from krzem.run.launch.job import JobLauncher
+from krzem.run.pool_settings import Pool
 from krzem.run.rows import Attempt
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.settings import RunSettings
 from krzem.run.verdict import WitnessCheck, WitnessRecord
 
 

@@ -10,8 +10,9 @@ from krzem.errors import KrzemError, RunError
 from krzem.layout.layout import Layout
 from krzem.model.catalogue import load_model_config
 from krzem.plan.plan import Plan
+from krzem.run.pool_settings import LOCAL, SITE, Pool
 from krzem.run.profile import cluster_for
-from krzem.run.settings import LOCAL, SITE, Pool, RunSettings
+from krzem.run.settings import RunSettings
 
 _MODULE = "krzem.train"
 

@@ -18,8 +18,9 @@ from krzem.run.attempts import job_name, job_of
 from krzem.run.contract import ENV_RUN_DIR, environment_of
 from krzem.run.history import Metrics
 from krzem.run.launch.job import Job, JobLauncher, Phase, SilentError
+from krzem.run.pool_settings import Pool
 from krzem.run.rows import Attempt
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.settings import RunSettings
 from krzem.run.trainer import is_own
 
 TRIALS = "trials"

@@ -14,8 +14,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import DataError
+from krzem.errors import DataError, QuantityError, shorten
 from krzem.files import open_regular
+from krzem.keys import text as text_of
 
 LARGEST = 1 << 20
 """Bytes of a small file, and of a line, that is still read."""
@@ -156,3 +157,15 @@ def as_name(text: str) -> str:
     """The nearest name to ``text``, to be offered."""
     near = re.sub(r"[^\w.+-]+", "-", text).strip("-._")[:64].rstrip("-._")
     return near if is_name(near) else "pool"
+
+
+def plain_name(value: object) -> str:
+    """A name that can be part of a path, of a job's name and of a line."""
+    found = text_of(value)
+    if not is_name(found):
+        raise QuantityError(
+            f"{shorten(printable(found), 40)!r} is no name: letters, digits, spaces and . _ + - "
+            f"are, up to 64 of them, beginning with a letter or digit, such as "
+            f'"{as_name(found)}".'
+        )
+    return found

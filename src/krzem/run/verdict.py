@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from krzem.run.launch.job import JobLauncher
-from krzem.run.settings import Pool, RunSettings
+from krzem.run.pool_settings import Pool
+from krzem.run.settings import RunSettings
 
 
 class Agreement(enum.StrEnum):

@@ -27,9 +27,10 @@ from krzem.run.health import Pulse
 from krzem.run.history import History, Metrics
 from krzem.run.launch.job import Look, Phase
 from krzem.run.ledger import Ledger
+from krzem.run.pool_settings import SITE, Pool
 from krzem.run.rows import Cause
 from krzem.run.services import Services, Snapshot
-from krzem.run.settings import SITE, Pool, RunSettings
+from krzem.run.settings import RunSettings
 from krzem.run.stored import note_new, set_aside
 
 _TELL_AGAIN = 60.0

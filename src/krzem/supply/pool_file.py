@@ -11,9 +11,10 @@ from krzem.errors import GoalError, InputError, KrzemError, UnknownNameError
 from krzem.estimate import Basis, Estimate
 from krzem.facts.table import RENTAL, Fact, price
 from krzem.hardware.catalogue import device_row, find_id, load_device
-from krzem.hardware.cluster_keys import KEYS, read_devices, read_keys
+from krzem.hardware.cluster_keys import KEYS, read_cluster_keys, read_devices
 from krzem.hardware.cluster_reader import cluster_of, short_form
 from krzem.hardware.machines import Machine, check_size, known_machine, machine
+from krzem.keys import Key, anything, flag, read_keys
 from krzem.quantity import (
     parse_count,
     parse_date,
@@ -25,73 +26,71 @@ from krzem.quantity import (
 from krzem.supply.goal import FAR, Delivery, Grant, Pool
 from krzem.supply.machines import Call, call_of
 from krzem.supply.periods import MONTH_DAYS, add_months, later
-from krzem.supply.readers import Faults, Field, flag, months, place, read_table, share, text
+from krzem.supply.readers import months, place, share, text
 
 CONTEXT: dict[str, Any] = {"to": "", "domestic": "", "start": dt.date.min}
 """What a pool takes from the goal around it."""
 MOST_SIZES = 8
 
 
-def _any(value: Any) -> Any:
-    return value
-
-
 POOL = {
-    "name": Field(text, '"H800 in Hangzhou"', "how reports call it"),
-    "on": Field(text, '"h800:4096"', "device and the most devices at once"),
-    "machine": Field(text, '"lumi-g"', "a public supercomputer"),
-    "nodes": Field(read_devices, "1024", "the most nodes of the machine at once"),
-    "cluster": Field(_any, '{device = "h800", devices = 4096}', "the keys of a cluster file"),
-    "sizes": Field(_any, "[1024, 2048, 4096]", "numbers of devices to choose from"),
-    "rent": Field(parse_price, '"$2/h"', "per device and hour of use"),
-    "buy": Field(parse_money, '"$25000"', "per device"),
-    "running": Field(parse_price, '"$0.4/h"', "per device and hour of use, on top"),
-    "from": Field(parse_date, "2027-03-01", "day of delivery"),
-    "until": Field(parse_date, "2027-12-31", "day after the last"),
-    "delivery": Field(_any, "[[pool.delivery]]", "devices by date"),
-    "grant": Field(_any, "[[pool.grant]]", "node-hours to apply for"),
-    "chance": Field(share, '"90%"', "that the pool becomes available"),
-    "site_power": Field(parse_power, '"10 MW"', "limit of the site"),
-    "to": Field(place, '"CN"', "where it stands"),
-    "acquired": Field(parse_date, "2023-06-01", "day on which owned devices were obtained"),
-    "domestic": Field(flag, "true", "counts towards the domestic share"),
-    "precision": Field(text, '"bf16"', "arithmetic on this pool"),
-    "engine": Field(text, '"mindspeed"', "training engine on this pool"),
+    "name": Key(text, '"H800 in Hangzhou"', "how reports call it"),
+    "on": Key(text, '"h800:4096"', "device and the most devices at once"),
+    "machine": Key(text, '"lumi-g"', "a public supercomputer"),
+    "nodes": Key(read_devices, "1024", "the most nodes of the machine at once"),
+    "cluster": Key(anything, '{device = "h800", devices = 4096}', "the keys of a cluster file"),
+    "sizes": Key(anything, "[1024, 2048, 4096]", "numbers of devices to choose from"),
+    "rent": Key(parse_price, '"$2/h"', "per device and hour of use"),
+    "buy": Key(parse_money, '"$25000"', "per device"),
+    "running": Key(parse_price, '"$0.4/h"', "per device and hour of use, on top"),
+    "from": Key(parse_date, "2027-03-01", "day of delivery"),
+    "until": Key(parse_date, "2027-12-31", "day after the last"),
+    "delivery": Key(anything, "[[pool.delivery]]", "devices by date"),
+    "grant": Key(anything, "[[pool.grant]]", "node-hours to apply for"),
+    "chance": Key(share, '"90%"', "that the pool becomes available"),
+    "site_power": Key(parse_power, '"10 MW"', "limit of the site"),
+    "to": Key(place, '"CN"', "where it stands"),
+    "acquired": Key(parse_date, "2023-06-01", "day on which owned devices were obtained"),
+    "domestic": Key(flag, "true", "counts towards the domestic share"),
+    "precision": Key(text, '"bf16"', "arithmetic on this pool"),
+    "engine": Key(text, '"mindspeed"', "training engine on this pool"),
 }
 DELIVERY = {
-    "on": Field(parse_date, "2027-03-01", "day"),
-    "devices": Field(read_devices, "4096", "devices there from then on, in all"),
+    "on": Key(parse_date, "2027-03-01", "day"),
+    "devices": Key(read_devices, "4096", "devices there from then on, in all"),
 }
 GRANT = {
-    "name": Field(text, '"extreme scale"', "how reports call it"),
-    "call": Field(text, '"extreme"', "a row of the table of grants"),
-    "least": Field(parse_count, "160000", "least node-hours of a request"),
-    "most": Field(parse_count, "500000", "most node-hours of a request"),
-    "from": Field(parse_date, "2027-03-01", "first day"),
-    "until": Field(parse_date, "2028-03-01", "day after the last"),
-    "applied": Field(parse_date, "2026-12-01", "day on which it is asked for"),
-    "lead": Field(months, '"4-6 months"', "from asking for it to its first day"),
-    "chance": Field(share, '"40%"', "of being given"),
-    "price": Field(parse_price, '"$1/h"', "per node-hour, if any"),
+    "name": Key(text, '"extreme scale"', "how reports call it"),
+    "call": Key(text, '"extreme"', "a row of the table of grants"),
+    "least": Key(parse_count, "160000", "least node-hours of a request"),
+    "most": Key(parse_count, "500000", "most node-hours of a request"),
+    "from": Key(parse_date, "2027-03-01", "first day"),
+    "until": Key(parse_date, "2028-03-01", "day after the last"),
+    "applied": Key(parse_date, "2026-12-01", "day on which it is asked for"),
+    "lead": Key(months, '"4-6 months"', "from asking for it to its first day"),
+    "chance": Key(share, '"40%"', "of being given"),
+    "price": Key(parse_price, '"$1/h"', "per node-hour, if any"),
 }
 
 
-def read_pool(table: object, index: int, context: Mapping[str, Any], faults: Faults) -> Pool | None:
+def read_pool(
+    table: object, index: int, context: Mapping[str, Any], faults: list[str]
+) -> Pool | None:
     """The pool; None after a fault that leaves nothing to build."""
     label = f"pool {index + 1}"
     if isinstance(table, Mapping) and isinstance(table.get("name"), str):
         label = f"pool {table['name'][:40]!r}"
-    found = read_table(table, POOL, label, faults)
-    before = len(faults.found)
+    found = read_keys(table, POOL, label, faults)
+    before = len(faults)
     try:
         return _pool(found, label, context, faults)
     except KrzemError as error:
-        if len(faults.found) == before:
-            faults.add(f"{label}: {error}")
+        if len(faults) == before:
+            faults.append(f"{label}: {error}")
         return None
 
 
-def _pool(found: dict[str, Any], label: str, context: Mapping[str, Any], faults: Faults) -> Pool:
+def _pool(found: dict[str, Any], label: str, context: Mapping[str, Any], faults: list[str]) -> Pool:
     where = machine(found["machine"]) if "machine" in found else _place(found.get("on", ""))
     given, most = _hardware(found, where, label)
     device = find_id(str(given["device"]))
@@ -172,14 +171,14 @@ def _overrides(table: Any, label: str) -> dict[str, Any]:
     said = sorted({"device", "devices", "nodes", "cards"} & set(table))
     if said:
         raise GoalError(f"cluster.{said[0]} is said by on or machine already: leave it out")
-    read_keys(table, f"{label}.cluster")
+    read_cluster_keys(table, f"{label}.cluster")
     return dict(table)
 
 
 def _cluster(table: Any, label: str) -> tuple[dict[str, Any], int]:
     if not isinstance(table, Mapping):
         raise GoalError('cluster: a table is needed, such as {device = "h800", devices = 4096}')
-    keys = read_keys(table, f"{label}.cluster")
+    keys = read_cluster_keys(table, f"{label}.cluster")
     if "device" not in keys:
         raise GoalError('cluster.device is missing: write device = "h800"')
     rest = {k: v for k, v in table.items() if k not in ("devices", "nodes", "cards")}
@@ -203,7 +202,7 @@ def _sizes(value: Any, most: int, label: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _deliveries(found: Mapping[str, Any], label: str, faults: Faults) -> tuple[Delivery, ...]:
+def _deliveries(found: Mapping[str, Any], label: str, faults: list[str]) -> tuple[Delivery, ...]:
     rows = found.get("delivery")
     if rows is None:
         return (Delivery(on=found["from"], devices=10**9),) if "from" in found else ()
@@ -211,19 +210,19 @@ def _deliveries(found: Mapping[str, Any], label: str, faults: Faults) -> tuple[D
         raise GoalError("from and delivery say the same: keep one")
     if not isinstance(rows, list):
         raise GoalError("delivery: write [[pool.delivery]] with on and devices")
-    read = [read_table(row, DELIVERY, f"{label}.delivery", faults) for row in rows]
+    read = [read_keys(row, DELIVERY, f"{label}.delivery", faults) for row in rows]
     if any(set(row) != {"on", "devices"} for row in read):
         raise GoalError("delivery: each needs on (a day) and devices (there in all)")
     return tuple(Delivery(**row) for row in sorted(read, key=lambda row: row["on"]))
 
 
 def _grants(
-    rows: Any, where: Machine | None, context: Mapping[str, Any], label: str, faults: Faults
+    rows: Any, where: Machine | None, context: Mapping[str, Any], label: str, faults: list[str]
 ) -> tuple[Grant, ...]:
     if not isinstance(rows, list):
         raise GoalError("grant: write [[pool.grant]] with call, or with least and most")
     return tuple(
-        _grant(read_table(row, GRANT, f"{label}.grant", faults), where, context, k + 1)
+        _grant(read_keys(row, GRANT, f"{label}.grant", faults), where, context, k + 1)
         for k, row in enumerate(rows)
     )
 

@@ -1,84 +1,31 @@
-"""Tables of a run file as dataclasses: how each key is read, and every fault told at once."""
+"""The trainer's tables of a run file as dataclasses: every key, how it is read, what it means."""
 
+# ruff: noqa: RUF009 - setting() is a dataclass field
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, field, fields
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from krzem.errors import KrzemError, RunError, nearest, shorten
+from krzem.errors import QuantityError, shorten
+from krzem.keys import REQUIRED, Number, Whole, anything, flag, one_of, setting, shown, text
+from krzem.quantity import parse_count, parse_flops, parse_length
+from krzem.train.optim.schedule import KINDS
 
-Values = TypeVar("Values")
-
-
-def as_key(default: Any, read: Callable[[Any], Any], means: str) -> Any:
-    """A field of a table: how it is read and what it means."""
-    about = {"read": read, "means": means}
-    return field(metadata=about) if default is MISSING else field(default=default, metadata=about)
-
-
-def read_text_value(value: Any) -> str:
-    """A text in quotes."""
-    if not isinstance(value, str) or not value.strip():
-        raise RunError("it has to be a text in quotes")
-    return value
-
-
-def read_flag(value: Any) -> bool:
-    """true or false."""
-    if not isinstance(value, bool):
-        raise RunError("it has to be true or false")
-    return value
-
-
-def read_number(value: Any) -> float:
-    """A finite number, 0 or more."""
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if not plain or value < 0 or not math.isfinite(value):
-        raise RunError("it has to be a number, 0 or more")
-    return float(value)
-
-
-def read_multiple(value: Any) -> float:
-    """A finite number, 1 or more."""
-    if read_number(value) < 1:
-        raise RunError("it has to be a number, 1 or more")
-    return float(value)
-
-
-def read_share(value: Any) -> float:
-    """A share between 0 and 1."""
-    if read_number(value) > 1:
-        raise RunError("it has to be a share between 0 and 1")
-    return float(value)
-
-
-def read_whole(value: Any) -> int:
-    """A whole number, 0 or more."""
-    if not _is_whole(value) or value < 0:
-        raise RunError("it has to be a whole number, 0 or more")
-    return int(value)
-
-
-def read_some(value: Any) -> int:
-    """A whole number, 1 or more."""
-    if not _is_whole(value) or value < 1:
-        raise RunError("it has to be a whole number, 1 or more")
-    return int(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+PRECISIONS = ("bf16", "fp32", "fp8-block")
+"""Arithmetic of matrix products that the trainer has."""
+MOST_SEED = 2**63 - 1
 
 
 def read_steps(value: Any) -> tuple[int, int]:
     """Steps "10:13": the first, and the one after the last."""
     first, colon, after = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not colon or not (first + after).isdigit() or not first or not after:
-        raise RunError('it has to be steps such as "10:13", the last one not among them')
+        raise QuantityError(
+            f'it must be steps such as "10:13", the last one not among them, not {shown(value)}.'
+        )
     if not 0 < int(first) < int(after):
-        raise RunError("the first step has to be 1 or more, and below the second number")
+        raise QuantityError("the first step must be 1 or more, and below the second number.")
     return int(first), int(after)
 
 
@@ -86,54 +33,131 @@ def read_folders(value: Any) -> Any:
     """A folder, or folders with weights."""
     if isinstance(value, Mapping) and value:
         for folder, weight in value.items():
-            if not _is_whole(weight) and not isinstance(weight, float):
-                raise RunError(f"the weight of {shorten(folder)} has to be a number")
+            if isinstance(weight, bool) or not isinstance(weight, int | float):
+                raise QuantityError(f"the weight of {shorten(folder)} must be a number.")
         return value
     if not isinstance(value, str) or not value.strip():
-        raise RunError(
-            'it has to be a folder in quotes, or folders with weights: { "a" = 0.7, "b" = 0.3 }'
+        raise QuantityError(
+            f"it must be a folder in quotes, or folders with weights, not {shown(value)}."
         )
     return value
 
 
-def read_one_of(*choices: str) -> Callable[[Any], str]:
-    """A reader of one of ``choices``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoalTable:
+    """``[goal]``: what is trained, shared with the planner."""
 
-    def read(value: Any) -> str:
-        if value not in choices:
-            raise RunError(f"it has to be one of {', '.join(choices)}")
-        return str(value)
-
-    return read
-
-
-def read_anything(value: Any) -> Any:
-    """A value that others read."""
-    return value
-
-
-def read_table(kind: type[Values], given: object, where: str, faults: list[str]) -> Values | None:
-    """A table of the run file as ``kind``; None where it has faults, which are added."""
-    if not isinstance(given, Mapping):
-        faults.append(f"{where} has to be a table, written [{where}]")
-        return None
-    keys: dict[str, Field[Any]] = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    faults += [unknown("key", k, keys, f"{where}.") for k in given if k not in keys]
-    found: dict[str, Any] = {}
-    before = len(faults)
-    for name, about in keys.items():
-        if name in given:
-            try:
-                found[name] = about.metadata["read"](given[name])
-            except (KrzemError, TypeError, ValueError) as error:
-                faults.append(f"{where}.{name} = {shorten(repr(given[name]))}: {error}")
-        elif about.default is MISSING:
-            faults.append(f"{where}.{name} is missing: {about.metadata['means']}")
-    return kind(**found) if len(faults) == before else None
+    tokens: int = setting(REQUIRED, parse_count, '"2B"', "tokens of the whole run")
+    sequence: int = setting(REQUIRED, parse_length, '"4k"', "tokens of a sequence")
+    global_batch: int = setting(REQUIRED, parse_count, "512", "sequences per optimizer step")
+    precision: str = setting("bf16", one_of(*PRECISIONS), '"bf16"', "arithmetic of matrix products")
+    optimizer: str = setting("adamw", one_of("adamw", "muon"), '"adamw"', "adamw or muon")
+    deadline: Any = setting(None, anything, '"60d"', "the controller's")
+    budget: Any = setting(None, anything, '"$4M"', "the controller's")
+    deadline_days: Any = setting(None, anything, "60", "the planner's")
+    budget_usd: Any = setting(None, anything, "4e6", "the planner's")
+    states: Any = setting(None, anything, "{ moments = 8 }", "the planner's")
 
 
-def unknown(what: str, name: str, known: Sequence[str] | Any, where: str) -> str:
-    """What to say of a name that is not ``known``: those that are close, or all."""
-    close = nearest(name, known)
-    offer = f"; did you mean {', '.join(close)}?" if close else f"; there are {', '.join(known)}"
-    return f"unknown {what} {where}{shorten(name)}{offer}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainTable:
+    """``[train]``: how it is trained."""
+
+    seed: int = setting(0, Whole(most=MOST_SEED), "1", "of initial values and of the order of data")
+    device: str = setting("auto", text, '"cuda"', "auto, cpu, cuda or npu")
+    mtp: float = setting(0.3, Number(), "0.3", "weight of multi-token prediction")
+    balance: float = setting(1e-4, Number(), "1e-4", "weight of the sequence-wise balance loss")
+    bias_rate: float = setting(1e-3, Number(), "1e-3", "step of the balancing biases")
+    z: float = setting(0.0, Number(), "1e-4", "weight of the output's z-loss")
+    router_z: float = setting(0.0, Number(), "1e-3", "weight of the routers' z-loss")
+    indexer: float = setting(
+        1e-2, Number(), "1e-2", "weight of what sparse attention's indexer learns from"
+    )
+    compile: bool = setting(False, flag, "true", "compile layers with torch.compile")
+    expert_scales: str = setting(
+        "block", one_of("block", "row"), '"row"', "what a scale of experts in fp8-block is of"
+    )
+    capacity: float | None = setting(
+        None, Number(1), "1.25", "rows that a rank may send another's experts, over an even share"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataTable:
+    """``[data]``: tokens made by ``krzem data build``."""
+
+    path: Any = setting(
+        REQUIRED, read_folders, '"tokens"', "a folder, or a table of folders with weights"
+    )
+    documents: bool = setting(False, flag, "true", "keep attention within a document")
+    verify: bool = setting(
+        True, flag, "false", "read every shard at the start and compare with its hash"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerTable:
+    """``[optimizer]``."""
+
+    rate: float = setting(3e-4, Number(), "3e-4", "peak learning rate")
+    beta1: float = setting(0.9, Number(0, 1), "0.9", "of AdamW")
+    beta2: float = setting(0.95, Number(0, 1), "0.95", "of AdamW")
+    eps: float = setting(1e-8, Number(), "1e-8", "of AdamW")
+    momentum: float = setting(0.95, Number(0, 1), "0.95", "of Muon")
+    weight_decay: float = setting(0.1, Number(), "0.1", "of matrices")
+    clip: float = setting(1.0, Number(), "1.0", "largest gradient norm, 0 for none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleTable:
+    """``[schedule]``: the learning rate and the batch over tokens."""
+
+    kind: str = setting("wsd", one_of(*KINDS), '"cosine"', "shape after the warm-up")
+    warmup: int = setting(0, parse_count, '"100M"', "tokens of linear warm-up")
+    decay_share: float = setting(0.2, Number(0, 1), "0.2", "last part of the run, of wsd")
+    final_share: float = setting(0.1, Number(0, 1), "0.1", "rate at the end over the peak")
+    ramp_from: int = setting(0, Whole(), "64", "sequences of the first step, 0: no batch ramp")
+    ramp_by: int = setting(0, Whole(), "64", "sequences by which the batch grows, 0: ramp_from")
+    ramp_tokens: int = setting(
+        0, parse_count, '"10B"', "tokens over which it grows to goal.global_batch"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointTable:
+    """``[checkpoint]``."""
+
+    every: int = setting(1000, Whole(), "1000", "steps between checkpoints, 0: only at the end")
+    keep_last: int = setting(3, Whole(1), "3", "newest checkpoints kept")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationTable:
+    """``[evaluation]``: loss on held-out data."""
+
+    every: int = setting(0, Whole(), "1000", "steps between evaluations, 0: none")
+    sequences: int = setting(64, Whole(1), "64", "sequences of one evaluation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsTable:
+    """``[metrics]``."""
+
+    every: int = setting(10, Whole(), "1000", "steps between lines on the screen")
+    tensorboard: bool = setting(False, flag, "true", "also write TensorBoard files")
+    wandb: bool = setting(False, flag, "true", "also log to Weights & Biases")
+    mlflow: bool = setting(False, flag, "true", "also log to MLflow")
+    profile: tuple[int, int] | None = setting(
+        None, read_steps, '"10:13"', 'steps that torch\'s profiler records, such as "10:13"'
+    )
+    memory_snapshot: bool = setting(
+        False, flag, "true", "also record the device's memory over those steps"
+    )
+    peak: float | None = setting(
+        None, parse_flops, '"989 TFLOP/s"', "dense peak of one device, for MFU"
+    )
+
+    @property
+    def boards(self) -> tuple[str, ...]:
+        """Where numbers go besides the run's own files."""
+        return tuple(n for n in ("tensorboard", "wandb", "mlflow") if getattr(self, n))

@@ -7,6 +7,7 @@ order.  Phases are stated in the run file as ``[[phase]]``, or added later (:fun
 which writes them into the run's folder.
 """
 
+# ruff: noqa: RUF009 - setting() is a dataclass field
 from __future__ import annotations
 
 import json
@@ -17,18 +18,12 @@ from typing import Any
 
 from krzem.errors import KrzemError, RunError
 from krzem.files import read_toml
+from krzem.keys import Number, flag, mapping, read_table, setting, text
 from krzem.quantity import parse_count, parse_length
 from krzem.train.checkpoint import latest_good, load_meta
 from krzem.train.durable import write_atomic
-from krzem.train.keys import (
-    as_key,
-    read_flag,
-    read_folders,
-    read_number,
-    read_table,
-    read_text_value,
-)
-from krzem.train.settings import ScheduleTable, TrainSettings, layout_text, read_settings
+from krzem.train.keys import ScheduleTable, read_folders
+from krzem.train.settings import TrainSettings, layout_text, read_settings
 
 ADDED = "phases.json"
 """In the run's folder: phases that were added after the run file was written."""
@@ -36,27 +31,21 @@ ROTATION_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "max_position_
 """What a phase may change of the model's config: nothing that has weights."""
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise RunError("it has to be a table")
-    return value
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseTable:
     """``[[phase]]``: what is other from a token on; what is not stated stays as it was."""
 
-    at: int = as_key(0, parse_count, "tokens before it")
-    name: str = as_key("", read_text_value, "how reports call it")
-    sequence: int | None = as_key(None, parse_length, "tokens of a sequence")
-    global_batch: int | None = as_key(None, parse_count, "sequences per step")
-    data: Any = as_key(None, read_folders, "a folder, or folders with weights")  # noqa: RUF009
-    documents: bool | None = as_key(None, read_flag, "keep attention within a document")
-    rate: float | None = as_key(None, read_number, "peak learning rate")
-    schedule: Any = as_key(None, _mapping, "a [schedule] over this phase alone")  # noqa: RUF009
-    layout: str | None = as_key(None, read_text_value, "a layout of as many ranks")
-    rope: Any = as_key(None, _mapping, "rope_parameters of the config")  # noqa: RUF009
-    max_positions: int | None = as_key(None, parse_length, "max_position_embeddings")
+    at: int = setting(0, parse_count, '"1T"', "tokens before it")
+    name: str = setting("", text, '"long context"', "how reports call it")
+    sequence: int | None = setting(None, parse_length, '"4k"', "tokens of a sequence")
+    global_batch: int | None = setting(None, parse_count, "512", "sequences per step")
+    data: Any = setting(None, read_folders, '"tokens-32k"', "a folder, or folders with weights")
+    documents: bool | None = setting(None, flag, "true", "keep attention within a document")
+    rate: float | None = setting(None, Number(), "3e-4", "peak learning rate")
+    schedule: Any = setting(None, mapping, '{ kind = "wsd" }', "a [schedule] over this phase alone")
+    layout: str | None = setting(None, text, '"dp=8,cp=4"', "a layout of as many ranks")
+    rope: Any = setting(None, mapping, "{ rope_theta = 1e6 }", "rope_parameters of the config")
+    max_positions: int | None = setting(None, parse_length, '"32k"', "max_position_embeddings")
 
 
 def phases_of(settings: TrainSettings) -> tuple[TrainSettings, ...]:

@@ -10,152 +10,32 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import KrzemError, RunError, shorten
+from krzem.errors import KrzemError, RunError
 from krzem.files import read_toml
+from krzem.keys import Key, listed, read_keys, read_table, text, unknown_key
 from krzem.layout.layout import Layout, parse_layout
-from krzem.quantity import parse_count, parse_flops, parse_length
 from krzem.train.batches import Batches
 from krzem.train.keys import (
-    as_key,
-    read_anything,
-    read_flag,
-    read_folders,
-    read_multiple,
-    read_number,
-    read_one_of,
-    read_share,
-    read_some,
-    read_steps,
-    read_table,
-    read_text_value,
-    read_whole,
-    unknown,
+    CheckpointTable,
+    DataTable,
+    EvaluationTable,
+    GoalTable,
+    MetricsTable,
+    OptimizerTable,
+    ScheduleTable,
+    TrainTable,
 )
-from krzem.train.optim.schedule import KINDS
 
 _OTHERS = frozenset({"pool", "gates", "qualify", "recovery", "switches", "trainer", "witness"})
 """Tables that the controller or the planner reads."""
-_RUN_KEYS = ("name", "folder")
-PRECISIONS = ("bf16", "fp32", "fp8-block")
-"""Arithmetic of matrix products that the trainer has."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GoalTable:
-    """``[goal]``: what is trained, shared with the planner."""
-
-    tokens: int = as_key(MISSING, parse_count, "tokens of the whole run")
-    sequence: int = as_key(MISSING, parse_length, "tokens of a sequence")
-    global_batch: int = as_key(MISSING, parse_count, "sequences per optimizer step")
-    precision: str = as_key("bf16", read_one_of(*PRECISIONS), "arithmetic of matrix products")
-    optimizer: str = as_key("adamw", read_one_of("adamw", "muon"), "adamw or muon")
-    deadline: Any = as_key(None, read_anything, "the controller's")  # noqa: RUF009
-    budget: Any = as_key(None, read_anything, "the controller's")  # noqa: RUF009
-    deadline_days: Any = as_key(None, read_anything, "the planner's")  # noqa: RUF009
-    budget_usd: Any = as_key(None, read_anything, "the planner's")  # noqa: RUF009
-    states: Any = as_key(None, read_anything, "the planner's")  # noqa: RUF009
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainTable:
-    """``[train]``: how it is trained."""
-
-    seed: int = as_key(0, read_whole, "of initial values and of the order of data")
-    device: str = as_key("auto", read_text_value, "auto, cpu, cuda or npu")
-    mtp: float = as_key(0.3, read_number, "weight of multi-token prediction")
-    balance: float = as_key(1e-4, read_number, "weight of the sequence-wise balance loss")
-    bias_rate: float = as_key(1e-3, read_number, "step of the balancing biases")
-    z: float = as_key(0.0, read_number, "weight of the output's z-loss")
-    router_z: float = as_key(0.0, read_number, "weight of the routers' z-loss")
-    indexer: float = as_key(
-        1e-2, read_number, "weight of what sparse attention's indexer learns from"
-    )
-    compile: bool = as_key(False, read_flag, "compile layers with torch.compile")
-    expert_scales: str = as_key(
-        "block", read_one_of("block", "row"), "what a scale of experts in fp8-block is of"
-    )
-    capacity: float | None = as_key(
-        None, read_multiple, "rows that a rank may send another's experts, over an even share"
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataTable:
-    """``[data]``: tokens made by ``krzem data build``."""
-
-    path: Any = as_key(MISSING, read_folders, "a folder, or a table of folders with weights")  # noqa: RUF009
-    documents: bool = as_key(False, read_flag, "keep attention within a document")
-    verify: bool = as_key(
-        True, read_flag, "read every shard at the start and compare with its hash"
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerTable:
-    """``[optimizer]``."""
-
-    rate: float = as_key(3e-4, read_number, "peak learning rate")
-    beta1: float = as_key(0.9, read_share, "of AdamW")
-    beta2: float = as_key(0.95, read_share, "of AdamW")
-    eps: float = as_key(1e-8, read_number, "of AdamW")
-    momentum: float = as_key(0.95, read_share, "of Muon")
-    weight_decay: float = as_key(0.1, read_number, "of matrices")
-    clip: float = as_key(1.0, read_number, "largest gradient norm, 0 for none")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleTable:
-    """``[schedule]``: the learning rate and the batch over tokens."""
-
-    kind: str = as_key("wsd", read_one_of(*KINDS), "shape after the warm-up")
-    warmup: int = as_key(0, parse_count, "tokens of linear warm-up")
-    decay_share: float = as_key(0.2, read_share, "last part of the run, of wsd")
-    final_share: float = as_key(0.1, read_share, "rate at the end over the peak")
-    ramp_from: int = as_key(0, read_whole, "sequences of the first step, 0: no batch ramp")
-    ramp_by: int = as_key(0, read_whole, "sequences by which the batch grows, 0: ramp_from")
-    ramp_tokens: int = as_key(0, parse_count, "tokens over which it grows to goal.global_batch")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointTable:
-    """``[checkpoint]``."""
-
-    every: int = as_key(1000, read_whole, "steps between checkpoints, 0: only at the end")
-    keep_last: int = as_key(3, read_some, "newest checkpoints kept")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationTable:
-    """``[evaluation]``: loss on held-out data."""
-
-    every: int = as_key(0, read_whole, "steps between evaluations, 0: none")
-    sequences: int = as_key(64, read_some, "sequences of one evaluation")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetricsTable:
-    """``[metrics]``."""
-
-    every: int = as_key(10, read_whole, "steps between lines on the screen")
-    tensorboard: bool = as_key(False, read_flag, "also write TensorBoard files")
-    wandb: bool = as_key(False, read_flag, "also log to Weights & Biases")
-    mlflow: bool = as_key(False, read_flag, "also log to MLflow")
-    profile: tuple[int, int] | None = as_key(
-        None, read_steps, 'steps that torch\'s profiler records, such as "10:13"'
-    )
-    memory_snapshot: bool = as_key(
-        False, read_flag, "also record the device's memory over those steps"
-    )
-    peak: float | None = as_key(None, parse_flops, "dense peak of one device, for MFU")
-
-    @property
-    def boards(self) -> tuple[str, ...]:
-        """Where numbers go besides the run's own files."""
-        return tuple(n for n in ("tensorboard", "wandb", "mlflow") if getattr(self, n))
+RUN = {
+    "name": Key(text, '"my-run"', "how it is called; else the file's name"),
+    "folder": Key(text, '"runs/my-run"', "where everything of it is kept"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +143,7 @@ class SettingsError(RunError):
         """Empty where the file names none."""
         self.data = data
         """None where that table itself has faults."""
-        super().__init__(listed(file, faults))
+        super().__init__(listed(str(file), faults))
 
 
 def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
@@ -277,7 +157,7 @@ def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
     raw = _parse(file)
     faults: list[str] = []
     known = {*_TABLES, "run", "model", "layout", "cluster", "phase", *_OTHERS}
-    faults += [unknown("table", name, known, "") for name in raw if name not in known]
+    faults += [unknown_key(name, sorted(known), "", "table") for name in raw if name not in known]
     tables: dict[str, Any] = {
         n: read_table(kind, raw.get(n, {}), n, faults) for n, kind in _TABLES.items()
     }
@@ -305,26 +185,11 @@ def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
     )
 
 
-def listed(file: Path, faults: Sequence[str]) -> str:
-    """All faults in one message: a sentence for one, a line each for several."""
-    if len(faults) == 1:
-        return f"{file} has a fault: {faults[0]}"
-    lines = "\n".join(f"  - {fault}" for fault in faults)
-    return f"{file} has {len(faults)} faults:\n{lines}"
-
-
 def _run(given: object, file: Path, faults: list[str]) -> tuple[str, Path]:
     """Name and folder of the run: by default the file's name, and ``runs/`` with it."""
-    if not isinstance(given, Mapping):
-        faults.append("run has to be a table, written [run]")
-        given = {}
-    for key, value in given.items():
-        if key not in _RUN_KEYS:
-            faults.append(unknown("key", key, _RUN_KEYS, "run."))
-        elif not isinstance(value, str) or not value.strip():
-            faults.append(f"run.{key} = {shorten(repr(value))}: it has to be a text in quotes")
-    name = str(given.get("name", file.stem))
-    return name, file.parent / str(given.get("folder", Path("runs") / name))
+    found = read_keys(given, RUN, "run", faults)
+    name = found.get("name", file.stem)
+    return name, file.parent / found.get("folder", Path("runs") / name)
 
 
 def _parse(file: Path) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from krzem.errors import DataError, InputError, KrzemError, RunError, UnknownFactError
+from krzem.keys import listed
 from krzem.layout.layout import Layout, parse_layout
 from krzem.model import count
 from krzem.model.catalogue import load_model_config
@@ -23,16 +24,15 @@ from krzem.train.data.tokenizer import keep_tokenizer
 from krzem.train.device import check_precision, find_device, start_ranks
 from krzem.train.durable import check_folder, check_place
 from krzem.train.forecast import Forecast, Planner
+from krzem.train.keys import PRECISIONS
 from krzem.train.loop import Trainer
 from krzem.train.phases import of_phase, phases_of, standing
 from krzem.train.report import Contract
 from krzem.train.settings import (
-    PRECISIONS,
     SettingsError,
     TrainSettings,
     automatic_layout,
     layout_text,
-    listed,
     read_settings,
 )
 from krzem.train.setup import optimizer_config, schedule_of, why_not

@@ -14,8 +14,8 @@ from tests.train.loop.folder import tokenised, write
 
 from krzem.errors import RunError
 from krzem.train.command import main
+from krzem.train.keys import MetricsTable
 from krzem.train.report import Reporter
-from krzem.train.settings import MetricsTable
 
 
 def reporter(folder: Path, *boards: str) -> Reporter:

@@ -208,16 +208,20 @@ def test_a_good_file_with_faults_in_all_that_it_names(run: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        ("rate = 5e-3", "rate = nan", "optimizer.rate = nan: it has to be a number"),
-        ("rate = 5e-3", "rate = inf", "optimizer.rate = inf: it has to be a number"),
-        ("sequences = 4", "sequences = 0", "evaluation.sequences = 0: .* 1 or more"),
-        ('path = "tokens"', "path = []", "data.path = .*it has to be a folder in quotes"),
-        ('path = "tokens"', "path = {}", "data.path = .*it has to be a folder in quotes"),
-        ('path = "tokens"', 'path = {"a" = "b"}', "the weight of a has to be a number"),
-        ('folder = "out"', 'folder = ""', "run.folder = '': it has to be a text"),
-        ('folder = "out"', "folder = 3", "run.folder = 3: it has to be a text"),
-        ('folder = "out"', 'foldr = "out"', "unknown key run.foldr; did you mean folder?"),
-        ("[run]", "[[run]]", r"run has to be a table, written \[run\]"),
+        ("rate = 5e-3", "rate = nan", "optimizer.rate: it must be a number of 0 or more, not nan"),
+        ("rate = 5e-3", "rate = inf", "optimizer.rate: it must be a number of 0 or more, not inf"),
+        (
+            "sequences = 4",
+            "sequences = 0",
+            "evaluation.sequences: it must be a whole number from 1 to .*, not 0",
+        ),
+        ('path = "tokens"', "path = []", "data.path: it must be a folder in quotes, .* not "),
+        ('path = "tokens"', "path = {}", "data.path: it must be a folder in quotes, .* not "),
+        ('path = "tokens"', 'path = {"a" = "b"}', "the weight of a must be a number"),
+        ('folder = "out"', 'folder = ""', "run.folder: it must be text .* not ''"),
+        ('folder = "out"', "folder = 3", "run.folder: it must be text .* not 3"),
+        ('folder = "out"', 'foldr = "out"', "run.foldr: unknown key; did you mean folder?"),
+        ("[run]", "[[run]]", r"run: it must be a table: write \[run\]"),
     ],
 )
 def test_a_value_that_cannot_be_is_a_fault(run: Path, old: str, new: str, why: str) -> None:
@@ -351,7 +355,7 @@ def test_what_the_file_names_and_cannot_be_used_is_one_sentence(
     spoil(run, what)
     assert main(run) == 2
     told = capsys.readouterr().err
-    assert told.startswith(f"krzem train: {run} has a fault: ")
+    assert told.startswith(f"krzem train: {run}: ")
     assert says in told
     assert len(told.splitlines()) == 1
     assert not (run.parent / "out").exists()

@@ -36,8 +36,8 @@ from krzem.run.launch.job import (
     ask_by_file,
     ended,
 )
+from krzem.run.pool_settings import Scheduler
 from krzem.run.processes import memory_bytes, of_run
-from krzem.run.settings import Scheduler
 from krzem.run.untrusted import printable
 from krzem.train.durable import write_atomic
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from krzem.errors import LaunchError
 from krzem.run.contract import STOP
-from krzem.run.settings import Environment, Scheduler, Slurm
+from krzem.run.pool_settings import Environment, Scheduler, Slurm
 from krzem.run.untrusted import BadInputError, read_object, whole, words
 from krzem.train.durable import storing, write_atomic
 

@@ -1,7 +1,7 @@
 """Which launchers there are: krzem's own, ready commands, and those of other packages.
 
 Another package brings one by an entry point of the group ``krzem.launchers``: a name, and a
-callable that takes a :class:`~krzem.run.settings.Pool` and returns a
+callable that takes a :class:`~krzem.run.pool_settings.Pool` and returns a
 :class:`~krzem.run.launch.job.JobLauncher`.
 """
 
@@ -14,7 +14,7 @@ from krzem.run.launch.commands import CommandLauncher, commands_of, ready
 from krzem.run.launch.job import JobLauncher
 from krzem.run.launch.local import LocalLauncher
 from krzem.run.launch.slurm import slurm_launcher
-from krzem.run.settings import LOCAL, SITE, SLURM, Pool
+from krzem.run.pool_settings import LOCAL, SITE, SLURM, Pool
 
 GROUP = "krzem.launchers"
 OWN_COMMANDS = "commands"

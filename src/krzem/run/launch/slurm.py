@@ -33,8 +33,8 @@ from krzem.run.launch.job import (
     ended,
 )
 from krzem.run.launch.local import LocalLauncher
+from krzem.run.pool_settings import Slurm
 from krzem.run.processes import memory_bytes, of_run
-from krzem.run.settings import Slurm
 from krzem.train.durable import write_atomic
 
 BATCH = "batch.sh"

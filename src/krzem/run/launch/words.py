@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from krzem.errors import RunError, shorten
-from krzem.run.settings import SLURM, Pool
+from krzem.run.pool_settings import SLURM, Pool
 
 _PORT_FIRST, _PORTS = 20_000, 20_000
 PATHS = ("checkpoint", "export", "witness", "verdict")

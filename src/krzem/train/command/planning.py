@@ -23,9 +23,9 @@ from krzem.plan.price import Pricer
 from krzem.plan.question import Question
 from krzem.plan.request import Asked, settle
 from krzem.quantity import format_bytes
+from krzem.run.pool_settings import Pool
 from krzem.run.preflight import CHOICES, kept_bytes, sharpened
 from krzem.run.profile import cluster_for, read_profile
-from krzem.run.settings import Pool
 from krzem.train.config import ModelSpec
 from krzem.train.forecast import Forecast
 from krzem.train.settings import TrainSettings

@@ -14,6 +14,7 @@ import click
 from krzem.errors import InputError, RunError
 from krzem.files import check_target
 from krzem.hardware import CPU, Cluster, cluster_of, read_cluster
+from krzem.keys import listed
 from krzem.layout.layout import Layout, Precision, parse_layout
 from krzem.model.catalogue import load_model_config
 from krzem.quantity import format_bytes
@@ -30,7 +31,7 @@ from krzem.train.config import ModelSpec, model_spec
 from krzem.train.forecast import Forecast
 from krzem.train.rehearsal.clock import Rates, trace
 from krzem.train.rehearsal.stages import Rehearsal, as_document, rehearse, stage_rank
-from krzem.train.settings import TrainSettings, layout_text, listed, read_settings
+from krzem.train.settings import TrainSettings, layout_text, read_settings
 from krzem.train.setup import why_not
 from krzem.train.start import LAYOUT_VARIABLE, on_this_pool
 
