@@ -360,16 +360,14 @@ class Controller(Operated):
         self.take_next([plan], f"request to {asked.kind}")
         self.ledger.answer(asked.id, "refused" if plan.refused else "done", f"to {asked.pool}")
 
-    def _write_back(self) -> None:
-        write_back(self.settings)
-
-    def _report(self) -> None:
-        self.services.report(self.settings.folder)
-
     def _after(self, row: RunRow) -> None:
         """Write report and measurements; what cannot be written does not undo the run."""
         self.judge_limits(done=True)
-        for write in (self._write_back, self._report):
+        folder = self.settings.folder
+        writes: tuple[Callable[[], object], ...] = (
+            lambda: write_back(self.settings), lambda: self.services.report(folder),
+        )  # fmt: skip
+        for write in writes:
             try:
                 write()
             except Exception as error:  # every token is trained: nothing here may undo that

@@ -131,11 +131,9 @@ class Trainer:
         self._recorder = None
         if settings.metrics.profile is not None and self.rank == 0:
             self._recorder = Recorder(
-                settings.folder,
-                info.device,
-                settings.metrics.profile,
+                settings.folder, info.device, settings.metrics.profile,
                 memory=settings.metrics.memory_snapshot,
-            )
+            )  # fmt: skip
         self.reporter = Reporter(
             settings.folder,
             tokens=settings.tokens_at(settings.samples),
