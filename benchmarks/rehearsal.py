@@ -2,6 +2,7 @@
 
     python benchmarks/rehearsal.py [--only TEXT]    rehearse what rehearsal.json does not hold yet
     python benchmarks/rehearsal.py --again TEXT     rehearse these layouts anew
+    python benchmarks/rehearsal.py --whole          every stage of large layouts, side by side
     python benchmarks/rehearsal.py --kinds          where the two differ, kind by kind
     python benchmarks/rehearsal.py --write          the tables of docs/rehearsal.md
     python benchmarks/rehearsal.py --trials         trials of torchtitan whose ends are known
@@ -17,11 +18,11 @@ import json
 import multiprocessing
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,8 +40,12 @@ from krzem.plan.question import Question
 from krzem.plan.request import settle
 from krzem.train.config import model_spec
 
+if TYPE_CHECKING:
+    from krzem.train.rehearsal.rank import Step
+
 KINDS = ("weights", "gradients", "states", "activations", "transient")
 FOUND = Path(__file__).with_suffix(".json")
+WHOLE_FOUND = FOUND.with_name("rehearsal_whole.json")
 PAGE = Path(__file__).parents[1] / "docs" / "rehearsal.md"
 
 
@@ -101,7 +106,15 @@ CASES = [
     Case("deepseek-v3", f"pp=16,ep=64,dp=256,zero=1,{_FULL}", 4096, 15360),
     Case("deepseek-v4-flash", f"pp=16,ep=32,dp=32,zero=1,mbs=2,{_FULL}", 4096, 2048),
     Case("deepseek-v4-pro", f"pp=32,ep=64,dp=64,zero=1,{_FULL}", 4096, 4096),
+    Case("deepseek-v4-pro", f"pp=16,ep=128,dp=512,zero=1,{_FULL}", 4096, 16384),
 ]  # fmt: skip
+WHOLE = [
+    Case("deepseek-v3", f"pp=16,ep=64,dp=128,zero=1,{_FULL}", 4096, 15360),
+    Case("deepseek-v3", f"{_PP},vpp=2,schedule=interleaved,dp=128,zero=1,{_FULL}", 4096, 8192),
+    Case("deepseek-v3", "pp=16,ep=64,dp=128,zero=1,recompute=modules", 4096, 15360),
+    Case("qwen3-235b-a22b", f"pp=16,ep=16,dp=16,zero=1,{_FULL}", 4096, 1024),
+]  # fmt: skip
+"""Rehearsed at every stage."""
 
 
 def pricer(case: Case) -> Pricer:
@@ -122,12 +135,17 @@ def pricer(case: Case) -> Pricer:
     return Pricer(asked.task)
 
 
-def planned(case: Case) -> dict[str, dict[str, float]]:
-    """The planner's bytes by kind on the same pipeline ranks."""
+def planned_at(case: Case, stages: Iterable[int]) -> list[dict[str, float]]:
+    """The planner's bytes by kind on these pipeline ranks."""
     asked, x = pricer(case), pack([parse_layout(case.layout)])
     sizes = asked.sizes(asked.choose(x).settings[0])
     rank = trainer_ranks(asked.task.architecture, asked.table, x, case.batch, sizes)
-    return {place: _kinds(rank(np.array([i])), 0) for place, i in case.stages.items()}
+    return [_kinds(rank(np.array([i])), 0) for i in stages]
+
+
+def planned(case: Case) -> dict[str, dict[str, float]]:
+    """The same on the ranks that the planner tells apart."""
+    return dict(zip(case.stages, planned_at(case, case.stages.values()), strict=True))
 
 
 class Counting(Pricer):
@@ -203,22 +221,27 @@ def _kinds(rank: RankBytes, index: int) -> dict[str, float]:
     return found
 
 
-def rehearsed(case: Case, stage: int) -> dict[str, Any]:
-    """One rank of the step, in this process."""
+def step_of(case: Case) -> Step:
+    """The step that is rehearsed."""
     from krzem.train.optim import OptimizerConfig
     from krzem.train.rehearsal.rank import Step
-    from krzem.train.rehearsal.stages import stage_rank, summary_of
 
     layout = parse_layout(case.layout)
     config, name = load_model_config(case.model)
-    step = Step(
+    return Step(
         spec=model_spec(config, name=name),
         layout=layout,
         sequence=case.sequence,
         micro_batches=case.batch // (layout.dp * layout.micro_batch),
         optimizer=OptimizerConfig(),
     )
-    found = summary_of(step, stage_rank(layout, stage))
+
+
+def rehearsed(case: Case, stage: int) -> dict[str, Any]:
+    """One rank of the step, in this process."""
+    from krzem.train.rehearsal.stages import stage_rank, summary_of
+
+    found = summary_of(step_of(case), stage_rank(parse_layout(case.layout), stage))
     return {
         "peak": dict(found.peak.bytes),
         "at": [found.at.what, found.at.chunk, found.at.micro_batch],
@@ -254,6 +277,52 @@ def rehearse_all(known: dict[str, Any], cases: list[Case], workers: int) -> None
                 continue
             FOUND.write_text(json.dumps(known, indent=1), encoding="utf-8")
             print(_row(case, place, known[case.name][place], planned(case)[place]), flush=True)
+
+
+def rehearsed_whole(case: Case) -> dict[str, Any]:
+    """Every stage of the step, one after the other in this process, and whether they meet."""
+    from krzem.train.rehearsal.match import find_faults
+    from krzem.train.rehearsal.stages import stage_rank, summary_of
+
+    step, layout = step_of(case), parse_layout(case.layout)
+    found = [summary_of(step, stage_rank(layout, stage)) for stage in range(layout.pp)]
+    return {
+        "seconds": [round(one.seconds, 1) for one in found],
+        "peak": [one.peak.total for one in found],
+        "faults": [fault.said for fault in find_faults({one.rank: one.program for one in found})],
+    }
+
+
+def rehearse_whole(cases: list[Case]) -> None:
+    """Rehearse what is not written down yet."""
+    known = json.loads(WHOLE_FOUND.read_text(encoding="utf-8")) if WHOLE_FOUND.exists() else {}
+    for case in cases:
+        if case.name not in known:
+            known[case.name] = rehearsed_whole(case)
+            WHOLE_FOUND.write_text(json.dumps(known, indent=1), encoding="utf-8")
+            print(case.name, known[case.name], flush=True)
+
+
+def whole_table(known: dict[str, Any]) -> str:
+    """Whole runs, of docs/rehearsal.md."""
+    lines = [
+        "| layout | ranks | stages | slowest, s | all, s | fullest, GiB | planned over rehearsed | "
+        "faults |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for case in WHOLE:
+        real = known.get(case.name)
+        if real is None:
+            continue
+        plan = planned_at(case, range(len(real["peak"])))
+        off = [sum(p.values()) / a - 1 for p, a in zip(plan, real["peak"], strict=True)]
+        lines.append(
+            f"| {case.model} `{case.layout}` | {parse_layout(case.layout).devices:,} | "
+            f"{len(off)} | {max(real['seconds']):.0f} | {sum(real['seconds']):.0f} | "
+            f"{max(real['peak']) / 2**30:.1f} | {min(off):+.1%} to {max(off):+.1%} | "
+            f"{len(real['faults'])} |"
+        )
+    return "\n".join(lines)
 
 
 def _row(case: Case, place: str, real: dict[str, Any], plan: dict[str, float]) -> str:
@@ -299,9 +368,14 @@ def traffic_table(known: dict[str, Any]) -> str:
 
 
 def write(known: dict[str, Any]) -> None:
-    """Put both tables into the page, between their marks."""
+    """Put the tables into the page, between their marks."""
     text = PAGE.read_text(encoding="utf-8")
-    for name, made in (("memory", table(known)), ("traffic", traffic_table(known))):
+    whole = json.loads(WHOLE_FOUND.read_text(encoding="utf-8"))
+    for name, made in (
+        ("memory", table(known)),
+        ("traffic", traffic_table(known)),
+        ("whole", whole_table(whole)),
+    ):
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
         head, _, rest = text.partition(begin)
         text = head + begin + made + "\n" + end + rest.partition(end)[2]
@@ -342,6 +416,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--again")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--kinds", action="store_true")
     parser.add_argument("--trials", action="store_true")
@@ -353,6 +428,8 @@ def main() -> None:
         print("\n".join(by_kind(known)))
     elif asked.trials:
         print("\n".join(trials()))
+    elif asked.whole:
+        rehearse_whole([case for case in WHOLE if asked.only in case.name])
     elif asked.write:
         write(known)
     else:
