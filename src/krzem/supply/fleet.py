@@ -192,10 +192,11 @@ def _portfolios(
 ) -> _Chosen:
     """Cheapest, fastest, most certain, as sure as was asked for, and what lies between."""
     say("the fastest plan")
+    least = _at_once(goal, least)
     fastest = earliest(goal, found) or least
     few = _promising(goal, found, (least, fastest))
     say("plans between")
-    plain = [least, fastest, *_between(goal, few, fastest)]
+    plain = [least, fastest, *(_at_once(goal, s) for s in _between(goal, few, fastest))]
     say("more certain plans")
     wary = _wary(goal, few)
     backed = [replace(s, reserve=reserve_of(goal, found, s)) for s in (least, fastest, *wary)]
@@ -216,6 +217,19 @@ def _portfolios(
         front=_undominated([p for p in front if p.label or not p.schedule.reserve]),
         notes=(*_gap_notes(by_money, by_date), *notes),
     )
+
+
+def _at_once(goal: FleetGoal, schedule: Schedule) -> Schedule:
+    """The schedule without waits that nothing asks for: what is cheapest may begin at any time.
+
+    Followed by what happens (:func:`krzem.supply.chance.odds`), a run never waits either.
+    """
+    laid = retimed(goal, schedule)
+    if laid is None or laid.finish_day > schedule.finish_day - 1e-6:
+        return schedule
+    if laid.usd > schedule.usd + 1.0 or faults(goal, laid):
+        return schedule
+    return replace(laid, objective=schedule.objective, bound=schedule.bound)
 
 
 def _gap_notes(least: Portfolio, first: Portfolio) -> Iterator[str]:

@@ -162,6 +162,7 @@ def extras(portfolio: Document) -> list[str]:
     lines = [
         f"grant {grant['grant']} of {grant['pool']}: {grant['node_hours']:,.0f} node-hours,"
         f" {grant['from']} until {grant['until']}"
+        + (f", {dollars(grant['cost_usd'])}" if grant["cost_usd"] else "")
         for grant in portfolio["grants"]
     ]
     if portfolio["reserve"]:
