@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from krzem.cost.coefficients import Coefficients
@@ -45,7 +45,8 @@ DEQUANTISED_BYTES = 16.0
 kernels far from memory bandwidth (QwenLM/Qwen README, 7B to 72B on A100: 11 to 13 ps a weight)."""
 COMPUTE_UNITS = {
     "nvidia-volta": 80, "nvidia-ampere": 108, "nvidia-hopper": 132, "nvidia-blackwell": 148,
-    "nvidia-ada": 142, "nvidia-rubin": 224, "amd-cdna2": 110, "amd-cdna3": 304, "amd-cdna4": 256,
+    "nvidia-blackwell-rtx": 188, "nvidia-ada": 142, "nvidia-rubin": 224,
+    "amd-cdna2": 110, "amd-cdna3": 304, "amd-cdna4": 256,
     "huawei-ascend-910": 32, "huawei-ascend-910b": 24, "huawei-ascend-910c": 24,
     "intel-gaudi": 4, "intel-xpu": 128,
 }  # fmt: skip
@@ -77,15 +78,17 @@ def machine(s: Situation, c: Coefficients) -> Machine:
     base = _peak16(s.device)
     share = c.common("matmul") * _power_term(s.device, base, c) * c.member("matmul", family)
     share = below_peak(share * _maturity(s, c))
+    through = _let_through(s.device)
     low, rate = _low(s, base, share, c)
-    attention = c.common("attention") * c.member("attention", family) * base * _maturity(s, c)
+    attention = through(c.common("attention") * c.member("attention", family) * _maturity(s, c))
+    attention *= base
     if e.flash2 and family in NEW_ATTENTION:
         attention *= c.common("flash2")
     host = e.host_us * 1e-6 * c.common("host")
     hidden_ep = c.common("ep-hide") if e.overlap_a2a else e.ep_overlap
     return Machine(
         matmul_flops=rate,
-        matmul16_flops=base * share,
+        matmul16_flops=base * through(share),
         attention_flops=attention,
         memory_bytes_per_s=s.memory_bytes_per_s
         * below_peak(c.common("memory") * c.member("memory", family)),
@@ -93,6 +96,7 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         fill=float(COMPUTE_UNITS[family] * TILE_AREA) if family in COMPUTE_UNITS else SMALL_FILL,
         depth=c.common("depth"),
         tail=c.common("tail"),
+        slack=through(share) / (HALF * share) if through is _halved else 1.0,
         low_bytes=low,
         cast_bytes=0.0 if low == 2.0 else c.common("cast"),
         expert_cast_bytes=0.0 if low == 2.0 else e.expert_cast_bytes,
@@ -155,6 +159,33 @@ def machine(s: Situation, c: Coefficients) -> Machine:
 def below_peak(share: float) -> float:
     """``share`` held below 0.97, smoothly, so that calibration sees a slope everywhere."""
     return float(share * (1.0 + (share / 0.97) ** 12) ** (-1.0 / 12.0))
+
+
+HALVED = frozenset({
+    "nvidia-rtx-3090", "nvidia-rtx-3090-ti", "nvidia-rtx-4090", "nvidia-rtx-4090d",
+    "nvidia-rtx-4070-ti-super", "nvidia-rtx-5090", "nvidia-rtx-5090d", "nvidia-rtx-5090d-v2",
+})  # fmt: skip
+"""Cards whose matrix units are held to half of their rate where they accumulate in 32 bits, which
+is their published peak (white papers of GA102, AD102 and GB202: twice as much in 16 bits)."""
+HALF = 2.0
+
+
+def _halved(share: float) -> float:
+    """Share of a halved peak that is reached: registers, caches and clocks are made for twice.
+
+    8192 x 8192 x 8192 on an RTX 4090: 162.6 of 165.2 TFLOP/s (JustAResearcher/gpu-unlock-ada,
+    docs/evidence).
+    """
+    return below_peak(HALF * share)
+
+
+def _whole(share: float) -> float:
+    return share
+
+
+def _let_through(device: Device) -> Callable[[float], float]:
+    """What of the published peak is reached by a product that would reach ``share`` of a whole."""
+    return _halved if device.id in HALVED else _whole
 
 
 def _outside(s: Situation) -> float:
@@ -221,8 +252,9 @@ def _low(s: Situation, base: float, share: float, c: Coefficients) -> tuple[floa
     """(bytes per operand element, FLOP/s) of the products in the precision in use."""
     kind = s.precision.arithmetic
     # Scales per row leave the fast accumulation path: no gain over 16 bits was ever published.
+    through = _let_through(s.device)
     if kind in ("bf16", "fp16") or s.design.rowwise:
-        return 2.0, base * share
+        return 2.0, base * through(share)
     peak = s.device.peak_flops.get("tf32" if kind == "fp32" else kind)
     if peak is None:
         known = ", ".join(k for k in s.device.peak_flops)
@@ -231,10 +263,10 @@ def _low(s: Situation, base: float, share: float, c: Coefficients) -> tuple[floa
             " Plan in one of these, or give the rate under [measured] in the cluster file."
         )
     if kind == "fp32":
-        return 4.0, peak * share
+        return 4.0, peak * through(share)
     if kind == "fp4":
         return 0.5, peak * share * c.common("low4") * c.member("low", s.device.family)
-    return 1.0, peak * share * c.common("low") * c.member("low", s.device.family)
+    return 1.0, peak * through(share * c.common("low") * c.member("low", s.device.family))
 
 
 _RATES = {

@@ -34,6 +34,8 @@ class Machine:
     """Inner dimension at which a matrix product reaches half of its rate."""
     tail: Array
     """Part of one filling that is lost at the end of a product."""
+    slack: Array
+    """Rate at which products are let through over what the chip could feed (1: no limiter)."""
     low_bytes: Array
     """Bytes per element of matrix operands (2 in 16 bits, 1 in fp8, 0.5 in fp4)."""
     cast_bytes: Array
@@ -266,6 +268,7 @@ def matmul(m: Array, n: Array, k: Array, machine: Machine, rate: Array, width: A
     )
     moved = (m * k + k * n) * width + 2.0 * m * n
     busy = (m > 0) & (n > 0)
+    shape = np.maximum(shape * machine.slack, 1.0)
     return busy * np.maximum(flops * shape / rate, moved / machine.memory_bytes_per_s)
 
 
@@ -278,6 +281,7 @@ def grouped(groups: Array, m: Array, n: Array, k: Array, machine: Machine, width
     )
     moved = groups * ((m * k + k * n) * width + 2.0 * m * n)
     busy = (groups > 0) & (n > 0)
+    shape = np.maximum(shape * machine.slack, 1.0)
     rate = machine.matmul_flops * machine.grouped_share
     return busy * np.maximum(flops * shape / rate, moved / machine.memory_bytes_per_s)
 
