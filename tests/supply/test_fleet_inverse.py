@@ -116,6 +116,7 @@ def test_odds_add_up_and_more_evidence_narrows_them() -> None:
 def test_hours_and_days_fix_the_number() -> None:
     found = infer(replace(TOLD, days=(28.0, 32.0))).kinds[0]
     assert found.cards.mid == pytest.approx(184_320 / 24 / 30, rel=0.2)
+    assert found.days.mid * 24 * found.cards.mid == pytest.approx(found.card_hours.mid)
 
 
 def test_a_stock_makes_larger_fleets_improbable() -> None:

@@ -142,6 +142,7 @@ def test_jobs_milestones_and_weak_scaling_add_up(plan: dict[str, Any]) -> None:
     assert last["node_hours"]["mid"] == document["resources"]["node_hours_training"]["mid"]
     per_node = {row["nodes"]: row["global_batch"] / row["nodes"]
                 for row in document["weak_scaling"]}  # fmt: skip
+    assert set(per_node) == {4, 8}
     assert len(set(per_node.values())) == 1
 
 

@@ -32,7 +32,7 @@ from krzem.supply.goal import Delivery
 from krzem.supply.optimum import cheapest
 from krzem.supply.page import fleet_page
 from krzem.supply.speed import _within_power
-from krzem.supply.text import fleet_text
+from krzem.supply.text import dollars, fleet_text
 from krzem.supply.verify import faults
 
 KEPT = Path(__file__).with_name("texts")
@@ -158,6 +158,18 @@ def test_a_site_without_the_power_says_the_arithmetic() -> None:
     with pytest.raises(ClusterError, match=r"1,024 devices x 1,000 W = 1\.0 MW.* 1\.0 MW"):
         _within_power(pool, speed)
     _within_power(replace(pool, site_power_w=1.1e6), speed)
+
+
+@pytest.mark.parametrize(
+    ("usd", "told"),
+    [
+        (None, "–"), (0.0, "$0"), (0.004, "$0"), (0.006, "$0.01"), (0.5, "$0.50"), (9.99, "$9.99"),
+        (42.0, "$42.0"), (999.4, "$999"), (999.6, "$1.00k"), (-1500.0, "-$1.50k"),
+        (999_400, "$999k"), (999_600, "$1.00M"), (12_340_000, "$12.3M"), (2e9, "$2.00B"),
+    ],
+)  # fmt: skip
+def test_money_has_three_digits_that_count(usd: float | None, told: str) -> None:
+    assert dollars(usd) == told
 
 
 if __name__ == "__main__":
