@@ -124,7 +124,7 @@ def test_every_fault_is_listed() -> None:
 
 def test_files_that_are_no_goals(tmp_path: Path) -> None:
     file = tmp_path / "goal.toml"
-    with pytest.raises(DataError, match="not a file"):
+    with pytest.raises(DataError, match="does not exist"):
         read_goal(file)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="UTF-8"):

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from krzem.errors import KrzemError, RunError
+from krzem.errors import InputError, KrzemError, RunError
 from krzem.layout.layout import Layout
 from krzem.model.catalogue import load_model_config
 from krzem.plan.plan import Plan
@@ -148,7 +148,7 @@ def runnable(settings: RunSettings, plan: Plan) -> Layout:
 
     try:
         read = read_settings(Path(settings.path))
-    except RunError:
+    except InputError:
         return plan.best.layout
     config, name = load_model_config(settings.model)
     choices = [plan.best, *plan.alternatives]

@@ -7,21 +7,21 @@ All keys with examples: ``GOAL``, ``MOVE``, ``CHANCE`` and ``POOL`` below; descr
 from __future__ import annotations
 
 import datetime as dt
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from krzem.errors import DataError, GoalError, QuantityError, shorten
+from krzem.errors import GoalError, QuantityError, shorten
+from krzem.files import read_toml
 from krzem.keys import Key, anything, flag, read_keys, stop_at
 from krzem.quantity import parse_date, parse_duration, parse_ratio
 from krzem.supply.goal import Correlation, FleetGoal, Moves
 from krzem.supply.pool_file import CONTEXT, read_pool
 from krzem.supply.readers import budget, days, place, rate, share, text, written
 
-LARGEST_FILE = 1_000_000
+HINT = "give the TOML file of a goal"
 MOST_POOLS = 100
 DAY = 86_400.0
 
@@ -76,7 +76,7 @@ def read_goal(path: str | Path) -> FleetGoal:
     and ClusterError (a device, machine or model that is not known).
     """
     file = Path(path)
-    return goal_of(load_toml(file), shorten(file.name, 60), file.parent)
+    return goal_of(read_toml(file, hint=HINT), shorten(file.name, 60), file.parent)
 
 
 def goal_of(table: Mapping[str, Any], where: str = "the goal", folder: Path | None = None
@@ -119,23 +119,6 @@ def goal_of(table: Mapping[str, Any], where: str = "the goal", folder: Path | No
         sure_asked="sure" in found,
         name=found.get("name", where.removesuffix(".toml")),
     )
-
-
-def load_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a dict; raises DataError."""
-    name = shorten(str(path), 120)
-    try:
-        if not path.is_file():
-            raise DataError(f"{name} is not a file: give the TOML file of a goal")
-        if path.stat().st_size > LARGEST_FILE:
-            raise DataError(f"{name} is larger than {LARGEST_FILE:,} bytes: that is no goal file")
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{name} is not UTF-8 text, so it is not TOML") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is not valid TOML: {shorten(str(error), 120)}") from None
 
 
 def _model(name: str, folder: Path | None) -> str | Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,10 +150,10 @@ def read_settings(path: str | os.PathLike[str]) -> TrainSettings:
 
     Raises:
         SettingsError: with every fault of the file, one to a line.
-        RunError: the file cannot be read, or is no TOML.
+        DataError: the file cannot be read, or is no TOML.
     """
     file = Path(path)
-    raw = _parse(file)
+    raw = read_toml(file, hint="`krzem train --help` shows a run file")
     faults: list[str] = []
     known = {*_TABLES, "run", "model", "layout", "cluster", "phase", *_OTHERS}
     faults += [unknown_key(name, sorted(known), "", "table") for name in raw if name not in known]
@@ -190,17 +189,6 @@ def _run(given: object, file: Path, faults: list[str]) -> tuple[str, Path]:
     found = read_keys(given, RUN, "run", faults)
     name = found.get("name", file.stem)
     return name, file.parent / found.get("folder", Path("runs") / name)
-
-
-def _parse(file: Path) -> Mapping[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(
-            f"{file} cannot be read: {error.strerror}; `krzem train --help` shows a run file"
-        ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RunError(f"{file} is no TOML: {error}") from error
 
 
 def _model(given: object, base: Path, faults: list[str]) -> Path | str:

@@ -363,4 +363,4 @@ def test_what_the_file_names_and_cannot_be_used_is_one_sentence(
 
 def test_missing_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(tmp_path / "no.toml") == 2
-    assert "cannot be read: No such file" in capsys.readouterr().err
+    assert "does not exist: `krzem train --help`" in capsys.readouterr().err

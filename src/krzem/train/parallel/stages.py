@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from krzem.layout.layout import Layout, Schedule
+from krzem.layout.layout import V_SHAPED, Layout
 from krzem.layout.stages import stage_layers
 from krzem.train.model.transformer import Part
 
-SPLIT_BACKWARD = frozenset({Schedule.ZB_V, Schedule.DUALPIPE_V})
+SPLIT_BACKWARD = V_SHAPED
 """Schedules that compute input and weight gradients apart."""
 
 
