@@ -38,8 +38,7 @@ from tests.run.run_helpers import assert_exact, run_it, write_run
 
 from krzem.run.contract import CHECKPOINTS
 from krzem.run.ledger import LEDGER, Reader
-from krzem.run.lock import LOCK
-from krzem.run.processes import end_all
+from krzem.run.processes import LOCK, end_all
 from krzem.run.rows import State
 from krzem.run.status import read_status
 from krzem.train.checkpoint.store import checkpoints

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from krzem.layout.layout import Layout, parse_layout
-from krzem.train.compiled import compile_layers
+from krzem.train.build import compile_layers
 from krzem.train.config import model_spec
 from krzem.train.device import find_device, start_ranks
 from krzem.train.engine import Engine

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import krzem.plan.plan as planner
+from krzem.asking import FIELDS, KEYWORDS, Asking, Searching, spelled_out
 from krzem.errors import InputError, nearest, shorten
 from krzem.hardware.catalogue import device_ids
 from krzem.hardware.cluster import Cluster
@@ -30,7 +31,6 @@ from krzem.plan.wall import Gain
 
 if TYPE_CHECKING:
     from krzem.accuracy.evaluate import Report as AccuracyReport
-from krzem.asking import FIELDS, KEYWORDS, Asking, Searching, spelled_out
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ class Key:
     most: str = ""
     name: str = ""
     """What the value is called by those who use it, where that is not the key."""
+    types: tuple[str, ...] = ()
+    """JSON types that it may have, where the example shows one of several."""
 
     def value(self, written: Any) -> Any:
         """``written`` in base units; InputError where it is unreadable or out of bounds."""
@@ -56,10 +58,11 @@ class Key:
 
 
 def setting(
-    default: Any, read: Callable[[Any], Any], example: str, means: str, *, key: str = ""
-) -> Any:
+    default: Any, read: Callable[[Any], Any], example: str, means: str, *, key: str = "",
+    types: tuple[str, ...] = (),
+) -> Any:  # fmt: skip
     """A dataclass field that is a key of a table; ``key`` if it has another name there."""
-    about = {"key": Key(read, example, means), "written": key}
+    about = {"key": Key(read, example, means, types=types), "written": key}
     if default is REQUIRED:
         return field(metadata=about)
     if isinstance(default, dict):
@@ -317,6 +320,8 @@ def schema_of(keys: Mapping[str, Key]) -> dict[str, Any]:
 
 def _types(key: Key) -> dict[str, Any]:
     """The JSON types that a key takes: quantities may be text or numbers."""
+    if key.types:
+        return {"type": list(key.types)}
     match key.read:
         case Whole(least=least, most=most):
             return {"type": "integer", "minimum": least, "maximum": most}

@@ -31,8 +31,8 @@ from krzem.run.command import (
     stop_command,
     write_report,
 )
+from krzem.run.command.probing import probe_lines
 from krzem.run.ledger import Reader
-from krzem.run.probe.shown import lines as probe_lines
 from krzem.run.profile import read_profile
 from krzem.run.rows import Cause
 from krzem.run.status import read_status

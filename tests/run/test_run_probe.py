@@ -8,11 +8,11 @@ import pytest
 from krzem.errors import LaunchError
 from krzem.hardware import cluster_of
 from krzem.run import measure
+from krzem.run.command.probing import probe_lines
 from krzem.run.probe.backend import Array, Doubles, NumpyBackend
 from krzem.run.probe.judge import judge
 from krzem.run.probe.numerics import Grade, check_operators, compare, keeps_float32
 from krzem.run.probe.rates import soak
-from krzem.run.probe.shown import lines
 from krzem.run.profile import Profile, profile_text, read_profile
 
 
@@ -96,7 +96,7 @@ def test_a_device_without_true_float32_is_told() -> None:
     assert keeps_float32(NumpyBackend()) is True
     assert keeps_float32(Rounding()) is False
     soaked = rank(0)["soak"] | {"products": 9, "seconds": 1.0}
-    told = dict(lines(rank(0, attention=[], soak=soaked, true_float32=False)))
+    told = dict(probe_lines(rank(0, attention=[], soak=soaked, true_float32=False)))
     assert "fewer bits" in told["float32"]
 
 

@@ -28,8 +28,7 @@ from krzem.run.contract import FENCE
 from krzem.run.controller import run
 from krzem.run.launch.job import Job, Look, Phase
 from krzem.run.ledger import LEDGER, Ledger, Reader
-from krzem.run.lock import LOCK
-from krzem.run.processes import of_run
+from krzem.run.processes import LOCK, of_run
 from krzem.run.qualify import qualify_pool
 from krzem.run.recovery import look, open_ledger
 from krzem.run.rows import Cause, State

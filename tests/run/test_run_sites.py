@@ -15,7 +15,7 @@ from krzem.run.courier import Far
 from krzem.run.far import carry, travel
 from krzem.run.launch.job import SilentError
 from krzem.run.ledger import Reader
-from krzem.run.lock import held
+from krzem.run.processes import held
 from krzem.run.rows import Cause, State
 from krzem.run.run_file import read_run
 from krzem.run.site import ARRIVING, put_in_place

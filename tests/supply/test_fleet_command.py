@@ -90,7 +90,7 @@ def test_infer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "arguments", "words"),
     [
-        (fleet_command, ["none.toml"], "not a file"),
+        (fleet_command, ["none.toml"], "does not exist"),
         (infer_command, ["llama-2-7b"], "nothing to infer"),
         (infer_command, ["llama-2-7b", "--days", "30"], "two numbers"),
         (infer_command, ["llama-2-7b", "--days", "x-y"], "ratio"),

@@ -15,7 +15,7 @@ from krzem.train.model.context import LossWeights
 from krzem.train.optim import Optimizer, OptimizerConfig
 from krzem.witness.batches import BUILT_IN, WitnessBatch, batches_of, tokens_of_text
 from krzem.witness.rule import TrainerRule
-from krzem.witness.setting import Setting
+from krzem.witness.subject import Setting
 from krzem.witness.trainer import TrainerSubject
 
 WEIGHTS = LossWeights(balance=1e-2)

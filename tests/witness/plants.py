@@ -22,7 +22,7 @@ from krzem.train.ops import attention, rms_norm, swiglu
 from krzem.train.optim import optimizer as optimizer_module
 from krzem.witness.measure import split_products
 from krzem.witness.rule import TrainerRule
-from krzem.witness.setting import Setting
+from krzem.witness.subject import Setting
 from krzem.witness.trainer import TrainerSubject
 
 ALL_MODELS = ("deepseek_v3", "llama")

@@ -22,7 +22,7 @@ from krzem.train.optim import Optimizer, OptimizerConfig
 from krzem.witness.checking import check
 from krzem.witness.recording import record
 from krzem.witness.rule import TrainerRule
-from krzem.witness.setting import Setting
+from krzem.witness.subject import Setting
 from krzem.witness.trainer import TrainerSubject
 from krzem.witness.witness import read_witness
 

@@ -27,7 +27,7 @@ from krzem.witness.judge import Tolerance, explained
 from krzem.witness.measure import measure
 from krzem.witness.positions import BUDGET, FEWEST, positions, samples_per_tensor
 from krzem.witness.quantity import STATE_KINDS, Kind, Quantity, depth, errors, layer_of
-from krzem.witness.setting import Setting
+from krzem.witness.subject import Setting
 from krzem.witness.witness import MOST_BYTES, Witness, from_bytes, read_witness, to_bytes
 
 Recorded = dict[tuple[str, str], tuple[Witness, Any]]

@@ -28,7 +28,7 @@ from krzem.witness import (  # noqa: E402
 )
 from krzem.witness.command import witness_command  # noqa: E402
 from krzem.witness.measure import narrow_products  # noqa: E402
-from krzem.witness.setting import Setting  # noqa: E402
+from krzem.witness.subject import Setting  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,6 @@ from krzem.files import check_target
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
-
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -331,3 +331,16 @@ def search_progress(title: str, quiet: bool) -> Iterator[Callable[[int], None] |
         yield line
     finally:
         line.stop()
+
+
+class Amount(click.FloatRange):
+    """``click.FloatRange`` that also refuses ``nan`` and ``inf``, which compare as within it."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number; a usage error that shows the range where it is outside."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number

@@ -13,6 +13,7 @@ from krzem.cli.common import (
     GOAL,
     MODEL,
     ON,
+    ON_SEVERAL,
     OUTPUT,
     SEARCH,
     SEVERAL,
@@ -30,9 +31,6 @@ from krzem.errors import InputError
 if TYPE_CHECKING:
     from krzem.layout.layout import Layout
     from krzem.plan.price import Task
-from krzem.cli.common import (
-    ON_SEVERAL,
-)
 
 
 @click.command("plan")

@@ -21,9 +21,9 @@ from krzem.run.gate_settings import Action, describe
 from krzem.run.history import History
 from krzem.run.launch.job import SilentError
 from krzem.run.ledger import Ledger
-from krzem.run.lock import RunLock
 from krzem.run.measured_rows import write_back
 from krzem.run.pool_settings import Pool
+from krzem.run.processes import RunLock
 from krzem.run.recovery import check_same_run, open_ledger, reconcile, take_up
 from krzem.run.requests import Operated
 from krzem.run.rows import Attempt, Cause, Fired, Request, RunRow, State

@@ -22,9 +22,9 @@ from krzem.errors import KrzemError, RunError
 from krzem.run.contract import CHECKPOINTS, METRICS
 from krzem.run.launch.known import launcher_of
 from krzem.run.ledger import LEDGER, Ledger
-from krzem.run.lock import RunLock, held
 from krzem.run.parity import record
 from krzem.run.pools import Pools
+from krzem.run.processes import RunLock, held
 from krzem.run.qualify import real_services
 from krzem.run.rows import FINAL
 from krzem.run.run_file import identity, read_run

@@ -20,7 +20,7 @@ from krzem.errors import DataError
 from krzem.run.contract import StepRecord
 from krzem.run.history import History, Metrics, prove_samples
 from krzem.run.ledger import Reader
-from krzem.run.lock import held
+from krzem.run.processes import held
 from krzem.run.rows import Attempt, Cause, Decision, Event, Fired, RunRow, State
 
 RECENT = 50

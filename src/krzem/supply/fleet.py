@@ -129,10 +129,8 @@ def solve(goal: FleetGoal, found: Sequence[Slot], progress: Progress | None = No
 def _refuse_faulty(goal: FleetGoal, schedule: Schedule) -> None:
     found = faults(goal, schedule)
     if found:
-        raise KrzemError(
-            "the plan that was found does not pass its check and is not shown: "
-            + "; ".join(found[:3])
-        )
+        why = "; ".join(found[:3])
+        raise KrzemError(f"the plan that was found does not pass its check and is not shown: {why}")
 
 
 def _standings(goal: FleetGoal) -> dict[str, Standing]:

@@ -1,21 +1,23 @@
-"""A model with values on one device, the single-process case; what its layers are told."""
+"""A model with values on one device; what its layers are told, compiled pieces included."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from krzem.errors import ModelError
+from krzem.errors import ModelError, RunError
 from krzem.layout.layout import Layout, Recompute
 from krzem.model import count
 from krzem.train.config import ModelSpec
 from krzem.train.model.block import Block
 from krzem.train.model.context import LossWeights
 from krzem.train.model.experts import Experts
-from krzem.train.model.initial import Region, initial_values
-from krzem.train.model.mixture import Router, hash_table
+from krzem.train.model.mixture import Mixture, Router, hash_table
 from krzem.train.model.transformer import Transformer
-from krzem.train.model.weights import Linear
+from krzem.train.model.weights import Linear, Region, initial_values
 
 
 def build_model(
@@ -103,3 +105,49 @@ def set_float8(stages: list[Transformer], float8: bool, *, by_rows: bool = False
             module.float8 = float8
         if isinstance(module, Experts):
             module.by_rows = by_rows
+
+
+_KINDS = 64
+"""Forms of one piece that may exist: layers of different kinds, training and evaluation."""
+
+
+def compile_layers(stages: Sequence[Transformer], backend: str = "inductor") -> None:
+    """Compile the layers of ``stages``; each piece is compiled when it first runs."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _KINDS)
+    for module in (m for stage in stages for m in stage.modules()):
+        if isinstance(module, Block):
+            _keep_by_piece(module)
+            module.in_pieces = True
+            mixed = isinstance(module.mlp, Mixture)
+            for name in ("enter", "route", "join") if mixed else ("enter", "leave"):
+                piece: Callable[..., Any] = getattr(module, name)
+                setattr(module, name, torch.compile(piece, backend=backend, dynamic=False))
+
+
+def _keep_by_piece(block: Block) -> None:
+    """``modules`` piece by piece: within a compiled one torch keeps products and what costs more
+    to compute again than to keep; the others are told to."""
+    if block.recompute is not Recompute.MODULES:
+        return
+    block.recompute = Recompute.NONE
+    block.self_attn.recompute = Recompute.MODULES
+    if isinstance(block.mlp, Mixture):
+        block.mlp.experts.recompute = Recompute.MODULES
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse to compile where it cannot work, which one small function shows.
+
+    Raises:
+        RunError: with what is missing.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:
+        tool = "a C++ compiler (g++ or clang++, or one that CXX names)"
+        needed = tool if device.type == "cpu" else f"{tool} and Triton"
+        why = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"train.compile = true needs {needed}, and Python's headers: a trial failed, saying "
+            f"{why!r}; install what is missing, or set compile = false"
+        ) from error

@@ -15,6 +15,8 @@ from krzem.train.optim.schedule import KINDS
 PRECISIONS = ("bf16", "fp32", "fp8-block")
 """Arithmetic of matrix products that the trainer has."""
 MOST_SEED = 2**63 - 1
+FOLDERS = ("string", "object")
+"""JSON types of what :func:`read_folders` reads."""
 
 
 def read_steps(value: Any) -> tuple[int, int]:
@@ -87,8 +89,9 @@ class DataTable:
     """``[data]``: tokens made by ``krzem data build``."""
 
     path: Any = setting(
-        REQUIRED, read_folders, '"tokens"', "a folder, or a table of folders with weights"
-    )
+        REQUIRED, read_folders, '"tokens"', "a folder, or a table of folders with weights",
+        types=FOLDERS,
+    )  # fmt: skip
     documents: bool = setting(False, flag, "true", "keep attention within a document")
     verify: bool = setting(
         True, flag, "false", "read every shard at the start and compare with its hash"

@@ -23,11 +23,11 @@ from torch import Tensor
 from krzem.errors import RunError
 from krzem.layout.layout import Layout
 from krzem.model import flops_per_token
+from krzem.train.build import compile_layers
 from krzem.train.checkpoint import (
     AsyncSaver,
     Retention,
 )
-from krzem.train.compiled import compile_layers
 from krzem.train.config import ModelSpec
 from krzem.train.device import DeviceInfo, peak_memory, synchronize
 from krzem.train.engine import Engine, StepResult

@@ -22,7 +22,7 @@ from krzem.keys import Number, flag, mapping, read_table, setting, text
 from krzem.quantity import parse_count, parse_length
 from krzem.train.checkpoint import latest_good, load_meta
 from krzem.train.durable import write_atomic
-from krzem.train.keys import ScheduleTable, read_folders
+from krzem.train.keys import FOLDERS, ScheduleTable, read_folders
 from krzem.train.settings import TrainSettings, layout_text, read_settings
 
 ADDED = "phases.json"
@@ -39,7 +39,9 @@ class PhaseTable:
     name: str = setting("", text, '"long context"', "how reports call it")
     sequence: int | None = setting(None, parse_length, '"4k"', "tokens of a sequence")
     global_batch: int | None = setting(None, parse_count, "512", "sequences per step")
-    data: Any = setting(None, read_folders, '"tokens-32k"', "a folder, or folders with weights")
+    data: Any = setting(
+        None, read_folders, '"tokens-32k"', "a folder, or folders with weights", types=FOLDERS
+    )
     documents: bool | None = setting(None, flag, "true", "keep attention within a document")
     rate: float | None = setting(None, Number(), "3e-4", "peak learning rate")
     schedule: Any = setting(None, mapping, '{ kind = "wsd" }', "a [schedule] over this phase alone")

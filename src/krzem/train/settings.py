@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from krzem.errors import KrzemError, RunError
+from krzem.errors import GoalError, KrzemError, RunError
 from krzem.files import read_toml
 from krzem.keys import Key, listed, read_keys, read_table, text, unknown_key
 from krzem.layout.layout import Layout, parse_layout
-from krzem.train.batches import Batches
 from krzem.train.keys import (
     CheckpointTable,
     DataTable,
@@ -28,6 +27,66 @@ from krzem.train.keys import (
     ScheduleTable,
     TrainTable,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """``full`` sequences a step; before ``ramp_samples`` samples fewer, from ``first`` on.
+
+    The ramp has ``ceil((full - first) / by)`` stages of equally many samples; a stage ends with
+    the first step that reaches its end.
+    """
+
+    full: int
+    first: int = 0
+    """Sequences of the first step; 0 means no ramp."""
+    by: int = 0
+    """Sequences by which a stage is larger than the one before; 0 means ``first``."""
+    ramp_samples: int = 0
+    """Samples over which the batch grows."""
+
+    def __post_init__(self) -> None:
+        if self.full < 1:
+            raise GoalError(f"a global batch of {self.full} sequences is no batch")
+        if bool(self.first) != bool(self.ramp_samples) or (self.by and not self.first):
+            raise GoalError(
+                "a batch ramp needs schedule.ramp_from (sequences of the first step) and "
+                "schedule.ramp_tokens (tokens over which it grows); schedule.ramp_by is the stride"
+            )
+        if self.first > self.full:
+            raise GoalError(
+                f"the batch ramp begins with {self.first:,} sequences, more than "
+                f"goal.global_batch = {self.full:,}"
+            )
+
+    @property
+    def stages(self) -> int:
+        """Sizes before the full one."""
+        return -(-(self.full - self.first) // (self.by or self.first)) if self.first else 0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Every size that occurs, in order."""
+        return (*(self.first + i * (self.by or self.first) for i in range(self.stages)), self.full)
+
+    def at(self, sample: int) -> int:
+        """Sequences of the step whose first sample is ``sample``."""
+        if sample >= self.ramp_samples or not self.stages:
+            return self.full
+        return self.sizes[sample * self.stages // self.ramp_samples]
+
+    def steps(self, start: int, stop: int) -> int:
+        """Steps from sample ``start`` until ``stop`` samples are reached, the last one whole."""
+        steps, sample = 0, start
+        for number, size in enumerate(self.sizes):
+            end = stop
+            if number < self.stages:
+                end = min(stop, -(-(number + 1) * self.ramp_samples // self.stages))
+            if sample < end:
+                taken = -(-(end - sample) // size)
+                steps, sample = steps + taken, sample + taken * size
+        return steps
+
 
 _OTHERS = frozenset({"pool", "gates", "qualify", "recovery", "switches", "trainer", "witness"})
 """Tables that the controller or the planner reads."""

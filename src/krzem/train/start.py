@@ -16,7 +16,7 @@ from krzem.layout.layout import Layout, parse_layout
 from krzem.model import count
 from krzem.model.catalogue import load_model_config
 from krzem.quantity import format_bytes
-from krzem.train.compiled import check_compiler
+from krzem.train.build import check_compiler
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.data import Component, SampleStream, TokenDataset, folder_of
 from krzem.train.data.manifest import read_manifest

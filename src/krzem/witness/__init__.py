@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from krzem.witness.judge import Tolerance
     from krzem.witness.recording import record
     from krzem.witness.rule import TorchRule, TrainerRule
-    from krzem.witness.setting import Setting
+    from krzem.witness.subject import Setting
     from krzem.witness.trainer import TrainerSubject
     from krzem.witness.verdict import Departure, Finding, Verdict
     from krzem.witness.witness import Witness, read_witness, write_witness

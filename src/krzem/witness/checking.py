@@ -11,8 +11,7 @@ from krzem.witness.judge import Tolerance, judge, judge_state, permuted_experts
 from krzem.witness.measure import measure, measure_state
 from krzem.witness.quantity import Kind, Reading
 from krzem.witness.recording import Progress, check_model_batches, probe_rule
-from krzem.witness.setting import Setting
-from krzem.witness.subject import Subject
+from krzem.witness.subject import Setting, Subject
 from krzem.witness.verdict import Verdict, first_departure
 from krzem.witness.witness import Witness
 

@@ -19,8 +19,7 @@ from krzem.errors import InputError, ModelError
 from krzem.witness.batches import WitnessBatch
 from krzem.witness.quantity import Kind
 from krzem.witness.rule import UpdateRule
-from krzem.witness.setting import Setting
-from krzem.witness.subject import HeldTensor, Identity, Rows, Share, Site, Stepped
+from krzem.witness.subject import HeldTensor, Identity, Rows, Setting, Share, Site, Stepped
 from krzem.witness.trainer import dtype_name, dtype_of, machine
 
 

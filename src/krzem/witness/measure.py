@@ -18,8 +18,7 @@ from krzem.train.ops import portable_only
 from krzem.witness.batches import WitnessBatch
 from krzem.witness.positions import positions
 from krzem.witness.quantity import Kind, Quantity, Reading, layer_of
-from krzem.witness.setting import Setting
-from krzem.witness.subject import HeldTensor, Share, Subject
+from krzem.witness.subject import HeldTensor, Setting, Share, Subject
 from krzem.witness.tally import Tally
 from krzem.witness.watch import Watch
 

@@ -17,8 +17,7 @@ from krzem.witness.measure import measure, measure_state
 from krzem.witness.positions import samples_per_tensor
 from krzem.witness.quantity import Kind, Quantity, Reading
 from krzem.witness.rule import Probe, UpdateRule
-from krzem.witness.setting import Setting, usual_settings
-from krzem.witness.subject import Subject
+from krzem.witness.subject import Setting, Subject, usual_settings
 from krzem.witness.witness import Floors, Witness
 
 Progress = Callable[[str, int, int], None]

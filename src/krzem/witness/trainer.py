@@ -27,8 +27,7 @@ from krzem.train.parallel.held import Held
 from krzem.witness.batches import WitnessBatch
 from krzem.witness.quantity import Kind
 from krzem.witness.rule import RATE, UpdateRule
-from krzem.witness.setting import Setting
-from krzem.witness.subject import HeldTensor, Identity, Rows, Share, Site, Stepped
+from krzem.witness.subject import HeldTensor, Identity, Rows, Setting, Share, Site, Stepped
 
 Build = Callable[[Layout, torch.dtype], tuple[Engine, Optimizer | None]]
 """Builds the same model, with the same weights and moments, in another layout or arithmetic."""

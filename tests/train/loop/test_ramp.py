@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.train.loop.folder import tokenised, write
 
 from krzem.errors import GoalError, KrzemError
-from krzem.train.batches import Batches
 from krzem.train.loop import Trainer
+from krzem.train.settings import Batches
 from krzem.train.start import checked, prepare
 
 RAMP = "\n[schedule]\nramp_from = 2\nramp_by = 2\nramp_tokens = 640\n"

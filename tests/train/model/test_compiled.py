@@ -10,7 +10,7 @@ from tests.train.configs import DEEPSEEK_V3, DEEPSEEK_V4, LLAMA, QWEN3
 
 from krzem.errors import RunError
 from krzem.layout.layout import parse_layout
-from krzem.train.compiled import check_compiler, compile_layers
+from krzem.train.build import check_compiler, compile_layers
 from krzem.train.config import model_spec
 from krzem.train.engine import Engine
 

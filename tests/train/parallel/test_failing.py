@@ -11,8 +11,8 @@ from tests.train.parallel import failing_ranks as failing
 
 from krzem.errors import InputError
 from krzem.run.contract import EXIT_DONE, EXIT_NONFINITE, EXIT_STORAGE
+from krzem.train.command import lost_rank
 from krzem.train.device import find_device, start_ranks
-from krzem.train.parallel.lost import lost_rank
 
 GONE = "krzem train (rank 0): another rank is gone ("
 

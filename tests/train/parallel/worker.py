@@ -16,7 +16,7 @@ import torch.distributed as dist
 from tests.train.configs import ALL
 
 from krzem.layout.layout import Layout, parse_layout
-from krzem.train.compiled import compile_layers
+from krzem.train.build import compile_layers
 from krzem.train.config import model_spec
 from krzem.train.engine import Engine
 from krzem.train.model import LossWeights

@@ -12,7 +12,7 @@ from krzem.errors import RunError
 from krzem.run.command.common import AS_JSON, RUN, ask_to_stop, folder_of
 from krzem.run.controller import run as run_run
 from krzem.run.ledger import Ledger, Reader
-from krzem.run.lock import held
+from krzem.run.processes import held
 from krzem.run.qualify import real_services
 from krzem.run.rows import FINAL, Request, RequestKind, State
 from krzem.run.run_file import read_run

@@ -1,10 +1,10 @@
-"""``krzem probe``."""
+"""``krzem probe``: what a machine showed, for people, programs and the planner."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from krzem.run.clock import iso
 from krzem.run.command.common import AS_JSON
 from krzem.run.measure import probe_here
 from krzem.run.probe.judge import Probed
-from krzem.run.probe.shown import lines as probe_lines
 from krzem.run.profile import Profile, profile_text
 from krzem.train.durable import write_atomic
 
@@ -102,3 +101,59 @@ def _bar(*, quiet: bool) -> Iterator[Callable[[float, str], None]]:
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("starting", total=1.0)
         yield lambda share, part: bars.update(task, completed=share, description=part)
+
+
+def probe_lines(rank: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, values) of one device; collectives where there was somebody to talk to."""
+    found = [
+        ("products", _by_precision(rank["matmul"], "side")),
+        ("attention", _by_precision(rank["attention"], "tokens")),
+        ("memory", f"{rank['memory']['value'] / 1e9:,.3g} GB/s read and written"),
+        ("launch", f"{rank['launch']['value'] * 1e6:,.3g} µs for a small operation"),
+        ("soak", _soak(rank["soak"])),
+        ("numerics", _numerics(rank["numerics"])),
+    ]
+    if (true := rank.get("true_float32")) is not None:
+        kept = "keep float32" if true else "keep fewer bits (TF32 or the like)"
+        found.append(("float32", f"its products {kept}"))
+    if rank["collectives"]:
+        found.append(("links", _links(rank["collectives"])))
+    return found
+
+
+def _by_precision(rates: Sequence[Mapping[str, Any]], size: str) -> str:
+    """The best rate of each precision, and at which size it was reached."""
+    best: dict[str, Mapping[str, Any]] = {}
+    for rate in rates:
+        if rate["value"] > best.get(rate["precision"], {"value": 0.0})["value"]:
+            best[rate["precision"]] = rate
+    return ", ".join(
+        f"{name} {r['value'] / 1e12:,.3g} TFLOP/s ({size} {r['size']:,})"
+        for name, r in best.items()
+    )
+
+
+def _soak(soak: Mapping[str, Any]) -> str:
+    bits = f"{soak['different']} with other bits" if soak["different"] else "all with the same bits"
+    kept = soak["last_rate"] / soak["first_rate"]
+    return (
+        f"{soak['products']:,} equal products in {soak['seconds']:.0f} s, {bits}; "
+        f"{kept:.0%} of the first speed at the end"
+    )
+
+
+def _numerics(checked: Sequence[Mapping[str, Any]]) -> str:
+    worse = [f"{n['operator']} in {n['precision']} ({n['grade']})"
+             for n in checked if n["grade"] != "pass"]  # fmt: skip
+    told = f"; {', '.join(worse)}" if worse else ""
+    return f"{len(checked) - len(worse)} of {len(checked)} operators as float64 gives them{told}"
+
+
+def _links(collectives: Sequence[Mapping[str, Any]]) -> str:
+    """The largest size of each collective."""
+    largest = {c["what"]: c for c in sorted(collectives, key=lambda c: int(c["bytes"]))}
+    return ", ".join(
+        f"{name.replace('_', '-')} {c['bus_bytes_per_s'] / 1e9:,.3g} GB/s"
+        f" ({c['bytes'] / 2**20:,.3g} MiB)"
+        for name, c in largest.items()
+    )

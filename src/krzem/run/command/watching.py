@@ -30,9 +30,9 @@ from krzem.run.gates import replay
 from krzem.run.history import Metrics
 from krzem.run.launch.job import OUTPUT
 from krzem.run.ledger import LEDGER, Reader
-from krzem.run.lock import held
 from krzem.run.overview import Listed, format_ranks, format_runs, ranks_of, runs_below
 from krzem.run.page import runs_page
+from krzem.run.processes import held
 from krzem.run.rows import FINAL, Event
 from krzem.run.run_file import read_run
 from krzem.run.status import StatusReader, read_status

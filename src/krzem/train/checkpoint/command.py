@@ -13,8 +13,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from krzem.cli.common import Amount
 from krzem.errors import CheckpointError, DataError
-from krzem.train.amount import Amount
 from krzem.train.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from krzem.train.checkpoint.store import (
     checkpoints,

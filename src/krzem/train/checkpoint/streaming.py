@@ -20,7 +20,7 @@ from krzem.train.checkpoint.boxes import read_box
 from krzem.train.checkpoint.correspondence import Copy, Correspondence
 from krzem.train.checkpoint.manifest import ITEM_BYTES, Chunk, Manifest, Shape, StoredTensor
 from krzem.train.checkpoint.pieces import DTYPES, raw_bytes
-from krzem.train.model.initial import initial_values
+from krzem.train.model.weights import initial_values
 
 SLAB_BYTES = 16 << 20
 

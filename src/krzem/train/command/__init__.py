@@ -6,7 +6,9 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,8 +172,6 @@ def main(
     except (KrzemError, FencedError) as error:
         return _fail(error)
     except RuntimeError as error:
-        from krzem.train.parallel.lost import lost_rank
-
         said = lost_rank(error)
         if not said:
             raise
@@ -257,7 +257,6 @@ def _train(run_file: Path, *, as_json: bool, html: Path | None) -> int:
 def _through(trainer: Trainer, resume_from: Path | None) -> RunEnd:
     """Resume, and train the phase to its end; what breaks on the way becomes one sentence."""
     from krzem.train.command.ending import crashed
-    from krzem.train.parallel.lost import lost_rank
 
     try:
         resumed = trainer.resume(resume_from)
@@ -292,3 +291,26 @@ def _torch_missing(error: ImportError) -> str:
             "TORCH_DEVICE_BACKEND_AUTOLOAD=0 to do without it, or complete its installation"
         )
     return f"training needs torch ({error}): pip install krzem[train]"
+
+
+_SIGNS = re.compile(
+    r"connection closed by peer|connection reset|connection refused|broken pipe"
+    r"|remote process exited|timed out waiting|communicator was aborted",
+    re.IGNORECASE,
+)
+"""What Gloo, NCCL and the store of torch say of a peer that does not answer any more."""
+
+
+def lost_rank(error: BaseException) -> str:
+    """What the library said of the rank that is gone; nothing where ``error`` is another one."""
+    found = next((m for e in _chain(error) if (m := _SIGNS.search(str(e)))), None)
+    return "" if found is None else found[0].lower()
+
+
+def _chain(error: BaseException) -> Iterator[RuntimeError]:
+    """``error`` and what it came of, as far as these are errors of a library in C++."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RuntimeError):
+            yield seen
+        seen = seen.__cause__ or seen.__context__

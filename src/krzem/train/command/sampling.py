@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from krzem.cli.common import Amount
 from krzem.errors import DataError
-from krzem.train.amount import Amount
 from krzem.train.checkpoint.store import chosen_checkpoint
 from krzem.train.data.tokenizer import Tokenizer, kept_tokenizer, load_tokenizer
 

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from krzem.train.amount import Amount
+from krzem.cli.common import Amount
 from krzem.train.data.build import BAD_RECORDS, BuildRequest, BuildResult, build
 from krzem.train.data.build import Progress as Report
 from krzem.train.data.dataset import TokenDataset, mirror

@@ -17,7 +17,7 @@ from krzem.train.checkpoint.names import DiskTensor, correspondence_of, disk_ten
 from krzem.train.checkpoint.published import SafetensorsFolder
 from krzem.train.checkpoint.transfer import check_source
 from krzem.train.engine import Engine
-from krzem.train.model.initial import Region
+from krzem.train.model.weights import Region
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,10 @@ from krzem.layout.layout import Recompute
 from krzem.model import Attention, AttentionKind, Layer
 from krzem.train.config import ModelSpec, Rope
 from krzem.train.model.compressor import KeyIndexer
-from krzem.train.model.context import Context
+from krzem.train.model.context import Context, InParts
 from krzem.train.model.delta import GatedDeltaNet
 from krzem.train.model.feed_forward import FeedForwardNetwork
 from krzem.train.model.hyper import HyperConnection, spread
-from krzem.train.model.in_parts import InParts
 from krzem.train.model.mixture import Mixture, Routing, attach
 from krzem.train.model.recompute import recomputed, recomputed_core
 from krzem.train.model.shared_kv import SharedKeyValueAttention, attention_on_entries, indexer_loss

@@ -1,12 +1,13 @@
-"""What all layers of one forward pass share: positions, documents, tokens, axes."""
+"""What all layers of one forward pass share: positions, documents, axes, attention's parts."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from krzem.train.config import Rope
 from krzem.train.parallel.collectives import Axes
@@ -159,3 +160,24 @@ class Context:
         """[B, S/n] input ids of this rank's tokens."""
         assert self.tokens is not None
         return self.tokens[:, self.own]
+
+
+class InParts(nn.Module):
+    """What the core reads, the core, and what follows it."""
+
+    def inputs(self, x: Tensor, context: Context) -> Any:
+        """What the core reads, of ``x [B, S/tp, D]``."""
+        raise NotImplementedError
+
+    def core(self, inputs: Any, context: Context) -> Tensor:
+        """Attention over the whole sequence with this rank's share of heads."""
+        raise NotImplementedError
+
+    def output(self, out: Tensor, inputs: Any, context: Context) -> Tensor:
+        """``[B, S/tp, D]`` of what the core gave."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """``[B, S/tp, D] -> [B, S/tp, D]``."""
+        inputs = self.inputs(x, context)
+        return self.output(self.core(inputs, context), inputs, context)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from krzem.layout.layout import Recompute
 from krzem.model import Recurrence
 from krzem.train.config import ModelSpec
-from krzem.train.model.context import Context
-from krzem.train.model.in_parts import InParts
+from krzem.train.model.context import Context, InParts
 from krzem.train.model.recompute import recomputed_core
 from krzem.train.model.weights import Cut, Linear, RowLinear, local, weight
 from krzem.train.ops import gated_delta, rms_norm

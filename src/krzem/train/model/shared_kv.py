@@ -22,8 +22,7 @@ from krzem.train.model.compressor import (
     rotate_tail,
     visible_entries,
 )
-from krzem.train.model.context import Context
-from krzem.train.model.in_parts import InParts
+from krzem.train.model.context import Context, InParts
 from krzem.train.model.mixture import attach
 from krzem.train.model.recompute import not_kept, recomputed_core
 from krzem.train.model.weights import Cut, Linear, Norm, RowLinear, local, own_heads, weight

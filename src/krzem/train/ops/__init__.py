@@ -6,17 +6,8 @@ themselves here; importing them needs neither a device nor a vendor's library.
 
 from __future__ import annotations
 
-from krzem.train.ops import (
-    ascend,
-    cpu,
-    cpu_attention,
-    cpu_gated,
-    cpu_heads,
-    cpu_permute,
-    cuda,
-)
+from krzem.train.ops import ascend, cpu, cpu_attention, cpu_experts, cuda
 from krzem.train.ops.attention import attention, sink_attention
-from krzem.train.ops.delta import gated_delta
 from krzem.train.ops.float8 import (
     float8_grouped_linear,
     float8_linear,
@@ -34,6 +25,7 @@ from krzem.train.ops.permute import (
 )
 from krzem.train.ops.portable import (
     dispatch,
+    gated_delta,
     keys_values,
     linear,
     logit_gradient,
@@ -57,9 +49,7 @@ __all__ = [
     "count_choices",
     "cpu",
     "cpu_attention",
-    "cpu_gated",
-    "cpu_heads",
-    "cpu_permute",
+    "cpu_experts",
     "cuda",
     "dispatch",
     "find_operator",

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from krzem.errors import GoalError
-from krzem.train.model.initial import Region
 from krzem.train.model.mixture import Router
+from krzem.train.model.weights import Region
 from krzem.train.optim.muon import is_matrix, momentum_step, orthogonal_update, row_groups
 from krzem.train.parallel.collectives import ALONE, Axis, exchange_rows
 from krzem.train.parallel.held import Held

@@ -15,9 +15,8 @@ from torch.distributed.tensor import Placement as Spread
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from krzem.train.model.experts import Experts
-from krzem.train.model.initial import Region
 from krzem.train.model.transformer import Transformer
-from krzem.train.model.weights import Cut
+from krzem.train.model.weights import Cut, Region
 from krzem.train.parallel.collectives import Axis
 from krzem.train.parallel.mesh import Meshes, expert_shard_size, shard_size, uses_fsdp
 
