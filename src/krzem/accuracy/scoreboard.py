@@ -29,6 +29,15 @@ PEERS = (
 )  # fmt: skip
 """Rows on which other planners have published or measured figures."""
 
+KIN = {
+    "Ant Group": "inclusionAI",
+    "ETH Zurich course": "ETH Zurich",
+    "Hugging Face": "Hugging Face",
+    "Stanford/Hazy Research": "Stanford",
+    "Swiss AI": "ETH Zurich",
+}
+"""Organisations of the blind rows, with those of fitted rows that share their people or cluster."""
+
 
 def page() -> str:
     """The scoreboard as Markdown."""
@@ -59,6 +68,8 @@ def _blind(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         groups[row["organisation"]].append(row)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    kin = [row for row in rows if row["organisation"] in KIN]
+    strangers = [row for row in rows if row["organisation"] not in KIN]
     return [
         "## Rows that no calibration reads",
         "",
@@ -68,6 +79,8 @@ def _blind(rows: Sequence[Row]) -> list[str]:
         "",
         f"| organisation | {HEAD}",
         f"| all | {figures(rows, 'blind')} |",
+        f"| … with no people or cluster in a fitted table | {figures(strangers, 'blind')} |",
+        f"| … whose people or cluster have rows there | {figures(kin, 'blind')} |",
         *(f"| {name} | {figures(some, 'blind')} |" for name, some in ordered),
         "",
     ]
