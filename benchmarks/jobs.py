@@ -6,7 +6,8 @@
 ``owner+name/repo`` or ``owner+name.git``.  A field counts only where ``labels.csv`` has a row for
 it; one labelled ``open`` must be left open.  With ``--write`` the table goes between the markers
 ``jobs:begin`` and ``jobs:end`` of a page.  With ``--logs`` the logs of ``logs.csv`` are judged
-instead; their table goes between ``logs:begin`` and ``logs:end``.
+instead; their table goes between ``logs:begin`` and ``logs:end``.  ``--half fresh`` reads the jobs
+that were collected after the readers were finished (``fresh:begin``, ``fresh:end``).
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from krzem.jobs.reading import read_job
 
 FOLDER = Path(__file__).parent / "jobs"
 BEGIN, END = "<!-- jobs:begin -->", "<!-- jobs:end -->"
+FRESH = ("<!-- fresh:begin -->", "<!-- fresh:end -->")
+HALVES = ("develop", "aside", "fresh", "all")
 
 
 @dataclass(slots=True)
@@ -229,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read, judge and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mirrors", type=Path, required=True)
-    parser.add_argument("--half", choices=("develop", "aside", "all"), default="develop")
+    parser.add_argument("--half", choices=HALVES, default="develop")
     parser.add_argument("--only", default="", help="only jobs whose id begins so")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--quiet", action="store_true", help="no list of what was not right")
@@ -242,8 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write(options.write, text, LOGS_BEGIN, LOGS_END)
         return
     labels: dict[str, list[dict[str, str]]] = defaultdict(list)
-    wanted = ("labels.csv",) if options.half == "develop" else ("labels.csv", "labels_aside.csv")
-    for name in wanted:
+    for name in _labels(options.half):
         for row in rows(FOLDER / name):
             labels[row["id"]].append(row)
     scores: dict[str, dict[str, Score]] = defaultdict(lambda: defaultdict(Score))
@@ -263,7 +265,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = table(scores, jobs)
     print(text)
     if options.write is not None:
-        write(options.write, text)
+        write(options.write, text, *(FRESH if options.half == "fresh" else (BEGIN, END)))
+
+
+def _labels(half: str) -> tuple[str, ...]:
+    """The files with the labels of a half; those set aside are opened only when asked for."""
+    each = {"develop": ("labels.csv",), "fresh": ("labels_fresh.csv",)}
+    both = ("labels.csv", "labels_aside.csv")
+    return each.get(half, both if half == "aside" else (*both, "labels_fresh.csv"))
 
 
 if __name__ == "__main__":

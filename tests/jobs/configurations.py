@@ -32,11 +32,13 @@ from tests.jobs.configuration_texts import (
     TITAN_LAUNCH,
     TITAN_RECIPE,
 )
+from tests.jobs.front_texts import FRONTS
 from tests.jobs.launched import LAUNCHED
 from tests.jobs.loop_texts import LOOPED
 
 CASES: dict[str, Case] = {
     **LAUNCHED,
+    **FRONTS,
     **LOOPED,
     "titan 2024": Case(
         engine="torchtitan",

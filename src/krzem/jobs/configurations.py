@@ -9,6 +9,7 @@ from krzem.jobs import (
     kempner,
     loops,
     maxtext_jobs,
+    megatron_tables,
     mindformers,
     mlperf,
     nanotron,
@@ -16,6 +17,7 @@ from krzem.jobs import (
     nemo_jobs,
     neox,
     primus,
+    swift_megatron,
     titan_jobs,
     trainer_jobs,
 )
@@ -27,6 +29,7 @@ READERS = (
     *kempner.READERS,
     *loops.READERS,
     *maxtext_jobs.READERS,
+    *megatron_tables.READERS,
     *mindformers.READERS,
     *mlperf.READERS,
     *nanotron.READERS,
@@ -34,6 +37,7 @@ READERS = (
     *nemo_jobs.READERS,
     *neox.READERS,
     *primus.READERS,
+    *swift_megatron.READERS,
     *titan_jobs.READERS,
     *trainer_jobs.READERS,
 )

@@ -229,6 +229,10 @@ class JobBuilder:
         elif name not in self._settings and name not in self._asks:
             self._put(name, value, Basis.DEFAULT, Place(text=why))
 
+    def named(self, prefix: str) -> tuple[str, ...]:
+        """The fields that are filled and whose name begins so."""
+        return tuple(name for name in self._settings if name.startswith(prefix))
+
     def drop(self, name: str) -> None:
         """Leave a field open again."""
         self._settings.pop(name, None)

@@ -257,7 +257,8 @@ def _veomni(tree: Tree, job: JobBuilder) -> None:
         job.default("finetune", "full", "weights are loaded, no adapter")
     plain = (word_of(tree, "data.data_type") or "").lower() == "plaintext"
     keys = ("train.rmpad_with_pos_ids", "train.rmpad", "train.dyn_bsz")
-    if not plain and not any(truth_of(tree, key) for key in keys):
+    packed = tree.has("train.accelerator") and truth_of(tree, "train.dyn_bsz") is not False
+    if not plain and not packed and not any(truth_of(tree, key) for key in keys):
         ask_length(job, number(tree, "data.max_seq_len"))
 
 

@@ -86,6 +86,10 @@ def _heads(args: Arguments, job: JobBuilder) -> None:
     grouped = args.find("--group-query-attention")
     unsure = args.doubt("model.kv_heads", "--group-query-attention")
     own = ("--num-key-value-heads", "--n-head-kv")
+    kind = args.text("model.kv_heads", "--attention-head-type")
+    if kind is not None and kind[0] == "multiquery":
+        job.state("model.kv_heads", 1, kind[1])
+        return
     groups = args.number("model.kv_heads", "--num-query-groups", *own)
     needs = not args.has(*own)
     if groups is not None and not unsure and (grouped is not None or not needs):
@@ -178,7 +182,9 @@ def _experts(args: Arguments, job: JobBuilder) -> None:
     if top is not None:
         job.state("model.top_k", *top)
     else:
-        job.default("model.top_k", 2, "--moe-router-topk 2")
+        deepspeed = job.engine == "megatron-deepspeed"
+        value, flag = (1, "--topk 1") if deepspeed else (2, "--moe-router-topk 2")
+        job.default("model.top_k", value, flag)
     width = args.number("model.moe_ffn", "--moe-ffn-hidden-size", "--moe-intermediate-size")
     ffn = job.number("model.ffn")
     if width is not None:

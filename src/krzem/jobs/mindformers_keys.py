@@ -45,6 +45,7 @@ def _shapes(prefix: str) -> dict[str, Read]:
         "head_dim": positive("model.head_dim"),
         "kv_channels": positive("model.head_dim"),
         "vocab_size": positive("model.vocab"),
+        "padded_vocab_size": positive("model.vocab"),
         "intermediate_size": count("model.ffn"),
         "ffn_hidden_size": count("model.ffn"),
         "multiple_of": KEPT,

@@ -79,9 +79,10 @@ def _model(tree: Tree, job: JobBuilder) -> None:
     width = _number(tree, "ffn_hidden_size")
     if width and width > 0:
         job.state("model.ffn", width, tree.place(*keys("ffn_hidden_size")))
-    vocabulary = _number(tree, "vocab_size")
-    if vocabulary and vocabulary > 0:
-        job.state("model.vocab", vocabulary, tree.place(*keys("vocab_size")))
+    for name in ("vocab_size", "override_vocab_size"):
+        vocabulary = _number(tree, name)
+        if vocabulary and vocabulary > 0:
+            job.state("model.vocab", vocabulary, tree.place(*keys(name)))
     heads, hidden = job.number("model.heads"), job.number("model.hidden")
     if heads and hidden and hidden % heads == 0:
         job.derive("model.head_dim", hidden // heads, f"{hidden} / {heads}")

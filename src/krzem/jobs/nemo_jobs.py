@@ -194,6 +194,7 @@ def read(sources: Sources, job: JobBuilder) -> None:
     _unread(sources, tree, job)
     read_settings(tree, job)
     _shape(sources, tree, job)
+    _first_generation(sources, tree, job)
     fall_back(job, _DEFAULTS)
     if job.number("cp") not in (None, 1):
         job.default("cpkind", "ring", "cp_comm_type is p2p")
@@ -290,6 +291,34 @@ def _unread(sources: Sources, tree: Tree, job: JobBuilder) -> None:
             del tree.entries[key]
             if key.endswith("tp_comm_overlap"):
                 job.derive("switch.overlap-tp", "off", "what reads it is never called", place)
+
+
+_NEMO_1: Defaults = {
+    "tp": (1, "tensor_model_parallel_size is 1"),
+    "pp": (1, "pipeline_model_parallel_size is 1"),
+    "cp": (1, "context_parallel_size is 1"),
+    "ep": (1, "expert_model_parallel_size is 1"),
+    "recompute": ("none", "activations_checkpoint_granularity is null"),
+}
+"""What ``megatron_gpt_config.yaml`` says where a configuration is silent."""
+_DISTRIBUTED = ("mcore_distributed_optim", "distributed_fused_adam")
+
+
+def _first_generation(sources: Sources, tree: Tree, job: JobBuilder) -> None:
+    """NeMo 1: its own defaults, and a ZeRO stage that the optimizer's name decides."""
+    programs = "".join(sources.with_suffix(".py").values())
+    if not tree.has("model.encoder_seq_length") or _NEMO_2.search(programs):
+        return
+    name = word_of(tree, "model.optim.name")
+    if name is not None:
+        stage = 1 if name in _DISTRIBUTED else 0
+        job.derive("zero", stage, f"optim.name is {name}", tree.place("model.optim.name"))
+    heads, ffn = job.number("model.heads"), job.number("model.ffn")
+    if heads:
+        job.default("model.kv_heads", heads, "num_query_groups is null: one per query head")
+    if ffn and job.number("model.experts"):
+        job.default("model.moe_ffn", ffn, "an expert is as wide as ffn_hidden_size")
+    fall_back(job, _NEMO_1)
 
 
 def _idle_names(text: str) -> set[str]:

@@ -54,6 +54,7 @@ _MODEL = {
     "num_query_groups": positive("model.kv_heads"),
     "kv_channels": positive("model.head_dim"),
     "vocab_size": KEPT,
+    "override_vocab_size": KEPT,
     "num_moe_experts": some("model.experts", 2),
     "num_experts": some("model.experts", 2),
     "moe_router_topk": positive("model.top_k"),

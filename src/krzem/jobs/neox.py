@@ -28,6 +28,7 @@ from krzem.jobs.tree import (
     truth,
     truth_of,
     unset,
+    when_true,
     word,
     word_of,
     words,
@@ -110,6 +111,7 @@ _TABLE = Table(
         "activation_checkpointing.cpu_checkpointing": switch("offload-activations"),
         "data_types.grad_accum_dtype": KEPT,
         "soft_prompt_tuning.enabled": KEPT,
+        "finetune": when_true({"finetune": "full"}),
     },
     ignored=(
         r"(optimizer|scheduler|fp16|bf16|zero_optimization|flops_profiler|wandb|tensorboard"
@@ -126,7 +128,7 @@ _TABLE = Table(
         r"|train_impl|checkpoint_factor|checkpoint_scale|keep_last_n_checkpoints|extra_save_iters"
         r"|eval_.*|log_.*|use_wandb|use_comet|comet_.*|s3_.*|split|mmap_warmup|lr_decay_.*"
         r"|make_vocab_size_divisible_by|override_lr_scheduler|use_checkpoint_lr_scheduler"
-        r"|pipe_partition_method|full_precision_lm_cross_entropy|fp16_lm_cross_entropy|finetune"
+        r"|pipe_partition_method|full_precision_lm_cross_entropy|fp16_lm_cross_entropy"
         r"|decay_lr_to|git_hash|config_files|hostfile|include|exclude|master_.*|no_.*|force_multi|comment"
         r"|account|profile.*|memory_profiling.*|vocab_file|weight_by_num_documents|data_impl"
         r"|allow_chopped|dataset_impl|pack_impl|use_shared_fs|prescale_gradients|fp32_allreduce"

@@ -47,10 +47,36 @@ def read_settings(tree: Tree, job: JobBuilder, tool: str) -> None:
     _recompute(tree, job, tool)
     _overrides(tree, job)
     _own_loop(tree, job)
+    if tool == "axolotl":
+        _axolotl(tree, job)
+    _chat(tree, job)
     fall_back(job, _ONE)
     if tool == "llamafactory":
         job.default("switch.attention", "fused", "flash_attn is auto")
     _states(tree, job)
+
+
+def _axolotl(tree: Tree, job: JobBuilder) -> None:
+    """``bf16: auto`` is bf16 wherever the device has it; a plugin may stand in for the loss."""
+    if str(tree.value("bf16")).lower() == "auto" and not _on(tree, "fp16"):
+        why = "bf16: auto takes bf16 on a device that has it"
+        job.derive("precision", "bf16", why, tree.place("bf16"))
+    plugins = tree.value("plugins")
+    if "CutCrossEntropyPlugin" in str(plugins) and job.get("switch.loss") is None:
+        job.state("switch.loss", "chunked", tree.place("plugins"))
+
+
+def _chat(tree: Tree, job: JobBuilder) -> None:
+    """DeepSpeed-Chat builds DeepSpeed's settings from options and pads samples to one length."""
+    stage, longest = number(tree, "zero_stage"), number(tree, "max_seq_len")
+    if stage is not None and not tree.any_below("deepspeed"):
+        job.state("zero", stage, tree.place("zero_stage"), override=True)
+    if not tree.has("data_split", "data_output_path") or longest is None:
+        return
+    job.state("seq", longest, tree.place("max_seq_len"))
+    job.default("precision", "fp16", "--dtype is fp16 in DeepSpeed-Chat")
+    if truth_of(tree, "offload"):
+        job.state("offload", True, tree.place("offload"), override=True)
 
 
 _OFF = ("false", "0", "0.0", "1", "no", "[]")
@@ -72,7 +98,7 @@ def _grave(tree: Tree, job: JobBuilder) -> list[str]:
 
 
 _NAMES = ("model_name_or_path", "model", "base_model", "model_id_or_path",
-          "pretrained_model_name_or_path", "model_dir")  # fmt: skip
+          "pretrained_model_name_or_path", "model_dir", "model_name")  # fmt: skip
 
 
 _FOLDER = re.compile(r"[/.~]|(models?|checkpoints?|ckpts?|weights|pretrained(_models)?)/")

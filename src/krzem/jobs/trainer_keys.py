@@ -85,6 +85,7 @@ _ARGUMENTS = {
     "per_device_train_batch_size": count("mbs"),
     "micro_batch_size": count("mbs"),
     "per_gpu_train_batch_size": count("mbs"),
+    "global_batch_size": positive("global_batch"),
     "gradient_accumulation_steps": count("accumulation"),
     "max_steps": Read(("train_steps",), _steps),
     "max_train_steps": Read(("train_steps",), _steps),
@@ -135,7 +136,8 @@ _ARGUMENTS = {
 }
 _KEPT = (
     "model_name_or_path", "model", "base_model", "model_id_or_path",
-    "pretrained_model_name_or_path",
+    "pretrained_model_name_or_path", "model_name", "zero_stage", "offload", "plugins",
+    "data_split", "data_output_path",
     "model_type", "model_dir", "config_overrides", "block_size", "max_length", "cutoff_len",
     "max_seq_length", "max_seq_len", "sequence_len", "packing", "sample_packing", "neat_packing",
     "quantization_bit", "quant_bits", "load_in_4bit", "load_in_8bit", "deepspeed",

@@ -1,0 +1,233 @@
+"""Small jobs of fronts over Megatron, NeMo 1, DeepSpeed-Chat and axolotl, and what they decide."""
+
+from __future__ import annotations
+
+from tests.jobs.cases import Case
+
+_SWIFT = """
+NPROC_PER_NODE=8 \\
+megatron sft \\
+    --model org/Model-30B-A3B --dataset a --packing true --max_length 8192 \\
+    --pipeline_model_parallel_size 2 --expert_model_parallel_size 4 \\
+    --sequence_parallel true --micro_batch_size 1 \\
+    --recompute_granularity full --recompute_method uniform --recompute_num_layers 1
+"""
+_SWIFT_LORA = """
+megatron sft --model org/Model-8B --tuner_type lora --max_length 4096 --tensor_model_parallel_size 2
+"""
+_CASE = """
+ENV_VARS:
+  CUDA_DEVICE_MAX_CONNECTIONS: 1
+MODEL_ARGS:
+  --tensor-model-parallel-size: 2
+  --pipeline-model-parallel-size: 1
+  --num-layers: 12 # of more
+  --hidden-size: 1024
+  --num-attention-heads: 16
+  --swiglu: true
+  --untie-embeddings-and-output-weights: true
+  --micro-batch-size: 4
+  --global-batch-size: 64
+  --seq-length: 4096
+  --use-distributed-optimizer: true
+  --recompute-activations: false
+  --bf16: true
+METRICS:
+  - "lm loss"
+"""
+_SCALE = """
+defaults:
+  - _self_
+  - train: small
+experiment:
+  task:
+    type: train
+    backend: megatron
+    entrypoint: flagscale/train/train_gpt.py
+  runner:
+    nnodes: 2
+    nproc_per_node: 8
+"""
+_SCALE_TRAIN = """
+system:
+  tensor_model_parallel_size: 2
+  pipeline_model_parallel_size: 4
+  sequence_parallel: true
+  use_distributed_optimizer: true
+  precision:
+    bf16: true
+  logging:
+    log_interval: 1
+model:
+  num_layers: 32
+  hidden_size: 2048
+  num_attention_heads: 16
+  group_query_attention: true
+  num_query_groups: 4
+  swiglu: true
+  seq_length: 4096
+  micro_batch_size: 2
+  global_batch_size: 128
+  optimizer:
+    weight_decay: 0.1
+    lr_scheduler:
+      lr: 1.0e-4
+data:
+  tokenizer:
+    vocab_size: 32000
+"""
+_NEMO = """
+trainer:
+  num_nodes: 4
+  devices: 8
+  precision: bf16
+  max_steps: 100
+model:
+  mcore_gpt: true
+  micro_batch_size: 1
+  global_batch_size: 64
+  tensor_model_parallel_size: 4
+  pipeline_model_parallel_size: 2
+  virtual_pipeline_model_parallel_size: null
+  encoder_seq_length: 4096
+  num_layers: 32
+  hidden_size: 4096
+  ffn_hidden_size: 14336
+  num_attention_heads: 32
+  OTHER
+  override_vocab_size: 32000
+  activation: fast-swiglu
+  sequence_parallel: true
+  activations_checkpoint_granularity: null
+  optim:
+    name: OPTIMIZER
+"""
+_AXOLOTL = """
+base_model: org/Model-8B
+plugins:
+  - axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin
+datasets:
+  - path: a
+sequence_len: 2048
+sample_packing: true
+bf16: auto
+gradient_accumulation_steps: 2
+micro_batch_size: 1
+optimizer: adamw_torch
+"""
+_CHAT = """
+deepspeed --num_gpus 8 main.py --data_path a --data_split 2,4,4 --model_name_or_path org/Model-7B \\
+  --per_device_train_batch_size 4 --max_seq_len 512 --gradient_checkpointing --zero_stage 3 \\
+  --gradient_accumulation_steps 1 --deepspeed
+"""
+_NAMED = """
+torchrun --nproc_per_node 4 train.py --model_name=org/Model-1B --per_device_train_batch_size 2 \\
+  --gradient_accumulation_steps 8 --block_size 1024 --bf16 True
+"""
+_NEOX = """
+{
+  "pipe_parallel_size": 0, "model_parallel_size": 2, "num_layers": 12, "hidden_size": 768,
+  "num_attention_heads": 12, "seq_length": 2048, "train_micro_batch_size_per_gpu": 4,
+  "finetune": true, "zero_optimization": {"stage": 1}
+}
+"""
+_QUERY = """
+torchrun --nproc_per_node 8 pretrain_gpt.py --num-layers 8 --hidden-size 512 \\
+  --num-attention-heads 8 --attention-head-type multiquery --micro-batch-size 1 \\
+  --global-batch-size 8 --seq-length 512 --bf16
+"""
+_SWITCH = """
+deepspeed pretrain_gpt.py --num-layers 8 --hidden-size 512 --num-attention-heads 8 \\
+  --num-experts 16 --moe-expert-parallel-size 4 --micro-batch-size 1 --global-batch-size 8 \\
+  --seq-length 512 --fp16 --deepspeed
+"""
+
+FRONTS: dict[str, Case] = {
+    "swift over megatron": Case(
+        engine="megatron-lm",
+        files={"run.sh": _SWIFT},
+        fields={
+            "model.name": "org/Model-30B-A3B", "devices": 8, "tp": 1, "pp": 2, "ep": 4, "dp": 4,
+            "zero": 1, "sp": False, "mbs": 1, "global_batch": 16, "accumulation": 4, "seq": 8192,
+            "recompute": "full", "precision": "bf16", "finetune": "full", "switch.loss": "fused",
+            "state.gradient": 4.0,
+        },
+        open=("model.layers", "model.gated", "model.tied"),
+    ),
+    "swift over megatron, adapters": Case(
+        engine="megatron-lm",
+        files={"run.sh": _SWIFT_LORA},
+        fields={"finetune": "lora", "recompute": "attention", "tp": 2, "mbs": 1},
+        open=("seq", "devices"),
+        asks=("seq",),
+    ),
+    "a case of megatron's tests": Case(
+        engine="megatron-lm",
+        files={"model_config.yaml": _CASE},
+        fields={
+            "tp": 2, "pp": 1, "model.layers": 12, "model.hidden": 1024, "model.gated": True,
+            "model.tied": False, "mbs": 4, "global_batch": 64, "seq": 4096, "zero": 1,
+            "precision": "bf16", "recompute": "none",
+        },
+        open=("devices",),
+    ),
+    "flagscale": Case(
+        engine="megatron-lm",
+        files={"conf/train.yaml": _SCALE, "conf/train/small.yaml": _SCALE_TRAIN},
+        fields={
+            "devices": 16, "tp": 2, "pp": 4, "dp": 2, "sp": True, "zero": 1, "precision": "bf16",
+            "model.layers": 32, "model.kv_heads": 4, "mbs": 2, "global_batch": 128, "seq": 4096,
+        },
+    ),
+    "flagscale, another size than the experiment names": Case(
+        engine="megatron-lm",
+        files={"conf/train.yaml": _SCALE.replace("small", "large"),
+               "conf/train/small.yaml": _SCALE_TRAIN},
+        fields={"tp": 2, "pp": 4, "model.layers": 32},
+    ),
+    "nemo 1": Case(
+        engine="megatron-bridge",
+        files={"a.yaml": _NEMO.replace("OTHER", "").replace(
+            "OPTIMIZER", "mcore_distributed_optim")},
+        fields={"cp": 1, "ep": 1, "dp": 4, "accumulation": 16, "zero": 1, "model.kv_heads": 32,
+                "model.vocab": 32000, "vpp": 1, "recompute": "none"},
+    ),
+    "nemo 1 with experts": Case(
+        engine="megatron-bridge",
+        files={"a.yaml": _NEMO.replace("OTHER", "num_moe_experts: 8").replace(
+            "OPTIMIZER", "fused_adam")},
+        fields={"model.experts": 8, "model.moe_ffn": 14336, "ep": 1, "zero": 0},
+    ),
+    "axolotl by itself": Case(
+        engine="fsdp",
+        files={"a.yaml": _AXOLOTL},
+        fields={"precision": "bf16", "switch.loss": "chunked", "seq": 2048, "mbs": 1},
+    ),
+    "deepspeed-chat": Case(
+        engine="deepspeed",
+        files={"run.sh": _CHAT},
+        fields={"zero": 3, "seq": 512, "precision": "fp16", "recompute": "full", "devices": 8,
+                "global_batch": 32, "finetune": "full"},
+    ),
+    "a loop that names its model": Case(
+        engine="fsdp",
+        files={"run.sh": _NAMED},
+        fields={"model.name": "org/Model-1B", "finetune": "full", "seq": 1024,
+                "global_batch": 64},
+    ),
+    "gpt-neox tuned": Case(
+        engine="megatron-deepspeed",
+        files={"a.yml": _NEOX},
+        fields={"finetune": "full", "pp": 1, "tp": 2},
+    ),
+    "one key for all heads": Case(
+        engine="megatron-lm",
+        files={"run.sh": _QUERY},
+        fields={"model.kv_heads": 1, "model.attention": "mqa"},
+    ),
+    "one expert a token": Case(
+        engine="megatron-deepspeed",
+        files={"run.sh": _SWITCH},
+        fields={"model.top_k": 1, "model.experts": 16, "ep": 4},
+    ),
+}  # fmt: skip
