@@ -25,7 +25,7 @@ def test_pages_and_schemas_are_current() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("name", ["cluster", "goal", "run"])
+@pytest.mark.parametrize("name", ["cluster", "goal", "outlook", "run"])
 def test_schemas_are_schemas(name: str) -> None:
     schema = json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)

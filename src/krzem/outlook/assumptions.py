@@ -18,8 +18,20 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from krzem.errors import DataError, UnknownNameError, shorten
+from krzem.errors import DataError, QuantityError, UnknownNameError, shorten
 from krzem.files import LARGEST_TOML, parse_toml, read_text
+from krzem.keys import (
+    REQUIRED,
+    Key,
+    Number,
+    Whole,
+    keys_of,
+    read_keys,
+    setting,
+    shown,
+    stop_at,
+    text,
+)
 
 # An uncertain quantity of the assumptions: three points and a shape, drawn from a normal
 # ---------------------------------------------------------------------------------------
@@ -157,25 +169,24 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 FILE = "outlook.toml"
 
-_RUN_LIMITS: Mapping[str, tuple[float, float]] = {
-    "paths": (100, 20_000_000), "seed": (0, 2**63 - 1), "horizon_years": (0.25, 30.0),
-    "step_years": (1 / 52, 1.0), "fan_paths": (100, 500_000), "chunk_paths": (100, 1_000_000),
-    "lever_paths": (100, 5_000_000),
-}  # fmt: skip
-_WHOLE = {"paths", "seed", "fan_paths", "chunk_paths", "lever_paths"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """How the simulation is carried out; none of it changes what is assumed of the world."""
 
-    paths: int
-    seed: int
-    horizon_years: float
-    step_years: float
-    fan_paths: int
-    chunk_paths: int
-    lever_paths: int
+    paths: int = setting(REQUIRED, Whole(100, 20_000_000), "1_000_000", "futures that are drawn")
+    seed: int = setting(REQUIRED, Whole(0, 2**63 - 1), "20261123", "of the draws")
+    horizon_years: float = setting(REQUIRED, Number(0.25, 30.0), "10.0", "from the origin on")
+    step_years: float = setting(
+        REQUIRED, Number(1 / 52, 1.0), "0.25", "grid; a lead has to last about one step to be seen"
+    )
+    fan_paths: int = setting(REQUIRED, Whole(100, 500_000), "50_000", "futures behind fan charts")
+    chunk_paths: int = setting(
+        REQUIRED, Whole(100, 1_000_000), "32_768", "drawn at a time; bounds memory alone"
+    )
+    lever_paths: int = setting(
+        REQUIRED, Whole(100, 5_000_000), "32_768", "behind every point of a lever"
+    )
 
     @property
     def steps(self) -> int:
@@ -222,8 +233,9 @@ class Assumptions:
 
     def with_run(self, **changes: Any) -> Assumptions:
         """The same with other run settings; raises DataError where they are out of bounds."""
-        run = replace(self.run, **changes)
-        _check_run(run)
+        faults: list[str] = []
+        run = _run(changes, self.run, faults)
+        stop_at(faults, "the run", DataError)
         return replace(self, run=run)
 
 
@@ -232,7 +244,6 @@ def shipped() -> Assumptions:
     """The assumptions krzem comes with."""
     data = tomllib.loads(shipped_text())
     run = Run(**data["run"])
-    _check_run(run)
     return Assumptions(
         title=data["title"],
         leader=data["leader"],
@@ -265,19 +276,19 @@ def load(path: Path) -> Assumptions:
     return changed(read_text(path, most=LARGEST_TOML, hint=hint), shorten(str(path)))
 
 
-def changed(text: str, where: str = "the file", base: Assumptions | None = None) -> Assumptions:
-    """``base`` (the shipped ones) with the changes written in ``text``."""
-    data = parse_toml(text, where)
+def changed(written: str, where: str = "the file", base: Assumptions | None = None) -> Assumptions:
+    """``base`` (the shipped ones) with the changes that are ``written``."""
+    data = parse_toml(written, where)
     base = base or shipped()
-    _known("setting", data, ("title", "leader", "follower", "origin", "run", "evidence",
-                             "scenario", "scenario_source", "quantity"))  # fmt: skip
+    _known("setting", data, (*NAMES, "run", "evidence", "scenario", "scenario_source", "quantity"))
+    faults: list[str] = []
+    said = read_keys({k: v for k, v in data.items() if k in NAMES}, NAMES, "", faults)
+    run = _run(_table(data, "run"), base.run, faults)
+    stop_at(faults, where, DataError)
     result = replace(
         base,
-        title=_text(data, "title", base.title),
-        leader=_text(data, "leader", base.leader),
-        follower=_text(data, "follower", base.follower),
-        origin=_date(data.get("origin", base.origin)),
-        run=_run(_table(data, "run"), base.run),
+        **said,
+        run=run,
         evidence=_evidence(_table(data, "evidence"), base.evidence),
         scenarios=_scenarios(_table(data, "scenario"), base.scenarios),
         scenario_source=MappingProxyType({**base.scenario_source, **_sources(data)}),
@@ -310,44 +321,32 @@ def _table(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return table
 
 
-def _text(data: Mapping[str, Any], name: str, default: str) -> str:
-    value = data.get(name, default)
-    if not isinstance(value, str):
-        raise DataError(f"{name} must be text, not {shorten(repr(value))}.")
-    return value
-
-
 def _date(value: Any) -> dt.date:
     if isinstance(value, dt.datetime):
         value = value.date()
     if not isinstance(value, dt.date):
-        raise DataError(f"origin must be a date such as 2026-09-10, not {shorten(repr(value))}.")
+        raise QuantityError(f"it must be a date, not {shown(value)}.")
     if not 2000 <= value.year <= 2100:
-        raise DataError(f"origin {value} lies outside 2000 to 2100.")
+        raise QuantityError(f"{value} lies outside 2000 to 2100.")
     return value
 
 
-def _run(table: Mapping[str, Any], base: Run) -> Run:
-    _known("run setting", table, tuple(_RUN_LIMITS))
-    for name, value in table.items():
-        if not _is_finite(value) or (name in _WHOLE and not isinstance(value, int)):
-            kind = "a whole number" if name in _WHOLE else "a number"
-            raise DataError(f"run.{name} must be {kind}, not {shorten(repr(value))}.")
-    run = replace(base, **table)
-    _check_run(run)
-    return run
+NAMES: Mapping[str, Key] = {
+    "title": Key(text, '"mine"', "of reports"),
+    "leader": Key(text, '"US frontier labs"', "who is ahead"),
+    "follower": Key(text, '"Chinese labs"', "who follows"),
+    "origin": Key(_date, "2026-09-10", "day from which the forecast counts"),
+}
 
 
-def _check_run(run: Run) -> None:
-    for name, (least, most) in _RUN_LIMITS.items():
-        value = getattr(run, name)
-        if not least <= value <= most:
-            raise DataError(f"run.{name} is {value:g}; it must lie in {least:g} to {most:g}.")
+def _run(table: Mapping[str, Any], base: Run, faults: list[str]) -> Run:
+    run = replace(base, **read_keys(table, keys_of(Run), "run", faults))
     if run.steps < 1:
-        raise DataError(
+        faults.append(
             f"run.horizon_years {run.horizon_years:g} / run.step_years {run.step_years:g} gives no "
             "step: make the horizon longer or the step shorter."
         )
+    return run
 
 
 def _evidence(table: Mapping[str, Any], base: Mapping[str, Evidence]) -> Mapping[str, Evidence]:
