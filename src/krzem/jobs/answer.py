@@ -268,7 +268,7 @@ def answer(asking: Asking) -> Answer:
         DataError: a file that cannot be read, or a log without a step.
         InputError: no engine, what is missing by name, or a job that cannot run.
     """
-    texts = _texts(asking.files)
+    texts = job_texts(asking.files)
     given = parse_given(asking.given)
     job = read_job(text=texts, engine=asking.engine)
     log = None if not asking.logs else read_log(asking.logs, engine=job.engine)
@@ -336,7 +336,7 @@ def _proved(
     return (*made, *other[: max(0, most - len(made))])
 
 
-def _texts(paths: Sequence[Path]) -> dict[str, str]:
+def job_texts(paths: Sequence[Path]) -> dict[str, str]:
     """The files of the job; a file given twice counts once."""
     if not paths:
         raise InputError(f"no file of a job was given: {HINT}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from krzem.cli.common import OUTPUT, check_files, options, show, write_page
-from krzem.errors import GoalError, InputError, QuantityError, shorten
+from krzem.errors import GoalError, InputError, QuantityError, RunError, shorten
 from krzem.plan.question import Question, read
 from krzem.quantity import parse_count
 
@@ -69,19 +71,37 @@ FILE = click.Path(path_type=Path)
     metavar="N",
     help="Changes to suggest.",
 )
+@click.option(
+    "--rehearse",
+    is_flag=True,
+    help="Of a torchtitan job: run its recipe and a step of its trainer on tensors without values,"
+    " as the first rank of every stage; memory, collectives, whether all ranks meet.",
+)
+@click.option("--rank", type=int, metavar="R", help="Of a rehearsal: this rank alone.")
+@click.option(
+    "--routing",
+    default="even",
+    metavar="even|TIMES",
+    help="Of a rehearsal: rows that a rank's experts get, as a multiple of an even share.",
+)
+@click.option(
+    "--trace", type=FILE, metavar="FILE", help="Of a rehearsal: the step for ui.perfetto.dev."
+)
 @options(OUTPUT)
 def check_command(
     files: tuple[Path, ...], logs: tuple[Path, ...], on: str | None, model: str | None,
     engine: str | None, given: tuple[str, ...], mfu: str | None,
     tokens_per_s: str | None, calibration: Path | None, calibrate: Path | None,
-    top: int, as_json: bool, html: str | None, quiet: bool,
+    top: int, rehearse: bool, rank: int | None, routing: str, trace: Path | None,
+    as_json: bool, html: str | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Check a training job: as fast as its silicon allows, and what to change.
 
     FILE... are the job's launch script and the configurations it names, of any engine that krzem
     knows (Megatron-LM, Megatron-Bridge, NeMo, MindSpeed-LLM, torchtitan, DeepSpeed, Accelerate,
-    Primus, MaxText, MindFormers, ...). They are read and never run. With --log the measured speed
-    is judged against the prediction; without, the prediction stands alone.
+    Primus, MaxText, MindFormers, ...). They are read and never run, but for
+    --rehearse. With --log the measured speed is judged against the prediction; without, the
+    prediction stands alone.
 
     \b
     krzem check run.sh --on h100:64
@@ -89,6 +109,7 @@ def check_command(
     krzem check llama3_70b.toml --set devices=256 --set device=b200 --json
     krzem check ds_config.json run.sh --log out.txt --html check.html
     krzem check run.sh --log train.log --on h100:64 --calibrate mycluster.toml
+    krzem check run.sh --on h100:256 --rehearse --html rehearsal.html
     krzem check --model llama-3.1-8b --on h100:256 --mfu 38%
     krzem check --model qwen3-32b --on mi300x:64 --tokens-per-s 1.1k --set seq=4k --set batch=512
     """
@@ -100,18 +121,35 @@ def check_command(
         refused = {"FILE": files, "--log": logs, "--html": html, "--calibrate": calibrate}
         _judge(refused, model, on, engine, calibration, given, mfu, tokens_per_s, as_json, quiet)
         return
+    asking = Asking(
+        files=files, logs=logs, on=on, model=model, engine=engine, given=given,
+        calibration=calibration, calibrate=calibrate, most=top,
+    )  # fmt: skip
+    if rehearse:
+        sys.exit(_rehearse(asking, rank, routing, as_json, html, trace))
+    if rank is not None or trace is not None:
+        raise InputError("--rank and --trace are of a rehearsal: add --rehearse")
     one_sentence = quiet and not (as_json or html)
     check_files(html, None if calibrate is None else str(calibrate))
-    found = answer(
-        Asking(
-            files=files, logs=logs, on=on, model=model, engine=engine, given=given,
-            calibration=calibration, calibrate=calibrate, most=0 if one_sentence else top,
-        )
-    )  # fmt: skip
+    found = answer(replace(asking, most=0) if one_sentence else asking)
     document = check_document(found)
     show(document, format_check_sentence(document) if quiet else format_check(document), as_json)
     write_page(document, html)
     _keep(found.calibration, calibrate)
+
+
+def _rehearse(
+    asking: Any, rank: int | None, routing: str, as_json: bool, html: str | None, trace: Path | None
+) -> int:
+    """Rehearse a step; the exit code.  Raises RunError where torch is missing."""
+    try:
+        from krzem.train.command.rehearsing import Wish
+        from krzem.train.command.titan import rehearse_job
+    except ImportError as error:
+        raise RunError(f"a rehearsal needs torch ({error}): pip install krzem[train]") from error
+    page = None if html is None else Path(html)
+    wish = Wish(rank=rank, routing=routing, as_json=as_json, html=page, trace=trace)
+    return rehearse_job(asking, wish)
 
 
 def _judge(

@@ -226,6 +226,65 @@ def _asked_devices(job: JobBuilder, launch: Start) -> None:
         job.state("devices_per_node", int(count), launch.place)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TitanCommand:
+    """How a job starts torchtitan."""
+
+    words: tuple[str, ...] = ()
+    """What follows ``-m torchtitan.train``; none where the job is of the age of TOML files."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Recipes, by name: those that are given and those that the script writes."""
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    """Variables of the command; None where only the user's shell knows."""
+
+
+def command_of(sources: Sources) -> TitanCommand:
+    """The command of a job; of a recipe alone, the one configuration that it makes.
+
+    Raises InputError for words that only a shell knows.
+    """
+    starts = starts_of(sources)
+    launch = _launch(sources, starts)
+    files = {**starts.documents, **sources.with_suffix(".py")}
+    if launch is None:
+        return TitanCommand(words=_recipe_alone(sources), files=files)
+    unknown = [word.text for word in launch.launch.args if not word.known]
+    if unknown:
+        raise InputError(
+            f"{launch.place.file} leaves {shorten(', '.join(unknown[:4]), 120)} to the shell that "
+            "runs it: set these in the script"
+        )
+    words = [word.text for word in launch.launch.args]
+    for name in ("config", "module"):
+        value = launch.word(name.upper())
+        if value is not None and f"--{name}" not in words:
+            words[:0] = [f"--{name}", value]
+    known = launch.launch.command.environment.items()
+    return TitanCommand(
+        words=tuple(words) if "--config" in words else (),
+        files=files,
+        environment={name: word.text if word.known else None for name, word in known},
+    )
+
+
+def _recipe_alone(sources: Sources) -> tuple[str, ...]:
+    recipes = [n for n, t in sources.with_suffix(".py").items() if _IMPORT.search(t)]
+    if not recipes:
+        return ()
+    recipe = Recipe(sources.files[recipes[0]], recipes[0])
+    makers = _makers(recipe)
+    if len(makers) != 1:
+        return ()
+    module = posixpath.basename(recipes[0]).removesuffix(".py")
+    return ("--module", module, "--config", makers[0])
+
+
+def _makers(recipe: Recipe) -> list[str]:
+    """Functions of a recipe that make a configuration."""
+    functions = [n for n in recipe.functions if not n.startswith("_")]
+    return [n for n in functions if isinstance(recipe.call(n), Node)]
+
+
 def _configuration(
     sources: Sources, starts: Starts, launch: Start | None, job: JobBuilder
 ) -> tuple[Tree, bool]:
@@ -291,7 +350,7 @@ def _recipe(files: dict[str, str], launch: Start | None) -> tuple[Tree, bool]:
     name = name or next(iter(files))
     recipe = Recipe(files[name], name)
     functions = [n for n in recipe.functions if not n.startswith("_")]
-    makers = [n for n in functions if isinstance(recipe.call(n), Node)] if not wanted else [wanted]
+    makers = _makers(recipe) if not wanted else [wanted]
     if len(makers) != 1 or makers[0] not in recipe.functions:
         known = ", ".join(shorten(n, 40) for n in functions[:12])
         raise InputError(

@@ -225,11 +225,12 @@ def rehearsed_peak(settings: TrainSettings, spec: ModelSpec, layout: Layout) -> 
 
     With stages that are as even as layers allow, no other holds more.
     """
-    from krzem.train.rehearsal.stages import rehearse, stage_rank
+    from krzem.train.rehearsal.stages import rehearse, stage_rank, summary_of
 
     stages = sorted({0, min(1, layout.pp - 1), layout.pp - 1})
     ranks = [stage_rank(layout, stage) for stage in stages]
-    return rehearse(step_of(settings, spec, layout), ranks, progress=say).fullest.peak.total
+    step = step_of(settings, spec, layout)
+    return rehearse(step, ranks, one=summary_of, progress=say).fullest.peak.total
 
 
 def needed(tensors: float) -> float:

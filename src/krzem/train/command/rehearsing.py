@@ -30,7 +30,7 @@ from krzem.train.command.planning import (
 from krzem.train.config import ModelSpec, model_spec
 from krzem.train.forecast import Forecast
 from krzem.train.rehearsal.clock import Rates, trace
-from krzem.train.rehearsal.stages import Rehearsal, as_document, rehearse, stage_rank
+from krzem.train.rehearsal.stages import Rehearsal, as_document, rehearse, stage_rank, summary_of
 from krzem.train.settings import TrainSettings, layout_text, read_settings
 from krzem.train.setup import why_not
 from krzem.train.start import LAYOUT_VARIABLE, on_this_pool
@@ -69,14 +69,14 @@ def rehearse_run(run_file: Path, wish: Wish) -> int:
     cluster = _cluster(settings, wish.devices)
     spec = _model(settings)
     layout = _layout(run_file, settings, spec, cluster)
-    step = step_of(settings, spec, layout, crowding=_crowding(wish.routing))
-    found = rehearse(step, _ranks(wish.rank, layout), progress=say)
+    step = step_of(settings, spec, layout, crowding=crowding_of(wish.routing))
+    found = rehearse(step, ranks_of(wish.rank, layout), one=summary_of, progress=say)
     document = as_document(found) | {"model": spec.arch.name}
     if cluster is not None:
         document["capacity_bytes"] = cluster.memory_bytes
         even = step.crowding == 1.0
         _put_planned(document, planned_peaks(settings, spec, layout, cluster) if even else None)
-    _write(found, document, wish, cluster, settings)
+    write_files(found, document, wish, rates_of(cluster, settings.goal.precision))
     click.echo(json.dumps(document, indent=2) if wish.as_json else text(document))
     too_much = cluster is not None and found.fullest.peak.total > cluster.memory_bytes
     return 1 if found.faults or too_much else 0
@@ -143,7 +143,7 @@ def _planned(settings: TrainSettings, spec: ModelSpec, cluster: Cluster | None) 
     return best_layout(settings, spec, cluster)
 
 
-def _ranks(rank: int | None, layout: Layout) -> list[int] | None:
+def ranks_of(rank: int | None, layout: Layout) -> list[int] | None:
     if rank is None:
         return None
     if not 0 <= rank < layout.devices:
@@ -155,7 +155,7 @@ def _ranks(rank: int | None, layout: Layout) -> list[int] | None:
     return [rank]
 
 
-def _crowding(routing: str) -> float:
+def crowding_of(routing: str) -> float:
     if routing == "even":
         return 1.0
     try:
@@ -170,15 +170,12 @@ def _crowding(routing: str) -> float:
     return times
 
 
-def _write(
-    found: Rehearsal,
-    document: dict[str, Any],
-    wish: Wish,
-    cluster: Cluster | None,
-    settings: TrainSettings,
+def write_files(
+    found: Rehearsal, document: dict[str, Any], wish: Wish, rates: Rates | None
 ) -> None:
+    """The trace and the page, where they are wished for."""
     if wish.trace is not None:
-        write_text(wish.trace, json.dumps(trace(found, _rates(cluster, settings))))
+        write_text(wish.trace, json.dumps(trace(found, rates)))
         say(f"wrote {wish.trace}: open it at https://ui.perfetto.dev")
     if wish.html is not None:
         from krzem.train.rehearsal.page import rehearsal_page
@@ -187,10 +184,11 @@ def _write(
         say(f"wrote {wish.html}")
 
 
-def _rates(cluster: Cluster | None, settings: TrainSettings) -> Rates | None:
+def rates_of(cluster: Cluster | None, precision: str) -> Rates | None:
+    """How fast a device multiplies and reads; None where that is not published."""
     if cluster is None:
         return None
-    kind = Precision(settings.goal.precision).arithmetic
+    kind = Precision(precision).arithmetic
     peak = cluster.device.peak_flops.get("tf32" if kind == "fp32" else kind)
     if not peak or not cluster.memory_bytes_per_s:
         return None
@@ -207,6 +205,7 @@ def text(document: dict[str, Any]) -> str:
         f"sequence, {document['precision']}, {document['optimizer']}",
         "",
         *_table(ranks),
+        *_beside(ranks),
         "",
         _fits(fullest, room),
         *_at_the_peak(fullest),
@@ -217,6 +216,7 @@ def text(document: dict[str, Any]) -> str:
         f"micro-batch; {fullest['flops'] / 1e12:,.0f} TFLOP a step and rank",
         "",
         *(_faults(document["faults"], len(ranks))),
+        *(f"note: {note}" for note in document.get("notes", ())),
     ]
     return "\n".join(lines)
 
@@ -240,6 +240,24 @@ def _table(ranks: Sequence[dict[str, Any]]) -> list[str]:
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in [head, *rows]
     ]
+
+
+def _beside(ranks: Sequence[dict[str, Any]]) -> list[str]:
+    """The planner's bytes by kind, where they are known, and how far they are off."""
+    known = [rank for rank in ranks if rank.get("planned")]
+    if not known:
+        return []
+    lines = ["", "planned GiB by kind (over what was rehearsed):"]
+    for rank in known:
+        plan, real = rank["planned"], rank["peak"]
+        cells = (f"{kind} {plan[kind] / 2**30:.1f} ({_over(plan, real, kind)})" for kind in _KINDS)
+        lines.append(f"  stage {rank['stage']}: {', '.join(cells)}")
+    return lines
+
+
+def _over(plan: dict[str, float], real: dict[str, float], kind: str) -> str:
+    """The difference, in GiB."""
+    return f"{(plan[kind] - real[kind]) / 2**30:+.1f}"
 
 
 def _span(layers: Sequence[int]) -> str:

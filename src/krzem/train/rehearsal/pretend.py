@@ -136,10 +136,10 @@ def pretend_device(mode: PretendMode) -> Iterator[None]:
             if hasattr(module, "_get_device_handle") and hasattr(module, "__file__"):
                 stack.enter_context(mock.patch.object(module, "_get_device_handle", handle))
         stack.enter_context(mock.patch("torch.random.fork_rng", nullcontext_of))
-        made = _outside(vars(mesh)["init_device_mesh"])
+        made = outside(vars(mesh)["init_device_mesh"])
         stack.enter_context(mock.patch.object(mesh, "init_device_mesh", made))
         for name in _MESH_METHODS & vars(DeviceMesh).keys():
-            method = _outside(vars(DeviceMesh)[name])
+            method = outside(vars(DeviceMesh)[name])
             stack.enter_context(mock.patch.object(DeviceMesh, name, method))
         shapes = ShardingPropagator._propagate_tensor_meta_non_cached
 
@@ -174,7 +174,7 @@ def _is_recent(_: torch.device) -> bool:
     return True
 
 
-def _outside(given: Any) -> Any:
+def outside(given: Any) -> Any:
     """A function, or a method as its class holds it, run on real tensors."""
     function = given.__func__ if isinstance(given, staticmethod) else given
 

@@ -60,6 +60,11 @@ class Step:
     """How rows get to experts; with a capacity no row goes beyond it."""
 
     @property
+    def optimizer_name(self) -> str:
+        """adamw or muon."""
+        return self.optimizer.kind
+
+    @property
     def dtype(self) -> torch.dtype:
         """What products are computed in."""
         return torch.float32 if self.precision == "fp32" else torch.bfloat16
@@ -138,10 +143,10 @@ def _rehearsing(mode: PretendMode, recorder: Recorder, step: Step, rank: int) ->
             stack.enter_context(pretend_ranks(rank, step.layout.devices))
         stack.enter_context(pretend_device(mode))
         stack.enter_context(assumed_routes(routes))
-        stack.enter_context(_storages_seen(recorder))
-        stack.enter_context(_messages_seen(recorder))
+        stack.enter_context(storages_seen(recorder))
+        stack.enter_context(messages_seen(recorder))
         stack.enter_context(_plain_parameters_made())
-        stack.enter_context(_phases_seen(recorder))
+        stack.enter_context(phases_seen(recorder))
         stack.enter_context(
             repeated_micro_batches(
                 mode,
@@ -222,7 +227,7 @@ def _take(
 
 
 @contextmanager
-def _storages_seen(recorder: Recorder) -> Iterator[None]:
+def storages_seen(recorder: Recorder) -> Iterator[None]:
     """FSDP gives and takes the storage of gathered weights without an operator."""
 
     def allocate(tensor: Tensor) -> None:
@@ -265,7 +270,7 @@ class _Message:
 
 
 @contextmanager
-def _messages_seen(recorder: Recorder) -> Iterator[None]:
+def messages_seen(recorder: Recorder) -> Iterator[None]:
     """Which messages are given to the library together, and where a rank waits for them."""
     given = dist.batch_isend_irecv
 
@@ -286,7 +291,7 @@ _PASSES = {
 
 
 @contextmanager
-def _phases_seen(recorder: Recorder) -> Iterator[None]:
+def phases_seen(recorder: Recorder) -> Iterator[None]:
     """Which micro-batch of which stage a pipeline's schedule is at."""
     with ExitStack() as stack:
         for name, what in _PASSES.items():

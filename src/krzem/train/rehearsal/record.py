@@ -39,8 +39,8 @@ class Phase:
     """The part of a step that a rank is in."""
 
     what: str
-    """``forward``, ``backward``, ``weights`` (their gradients apart), ``update``, ``begin`` or
-    ``between`` (what a schedule sends)."""
+    """``forward``, ``backward``, ``weights`` (their gradients apart), ``loss`` (apart from passes),
+    ``update``, ``begin`` or ``between`` (what a schedule sends)."""
     chunk: int = 0
     """Which of the rank's stages."""
     micro_batch: int = 0

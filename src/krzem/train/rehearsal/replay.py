@@ -8,8 +8,8 @@ waits are run for every micro-batch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -91,9 +91,16 @@ class Replayer:
 
 @contextmanager
 def repeated_micro_batches(
-    mode: PretendMode, recorder: Recorder, micro_batches: int, *, staged: bool, repeat: bool
+    mode: PretendMode,
+    recorder: Recorder,
+    micro_batches: int,
+    *,
+    staged: bool,
+    repeat: bool,
+    models: Sequence[type[nn.Module]] = (Transformer,),
 ) -> Iterator[None]:
-    """Below, a model runs its first two micro-batches and the last; others are written down.
+    """Below, models of these classes run their first two micro-batches and the last; others are
+    written down.
 
     Without stages (``staged`` False) the passes of each micro-batch are marked here.
     """
@@ -102,7 +109,7 @@ def repeated_micro_batches(
     counts: dict[int, int] = defaultdict(int)
     chunks: dict[int, int] = {}
 
-    def call(model: Transformer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def call(model: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         key = id(model)
         chunk = chunks.setdefault(key, len(chunks))
         micro_batch, counts[key] = counts[key], counts[key] + 1
@@ -126,7 +133,9 @@ def repeated_micro_batches(
             recorder.begin(Phase("backward", 0, micro_batch))
         return out
 
-    with mock.patch.object(Transformer, "__call__", call):
+    with ExitStack() as stack:
+        for kind in models:
+            stack.enter_context(mock.patch.object(kind, "__call__", call))
         yield
 
 

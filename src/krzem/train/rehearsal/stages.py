@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -100,13 +100,35 @@ class RankSummary:
     spans: tuple[Span, ...]
     seconds: float
     """Processor time of the rehearsal."""
+    notes: tuple[str, ...] = ()
+    """Where what was run differs from what was asked."""
+
+
+StepT = TypeVar("StepT", bound="AnyStep")
+
+
+class AnyStep(Protocol):
+    """A step of whatever trainer, as far as its rehearsal is shown."""
+
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def micro_batches(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def optimizer_name(self) -> str: ...
+    @property
+    def crowding(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
     """A rehearsed step."""
 
-    step: Step
+    step: AnyStep
     ranks: tuple[RankSummary, ...]
     faults: tuple[Fault, ...]
 
@@ -122,29 +144,30 @@ def stage_rank(layout: Layout, stage: int) -> int:
 
 
 def rehearse(
-    step: Step,
+    step: StepT,
     ranks: Sequence[int] | None = None,
     *,
+    one: Callable[[StepT, int], RankSummary],
     workers: int | None = None,
     progress: Callable[[str], None] = lambda said: None,
 ) -> Rehearsal:
-    """Rehearse ``step`` as ``ranks``, by default the first of every stage.
+    """Rehearse ``step`` as ``ranks``, by default the first of every stage, with ``one``.
 
     ``progress`` is told each rank that is done.
 
     Raises:
-        KrzemError: the layout is none that the trainer runs.
+        KrzemError: the step is none that its trainer runs.
     """
     wanted = list(ranks or [stage_rank(step.layout, i) for i in range(step.layout.pp)])
     found: dict[int, RankSummary] = {}
     count = min(len(wanted), workers or os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, mp_context=context) as pool:
-        jobs = {pool.submit(summary_of, step, rank): rank for rank in wanted}
+        jobs = {pool.submit(one, step, rank): rank for rank in wanted}
         for job in as_completed(jobs):
-            one = found[jobs[job]] = job.result()
+            done = found[jobs[job]] = job.result()
             progress(
-                f"rank {one.rank} (stage {one.stage}): {one.peak.total / 2**30:.1f} GiB, "
+                f"rank {done.rank} (stage {done.stage}): {done.peak.total / 2**30:.1f} GiB, "
                 f"{len(found)} of {len(wanted)} ranks"
             )
     summaries = tuple(found[rank] for rank in wanted)
@@ -157,7 +180,7 @@ def summary_of(step: Step, rank: int) -> RankSummary:
     return summarise(step, rehearse_rank(step, rank))
 
 
-def summarise(step: Step, found: RankRecord) -> RankSummary:
+def summarise(step: AnyStep, found: RankRecord, notes: tuple[str, ...] = ()) -> RankSummary:
     """What a record says, in sums and samples."""
     record = found.record
     highest, moments = _over_time(record)
@@ -177,6 +200,7 @@ def summarise(step: Step, found: RankRecord) -> RankSummary:
         program=tuple(record.communications),
         spans=_spans(record),
         seconds=found.seconds,
+        notes=notes,
     )
 
 
@@ -199,7 +223,7 @@ def kind_of(record: Record, storage: Storage) -> Kind:
         return Kind.WEIGHTS if storage.gathered and leaves else Kind.TRANSIENT
     if storage.gathered:
         return Kind.WEIGHTS
-    return Kind.GRADIENTS if what in ("backward", "weights") else Kind.ACTIVATIONS
+    return Kind.GRADIENTS if what in ("backward", "weights", "loss") else Kind.ACTIVATIONS
 
 
 def _over_time(record: Record) -> tuple[Moment, tuple[Moment, ...]]:
@@ -288,7 +312,7 @@ def as_document(found: Rehearsal) -> dict[str, Any]:
         "sequence": found.step.sequence,
         "micro_batches": found.step.micro_batches,
         "precision": found.step.precision,
-        "optimizer": found.step.optimizer.kind,
+        "optimizer": found.step.optimizer_name,
         "crowding": found.step.crowding,
         "peak_bytes": found.fullest.peak.total,
         "faults": [{"kind": f.kind, "ranks": list(f.ranks), "said": f.said} for f in found.faults],
