@@ -9,7 +9,7 @@ from krzem.model import count, load_model, model_ids
 from krzem.model.architecture import NO_ATTENTION, Architecture, Attention, keys_by_branch
 from krzem.model.parameters import flops_by_part, state_flops
 from krzem.model.table import stack, tabulate
-from krzem.model.unread import branches, state_branch
+from krzem.model.weights import branches, state_branch
 
 SEQUENCE = 4096
 

@@ -9,7 +9,7 @@ from krzem.hardware.catalogue import Device
 from krzem.layout.layout import Precision
 from krzem.model.architecture import Architecture, Attention, FeedForward
 from krzem.model.table import projections
-from krzem.model.unread import branches
+from krzem.model.weights import branches
 
 
 def forward_flops(arch: Architecture, sequence: int, attention: str, logits: bool = True) -> float:

@@ -27,7 +27,7 @@ from krzem.model.architecture import (
     RecurrenceKind,
     RouterKind,
 )
-from krzem.model.config_file import Scope, load_config
+from krzem.model.config_file import Scope, load_config, unread_notes
 from krzem.model.description import (
     MAX_EXPERTS,
     MAX_LAYERS,
@@ -37,7 +37,6 @@ from krzem.model.description import (
     described_types,
     show,
 )
-from krzem.model.unread import unread_notes
 
 MAX_ELEMENTS = 2**48
 """Weights that no part of a real model comes near."""

@@ -153,7 +153,7 @@ def state_flops(recurrence: Recurrence) -> float:
 
     Per state of key width ``k`` and value width ``v``: ``2 k v`` to read it and ``2 k v`` to add
     to it; the delta rule reads it once more before it writes (``2 k v``). A chunked kernel
-    computes more (:mod:`krzem.model.unread`); the difference is no model FLOPs.
+    computes more (:mod:`krzem.model.config_file`); the difference is no model FLOPs.
     """
     passes = 3 if recurrence.kind in (RecurrenceKind.DELTA, RecurrenceKind.KEY_DELTA) else 2
     return 2.0 * passes * recurrence.heads * recurrence.key_dim * recurrence.value_dim

@@ -27,8 +27,14 @@ from krzem.model.architecture import (
     Matrix,
 )
 from krzem.model.parameters import computed_experts
-from krzem.model.unread import branches, state_branch, state_traffic, state_widths
-from krzem.model.weights import projected_kv, recurrence_weights
+from krzem.model.weights import (
+    branches,
+    projected_kv,
+    recurrence_weights,
+    state_branch,
+    state_traffic,
+    state_widths,
+)
 
 Array = Any
 """A float or a numpy array; formulas broadcast."""
