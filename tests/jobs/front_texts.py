@@ -142,6 +142,56 @@ deepspeed pretrain_gpt.py --num-layers 8 --hidden-size 512 --num-attention-heads
   --seq-length 512 --fp16 --deepspeed
 """
 
+_NXD = """
+name: a
+model_source: hf
+trainer:
+  devices: 32
+  num_nodes: 4
+  max_steps: 100
+distributed_strategy:
+  tensor_model_parallel_size: 32
+  pipeline_model_parallel_size: 2
+  zero1: True
+  sequence_parallel: True
+data:
+  micro_batch_size: 1
+  global_batch_size: 64
+model:
+  encoder_seq_length: 8192
+  num_layers: 32
+  hidden_size: 4096
+  fusions:
+    softmax: True
+    flash_attention: True
+  optim:
+    name: adamw
+precision:
+  type: 'mixed_precision'
+  master_weights: False
+compiler_flags: '--model-type transformer'
+"""
+_TUNE = """
+tokenizer:
+  _component_: torchtune.models.llama3.llama3_tokenizer
+  max_seq_len: LENGTH
+dataset:
+  _component_: torchtune.datasets.alpaca_cleaned_dataset
+  packed: True
+model:
+  _component_: torchtune.models.llama3_1.MODEL
+batch_size: 2
+optimizer:
+  _component_: torch.optim.AdamW
+  fused: True
+loss:
+  _component_: torchtune.modules.loss.LinearCrossEntropyLoss
+gradient_accumulation_steps: 4
+enable_activation_checkpointing: True
+compile: False
+dtype: bf16
+"""
+
 FRONTS: dict[str, Case] = {
     "swift over megatron": Case(
         engine="megatron-lm",
@@ -197,6 +247,29 @@ FRONTS: dict[str, Case] = {
         files={"a.yaml": _NEMO.replace("OTHER", "num_moe_experts: 8").replace(
             "OPTIMIZER", "fused_adam")},
         fields={"model.experts": 8, "model.moe_ffn": 14336, "ep": 1, "zero": 0},
+    ),
+    "nxd training": Case(
+        engine="neuron",
+        files={"a.yaml": _NXD},
+        fields={"tp": 32, "pp": 2, "dp": 2, "zero": 1, "sp": True, "precision": "bf16",
+                "accumulation": 32, "seq": 8192, "switch.attention": "fused", "devices": 128},
+    ),
+    "torchtune on several devices": Case(
+        engine="fsdp",
+        files={
+            "a.yaml": _TUNE.replace("LENGTH", "4096").replace("MODEL", "llama3_1_8b"),
+            "run.sh": "tune run --nproc_per_node 8 full_finetune_distributed --config a.yaml\n",
+        },
+        fields={"model.name": "llama3_1_8b", "mbs": 2, "accumulation": 4, "seq": 4096,
+                "recompute": "full", "finetune": "full", "switch.loss": "chunked",
+                "switch.compile": "off", "precision": "bf16"},
+    ),
+    "torchtune with adapters": Case(
+        engine="fsdp",
+        files={"a.yaml": _TUNE.replace("LENGTH", "null").replace("MODEL", "qlora_llama3_1_8b")},
+        fields={"model.name": "llama3_1_8b", "finetune": "qlora"},
+        open=("seq", "devices"),
+        asks=("seq",),
     ),
     "axolotl by itself": Case(
         engine="fsdp",

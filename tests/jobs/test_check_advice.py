@@ -205,3 +205,16 @@ def test_what_was_given_leaves_the_front_as_it_was() -> None:
     job = read_job(text={"run.yaml": yaml})
     assert job.spelling == FSDP2
     assert completed(job, {"devices": 8}, {}).spelling == FSDP2
+
+
+@pytest.mark.parametrize(("devices", "tp", "batch"), [(64, 8, 16), (64, 2, 64), (512, 8, 128)])
+def test_devices_that_are_given_make_the_batch(devices: int, tp: int, batch: int) -> None:
+    """torchtitan's batch is one pass of every rank: with the devices it is decided."""
+    toml = (
+        '[model]\nname = "llama3"\nflavor = "8B"\n[training]\nlocal_batch_size = 2\n'
+        "seq_len = 8192\n[parallelism]\ndata_parallel_shard_degree = -1\n"
+        f"tensor_parallel_degree = {tp}\n"
+    )
+    job = read_job(text={"a.toml": toml})
+    assert job.get("global_batch") is None
+    assert completed(job, {"devices": devices}, {}).get("global_batch") == batch

@@ -18,10 +18,7 @@ def close(job: JobBuilder) -> None:
     ``devices = nodes * devices_per_node = tp * cp * pp * dp`` and
     ``global_batch = mbs * dp * accumulation``; both are applied until nothing new follows.
     """
-    for _ in range(4):
-        _product(job, "devices", ("nodes", "devices_per_node"))
-        _product(job, "devices", ("tp", "cp", "pp", "dp"), job.same_data)
-        _product(job, "global_batch", ("mbs", "dp", "accumulation"))
+    _products(job)
     if job.whole_batch and job.number("global_batch") is None:
         job.default("accumulation", 1, job.whole_batch)
         _product(job, "global_batch", ("mbs", "dp", "accumulation"))
@@ -32,6 +29,14 @@ def close(job: JobBuilder) -> None:
     _micro_batches(job)
     _attention(job)
     _length(job)
+
+
+def _products(job: JobBuilder) -> None:
+    """Devices and the batch, each from the other factors, until nothing new follows."""
+    for _ in range(4):
+        _product(job, "devices", ("nodes", "devices_per_node"))
+        _product(job, "devices", ("tp", "cp", "pp", "dp"), job.same_data)
+        _product(job, "global_batch", ("mbs", "dp", "accumulation"))
 
 
 def _product(job: JobBuilder, whole: str, parts: tuple[str, ...], times: int = 1) -> None:
@@ -248,6 +253,7 @@ def completed(job: Job, given: Mapping[str, Value], log: Mapping[str, Setting]) 
     for name, setting in derived.items():
         if name not in gone and name not in given:
             builder.derive(name, setting.value, setting.text)
+    _products(builder)
     found = builder.job()
     return _with_faults(job, found)
 

@@ -169,6 +169,53 @@ VEOMNI_DEFAULTS: Defaults = {
     "finetune": ("none", "no weights are loaded"),
     "precision": ("bf16", "products in bfloat16, mixed precision or not"),
 }
+_TUNE_LOSS = {"LinearCrossEntropyLoss": "chunked", "CEWithChunkedOutputLoss": "chunked",
+              "CrossEntropyLoss": "plain"}  # fmt: skip
+
+
+def _tune_loss(value: object) -> Found:
+    kind = _TUNE_LOSS.get(word(value).rpartition(".")[2])
+    return {} if kind is None else {"switch.loss": kind}
+
+
+def _tune_optimizer(value: object) -> Found:
+    name = word(value).rpartition(".")[2]
+    if name.lower() in ("pagedadamw8bit", "adamw8bit"):
+        return {"optimizer": "adam8bit"}
+    return optimizer(value)
+
+
+TORCHTUNE = Table(
+    keys={
+        "model._component_": Read(
+            ("model.name",), lambda value: {"model.name": word(value).rpartition(".")[2]}
+        ),
+        "batch_size": count("mbs"), "gradient_accumulation_steps": count("accumulation"),
+        "tokenizer.max_seq_len": KEPT, "dataset.packed": KEPT, "model.lora_rank": KEPT,
+        "model.quantize_base": KEPT, "max_steps_per_epoch": KEPT,
+        "optimizer._component_": Read(("optimizer",), _tune_optimizer),
+        "loss._component_": Read(("switch.loss",), _tune_loss),
+        "dtype": words("precision", _TYPES), "compile": switch("compile"),
+        "enable_activation_checkpointing": Read(("recompute",), _recompute),
+        "enable_activation_offloading": switch("offload-activations"),
+        "tensor_parallel_dim": positive("tp"), "context_parallel_dim": positive("cp"),
+        "data_parallel_shard_dim": KEPT, "data_parallel_replicate_dim": KEPT,
+        "fsdp_cpu_offload": yes_no("offload"),
+    },
+    ignored=(
+        r"(tokenizer|dataset|dataset_val|checkpointer|optimizer|lr_scheduler|loss|metric_logger"
+        r"|profiler|model|tensor_parallel_plan|quantizer|custom_sharded_layers|optimizer_in_bwd"
+        r"|fsdp_reshard_after_forward)(\..*)?",
+        r"(output_dir|seed|shuffle|run_val.*|batch_size_val|resume_from.*|epochs|device|log_.*"
+        r"|clip_grad_norm|save_.*|enable_async.*|low_cpu_ram|cudnn.*|name|keep_.*|max_.*)",
+    ),
+)  # fmt: skip
+TORCHTUNE_DEFAULTS: Defaults = {
+    "accumulation": (1, "gradient_accumulation_steps is 1"),
+    "recompute": ("none", "enable_activation_checkpointing is false"),
+    "switch.compile": ("off", "compile is false"),
+    "switch.attention": ("fused", "scaled_dot_product_attention"),
+}
 ZERO = "deepspeed.zero_optimization"
 """ArcticTraining's table of DeepSpeed's ZeRO."""
 ARCTIC = Table(

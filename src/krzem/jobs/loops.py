@@ -26,6 +26,8 @@ from krzem.jobs.loop_keys import (
     LINGUA_DEFAULTS,
     LITGPT,
     PLAIN,
+    TORCHTUNE,
+    TORCHTUNE_DEFAULTS,
     VEOMNI,
     VEOMNI_DEFAULTS,
     ZERO,
@@ -71,7 +73,7 @@ class Loop:
 def _trees(sources: Sources) -> Iterator[tuple[str, Tree]]:
     """The YAML files that hold a batch, resolved; one that is no YAML is left to others."""
     marks = {"device_train_microbatch_size", "global_train_batch_size", "micro_batch_size",
-             "grad_acc_steps", "fsdp_type"}  # fmt: skip
+             "grad_acc_steps", "fsdp_type", "_component_"}  # fmt: skip
     for name, text in sources.with_suffix(".yaml", ".yml").items():
         if not marks & keys_of(text):
             continue
@@ -297,6 +299,33 @@ def _factory(tree: Tree, job: JobBuilder) -> None:
     ask_length(job, number(tree, "cutoff_len"))
 
 
+def _torchtune(tree: Tree, job: JobBuilder) -> None:
+    """Recipes share their keys: one device or several, and full or adapters, by what is there."""
+    name = word_of(tree, "model._component_") or ""
+    if "lora" in name:
+        four = name.rpartition(".")[2].startswith("qlora") or truth_of(tree, "model.quantize_base")
+        kind = "qlora" if four else "lora"
+        job.state("finetune", kind, tree.place("model._component_"))
+        plain = re.sub(r"^q?lora_", "", name.rpartition(".")[2])
+        job.state("model.name", plain, tree.place("model._component_"), override=True)
+    else:
+        job.default("finetune", "full", "no adapter among the model's components")
+    program = word_of(tree, "program") or ""
+    several = tree.has("tensor_parallel_dim", "data_parallel_shard_dim", "custom_sharded_layers")
+    if several or "distributed" in program:
+        job.default("zero", 3, "fully_shard, layers resharded after the forward pass")
+    elif "single_device" in program:
+        job.default("devices", 1, "a recipe for one device")
+    shards = number(tree, "data_parallel_shard_dim")
+    if shards is not None and shards > 0:
+        job.state("shard", shards, tree.place("data_parallel_shard_dim"))
+    longest = number(tree, "tokenizer.max_seq_len")
+    if longest and truth_of(tree, "dataset.packed"):
+        job.state("seq", longest, tree.place("tokenizer.max_seq_len"))
+    else:
+        ask_length(job, longest)
+
+
 _FOUNDRY_KEYS = ("train_loader", "callbacks", "fsdp_config")
 LOOPS = (
     Loop(
@@ -335,6 +364,12 @@ LOOPS = (
         finish=_arctic,
         own=(("micro_batch_size", "deepspeed"), ("model.name_or_path",), ("data.sources",)),
         defaults=ARCTIC_DEFAULTS,
+    ),
+    Loop(
+        name="torchtune", engine="fsdp", program=r"tune$|full_finetune|lora_finetune",
+        table=TORCHTUNE, finish=_torchtune,
+        own=(("model._component_",), ("batch_size",), ("loss._component_", "loss")),
+        defaults=TORCHTUNE_DEFAULTS,
     ),
     Loop(
         name="LLaMA-Factory v1", engine="fsdp", program=r"llamafactory|llama_?factory",

@@ -146,11 +146,12 @@ def _edits(s: Document) -> Iterator[str]:
         yield f"       {where}"
         old = edit["old"].strip()
         new = edit["new"].splitlines() or [""]
-        kept = new[1:] if new[0] == edit["old"] else new
+        inserted = new[0] == edit["old"]
+        kept = new[1:] if inserted else new
         lines = [line.strip() for line in kept if line.strip()]
         same = min((_alike(old, line) for line in lines), default=0)
         if old:
-            yield f"       - {_from(old, same)}"
+            yield f"       {' ' if inserted else '-'} {_from(old, same)}"
         for line in lines:
             yield f"       + {_from(line, same)}"
 
