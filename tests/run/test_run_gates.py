@@ -30,7 +30,7 @@ from krzem.run.gates import (
     spike,
     throughput,
 )
-from krzem.run.health import Pulse
+from krzem.run.health import HeartbeatJudge
 from krzem.run.history import History, prove_samples
 from krzem.run.rows import Attempt, Cause
 
@@ -184,37 +184,37 @@ class Clock:
 
 def test_a_stall_names_the_ranks_that_are_behind() -> None:
     clock = Clock()
-    pulse = Pulse(Gates(stall=Stall(seconds=10, factor=10, load=100)), clock)
+    judge = HeartbeatJudge(Gates(stall=Stall(seconds=10, factor=10, load=100)), clock)
     beats = {0: beat(0, 7, "reduce"), 1: beat(1, 7, "compute"), 2: beat(2, 7, "reduce")}
-    assert pulse.look(beats, step_seconds=0.1) == []
+    assert judge.look(beats, step_seconds=0.1) == []
     clock.now = 9.9
-    assert pulse.look(beats, step_seconds=0.1) == []
+    assert judge.look(beats, step_seconds=0.1) == []
     clock.now = 10.1
-    (found,) = pulse.look(beats, step_seconds=0.1)
+    (found,) = judge.look(beats, step_seconds=0.1)
     assert "furthest behind: rank 1 on n1 in 'compute'" in found.message
 
 
 def test_a_long_step_and_a_long_load_are_no_stall() -> None:
     clock = Clock()
-    pulse = Pulse(Gates(stall=Stall(seconds=10, factor=10, load=100)), clock)
-    pulse.look({0: beat(0, 7)}, step_seconds=5.0)
+    judge = HeartbeatJudge(Gates(stall=Stall(seconds=10, factor=10, load=100)), clock)
+    judge.look({0: beat(0, 7)}, step_seconds=5.0)
     clock.now = 45.0
-    assert pulse.look({0: beat(0, 7)}, step_seconds=5.0) == [], "ten usual steps are allowed"
-    pulse.look({0: beat(0, 7, "save")}, step_seconds=0.1)
+    assert judge.look({0: beat(0, 7)}, step_seconds=5.0) == [], "ten usual steps are allowed"
+    judge.look({0: beat(0, 7, "save")}, step_seconds=0.1)
     clock.now = 140.0
-    assert pulse.look({0: beat(0, 7, "save")}, step_seconds=0.1) == []
+    assert judge.look({0: beat(0, 7, "save")}, step_seconds=0.1) == []
     clock.now = 146.0
-    assert len(pulse.look({0: beat(0, 7, "save")}, step_seconds=0.1)) == 1
+    assert len(judge.look({0: beat(0, 7, "save")}, step_seconds=0.1)) == 1
 
 
 def test_silence_in_a_queue_means_nothing_and_before_the_first_beat_little() -> None:
     clock = Clock()
-    pulse = Pulse(Gates(stall=Stall(load=100)), clock)
+    judge = HeartbeatJudge(Gates(stall=Stall(load=100)), clock)
     clock.now = 1e6
-    pulse.waiting()
-    assert pulse.look({}, step_seconds=None) == []
+    judge.waiting()
+    assert judge.look({}, step_seconds=None) == []
     clock.now += 101
-    assert len(pulse.look({}, step_seconds=None)) == 1
+    assert len(judge.look({}, step_seconds=None)) == 1
 
 
 def told(work: Mapping[int, Sequence[float]], until: int, kept: int = 8) -> dict[int, Heartbeat]:
@@ -225,8 +225,10 @@ def told(work: Mapping[int, Sequence[float]], until: int, kept: int = 8) -> dict
     }
 
 
-def first_alarm(pulse: Pulse, work: Mapping[int, Sequence[float]], looks: Sequence[int]) -> str:
-    found = [f for step in looks for f in pulse.look(told(work, step), step_seconds=0.1)]
+def first_alarm(
+    judge: HeartbeatJudge, work: Mapping[int, Sequence[float]], looks: Sequence[int]
+) -> str:
+    found = [f for step in looks for f in judge.look(told(work, step), step_seconds=0.1)]
     return found[0].message if found else ""
 
 
@@ -234,15 +236,15 @@ def first_alarm(pulse: Pulse, work: Mapping[int, Sequence[float]], looks: Sequen
 def test_a_slow_rank_is_named_however_often_the_controller_looks(every: int) -> None:
     work = {rank: [0.1] * 20 for rank in range(4)}
     work[2][7:] = [0.3] * 13
-    pulse = Pulse(Gates(straggler=Straggler(ratio=2, steps=4)), Clock())
-    message = first_alarm(pulse, work, range(every, 21, every))
+    judge = HeartbeatJudge(Gates(straggler=Straggler(ratio=2, steps=4)), Clock())
+    message = first_alarm(judge, work, range(every, 21, every))
     assert "rank 2 on n2 takes 3.0 times as long as the others" in message
 
 
 def test_the_evidence_is_every_ranks_median() -> None:
     work = {0: [0.1] * 8, 1: [0.5] * 8}
-    pulse = Pulse(Gates(straggler=Straggler(ratio=2, steps=4)), Clock())
-    (found,) = pulse.look(told(work, 8), step_seconds=0.1)
+    judge = HeartbeatJudge(Gates(straggler=Straggler(ratio=2, steps=4)), Clock())
+    (found,) = judge.look(told(work, 8), step_seconds=0.1)
     assert found.evidence == (
         {"rank": 0, "host": "n0", "own_seconds": 0.1},
         {"rank": 1, "host": "n1", "own_seconds": 0.5},
@@ -256,19 +258,19 @@ def test_hiccups_of_all_ranks_make_no_straggler(seed: int) -> None:
     for rank in work:
         for step in range(rank, 60, 3):
             work[rank][step] *= random.uniform(1, 50)
-    pulse = Pulse(Gates(straggler=Straggler(ratio=1.5, steps=12)), Clock())
-    assert first_alarm(pulse, work, range(5, 61, 5)) == ""
+    judge = HeartbeatJudge(Gates(straggler=Straggler(ratio=1.5, steps=12)), Clock())
+    assert first_alarm(judge, work, range(5, 61, 5)) == ""
 
 
 def test_a_rank_that_tells_nothing_and_a_job_queued_again_are_no_straggler() -> None:
-    pulse = Pulse(Gates(straggler=Straggler(ratio=2, steps=4)), Clock())
-    assert first_alarm(pulse, {0: [0.1] * 8, 1: []}, [4, 8]) == ""
-    assert first_alarm(pulse, {0: [0.1] * 8}, [4, 8]) == "", "there is nobody to compare with"
+    judge = HeartbeatJudge(Gates(straggler=Straggler(ratio=2, steps=4)), Clock())
+    assert first_alarm(judge, {0: [0.1] * 8, 1: []}, [4, 8]) == ""
+    assert first_alarm(judge, {0: [0.1] * 8}, [4, 8]) == "", "there is nobody to compare with"
     slow = {0: [0.1] * 3, 1: [0.5] * 3}
-    assert first_alarm(pulse, slow, [3]) == ""
-    pulse.waiting()
-    assert first_alarm(pulse, slow, [3]) == "", "three steps twice are not four"
-    assert first_alarm(pulse, {r: s * 2 for r, s in slow.items()}, [6])
+    assert first_alarm(judge, slow, [3]) == ""
+    judge.waiting()
+    assert first_alarm(judge, slow, [3]) == "", "three steps twice are not four"
+    assert first_alarm(judge, {r: s * 2 for r, s in slow.items()}, [6])
 
 
 def test_heartbeats_carry_the_last_steps_of_own_work(tmp_path: Path) -> None:
@@ -284,9 +286,9 @@ def test_heartbeats_carry_the_last_steps_of_own_work(tmp_path: Path) -> None:
 
 
 def test_memory_fires_after_looks_in_a_row() -> None:
-    pulse = Pulse(Gates(memory=Memory(above=0.9, steps=3)), Clock())
+    judge = HeartbeatJudge(Gates(memory=Memory(above=0.9, steps=3)), Clock())
     found = [
-        bool(pulse.look({}, step_seconds=None, memory=m, memory_limit=100))
+        bool(judge.look({}, step_seconds=None, memory=m, memory_limit=100))
         for m in (95, 95, 80, 95, 95, 95, 95)
     ]
     assert found == [False, False, False, False, False, True, False]

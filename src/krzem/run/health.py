@@ -99,8 +99,8 @@ class _Seen:
     since: float
 
 
-class Pulse:
-    """The heartbeats of one attempt over time."""
+class HeartbeatJudge:
+    """Follows the heartbeats of one attempt over time, and says when a gate fires."""
 
     def __init__(self, gates: Gates, clock: Callable[[], float]) -> None:
         self._gates = gates

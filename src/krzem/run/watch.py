@@ -23,7 +23,7 @@ from krzem.run.contract import (
 )
 from krzem.run.gate_settings import Action
 from krzem.run.gates import Finding
-from krzem.run.health import Pulse
+from krzem.run.health import HeartbeatJudge
 from krzem.run.history import History, Metrics
 from krzem.run.launch.job import Look, Phase
 from krzem.run.ledger import Ledger
@@ -77,7 +77,7 @@ class Watch:
         self._metrics = Metrics(settings.folder)
         self._metrics.newest_attempt = started.attempt.id
         self._told_bad = 0
-        self._pulse = Pulse(settings.gates, services.clock)
+        self._heartbeats = HeartbeatJudge(settings.gates, services.clock)
         self._begun = services.clock()
         self._stopping: tuple[str, float] | None = None
         self._noted_step = -1
@@ -98,7 +98,7 @@ class Watch:
         """Go on under other settings."""
         self._settings = settings
         self._pool = settings.pool(self._pool.name)
-        self._pulse.settle(settings.gates)
+        self._heartbeats.settle(settings.gates)
 
     def stop_for(self, why: str) -> None:
         """Have the trainer save and stop, if nobody has asked yet."""
@@ -131,7 +131,7 @@ class Watch:
         if look.phase is Phase.GONE:
             return Outcome(cause=Cause.LOST, detail=look.detail)
         if look.phase is Phase.PENDING:
-            self._pulse.waiting()
+            self._heartbeats.waiting()
             if (outcome := self._waiting(look)) is not None:
                 return outcome
         return (
@@ -182,7 +182,7 @@ class Watch:
         found += self._over_budget()
         if look.phase is not Phase.PENDING:
             limit = self._pool.limits.memory_bytes
-            found += self._pulse.look(
+            found += self._heartbeats.look(
                 read_heartbeats(self._settings.folder, attempt),
                 step_seconds=usual,
                 memory=self._memory,
@@ -235,7 +235,7 @@ class Watch:
     def _last_heartbeats(self) -> None:
         """A slow rank is named also where no look fell between its slow steps and the end."""
         beats = read_heartbeats(self._settings.folder, self._started.attempt.id)
-        finding = self._pulse.straggling(beats)
+        finding = self._heartbeats.straggling(beats)
         if finding is not None and self._stopping is None and finding.gate not in self._warned:
             self._keep(finding)
 
