@@ -30,7 +30,8 @@ from krzem.accuracy.evaluate import outcomes
 from krzem.cost.coefficients import fitted
 from krzem.cost.memory import RankBytes
 from krzem.cost.stages import stages
-from krzem.cost.trainer_memory import held_weights, trainer_ranks, weight_traffic
+from krzem.cost.trainer_held import held_weights, weight_traffic
+from krzem.cost.trainer_memory import trainer_ranks
 from krzem.facts.table import read_table
 from krzem.hardware import read_cluster
 from krzem.layout.layout import pack, parse_layout
@@ -184,7 +185,7 @@ def planned_traffic(case: Case) -> dict[str, float]:
     step = counting.step(x)
     held = held_weights(asked.task.architecture, asked.table, x)
     routed = [float(np.ravel(layer.experts)[0]) > 0 for layer in held.layers]
-    own = float(held.counts(np.array([second]))[routed].sum())
+    own = float(held.every(np.array([second]))[routed].sum())
     return {
         "experts": count * float(np.ravel(rank.dispatch)[0]) * own / (priced or 1.0),
         "stages": float(np.ravel(step.pipeline_transfer)[0]),

@@ -126,8 +126,11 @@ class StateCuts:
     """Share of a dense weight that a device holds where it is sharded."""
 
 
-def state_cuts(x: Layouts, sizes: StateSizes, m: Array) -> StateCuts:
-    """Of layouts with ``m`` micro-batches a step."""
+def state_cuts(
+    x: Layouts, sizes: StateSizes, m: Array, *, experts_within: bool = False
+) -> StateCuts:
+    """Of layouts with ``m`` micro-batches a step; ``experts_within`` a sharding group experts are
+    cut as well, not over all ranks that hold the same ones."""
     whole = (x.dp * x.cp).astype(float)
     edp = np.maximum(x.tp * whole / (x.ep * x.etp), 1.0)
     deep = (np.asarray(sizes.deep) > 0) & (x.zero >= 1)
@@ -135,6 +138,8 @@ def state_cuts(x: Layouts, sizes: StateSizes, m: Array) -> StateCuts:
     by = whole
     if np.any(x.shard > 0):
         by = np.where(third & (x.shard > 0), np.minimum(x.shard, whole), whole)
+        if experts_within:
+            edp = np.where(third & (x.shard > 0), np.minimum(x.shard, edp), edp)
     parts, expert_parts = 1.0 / by, 1.0 / edp
     optimizing = np.maximum(x.zero, sizes.least_stage) >= 1
     step = sizes.step * np.ones(1)

@@ -95,10 +95,10 @@ def stages(t: ModelTable, x: Layouts) -> Stages:
 
 
 def kinds_held(kinds: tuple[int, ...], x: Layouts, mtp: int) -> Callable[[Array], Array]:
-    """How many layers of each kind a rank of krzem's own trainer holds.
+    """How many layers of each kind each chunk of a rank of krzem's own trainer holds.
 
     ``kinds`` is the kind of each layer in order, from 0; of pipeline ranks ``[N]`` the result
-    gives counts ``[K, N]``.
+    gives counts ``[C, K, N]``.
     """
     columns = (x.pp, x.vpp, x.schedule, x.first_stage_layers, x.last_stage_layers)
     code = np.zeros(len(x), dtype=np.int64)
@@ -106,17 +106,19 @@ def kinds_held(kinds: tuple[int, ...], x: Layouts, mtp: int) -> Callable[[Array]
         code = code * (int(np.max(column)) + 2) + column + 1
     _, at, which = np.unique(code, return_index=True, return_inverse=True)
     tables = [_held(kinds, mtp, *(int(c[i]) for c in columns)) for i in at]
-    deepest = max(len(table) for table in tables)
-    padded = [np.pad(table, ((0, deepest - len(table)), (0, 0))) for table in tables]
+    deepest, chunks = (max(table.shape[axis] for table in tables) for axis in (0, 1))
+    padded = [
+        np.pad(t, ((0, deepest - t.shape[0]), (0, chunks - t.shape[1]), (0, 0))) for t in tables
+    ]
     found = np.stack(padded)
-    return lambda rank: np.asarray(found[which, np.asarray(rank, dtype=np.int64)].T)
+    return lambda rank: np.moveaxis(found[which, np.asarray(rank, dtype=np.int64)], 0, -1).copy()
 
 
 @lru_cache(maxsize=4096)
 def _held(
     kinds: tuple[int, ...], mtp: int, pp: int, vpp: int, schedule: int, first: int, last: int
 ) -> Array:
-    """``[pp, K]`` of one pipe; even shares where the trainer refuses it."""
+    """``[pp, C, K]`` of one pipe; even shares where the trainer refuses it."""
     layout = Layout(
         pp=pp,
         vpp=vpp,
@@ -124,13 +126,14 @@ def _held(
         first_stage_layers=None if first < 0 else first,
         last_stage_layers=None if last < 0 else last,
     )
-    counts = np.zeros((pp, max(kinds) + 1))
+    counts = np.zeros((pp, vpp, max(kinds) + 1))
     try:
         held = stage_layers(len(kinds), layout, mtp)
     except LayoutError:
-        return counts + np.bincount(kinds) / pp
-    for rank, span in zip(stage_ranks(layout), held, strict=True):
-        counts[rank] += np.bincount(kinds[span.start : span.stop], minlength=counts.shape[1])
+        return counts + np.bincount(kinds) / (pp * vpp)
+    for stage, (rank, span) in enumerate(zip(stage_ranks(layout), held, strict=True)):
+        own = np.bincount(kinds[span.start : span.stop], minlength=counts.shape[2])
+        counts[rank, min(stage // pp, vpp - 1)] += own
     return counts
 
 
