@@ -205,6 +205,15 @@ CASES = {
                       ["3"]),
     "sequence": ("for i in $(seq 1 3); do A+=$i; done\nprog $A {1..3}", ["123", "1", "2", "3"]),
     "elif": ('M=b\nif [ $M = a ]; then T=1; elif [ $M = b ]; then T=2; fi\nprog $T', ["2"]),
+    "a list that holds a word": (
+        'L=(zero2 pp)\nX=pp\n'
+        'if [[ " ${L[*]} " =~ " $X " ]]; then T=1; else T=2; fi\n'
+        '[[ ! " ${L[*]} " =~ " tp " ]] && prog $T "it is there"',
+        ["1", "it is there"],
+    ),
+    "an expression with a part in quotes": (
+        'X="a b"\n[[ $X =~ a" "b ]] && T=1\nprog "read on"', ["read on"],
+    ),
     "and without test": ("X=1\n[[ $X -eq 1 ]] && T=5 || T=6\nprog $T", ["5"]),
     "set --": ("set -- a b\nshift\nprog $1 $#", ["b", "1"]),
     "braces in a word": ("prog ${A:-{}}", ["{}"]),

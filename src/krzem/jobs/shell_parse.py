@@ -324,14 +324,17 @@ class Parser(WordParser):
             words.append(self.test_word(bool(words) and words[-1].bare == "=~"))
 
     def test_word(self, regular: bool) -> Word:
-        """A word of ``[[``; operators are words, and a regular expression goes to the blank."""
+        """A word of ``[[``; operators are words, and a regular expression goes to the blank.
+
+        One in quotes is text (``=~ " $x "``), as any word in quotes.
+        """
         begin = self.at
         for op in ("&&", "||", "(", ")", "<", ">"):
             if not regular and self.text.startswith(op, self.at):
                 self.at += len(op)
                 return Word((Lit(op, False, self.origin(begin)),), self.origin(begin), op)
-        if regular:
-            match = re.compile(r"\S+").match(self.text, self.at)
+        if regular and self.text[self.at] not in "\"'":
+            match = re.compile(r"(?:\"[^\"]*\"|\S)+").match(self.text, self.at)
             assert match is not None
             self.at = match.end()
             return Word((Lit(match[0], True, self.origin(begin)),), self.origin(begin), match[0])
