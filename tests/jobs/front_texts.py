@@ -192,6 +192,41 @@ compile: False
 dtype: bf16
 """
 
+_INTERN = """
+SEQ_LEN = 2048
+HIDDEN = 4096
+LAYERS = 32
+ckpt = dict(enable_save_ckpt=False, every=int(50 / 2))
+data = dict(seq_len=SEQ_LEN, micro_num=4, micro_bsz=2, total_steps=10 * 5)
+lr_scheduler = dict(total_steps=data["total_steps"])
+model = dict(
+    checkpoint=CHECKPOINT,
+    num_attention_heads=32,
+    num_kv_attention_heads=8,
+    vocab_size=92544,
+    hidden_size=HIDDEN,
+    num_layers=LAYERS,
+    mlp_ratio=8 / 3,
+    dtype="torch.bfloat16",
+    use_flash_attn=True,
+    num_chunks=1,
+)
+parallel = dict(
+    zero1=dict(size=ZERO),
+    tensor=dict(size=TENSOR, mode="MODE"),
+    pipeline=dict(size=2, interleaved_overlap=True),
+    weight=dict(size=WEIGHT, overlap=True),
+)
+"""
+
+
+def _intern(**said: object) -> str:
+    text = _INTERN
+    for name, value in said.items():
+        text = text.replace(name.upper(), str(value))
+    return text
+
+
 FRONTS: dict[str, Case] = {
     "swift over megatron": Case(
         engine="megatron-lm",
@@ -253,6 +288,27 @@ FRONTS: dict[str, Case] = {
         files={"a.yaml": _NXD},
         fields={"tp": 32, "pp": 2, "dp": 2, "zero": 1, "sp": True, "precision": "bf16",
                 "accumulation": 32, "seq": 8192, "switch.attention": "fused", "devices": 128},
+    ),
+    "internevo": Case(
+        engine="internevo",
+        files={
+            "a.py": _intern(checkpoint=True, zero=8, tensor=4, mode="msp", weight=1),
+            "run.sh": "torchrun --nnodes=8 --nproc_per_node=8 train.py --config a.py\n",
+        },
+        fields={"devices": 64, "tp": 4, "sp": True, "pp": 2, "dp": 8, "zero": 1, "shard": 8,
+                "mbs": 2, "accumulation": 4, "global_batch": 64, "seq": 2048, "model.ffn": 11008,
+                "model.kv_heads": 8, "recompute": "full", "precision": "bf16", "train_steps": 50},
+    ),
+    "internevo, weights over ranks": Case(
+        engine="internevo",
+        files={"a.py": _intern(checkpoint=0.5, zero=-1, tensor=2, mode="isp", weight=4)},
+        fields={"tp": 1, "cp": 2, "cpkind": "a2a", "zero": 3, "recompute": "full", "rlayers": 8},
+        open=("devices", "global_batch"),
+    ),
+    "internevo, copies": Case(
+        engine="internevo",
+        files={"a.py": _intern(checkpoint=False, zero=1, tensor=1, mode="mtp", weight=1)},
+        fields={"tp": 1, "cp": 1, "zero": 0, "recompute": "none"},
     ),
     "torchtune on several devices": Case(
         engine="fsdp",
