@@ -65,6 +65,10 @@ SURFACE = {
         "--mfu",
         "--tokens-per-s",
         "--top",
+        "--rehearse",
+        "--rank",
+        "--routing",
+        "--trace",
     }
     | OUTPUT,
     "devices": {"name", "--json"},
