@@ -41,7 +41,7 @@ from krzem.jobs.reading import read_job
 FOLDER = Path(__file__).parent / "jobs"
 BEGIN, END = "<!-- jobs:begin -->", "<!-- jobs:end -->"
 FRESH = ("<!-- fresh:begin -->", "<!-- fresh:end -->")
-HALVES = ("develop", "aside", "fresh", "all")
+HALVES = ("develop", "aside", "fresh", "again", "all")
 
 
 @dataclass(slots=True)
@@ -270,7 +270,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _labels(half: str) -> tuple[str, ...]:
     """The files with the labels of a half; those set aside are opened only when asked for."""
-    each = {"develop": ("labels.csv",), "fresh": ("labels_fresh.csv",)}
+    each = {
+        "develop": ("labels.csv",),
+        "fresh": ("labels_fresh.csv",),
+        "again": ("labels_fresh.csv",),
+    }
     both = ("labels.csv", "labels_aside.csv")
     return each.get(half, both if half == "aside" else (*both, "labels_fresh.csv"))
 

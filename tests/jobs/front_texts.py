@@ -114,6 +114,9 @@ bf16: auto
 gradient_accumulation_steps: 2
 micro_batch_size: 1
 optimizer: adamw_torch
+deepspeed:
+fsdp:
+fsdp_config:
 """
 _CHAT = """
 deepspeed --num_gpus 8 main.py --data_path a --data_split 2,4,4 --model_name_or_path org/Model-7B \\
@@ -330,7 +333,8 @@ FRONTS: dict[str, Case] = {
     "axolotl by itself": Case(
         engine="fsdp",
         files={"a.yaml": _AXOLOTL},
-        fields={"precision": "bf16", "switch.loss": "chunked", "seq": 2048, "mbs": 1},
+        fields={"precision": "bf16", "switch.loss": "chunked", "seq": 2048, "mbs": 1,
+                "zero": 0},
     ),
     "deepspeed-chat": Case(
         engine="deepspeed",

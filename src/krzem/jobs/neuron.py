@@ -14,7 +14,7 @@ from krzem.jobs.job import JobBuilder
 from krzem.jobs.nemo import read_settings
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.surroundings import describe
-from krzem.jobs.tree import Defaults, Tree, fall_back, truth_of, word_of
+from krzem.jobs.tree import Defaults, Tree, fall_back, number, truth_of, word_of
 
 ENGINE = "neuron"
 _OWN = re.compile(
@@ -72,6 +72,9 @@ def read(sources: Sources, job: JobBuilder) -> None:
     if flash is not None:
         place = tree.place("model.fusions.flash_attention")
         job.state("switch.attention", "fused" if flash else "eager", place, override=True)
+    top = number(tree, "model.moe.top_k")
+    if top and job.number("model.experts"):
+        job.state("model.top_k", top, tree.place("model.moe.top_k"))
     fall_back(job, _DEFAULTS)
     describe(sources, job)
 

@@ -164,7 +164,8 @@ def _sharding(tree: Tree, job: JobBuilder) -> None:
         _fsdp_keys(tree, job, prefix)
     _mesh(tree, job)
     if job.engine == "fsdp":
-        if tree.has("fsdp") or tree.any_below("fsdp_config") or tree.any_below("accelerate"):
+        named = not unset(tree.value("fsdp"))
+        if named or tree.any_below("fsdp_config") or tree.any_below("accelerate"):
             job.default("offload", False, "no offload of parameters")
         else:
             job.default("zero", 0, "every rank holds the whole state")
