@@ -52,10 +52,10 @@ class Held:
         return self.chunks(rank).sum(axis=0)
 
 
-def held_weights(arch: Architecture, t: ModelTable, x: Layouts) -> Held:
+def held_weights(arch: Architecture, t: ModelTable, x: Layouts, wide: float = 1.0) -> Held:
     """What each pipeline rank of ``krzem train`` holds."""
     sequence = int(t.sequence)
-    k = tokens_of(arch, sequence, x)
+    k = tokens_of(arch, sequence, x, wide)
     kinds = [layer for layer, _ in arch.kinds()]
     order = tuple(kinds.index(layer) for layer in arch.expanded())
     module = arch.mtp_layer or arch.expanded()[-1]

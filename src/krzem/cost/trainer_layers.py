@@ -49,6 +49,8 @@ class Tokens:
     """What gathering makes: 0 without tensor parallelism."""
     streams: float
     """Residual streams: the residual is so many times ``own_bytes``."""
+    wide: float = 1.0
+    """Bytes of an element over two: 2 in float32, whose layers are counted twice as large."""
 
     @property
     def residual(self) -> Array:
@@ -66,8 +68,8 @@ class Tokens:
         return np.where(self.tp > 1, self.joined, self.own_bytes)
 
 
-def tokens_of(arch: Architecture, sequence: int, x: Layouts) -> Tokens:
-    """Of layouts ``x [N]``."""
+def tokens_of(arch: Architecture, sequence: int, x: Layouts, wide: float = 1.0) -> Tokens:
+    """Of layouts ``x [N]``; ``own_bytes``, ``joined`` and ``extra`` of elements of two bytes."""
     tp = x.tp.astype(float)
     whole = x.micro_batch * float(sequence)
     m = whole / x.cp
@@ -83,6 +85,7 @@ def tokens_of(arch: Architecture, sequence: int, x: Layouts) -> Tokens:
         joined=joined,
         extra=np.where(tp > 1, joined, 0.0),
         streams=float(arch.hyper_connections),
+        wide=wide,
     )
 
 
@@ -255,7 +258,8 @@ def _mixture(f: FeedForward, arch: Architecture, k: Tokens, x: Layouts) -> _Part
     hidden = f.input_width or arch.hidden
     rows, inner = 2.0 * choices * hidden, 2.0 * choices * f.width
     scores = 12.0 if cut_off else 8.0
-    router = 4.0 * k.own * arch.hidden + scores * k.own * f.experts + 40.0 * choices
+    router = 4.0 * k.own * arch.hidden * (k.wide == 1.0)  # In float32 it reads what is there.
+    router = router + (scores * k.own * f.experts + 40.0 * choices) / k.wide
     shared = 2.0 * k.gathered * f.shared_width / k.tp
     # The norm's output is kept for the shared expert alone: routers keep it in 32 bits.
     read = k.read if f.shared_width else 0.0
@@ -327,12 +331,13 @@ def layer_bytes(
     kept, again = _kept(x, k, whole, whole - attention.core, products, dense + experts)
     at_network = whole + network.more + beside
     at_attention = whole - network.kept - streams + attention.more + beside
+    plain = np.where(x.zero == 0, 2.0 * (dense + experts), 0.0) * (k.wide == 1.0)
     return LayerBytes(
-        kept=kept,
-        whole=whole + np.where(x.zero == 0, 2.0 * (dense + experts), 0.0),
-        work=np.maximum(at_network, at_attention) + again - kept,
+        kept=k.wide * kept,
+        whole=k.wide * (whole + plain),
+        work=k.wide * (np.maximum(at_network, at_attention) + again - kept),
         # Of each product but the core's, of either norm, and what both output matrices read.
-        waits=products - attention.core - k.projected + 2.0 * (k.own_bytes + k.read),
+        waits=k.wide * (products - attention.core - k.projected + 2.0 * (k.own_bytes + k.read)),
         dense=dense,
         experts=experts,
         unit=_unit(x, dense, experts),
@@ -349,7 +354,8 @@ def _kept(
     kept: Array = np.where(core, no_core, whole)
     kept = np.where(some, k.residual + products, kept)
     kept = np.where(full, k.residual, kept)
-    plain = np.where(x.zero == 0, 2.0 * weights, 0.0)  # Weights are rounded by each pass itself.
+    # Weights are rounded by each pass itself.
+    plain = np.where((x.zero == 0) & (k.wide == 1.0), 2.0 * weights, 0.0)
     return kept + np.where(full, 0.0, plain), np.where(full, plain, 0.0)
 
 

@@ -27,6 +27,8 @@ from krzem.model.architecture import Architecture, AttentionKind, Layer
 from krzem.model.table import ModelTable
 
 Array = Any
+_WIDE = {Precision.BF16: 1.0, Precision.FP32: 2.0}
+"""Bytes of an element over two, of the precisions whose tensors are counted."""
 _PIECE = 2.0**25
 _ROWS = 256.0
 """Logits of a piece of the loss, and its tokens at least (train/model/transformer.py)."""
@@ -35,7 +37,7 @@ _ROWS = 256.0
 def is_counted(arch: Architecture, precision: Precision) -> bool:
     """Whether every tensor of the trainer's step with this model is known here."""
     layers = [run.layer for run in arch.runs]
-    return precision is Precision.BF16 and all(map(_is_known, layers))
+    return precision in _WIDE and all(map(_is_known, layers))
 
 
 def _is_known(layer: Layer) -> bool:
@@ -47,7 +49,12 @@ def _is_known(layer: Layer) -> bool:
 
 
 def trainer_bytes(
-    arch: Architecture, t: ModelTable, x: Layouts, global_batch: Array, sizes: StateSizes
+    arch: Architecture,
+    t: ModelTable,
+    x: Layouts,
+    global_batch: Array,
+    sizes: StateSizes,
+    precision: Precision = Precision.BF16,
 ) -> MemoryBytes:
     """Bytes of the first, the fullest middle and the last pipeline rank of ``krzem train``.
 
@@ -57,8 +64,10 @@ def trainer_bytes(
     """
     alike = [np.flatnonzero(x.vpp == chunks) for chunks in np.unique(x.vpp)]
     if len(alike) == 1:
-        return _of_alike(arch, t, x, global_batch, sizes)
-    found = [_of_alike(arch, t, x.take(i), global_batch, _taken(sizes, i)) for i in alike]
+        return _of_alike(arch, t, x, global_batch, sizes, precision)
+    found = [
+        _of_alike(arch, t, x.take(i), global_batch, _taken(sizes, i), precision) for i in alike
+    ]
     order = np.argsort(np.concatenate(alike), kind="stable")
 
     def joined(place: str) -> RankBytes:
@@ -80,9 +89,14 @@ def _taken(sizes: StateSizes, indices: Array) -> StateSizes:
 
 
 def _of_alike(
-    arch: Architecture, t: ModelTable, x: Layouts, global_batch: Array, sizes: StateSizes
+    arch: Architecture,
+    t: ModelTable,
+    x: Layouts,
+    global_batch: Array,
+    sizes: StateSizes,
+    precision: Precision,
 ) -> MemoryBytes:
-    rank = trainer_ranks(arch, t, x, global_batch, sizes)
+    rank = trainer_ranks(arch, t, x, global_batch, sizes, precision)
     second, third = (rank(np.minimum(place, x.pp - 1)) for place in (1, 2))
     fuller = (third.total > second.total) & (x.pp > 3)
     middle = {
@@ -95,16 +109,21 @@ def _of_alike(
 
 
 def trainer_ranks(
-    arch: Architecture, t: ModelTable, x: Layouts, global_batch: Array, sizes: StateSizes
+    arch: Architecture,
+    t: ModelTable,
+    x: Layouts,
+    global_batch: Array,
+    sizes: StateSizes,
+    precision: Precision = Precision.BF16,
 ) -> Callable[[Array], RankBytes]:
     """Bytes of any pipeline rank of layouts ``[N]``: a function of the ranks ``[N]``."""
-    count = np.maximum(global_batch / (x.dp * x.micro_batch), 1.0)
+    count, wide = np.maximum(global_batch / (x.dp * x.micro_batch), 1.0), _WIDE[precision]
     step = _Step(
         x=x,
-        k=tokens_of(arch, int(t.sequence), x),
+        k=tokens_of(arch, int(t.sequence), x, wide),
         count=count,
         cuts=state_cuts(x, sizes, count, experts_within=True),
-        held=held_weights(arch, t, x),
+        held=held_weights(arch, t, x, wide),
         angles=_angles(arch, float(t.sequence)),
     )
     return lambda rank: _rank(step, np.asarray(rank))
@@ -152,7 +171,7 @@ def _rank(s: _Step, rank: Array) -> RankBytes:
     each = single | ((x.pp <= 1) & (x.zero >= 2))
     late = each & (np.where(single, gradients, 0.0) + ends > activations + transient)
     return RankBytes(
-        weights=_gathered(x, s.cuts, weights),
+        weights=s.k.wide * _gathered(x, s.cuts, weights),
         gradients=np.where(single & ~late, 0.0, gradients),
         optimizer=s.cuts.optimizer.of(*weights),
         activations=np.where(late, 0.0, activations),
@@ -193,7 +212,8 @@ def _chunks(s: _Step, rank: Array) -> _Chunks:
     mtp = np.where(closes, held.mtp, 0.0)
     # The last norm's input and output, and what prediction modules join.
     closing = mtp * _joined(k) + np.where(closes, k.own_bytes + k.joined, 0.0)
-    handed = np.where((x.pp > 1) & ~closes, k.residual, 0.0)
+    closing = k.wide * closing
+    handed = np.where((x.pp > 1) & ~closes, k.wide * k.residual, 0.0)
     kept = _kept(s, counts) + closing + handed + s.angles / x.vpp
     if k.streams > 1:
         # All streams begin as one tensor.
@@ -220,8 +240,8 @@ def _chunks(s: _Step, rank: Array) -> _Chunks:
     )
     return _Chunks(
         kept=np.where(number < x.vpp, kept, 0.0),
-        work=work + 2.0 * waiting,
-        loss=np.where(closes, loss + waiting, 0.0),
+        work=work + 2.0 * k.wide * waiting,
+        loss=np.where(closes, loss + k.wide * waiting, 0.0),
         waits=held_back,
         gradients=s.cuts.gradients.of(dense, experts, ends),
     )
@@ -231,17 +251,19 @@ def _worked(s: _Step, counts: Array, closes: Array, mtp: Array) -> tuple[Array, 
     """Bytes ``[C, N]`` beside what is kept, in the backward pass of a layer and at the loss."""
     x, k, held = s.x, s.k, s.held
     work = _turning(s, counts)
-    work = work + np.where((x.pp > 1) & ~closes, k.residual, 0.0)
+    work = work + np.where((x.pp > 1) & ~closes, k.wide * k.residual, 0.0)
     weights = _largest(counts, [layer.weights for layer in held.layers])
     cut = (x.zero >= 3) & (x.dp * x.cp > 1) & (x.pp <= 1)
-    whole = np.where(cut, 2.0 * (held.embedding + held.head), 0.0)
+    whole = np.where(cut, 2.0 * k.wide * (held.embedding + held.head), 0.0)
     # This layer and the next gathered, and the gradient of the one before on its way.
-    work = work + whole + np.where(cut, 8.0 * weights, 0.0)
+    work = work + whole + np.where(cut, (4.0 * k.wide + 4.0) * weights, 0.0)
     # That one has let go of what it kept, as the output has.
-    gone = k.own_bytes + k.joined + _largest(counts, [layer.kept for layer in held.layers])
+    gone = k.wide * (k.own_bytes + k.joined) + _largest(
+        counts, [layer.kept for layer in held.layers]
+    )
     work = work - np.where(cut & closes, gone, 0.0)
-    work = work + np.where(closes, 2.0 * held.head * (1.0 + (mtp > 0)), 0.0)
-    return work, _loss(s) + 2.0 * held.head * mtp + whole
+    work = work + np.where(closes, 2.0 * k.wide * held.head * (1.0 + (mtp > 0)), 0.0)
+    return work, _loss(s) + 2.0 * k.wide * held.head * mtp + whole
 
 
 def _regathered(s: _Step, counts: Array, ends: Array) -> tuple[Array, Array]:
@@ -251,8 +273,9 @@ def _regathered(s: _Step, counts: Array, ends: Array) -> tuple[Array, Array]:
     apart = is_schedule(x.schedule, Schedule.ZB_V, Schedule.DUALPIPE_V)
     third = (x.zero >= 3) & (x.pp > 1) & ~apart
     layer = _largest(counts, [one.weights for one in s.held.layers])
-    work = 2.0 * (ends + layer + np.maximum(ends, layer))
-    return np.where(third, work, 0.0), np.where(third, 2.0 * ends, 0.0)
+    each = 2.0 * s.k.wide
+    work = each * (ends + layer + np.maximum(ends, layer))
+    return np.where(third, work, 0.0), np.where(third, each * ends, 0.0)
 
 
 def _passing(s: _Step, rank: Array, chunks: _Chunks, moment: Moment) -> tuple[Array, Array, Array]:
@@ -327,7 +350,8 @@ def _loss(s: _Step) -> Array:
     k, head = s.k, s.held.head
     vocab = head / (k.own_bytes / (2.0 * k.own))
     rows = np.minimum(k.gathered, np.maximum(_ROWS, np.floor(_PIECE / vocab)))
-    return 6.0 * head + 4.0 * rows * vocab + k.joined + k.own_bytes
+    small = 4.0 * rows * vocab + k.joined + k.own_bytes
+    return (4.0 + 2.0 * k.wide) * head + k.wide * small
 
 
 def _reduced(s: _Step, rank: Array, counts: Array) -> Array:

@@ -275,7 +275,8 @@ class Pricer:
         eager = side_by_side([self.machine_of(c) for c in chosen.settings], chosen.which)
         batch = float(self.task.goal.global_batch)
         if self.counted:
-            return trainer_bytes(self.task.architecture, self.table, x, batch, sizes)
+            precision = self.task.goal.precision
+            return trainer_bytes(self.task.architecture, self.table, x, batch, sizes, precision)
         return memory_bytes(self.table, x, sizes, self.low, batch, eager.unfused_attention)
 
     def fits(self, memory: MemoryBytes, capacity: float | None = None) -> np.ndarray:

@@ -24,12 +24,14 @@ from krzem.train.rehearsal.stages import stage_rank, summary_of
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.distributed:FutureWarning")
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "rehearsal.py"
 CASES = [
-    ("llama-3.1-8b", 4, "tp=2,pp=4,dp=8,zero=1,recompute=full", 64, 1),
-    ("llama-3.1-8b", 2, "dp=8,zero=3,recompute=full", 16, 0),
-    ("qwen3-30b-a3b", 4, "pp=4,dp=8,ep=8,zero=1", 64, 1),
-    ("deepseek-v3", 4, "pp=4,dp=8,ep=8,zero=1,recompute=full", 64, 1),
+    ("llama-3.1-8b", 4, "tp=2,pp=4,dp=8,zero=1,recompute=full", 64, 1, "bf16"),
+    ("llama-3.1-8b", 2, "dp=8,zero=3,recompute=full", 16, 0, "bf16"),
+    ("qwen3-30b-a3b", 4, "pp=4,dp=8,ep=8,zero=1", 64, 1, "bf16"),
+    ("deepseek-v3", 4, "pp=4,dp=8,ep=8,zero=1,recompute=full", 64, 1, "bf16"),
+    ("qwen3-30b-a3b", 4, "dp=8,ep=4,zero=1", 16, 0, "fp32"),
+    ("llama-3.1-8b", 8, "pp=4,dp=4,zero=3", 16, 0, "bf16"),
 ]
-"""Model, layers, layout, batch, pipeline rank."""
+"""Model, layers, layout, batch, pipeline rank, precision."""
 
 
 def shortened(model: str, layers: int) -> tuple[dict[str, Any], str]:
@@ -37,11 +39,11 @@ def shortened(model: str, layers: int) -> tuple[dict[str, Any], str]:
     return {**config, "num_hidden_layers": layers, "first_k_dense_replace": 1}, name
 
 
-def planned(spec: Any, layout: Any, batch: int, stage: int) -> Any:
+def planned(spec: Any, layout: Any, batch: int, stage: int, precision: str) -> Any:
     asked = settle(
         Question(
             model=spec.arch, on=read_cluster(f"h800:{layout.devices}"), sequence=4096,
-            global_batch=batch, precision="bf16", optimizer="adamw", engine="krzem",
+            global_batch=batch, precision=precision, optimizer="adamw", engine="krzem",
             step_alone=True,
         )
     )  # fmt: skip
@@ -49,9 +51,9 @@ def planned(spec: Any, layout: Any, batch: int, stage: int) -> Any:
     return (memory.first, memory.middle, memory.last)[0 if not stage else 1]
 
 
-@pytest.mark.parametrize(("model", "layers", "text", "batch", "stage"), CASES)
+@pytest.mark.parametrize(("model", "layers", "text", "batch", "stage", "precision"), CASES)
 def test_planned_is_what_the_code_asks_for(
-    model: str, layers: int, text: str, batch: int, stage: int
+    model: str, layers: int, text: str, batch: int, stage: int, precision: str
 ) -> None:
     config, name = shortened(model, layers)
     spec, layout = model_spec(config, name=name), parse_layout(text)
@@ -61,9 +63,10 @@ def test_planned_is_what_the_code_asks_for(
         sequence=4096,
         micro_batches=batch // layout.dp,
         optimizer=OptimizerConfig(),
+        precision=precision,
     )
     found = summary_of(step, stage_rank(layout, stage))
-    bytes_ = float(planned(spec, layout, batch, stage).total[0])
+    bytes_ = float(planned(spec, layout, batch, stage, precision).total[0])
     assert bytes_ == pytest.approx(found.peak.total, rel=0.03)
 
 

@@ -94,7 +94,8 @@ def planned_peaks(
     x = pack([layout])
     sizes = pricer.sizes(pricer.choose(x).settings[0])
     batch = float(settings.goal.global_batch)
-    rank = trainer_ranks(pricer.task.architecture, pricer.table, x, batch, sizes)
+    task = pricer.task
+    rank = trainer_ranks(task.architecture, pricer.table, x, batch, sizes, task.goal.precision)
     return lambda stage: float(rank(np.array([stage])).total[0])
 
 
