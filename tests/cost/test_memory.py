@@ -70,7 +70,8 @@ def test_recomputation_never_adds_saved_bytes() -> None:
 @given(st.floats(1e9, 1e12), st.floats(1.0, 4.0))
 def test_more_memory_never_makes_a_layout_less_fit(capacity: float, times: float) -> None:
     found = memory(Layout())
-    assert fits_probability(found, times * capacity)[0] >= fits_probability(found, capacity)[0]
+    more, less = (fits_probability(found, c)[0] for c in (times * capacity, capacity))
+    assert more >= less - 1e-12  # Neighbouring capacities differ by rounding alone.
 
 
 def test_students_distribution_function() -> None:
