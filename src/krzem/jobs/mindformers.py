@@ -316,7 +316,7 @@ def _finetune(tree: Tree, job: JobBuilder) -> None:
 
 
 def _offsets(tree: Tree, job: JobBuilder) -> None:
-    """``offset`` adds layers to each stage."""
+    """``offset`` adds layers to each stage; the second stages of a V go from the last rank back."""
     layers, pp = job.number("model.layers"), job.number("pp")
     value = tree.value("model.model_config.offset")
     place = tree.place("model.model_config.offset")
@@ -325,7 +325,9 @@ def _offsets(tree: Tree, job: JobBuilder) -> None:
     job.uneven = "offset gives each stage its number of layers"
     chunks = job.number("vpp") or 1
     rows = value if chunks > 1 and isinstance(value, list) else [value]
-    flat = [n for row in rows if isinstance(row, list) for n in row]
+    vee = job.get("schedule") == "zb-v"
+    flat = [n for i, row in enumerate(rows) if isinstance(row, list)
+            for n in (row[::-1] if vee and i % 2 else row)]  # fmt: skip
     if len(flat) == pp * len(rows) and all(type(n) is int for n in flat):
         each = layers // (pp * len(rows))
         counts = [sum(each + n for n in flat[rank::pp]) for rank in range(pp)]
