@@ -143,11 +143,18 @@ def fit_spread(batch: Batch, step: StepSeconds, trials: Sequence[HeldBack]) -> S
     for name in (*UNSEEN, "guesses", "experts-unseen"):
         # What nobody has measured, and what is guessed, narrows no interval.
         weights[FEATURES.index(name)] = max(weights[FEATURES.index(name)], 0.0)
+    if NAMELESS in blocks[0].engines:
+        nameless = len(FEATURES) + blocks[0].engines.index(NAMELESS)
+        weights[nameless] = max(weights[nameless], 0.0)
     scaled = np.abs(trials[0].error) / np.exp(blocks[0].matrix @ weights)
     mixture = np.array([c.architecture.is_moe for c in batch.cases])
     weights[0] += _to_cover(scaled[~mixture])
     weights[FEATURES.index("experts")] += _to_cover(scaled[mixture]) - _to_cover(scaled[~mixture])
     return _spread(batch, weights, blocks[0])
+
+
+NAMELESS = "other"
+"""Stands for any engine that is not described, so what was measured under it narrows nothing."""
 
 
 def _to_cover(scaled: np.ndarray) -> float:

@@ -141,7 +141,7 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         gradient_bytes=e.gradient_bytes,
         accumulate_bytes=e.accumulate_bytes,
         grouped_share=c.common("grouped"),
-        logit_bytes=4.0 + 6.0 * e.elementwise,
+        logit_bytes=e.loss_traffic or 4.0 + 6.0 * e.elementwise,
         pp_scatter=e.pp_scatter,
         imbalance=1.0 if e.even_routing else 1.0 + c.common("imbalance"),
         synchronised=e.host_waits,

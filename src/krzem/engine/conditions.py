@@ -223,6 +223,8 @@ class Design:
     """Bytes per parameter of the weights that are kept for the products."""
     logit_bytes: float = 10.0
     """Memory per logit at the peak (16-bit logits, 32-bit copies, gradients)."""
+    loss_traffic: float = 0.0
+    """Bytes moved per logit and pass by the loss (0: by separate kernels, as element-wise work)."""
     bucket_bytes: float = 0.0
     """Memory set aside for communication buckets."""
     master_bytes: float = 4.0
