@@ -268,11 +268,12 @@ def _rank(
     split = t.attention_split + np.where(routed, t.shared_params, t.dense_params)
     fixed = sizes.scratch * split / c.tp + sizes.buckets + np.where(routed, saved.sent, 0.0)
     layer = c.attention + np.where(routed, c.expert, t.dense_params / c.tp)
-    working = again + fixed + np.where(c.gathers, sizes.gather * layer, 0.0)
+    working = again + fixed + np.where(c.gathers, _at_work(c) * layer, 0.0)
     ends = np.where(c.gathers, sizes.ends * sizes.gathered * end.params, 0.0)
     transient = np.maximum(end.transient + ends + fixed, working)
     handed = np.where(x.pp > 1, sizes.outputs * saved.boundary * x.vpp, 0.0)
-    moment = _Moment(gradients, flying * (kept + end.activations + handed), transient)
+    kept_through = flying * (kept + end.activations + handed) + _received(c, rank, saved)
+    moment = _Moment(gradients, kept_through, transient)
     if c.apart is not False or c.cuts.step is not None:
         step = 0.0 if c.cuts.step is None else c.cuts.step.of(*kinds)
         moment = _fullest(moment, working, step, c.apart)
@@ -286,6 +287,29 @@ def _rank(
     if c.apart is False:
         return found, 0.0
     return found, np.where(c.gathers, gradients - found.gradients, 0.0)
+
+
+def _at_work(c: _Common) -> Array:
+    """Bytes a weight of the layer at work, whose weights are sharded.
+
+    Weights that stay gathered (ZeRO-2) need no second layer and no buffer; under a pipeline their
+    gradients are reduced at the end, when activations of other micro-batches are gone.
+    """
+    sizes = c.sizes
+    if not np.any(np.asarray(sizes.stay) > 0):
+        return sizes.gather
+    stays = (np.asarray(sizes.stay) > 0) & (c.x.zero < 3)
+    reduced = np.where(c.x.pp > 1, 0.0, np.maximum(sizes.gather - 3.0 * sizes.gathered, 0.0))
+    return np.where(stays, reduced, sizes.gather)
+
+
+def _received(c: _Common, rank: Array, saved: Saved) -> Array:
+    """Buffers of a step for what comes from both neighbours of each of a rank's stages."""
+    x = c.x
+    if not np.any(np.asarray(c.sizes.received) > 0):
+        return 0.0
+    sides = 2.0 * x.vpp - (rank == 0.0) - (rank == x.pp - 1.0)
+    return np.where(x.pp > 1, c.sizes.received * c.micro_batches * sides * saved.boundary, 0.0)
 
 
 def _layers(

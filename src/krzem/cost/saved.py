@@ -60,7 +60,8 @@ def layer_activations(
     dense = dense + unfused * (2.0 * own * h + 2.0 * cut * t.dense_width)
     picked = cut * t.experts_per_token * x.etp
     expert = (stored * t.expert_up + (low + gate) * t.expert_width) / x.etp
-    routed = picked * ((low + more) * t.expert_hidden + expert)
+    scored = np.maximum(more, sizes.scored)
+    routed = picked * ((low + scored) * t.expert_hidden + expert)
     moe = norm + routed + cut * t.experts * 8.0
     moe = moe + cut * (stored * t.shared_up + (low + gate) * t.shared_width)
     boundary = 2.0 * own * h * t.streams

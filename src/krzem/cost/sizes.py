@@ -38,7 +38,12 @@ class StateSizes:
     gather: Array = 6.0
     """Of the layer at work under ZeRO-3: two layers of weights and one of gradients, or more."""
     stay: Array = 0.0
-    """1 where sharded weights stay gathered between the micro-batches of a pipeline."""
+    """1 where sharded weights stay gathered between micro-batches of a pipeline, and under ZeRO-2
+    from the forward to the backward pass."""
+    scored: Array = 0.0
+    """Per element that experts return: a copy that the product with their scores keeps."""
+    received: Array = 0.0
+    """1 where a pipeline stage sets aside a buffer for all that it will receive in a step."""
     outputs: Array = 0.0
     """1 where a pipeline stage keeps what it handed on until its backward pass."""
     ends: Array = 0.0
@@ -165,7 +170,7 @@ def _weights(x: Layouts, sizes: StateSizes, third: Array, parts: Array, expert_p
         beside = np.where(third, 0.0, sizes.copies)
         body, expert = body * sizes.squeeze + beside, expert * sizes.squeeze + beside
     if np.any(np.asarray(sizes.stay) > 0):
-        stays = np.where(third & (x.pp > 1), sizes.stay * sizes.gathered, 0.0)
+        stays = np.where(third & ((x.pp > 1) | (x.zero < 3)), sizes.stay * sizes.gathered, 0.0)
         held = stays * (parts < 1.0)
         body, end = body + held, end + held
         expert = expert + stays * (expert_parts < 1.0)
@@ -298,6 +303,8 @@ def sizes_of(
         gather=2.0 * weight * squeeze if adapters else design.gather_bytes,
         ends=design.end_gather,
         stay=design.pipe_gathered,
+        received=design.pipe_received,
+        scored=design.score_bytes,
         outputs=design.pipe_outputs,
         products=design.kept_products,
         dispatched=design.kept_dispatch,

@@ -235,7 +235,12 @@ class Design:
     """Memory per weight of the layer at work where weights are sharded: gathered weights of it and
     of the next, gradients, buffers of the collectives."""
     pipe_gathered: float = 0.0
-    """1 where sharded weights stay gathered between the micro-batches of a pipeline."""
+    """1 where sharded weights stay gathered between micro-batches of a pipeline, and under ZeRO-2
+    from the forward to the backward pass."""
+    score_bytes: float = 0.0
+    """Per element that experts return: a copy that the product with their scores keeps."""
+    pipe_received: float = 0.0
+    """1 where a pipeline stage sets aside a buffer for all that it will receive in a step."""
     pipe_outputs: float = 0.0
     """1 where a pipeline stage keeps what it handed on until its backward pass."""
     kept_products: float = 0.0

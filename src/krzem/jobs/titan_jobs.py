@@ -211,11 +211,29 @@ def _config_of(launch: Start) -> str | None:
 def _overrides(launch: Start) -> Tree:
     """Options with a dot are settings; a dash in them is an underscore."""
     tree = Tree()
+    chosen = [(word.text, launch.place) for word in launch.loose]
     for key, entry in launch.options.entries.items():
+        parts = entry.value if isinstance(entry.value, list) else [entry.value]
+        chosen += [(str(part), entry.place) for part in parts if _CHOICE.fullmatch(str(part))]
         if "." in key and key != "job.config_file":
-            name = key.replace("-", "_")
-            tree.put(Entry(key=name, value=entry.value, place=entry.place))
+            left = [part for part in parts if not _CHOICE.fullmatch(str(part))]
+            value = True if not left else left[0] if len(left) == 1 else left
+            tree.put(Entry(key=key.replace("-", "_"), value=value, place=entry.place))
+    for text, place in chosen:
+        kind = _CHECKPOINTS.get(text.partition(":")[2]) if _CHOICE.fullmatch(text) else None
+        if kind is not None:
+            key, value = kind
+            tree.put(Entry(key=f"activation_checkpoint.{key}", value=value, place=place))
     return tree
+
+
+_CHOICE = re.compile(r"activation[-_]checkpoint:[a-z-]+")
+"""A choice among classes stands by itself on the command line of 0.3, behind the options."""
+_CHECKPOINTS = {
+    "none": ("mode", "none"),
+    "full": ("_target_", "FullAC.Config"),
+    "selective": ("_target_", "SelectiveAC.Config"),
+}
 
 
 def _asked_devices(job: JobBuilder, launch: Start) -> None:

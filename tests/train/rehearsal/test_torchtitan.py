@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from krzem.errors import RunError
 from krzem.jobs.command import check_command
+from krzem.jobs.reading import read_job
 from krzem.jobs.registry import Sources
 from krzem.jobs.titan_jobs import command_of
 from krzem.train.rehearsal.titan_import import need_torchtitan
@@ -170,3 +171,15 @@ def test_a_recipe_alone_starts_what_it_makes() -> None:
     found = command_of(Sources(files={"folder/my_recipe.py": text}))
     assert found.words == ("--module", "my_recipe", "--config", "mine")
     assert found.files["folder/my_recipe.py"] == text
+
+
+@pytest.mark.parametrize(("choice", "recompute"), [("full", "full"), ("selective", "modules")])
+def test_a_choice_behind_an_option_is_none_of_its_values(choice: str, recompute: str) -> None:
+    words = (*WORDS, "--training.local_batch_size", "2", f"activation-checkpoint:{choice}")
+    batch = "local_batch_size"
+    job = read_job(text={
+        "run.sh": f"{COMMAND} -m torchtitan.train {' '.join(words)}",
+        "said.toml": f"[training]\n{batch} = 1\n[parallelism]\ntensor_parallel_degree = 1\n",
+    })  # fmt: skip
+    assert job.get("mbs") == 2
+    assert job.get("recompute") == recompute
