@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krzem.jobs.documents import yaml_tree
-from krzem.jobs.interpolation import Resolver, literal, pieces, split
+from krzem.jobs.hydra import Resolver, compose, has_defaults, literal, pieces, split
 from krzem.jobs.job import Place
-from krzem.jobs.titan_jobs import compose, has_defaults
+from krzem.jobs.reading import read_job
 from krzem.jobs.tree import Entry, Open
 
 
@@ -112,3 +112,13 @@ def test_files_that_name_each_other_end() -> None:
 def test_a_defaults_list_is_seen() -> None:
     assert has_defaults("a: 1\ndefaults:\n  - b\n")
     assert not has_defaults("# defaults:\nx_defaults: 1\n")
+
+
+def test_a_torchtitan_template_is_composed_before_it_is_read() -> None:
+    own = "backend:\n  titan:\n    training:\n      local_batch_size: 3\n      seq_len: 4096\n"
+    files = {
+        "exp/one.yaml": f"defaults:\n  - base\n  - _self_\n{own}",
+        "exp/base.yaml": "backend:\n  titan:\n    parallelism:\n      tensor_parallel_degree: 4\n",
+    }
+    job = read_job(text=files, engine="torchtitan")
+    assert (job.get("mbs"), job.get("seq"), job.get("tp")) == (3, 4096, 4)

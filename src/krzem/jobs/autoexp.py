@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 from krzem.errors import InputError
+from krzem.jobs.hydra import compose, has_defaults
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.primus import fill_from
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.surroundings import describe
-from krzem.jobs.titan_jobs import compose, has_defaults
 from krzem.jobs.tree import count, settle
 
 ENGINE = "megatron-lm"

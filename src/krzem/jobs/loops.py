@@ -15,7 +15,7 @@ from krzem.errors import DataError, InputError
 from krzem.jobs import composer
 from krzem.jobs.composer import equal_heads, finish_foundry, finish_olmo
 from krzem.jobs.documents import keys_of, yaml_tree
-from krzem.jobs.interpolation import Resolver
+from krzem.jobs.hydra import Resolver
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.loop_keys import (

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 
 from krzem.errors import InputError
 from krzem.jobs.documents import keys_of, yaml_tree
+from krzem.jobs.hydra import compose, has_defaults
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.primus import fill_from
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.surroundings import describe
-from krzem.jobs.titan_jobs import compose, has_defaults
 from krzem.jobs.tree import Entry, Tree, count, settle
 
 ENGINE = "megatron-lm"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from krzem.jobs.documents import keys_of, yaml_tree
-from krzem.jobs.interpolation import literal
+from krzem.jobs.hydra import literal
 from krzem.jobs.job import JobBuilder, Place
 from krzem.jobs.launch import at
 from krzem.jobs.launches import Start, starts_of, state_machine

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from krzem.jobs.interpolation import literal
+from krzem.jobs.hydra import literal
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launch import at
 from krzem.jobs.launches import starts_of

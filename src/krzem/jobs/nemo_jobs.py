@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from krzem.errors import InputError, shorten
 from krzem.jobs.documents import Lines
+from krzem.jobs.hydra import compose
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.nemo import read_settings
@@ -19,7 +20,6 @@ from krzem.jobs.recipe import Recipe
 from krzem.jobs.recipe_values import Node
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.surroundings import describe
-from krzem.jobs.titan_jobs import compose
 from krzem.jobs.tree import Defaults, Entry, Tree, fall_back, number, word_of
 
 # Recipes of NeMo 2 by name, and the helper of its performance scripts

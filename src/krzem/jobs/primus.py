@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from krzem.errors import InputError, shorten
 from krzem.jobs.documents import yaml_tree
-from krzem.jobs.interpolation import literal
+from krzem.jobs.hydra import literal
 from krzem.jobs.job import PRECISIONS, JobBuilder
 from krzem.jobs.launch import at
 from krzem.jobs.launches import Start, starts_of, state_machine
