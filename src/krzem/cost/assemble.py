@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from krzem.cost.coefficients import Coefficients
@@ -78,17 +78,16 @@ def machine(s: Situation, c: Coefficients) -> Machine:
     base = _peak16(s.device)
     share = c.common("matmul") * _power_term(s.device, base, c) * c.member("matmul", family)
     share = below_peak(share * _maturity(s, c))
-    through = _let_through(s.device)
     low, rate = _low(s, base, share, c)
-    attention = through(c.common("attention") * c.member("attention", family) * _maturity(s, c))
-    attention *= base
+    attention = c.common("attention") * c.member("attention", family) * _maturity(s, c)
+    attention = base * _reached(s.device, attention)
     if e.flash2 and family in NEW_ATTENTION:
         attention *= c.common("flash2")
     host = e.host_us * 1e-6 * c.common("host")
     hidden_ep = c.common("ep-hide") if e.overlap_a2a else e.ep_overlap
     return Machine(
         matmul_flops=rate,
-        matmul16_flops=base * through(share),
+        matmul16_flops=base * _reached(s.device, share),
         attention_flops=attention,
         memory_bytes_per_s=s.memory_bytes_per_s
         * below_peak(c.common("memory") * c.member("memory", family)),
@@ -96,7 +95,7 @@ def machine(s: Situation, c: Coefficients) -> Machine:
         fill=float(COMPUTE_UNITS[family] * TILE_AREA) if family in COMPUTE_UNITS else SMALL_FILL,
         depth=c.common("depth"),
         tail=c.common("tail"),
-        slack=through(share) / (HALF * share) if through is _halved else 1.0,
+        slack=_slack(s.device, share),
         low_bytes=low,
         cast_bytes=0.0 if low == 2.0 else c.common("cast"),
         expert_cast_bytes=0.0 if low == 2.0 else e.expert_cast_bytes,
@@ -170,22 +169,19 @@ is their published peak (white papers of GA102, AD102 and GB202: twice as much i
 HALF = 2.0
 
 
-def _halved(share: float) -> float:
-    """Share of a halved peak that is reached: registers, caches and clocks are made for twice.
+def _reached(device: Device, share: float) -> float:
+    """Share of the published peak that a product reaches, where it would reach ``share`` of a
+    whole one: of half a peak more, since registers, caches and clocks are made for twice.
 
     8192 x 8192 x 8192 on an RTX 4090: 162.6 of 165.2 TFLOP/s (JustAResearcher/gpu-unlock-ada,
     docs/evidence).
     """
-    return below_peak(HALF * share)
+    return below_peak(HALF * share) if device.id in HALVED else share
 
 
-def _whole(share: float) -> float:
-    return share
-
-
-def _let_through(device: Device) -> Callable[[float], float]:
-    """What of the published peak is reached by a product that would reach ``share`` of a whole."""
-    return _halved if device.id in HALVED else _whole
+def _slack(device: Device, share: float) -> float:
+    """What the limiter of a halved card leaves of the rate that it would reach without."""
+    return _reached(device, share) / (HALF * share) if device.id in HALVED else 1.0
 
 
 def _outside(s: Situation) -> float:
@@ -252,9 +248,8 @@ def _low(s: Situation, base: float, share: float, c: Coefficients) -> tuple[floa
     """(bytes per operand element, FLOP/s) of the products in the precision in use."""
     kind = s.precision.arithmetic
     # Scales per row leave the fast accumulation path: no gain over 16 bits was ever published.
-    through = _let_through(s.device)
     if kind in ("bf16", "fp16") or s.design.rowwise:
-        return 2.0, base * through(share)
+        return 2.0, base * _reached(s.device, share)
     peak = s.device.peak_flops.get("tf32" if kind == "fp32" else kind)
     if peak is None:
         known = ", ".join(k for k in s.device.peak_flops)
@@ -263,10 +258,11 @@ def _low(s: Situation, base: float, share: float, c: Coefficients) -> tuple[floa
             " Plan in one of these, or give the rate under [measured] in the cluster file."
         )
     if kind == "fp32":
-        return 4.0, peak * through(share)
+        return 4.0, peak * _reached(s.device, share)
     if kind == "fp4":
         return 0.5, peak * share * c.common("low4") * c.member("low", s.device.family)
-    return 1.0, peak * through(share * c.common("low") * c.member("low", s.device.family))
+    share *= c.common("low") * c.member("low", s.device.family)
+    return 1.0, peak * _reached(s.device, share)
 
 
 _RATES = {

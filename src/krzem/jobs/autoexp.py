@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 
 from krzem.errors import InputError
-from krzem.jobs.hydra import compose, has_defaults
+from krzem.jobs.hydra import composed, has_defaults, launched_on
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.primus import fill_from
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.surroundings import describe
-from krzem.jobs.tree import count, settle
 
 ENGINE = "megatron-lm"
 _BACKEND = re.compile(r"^backend:\s*$|^\s*-\s*/backend(/megatron)?:\s", re.M)
@@ -29,10 +28,7 @@ def claim(sources: Sources) -> Claim | None:
 
 def _main(sources: Sources) -> str | None:
     """The experiment: a file with a defaults list and a backend."""
-    for name, text in sources.with_suffix(".yaml", ".yml").items():
-        if has_defaults(text) and _BACKEND.search(text):
-            return name
-    return None
+    return sources.first(lambda t: has_defaults(t) and bool(_BACKEND.search(t)), ".yaml", ".yml")
 
 
 def read(sources: Sources, job: JobBuilder) -> None:
@@ -40,14 +36,9 @@ def read(sources: Sources, job: JobBuilder) -> None:
     main = _main(sources)
     if main is None:
         raise InputError("no given file is an experiment with a defaults list and a backend")
-    made = compose(sources.with_suffix(".yaml", ".yml"), main)
-    if made.missing:
-        job.note(f"not among the files: {', '.join(made.missing[:8])}")
-    for key, name in (("nnodes", "nodes"), ("nproc_per_node", "devices_per_node")):
-        entry = made.tree.entries.get(f"backend.torchrun_args.{key}")
-        if entry is not None:
-            settle(entry, count(name), job)
-    own = made.tree.sub("backend.megatron")
+    tree = composed(sources, main, job)
+    launched_on(tree, "backend.torchrun_args", job)
+    own = tree.sub("backend.megatron")
     for key in [k for k in own.entries if k.startswith("aux.") or k == "aux"]:
         del own.entries[key]
     fill_from(own, job)

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 
 from krzem.errors import shorten
 from krzem.jobs.documents import yaml_tree
-from krzem.jobs.tree import Entry, Open, Tree
+from krzem.jobs.job import JobBuilder
+from krzem.jobs.registry import Sources
+from krzem.jobs.tree import Entry, Open, Tree, count, settle
 
 _DEEPEST = 30
 _MOST_STEPS = 20_000
@@ -284,6 +286,24 @@ def compose(
     found = composer.result
     found.tree = Resolver(found.tree, environment or {}).resolved()
     return found
+
+
+def composed(
+    sources: Sources, main: str, job: JobBuilder, environment: Mapping[str, str] | None = None
+) -> Tree:
+    """The tree of ``main`` with what its defaults list names; files that are not given are told."""
+    made = compose(sources.with_suffix(".yaml", ".yml"), main, environment)
+    if made.missing:
+        job.note(f"not among the files: {', '.join(made.missing[:8])}")
+    return made.tree
+
+
+def launched_on(tree: Tree, below: str, job: JobBuilder) -> None:
+    """Nodes and devices of a node, where a launcher's table ``below`` says them."""
+    for key, name in (("nnodes", "nodes"), ("nproc_per_node", "devices_per_node")):
+        entry = tree.entries.get(f"{below}.{key}")
+        if entry is not None:
+            settle(entry, count(name), job)
 
 
 class _Composer:

@@ -92,10 +92,7 @@ def claim(sources: Sources) -> Claim | None:
 
 
 def _file(sources: Sources) -> str | None:
-    for name, text in sources.with_suffix(".py").items():
-        if all(re.search(mark, text, re.M) for mark in _MARKS):
-            return name
-    return None
+    return sources.first(lambda t: all(re.search(mark, t, re.M) for mark in _MARKS), ".py")
 
 
 def read(sources: Sources, job: JobBuilder) -> None:

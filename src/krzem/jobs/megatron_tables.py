@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 from krzem.errors import InputError
 from krzem.jobs.documents import keys_of, yaml_tree
-from krzem.jobs.hydra import compose, has_defaults
+from krzem.jobs.hydra import composed, has_defaults, launched_on
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.primus import fill_from
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.surroundings import describe
-from krzem.jobs.tree import Entry, Tree, count, settle
+from krzem.jobs.tree import Entry, Tree
 
 ENGINE = "megatron-lm"
 _CASE = re.compile(r"^MODEL_ARGS\s*:", re.M)
@@ -44,11 +44,8 @@ def claim(sources: Sources) -> Claim | None:
 
 def _main(sources: Sources) -> str | None:
     """The experiment of FlagScale, else a file of its two groups."""
-    files = sources.with_suffix(".yaml", ".yml")
-    for name, text in files.items():
-        if has_defaults(text) and _SCALE.search(text):
-            return name
-    return next((name for name, text in files.items() if _has_groups(text)), None)
+    whole = sources.first(lambda t: has_defaults(t) and bool(_SCALE.search(t)), ".yaml", ".yml")
+    return whole or sources.first(_has_groups, ".yaml", ".yml")
 
 
 def _has_groups(text: str) -> bool:
@@ -78,16 +75,11 @@ def read(sources: Sources, job: JobBuilder) -> None:
 
 
 def _flag_scale(sources: Sources, main: str, job: JobBuilder) -> None:
-    made = compose(sources.with_suffix(".yaml", ".yml"), main)
-    if made.missing:
-        job.note(f"not among the files: {', '.join(made.missing[:8])}")
-    tree = made.tree.sub("train") if made.tree.any_below("train") else made.tree
+    made = composed(sources, main, job)
+    tree = made.sub("train") if made.any_below("train") else made
     alone = next((t for t in _alone(sources) if not tree.any_below("model")), None)
     tree = tree if alone is None else alone
-    for key, name in (("nnodes", "nodes"), ("nproc_per_node", "devices_per_node")):
-        entry = made.tree.entries.get(f"experiment.runner.{key}")
-        if entry is not None:
-            settle(entry, count(name), job)
+    launched_on(made, "experiment.runner", job)
     flags = Tree()
     for group in _GROUPS:
         for key, entry in tree.sub(group).entries.items():

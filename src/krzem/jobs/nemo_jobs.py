@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from krzem.errors import InputError, shorten
 from krzem.jobs.documents import Lines
-from krzem.jobs.hydra import compose
+from krzem.jobs.hydra import composed
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import Start, starts_of, state_machine
 from krzem.jobs.nemo import read_settings
@@ -178,15 +178,8 @@ def read(sources: Sources, job: JobBuilder) -> None:
     starts = starts_of(sources)
     start = next(iter(starts.find(_PROGRAM)), None)
     environment = {n: w.text for n, w in starts.variables.items() if w.known}
-    yamls = sources.with_suffix(".yaml", ".yml")
-    main = _main(yamls)
-    if main is not None:
-        made = compose(yamls, main, environment)
-        if made.missing:
-            job.note(f"not among the files: {', '.join(made.missing[:8])}")
-        tree = made.tree
-    else:
-        tree = _recipe(sources, job)
+    main = _main(sources.with_suffix(".yaml", ".yml"))
+    tree = _recipe(sources, job) if main is None else composed(sources, main, job, environment)
     if start is not None:
         tree.update(_overrides(start))
     state_machine(job, start, sources)

@@ -45,11 +45,12 @@ def claim(sources: Sources) -> Claim | None:
 
 
 def _file(sources: Sources) -> str | None:
-    for name, text in sources.with_suffix(".yaml", ".yml").items():
-        tops = set(re.findall(r"^(\w+):", text, re.M))
-        if {"distributed_strategy", "trainer", "model"} <= tops:
-            return name
-    return None
+    return sources.first(_has_strategy, ".yaml", ".yml")
+
+
+def _has_strategy(text: str) -> bool:
+    tops = set(re.findall(r"^(\w+):", text, re.M))
+    return {"distributed_strategy", "trainer", "model"} <= tops
 
 
 def read(sources: Sources, job: JobBuilder) -> None:

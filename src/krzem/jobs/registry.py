@@ -23,6 +23,10 @@ class Sources:
         """The files whose name ends so (``.yaml``); ``""`` means names without a suffix."""
         return {n: t for n, t in self.files.items() if PurePosixPath(n).suffix.lower() in suffixes}
 
+    def first(self, test: Callable[[str], bool], *suffixes: str) -> str | None:
+        """The first file with such a suffix whose text passes ``test``."""
+        return next((n for n, t in self.with_suffix(*suffixes).items() if test(t)), None)
+
     def find(self, reference: str) -> str | None:
         """The given file that a path in another file means: the longest common tail wins."""
         want = PurePosixPath(reference.strip()).parts

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from krzem.errors import DataError, InputError, shorten
 from krzem.jobs.documents import keys_of, toml_tree, yaml_tree
-from krzem.jobs.hydra import compose, has_defaults
+from krzem.jobs.hydra import composed, has_defaults, launched_on
 from krzem.jobs.job import JobBuilder
 from krzem.jobs.launches import Start, Starts, starts_of, state_machine
 from krzem.jobs.priced import read_shape
@@ -18,7 +18,7 @@ from krzem.jobs.recipe_values import Node
 from krzem.jobs.registry import Claim, Reader, Sources
 from krzem.jobs.surroundings import describe, read_card
 from krzem.jobs.titan import read_settings, recomputed_layers
-from krzem.jobs.tree import Entry, Open, Tree, count, settle, word_of
+from krzem.jobs.tree import Entry, Open, Tree, word_of
 
 ENGINE = "torchtitan"
 _PROGRAM = r"torchtitan[./](train|experiments)|run_train\.sh|run_llama_train\.sh"
@@ -208,7 +208,8 @@ def _configuration(
     if templates:
         # What composes others is the experiment, they are its parts.
         name, text = max(templates, key=lambda item: has_defaults(item[1]))
-        return _template(_composed(sources, name, text, job), job), True
+        tree = composed(sources, name, job) if has_defaults(text) else yaml_tree(text, name)
+        return _template(tree, job), True
     recipes = {n: t for n, t in {**starts.documents, **sources.with_suffix(".py")}.items()
                if n.endswith(".py") and _IMPORT.search(t)}  # fmt: skip
     if recipes:
@@ -231,23 +232,11 @@ def _template(tree: Tree, job: JobBuilder) -> Tree:
         if mark and ".titan" not in before:
             value = Open(str(entry.value)) if _interpolates(entry.value) else entry.value
             found.put(Entry(key=rest, value=value, place=entry.place))
-    for key, name in (("nnodes", "nodes"), ("nproc_per_node", "devices_per_node")):
-        launcher = tree.entries.get(f"backend.torchrun_args.{key}")
-        if launcher is not None:
-            settle(launcher, count(name), job)
+    launched_on(tree, "backend.torchrun_args", job)
     for key, entry in tree.entries.items():
         if key.endswith("env.TORCHDYNAMO_DISABLE") and str(entry.value) == "1":
             found.put(Entry(key="compile.enable", value=False, place=entry.place))
     return found
-
-
-def _composed(sources: Sources, name: str, text: str, job: JobBuilder) -> Tree:
-    if not has_defaults(text):
-        return yaml_tree(text, name)
-    made = compose(sources.with_suffix(".yaml", ".yml"), name)
-    if made.missing:
-        job.note(f"not among the files: {', '.join(made.missing[:8])}")
-    return made.tree
 
 
 def _interpolates(value: object) -> bool:

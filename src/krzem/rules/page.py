@@ -8,7 +8,7 @@ from typing import Any
 from krzem.report.selfcontained import inline_svg, new_figure, page
 from krzem.rules.ruleset import Rule, RuleSet, Side
 from krzem.rules.text import SIDES, age, mark, outcome_words, to_whom, with_figures
-from krzem.rules.verdicts import WORDS, Alternative, Verdict
+from krzem.rules.verdicts import WORDS, Alternative, Verdict, turns_of
 
 _TEMPLATE = """
 <h1>Trade rules on accelerators</h1>
@@ -119,8 +119,7 @@ def _chart(verdicts: Sequence[Verdict], rules: Sequence[Rule]) -> Any:
 
 def limits(rules: Iterable[Rule], figure: str) -> tuple[float, ...]:
     """Where tests of export rules turn on a figure of the chip, ascending."""
-    tests = [rule.test for rule in rules if rule.side is Side.EXPORT and rule.test]
-    return tuple(sorted({turn for test in tests for turn in test.thresholds(figure, {})}))
+    return tuple(turns_of(figure, (rule for rule in rules if rule.side is Side.EXPORT), {}, None))
 
 
 def _limits(axes: Any, rules: Sequence[Rule]) -> None:

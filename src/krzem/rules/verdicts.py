@@ -205,7 +205,7 @@ def _cases(
     ) + tuple(n for n in unpublished if n in asked)
     values = dict(known)
     for axis, name in enumerate(unknown):
-        turns = _turns(name, rules, known, chip.die_area_mm2 if derived else None)
+        turns = turns_of(name, rules, known, chip.die_area_mm2 if derived else None)
         shape = [1] * len(unknown)
         shape[axis] = -1
         cases = {"released": days}.get(name) or _representatives(turns)
@@ -222,7 +222,7 @@ def _sale_days(chip: Chip, rules: Iterable[Rule]) -> list[float]:
     A test on this quantity says up to which day, that day included.
     """
     first, last = chip.first_sale
-    turns = [t for t in _turns("released", rules, {}, None) if first <= t < last]
+    turns = [t for t in turns_of("released", rules, {}, None) if first <= t < last]
     if not turns:
         return [first]
     after = [min(t + 0.5, last) for t in turns]
@@ -233,7 +233,11 @@ def _numbers(value: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(value, dtype=np.float64)
 
 
-def _turns(name: str, rules: Iterable[Rule], known: Values, area: float | None) -> list[float]:
+def turns_of(name: str, rules: Iterable[Rule], known: Values, area: float | None) -> list[float]:
+    """Values of a figure at which tests of ``rules`` turn, ascending, the others as ``known``.
+
+    With the ``area`` of a die, those of its density too.
+    """
     turns: set[float] = set()
     for rule in rules:
         for test in (rule.test, rule.applies_if):

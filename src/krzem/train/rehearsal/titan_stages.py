@@ -19,9 +19,8 @@ _Meta: Any = vars(torch_stage)["_StageMeta"]
 _Mode: Any = vars(torch_stage)["InferenceMode"]
 
 
-def stages_of(trainer: Any) -> Sequence[Any]:
+def stages_of(schedule: Any) -> Sequence[Any]:
     """The pipeline stages of a rank."""
-    schedule = trainer.pp_schedule
     found: Sequence[Any] = getattr(schedule, "_stages", None) or [schedule._stage]
     return found
 
@@ -32,7 +31,7 @@ def state_shapes(trainer: Any) -> None:
     length = trainer.config.training.seq_len // trainer.parallel_dims.cp
     with unset_fake_temporarily():
         tokens = torch.empty(rows, length, dtype=torch.int64, device="meta")
-        for stage in stages_of(trainer):
+        for stage in stages_of(trainer.pp_schedule):
             width = trainer.model_config.dim
             hidden, gradient = _handed(trainer, rows, length, width)
             received = tokens if stage.is_first else hidden
@@ -95,7 +94,7 @@ def _step(
     loss_kwargs: Any = None,
     return_outputs: bool = True,
 ) -> None:
-    for stage in getattr(self, "_stages", None) or [self._stage]:
+    for stage in stages_of(self):
         stage.has_backward = True
         stage.clear_runtime_states()
     self._step_microbatches(
