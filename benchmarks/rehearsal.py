@@ -42,7 +42,9 @@ from krzem.plan.request import settle
 from krzem.train.config import model_spec
 
 if TYPE_CHECKING:
+    from krzem.model.architecture import Architecture
     from krzem.train.rehearsal.rank import Step
+    from krzem.train.rehearsal.stages import RankSummary
 
 KINDS = ("weights", "gradients", "states", "activations", "transient")
 FOUND = Path(__file__).with_suffix(".json")
@@ -121,12 +123,20 @@ WHOLE = [
 def pricer(case: Case) -> Pricer:
     """The planner on this case."""
     config, name = load_model_config(case.model)
+    arch = model_spec(config, name=name).arch
+    return pricer_of(
+        arch, f"{case.on}:{parse_layout(case.layout).devices}", case.sequence, case.batch
+    )
+
+
+def pricer_of(arch: Architecture, on: str, sequence: int, batch: int) -> Pricer:
+    """The planner of krzem's own engine in bfloat16 with AdamW."""
     asked = settle(
         Question(
-            model=model_spec(config, name=name).arch,
-            on=read_cluster(f"{case.on}:{parse_layout(case.layout).devices}"),
-            sequence=case.sequence,
-            global_batch=case.batch,
+            model=arch,
+            on=read_cluster(on),
+            sequence=sequence,
+            global_batch=batch,
             precision="bf16",
             optimizer="adamw",
             engine="krzem",
@@ -243,17 +253,20 @@ def rehearsed(case: Case, stage: int) -> dict[str, Any]:
     from krzem.train.rehearsal.stages import stage_rank, summary_of
 
     found = summary_of(step_of(case), stage_rank(parse_layout(case.layout), stage))
+    return told(found) | {"parameters": found.parameters, "layers": list(found.layers)}
+
+
+def told(found: RankSummary, largest: int = 6) -> dict[str, Any]:
+    """What is kept of a rank, its ``largest`` storages among it."""
     return {
         "peak": dict(found.peak.bytes),
         "at": [found.at.what, found.at.chunk, found.at.micro_batch],
-        "parameters": found.parameters,
-        "layers": list(found.layers),
         "seconds": round(found.seconds, 1),
         "reads": found.reads_in_passes,
         "tflop": round(found.flops / 1e12, 3),
         "largest": [
             f"{p.bytes / 2**30:.3f} {p.kind} {p.count} x {p.shape} by {p.operator}"
-            for p in found.largest[:6]
+            for p in found.largest[:largest]
         ],
         "traffic": [[t.operation, t.group, t.ranks, t.count, t.bytes] for t in found.traffic],
     }

@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rehearsal import pricer_of
 
 from krzem.cost.memory import RankBytes
 from krzem.cost.trainer_memory import trainer_ranks
-from krzem.hardware import read_cluster
 from krzem.layout.layout import pack, parse_layout
 from krzem.model.catalogue import load_model_config
-from krzem.plan.price import Pricer
-from krzem.plan.question import Question
-from krzem.plan.request import settle
 from krzem.train.config import ModelSpec, model_spec
 
 FOUND = Path(__file__).with_suffix(".json")
@@ -101,25 +98,14 @@ CASES = [
 def planned(case: Case) -> tuple[dict[str, float], bool]:
     """The planner's bytes by place, and whether it counts this model tensor by tensor."""
     layout = parse_layout(case.layout)
-    asked = settle(
-        Question(
-            model=case.spec().arch,
-            on=read_cluster(f"h800:{layout.devices}"),
-            sequence=case.sequence,
-            global_batch=case.batch,
-            precision="bf16",
-            optimizer="adamw",
-            engine="krzem",
-            step_alone=True,
-        )
-    )
-    pricer, x = Pricer(asked.task), pack([layout])
+    pricer = pricer_of(case.spec().arch, f"h800:{layout.devices}", case.sequence, case.batch)
+    x = pack([layout])
     if not pricer.counted:
         memory = pricer.memory(x)
         ranks: dict[str, RankBytes] = {place: getattr(memory, place) for place in case.stages}
     else:
         sizes = pricer.sizes(pricer.choose(x).settings[0])
-        rank = trainer_ranks(asked.task.architecture, pricer.table, x, case.batch, sizes)
+        rank = trainer_ranks(pricer.task.architecture, pricer.table, x, case.batch, sizes)
         ranks = {place: rank(np.array([stage])) for place, stage in case.stages.items()}
     return {place: float(np.ravel(one.total)[0]) for place, one in ranks.items()}, pricer.counted
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rehearsal import told
+
 from krzem.accuracy.evaluate import Outcome, outcomes
 from krzem.cost.coefficients import fitted
 from krzem.facts.table import read_table
@@ -113,23 +115,7 @@ def rehearsed_trial(setup: Setup, rank: int) -> dict[str, Any]:
         sequence=4096,
         micro_batches=setup.batch if setup.pp > 1 else 1,
     )
-    return told(titan_summary(step, rank))
-
-
-def told(found: Any) -> dict[str, Any]:
-    """What is kept of a rank."""
-    return {
-        "peak": dict(found.peak.bytes),
-        "at": [found.at.what, found.at.chunk, found.at.micro_batch],
-        "seconds": round(found.seconds, 1),
-        "reads": found.reads_in_passes,
-        "tflop": round(found.flops / 1e12, 3),
-        "largest": [
-            f"{p.bytes / 2**30:.3f} {p.kind} {p.count} x {p.shape} by {p.operator}"
-            for p in found.largest[:8]
-        ],
-        "traffic": [[t.operation, t.group, t.ranks, t.count, t.bytes] for t in found.traffic],
-    }
+    return told(titan_summary(step, rank), largest=8)
 
 
 def rehearse_trials(known: dict[str, Any], only: str, workers: int) -> None:

@@ -81,8 +81,8 @@ class Case:
     """What else it leaves open that its price depends on: switches by name, ``engine``, …"""
 
 
-# Reading cells of a published table: numbers as people write them, or None where there i...
-# ------------------------------------------------------------------------------------------
+# Cells of a published table, as people write them
+# ------------------------------------------------
 
 Row = Mapping[str, str]
 

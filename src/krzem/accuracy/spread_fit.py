@@ -13,8 +13,8 @@ from krzem.accuracy.fit import Fit, residuals, source_weights, without
 from krzem.cost.coefficients import FEATURES, Z80, Spread, Standing, combination, features
 from krzem.cost.stages import StepSeconds
 
-# Errors on rows that a calibration has not seen: whole sources, accelerators or families...
-# ------------------------------------------------------------------------------------------
+# Errors on rows that a calibration has not seen
+# ----------------------------------------------
 
 GROUPS: dict[str, Callable[[Case], str]] = {
     "organisation": lambda case: case.organisation,

@@ -104,14 +104,28 @@ def plan_command(
         found = plan_of(settled, alternatives=top, progress=progress)
     document = plan_document(found, settled)
     script = None if emit_engine is None else script_of(settled, found, emit_engine, scheduler)
-    if script is not None and emit_to is None:
-        document["launch"] = {"engine": emit_engine, "script": script}
     sentence = f"{format_sentence(document, document['best'])}.\n"
     text = sentence if quiet else format_plan(document)
-    show(document, text + (f"\n{script}" if "launch" in document else ""), as_json)
+    _tell(document, text, as_json, html, (emit_engine, script, emit_to))
+
+
+def _tell(
+    document: dict[str, Any],
+    text: str,
+    as_json: bool,
+    html: str | None,
+    launch: tuple[str | None, str | None, str | None],
+) -> None:
+    """Show an answer and write its page; the script of ``launch`` (engine, script, target) goes to
+    the target, or stands below and in the document."""
+    engine, script, target = launch
+    below = script is not None and target is None
+    if below:
+        document["launch"] = {"engine": engine, "script": script}
+    show(document, f"{text}\n{script}" if below else text, as_json)
     write_page(document, html)
-    if script is not None and emit_to is not None:
-        write_script(script, emit_to)
+    if script is not None and target is not None:
+        write_script(script, target)
 
 
 def _check_one(
@@ -214,16 +228,11 @@ def explain_command(
     found = explanation_of(settled, layout)
     document = explain_document(found, settled)
     script = None if emit_engine is None else script_of(settled, found, emit_engine, scheduler)
-    if script is not None and emit_to is None:
-        document["launch"] = {"engine": emit_engine, "script": script}
     sentence = f"{format_sentence(document, document['layout_plan'])}.\n"
     text = sentence if quiet else format_explanation(document)
-    show(document, text + (f"\n{script}" if "launch" in document else ""), as_json)
-    write_page(document, html)
+    _tell(document, text, as_json, html, (emit_engine, script, emit_to))
     if trace is not None:
         _write_trace(found.task, found.plan.layout, trace)
-    if script is not None and emit_to is not None:
-        write_script(script, emit_to)
 
 
 def _write_trace(task: Task, layout: Layout, path: str) -> None:

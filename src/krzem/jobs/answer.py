@@ -218,8 +218,8 @@ def reposing(**asked: object) -> Repose:
     return lambda job: pose(job, **asked)  # type: ignore[arg-type]
 
 
-# The whole answer of ``krzem check``: files and log read, priced, judged, advised, calib...
-# ------------------------------------------------------------------------------------------
+# The whole answer of ``krzem check``
+# -----------------------------------
 
 HINT = "give the files of a training job: its script and the configurations it names"
 

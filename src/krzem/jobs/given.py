@@ -8,8 +8,8 @@ from krzem.errors import InputError, QuantityError, nearest, shorten
 from krzem.jobs.job import CHOICES, FIELDS, Basis, Job, JobBuilder, Place, Setting, Value, show
 from krzem.quantity import parse_count, parse_length
 
-# Arithmetic that must close: what follows from what is stated, and where it contradicts ...
-# ------------------------------------------------------------------------------------------
+# Arithmetic that must close
+# --------------------------
 
 
 def close(job: JobBuilder) -> None:

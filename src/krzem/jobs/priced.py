@@ -203,8 +203,8 @@ def difference_sigma(old: Priced, new: Priced) -> float:
     return math.sqrt(model + _variance(apart) + _variance(alone))
 
 
-# Shapes of models as code of the Llama family names them (``dim``, ``n_layers``, ``n_hea...
-# ------------------------------------------------------------------------------------------
+# Shapes of models as code of the Llama family names them
+# -------------------------------------------------------
 
 LLAMA: dict[str, Read] = {
     "dim": count("model.hidden"),

@@ -23,8 +23,8 @@ from krzem.jobs.shell_words import (
     unknown,
 )
 
-# Headers of schedulers: ``#SBATCH`` and ``#PBS`` lines, and the variables Slurm makes of...
-# ------------------------------------------------------------------------------------------
+# Headers of schedulers, and the variables that Slurm makes of them
+# -----------------------------------------------------------------
 
 _HEADER = re.compile(r"^#(SBATCH|PBS|BSUB|FLUX:?)[ \t]+(.+?)[ \t]*$", re.M)
 _SHORT = {

@@ -21,8 +21,8 @@ from krzem.report.text_table import (
     seconds,
 )
 
-# Numbers of a page: those of the terminal, and the pieces that tables and tiles need of ...
-# ------------------------------------------------------------------------------------------
+# Numbers of a page
+# -----------------
 
 Interval = Mapping[str, float] | None
 

@@ -25,8 +25,8 @@ from krzem.supply.programme import Arrivals, Programme, Terms
 from krzem.supply.speed import Slot
 from krzem.supply.stages import Schedule, schedule_of
 
-# The programme over sets: which slots are used, and for how long in each period, in any ...
-# ------------------------------------------------------------------------------------------
+# The programme over sets of slots
+# --------------------------------
 
 WAYS = ("begin", "near", "far", "resize")
 

@@ -30,8 +30,8 @@ from krzem.plan.request import Asked, settle
 from krzem.plan.search import Found, front, search
 from krzem.quantity import parse_ratio
 
-# What the what-if page asks: its fields as written, and the same as a question, a comman...
-# ------------------------------------------------------------------------------------------
+# What the what-if page asks
+# --------------------------
 
 LONGEST = 300
 """Characters of one field."""
@@ -182,8 +182,8 @@ def _is_path(model: str) -> bool:
     )
 
 
-# Answers of the what-if page: searches are kept, and a kept one is priced anew in an ins...
-# ------------------------------------------------------------------------------------------
+# Answers of the what-if page
+# ---------------------------
 
 REPRICED = frozenset(
     {"tokens", "deadline", "budget", "price", "scale_up", "scale_out", "failures", "buyer"}

@@ -20,8 +20,8 @@ from krzem.train.model.weights import Cut, Region
 from krzem.train.parallel.collectives import Axis
 from krzem.train.parallel.mesh import Meshes, expert_shard_size, shard_size, uses_fsdp
 
-# Puts a model's parameters on ranks: tensor and expert cuts as DTensors, FSDP2 over the ...
-# ------------------------------------------------------------------------------------------
+# A model's parameters on ranks
+# -----------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

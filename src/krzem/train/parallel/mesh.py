@@ -149,8 +149,8 @@ def _axis(mesh: DeviceMesh, name: str) -> Axis:
     return Axis(group=one.get_group(), size=one.size(), rank=one.get_local_rank())
 
 
-# Gradients summed over ranks that hold whole copies of the same parameters: nothing is s...
-# ------------------------------------------------------------------------------------------
+# Gradients summed over ranks that hold whole copies of the same parameters
+# -------------------------------------------------------------------------
 
 _LARGE = 2**18
 """Elements from which a gradient is worth a collective of its own."""
